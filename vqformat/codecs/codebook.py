@@ -1,0 +1,159 @@
+"""The codebook stage: entries chosen by codes (SPEC section 9)."""
+
+from __future__ import annotations
+
+from math import prod
+import numpy as np
+import numpy.typing as npt
+
+from .. import bits
+from ..records import Block, CodebookStage, ProgressionSource, TableSource, View
+from . import tables
+from .tables import Floats
+
+
+def progression(steps: Floats, zero: int, entries: int) -> Floats:
+    """Entries of an arithmetic progression: (groups,) steps to (groups, entries, 1)."""
+    positions = np.arange(entries, dtype=np.int64) - zero
+    return (positions.astype(np.float32) * steps.astype(np.float32)[:, None])[:, :, None]
+
+
+class CodebookDecoder:
+    """Decodes the blocks of one stage of one tensor.
+
+    Args:
+        resident: The stage's resident sections, plain.
+        shared: The values of its BOOK, ``(groups · entries · dim,)``, if its source is shared.
+
+    Attributes:
+        bound: No value of the stage is larger in magnitude (SPEC 9.4); may be infinite, see VAL-002.
+
+    Raises:
+        FormatError: A value of a table is not finite (CBK-008).
+    """
+
+    def __init__(self, stage: CodebookStage, view: View, resident: list[bytes], shared: Floats | None = None) -> None:
+        self.stage = stage
+        self._view = view
+        self._book_columns = stage.book_grid(view)[1]
+        sections = iter(resident)
+        groups = prod(stage.book_grid(view))
+        with np.errstate(over="ignore", under="ignore"):
+            match stage.source:
+                case ProgressionSource(zero):
+                    steps = tables.decode(next(sections), "f32", "steps")
+                    furthest = max(abs(zero), abs(stage.entries - 1 - zero))
+                    bound = np.float32(furthest) * tables.largest(steps)
+                    book = progression(steps, zero, stage.entries)
+                case TableSource(dtype):
+                    book = tables.decode(next(sections), dtype, "codebook")
+                    bound = tables.largest(book)
+                case _:
+                    assert shared is not None
+                    book = shared
+                    bound = tables.largest(book)
+            self._book: Floats = book.reshape(groups * stage.entries, stage.dim)
+            self._scales: Floats | None = None
+            if stage.scale is not None:
+                scales = tables.decode(next(sections), stage.scale.dtype, "scales")
+                bound = tables.largest(scales) * bound
+                self._scales = scales.reshape(stage.scale_grid(view))
+        self.bound = np.float32(bound)
+        self._byte_table = self._make_byte_table(groups)
+
+    def decode(self, block: Block, payloads: list[bytes], out: Floats) -> None:
+        """Values of a block into ``out``, ``(n_rows, n_columns)`` float32, each row contiguous.
+
+        Raises:
+            FormatError: A code or a padding bit breaks a rule of SPEC section 10.
+        """
+        arrays = [np.frombuffer(payload, np.uint8) for payload in payloads]
+        if self._byte_table is not None and out.flags.c_contiguous:
+            self._decode_bytes(arrays[0], out.reshape(-1))
+        else:
+            n_codes = block.n_rows * self.stage.n_subvectors(block.n_columns)
+            codes = bits.unpack(arrays, n_codes, self.stage.entries, self.stage.planes)
+            self.look_up(codes, block, out)
+            return
+        self._multiply_scales(block, out)
+
+    def look_up(self, codes: bits.Codes, block: Block, out: Floats) -> None:
+        """Values of a block's codes, each below ``entries``, into ``out``, ``(n_rows, n_columns)`` float32."""
+        stage = self.stage
+        n_subvectors = stage.n_subvectors(block.n_columns)
+        rows = codes.astype(np.intp).reshape(block.n_rows, n_subvectors)
+        if stage.book_rows or stage.book_columns:
+            first = block.column // stage.dim
+            rows += self._book_offsets(block, np.arange(first, first + n_subvectors))
+        if n_subvectors * stage.dim == block.n_columns and out.flags.c_contiguous:
+            target = out.reshape(block.n_rows, n_subvectors, stage.dim)
+            if stage.dim == 1:
+                np.take(self._book.reshape(-1), rows, out=target[:, :, 0], mode="clip")
+            else:
+                np.take(self._book, rows, axis=0, out=target, mode="clip")
+        else:
+            values = np.take(self._book, rows, axis=0, mode="clip").reshape(block.n_rows, -1)
+            out[...] = values[:, : block.n_columns]  # SPEC 9.1: the padding is dropped
+        self._multiply_scales(block, out)
+
+    def _book_offsets(self, block: Block, subvectors: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """First row, in the stacked codebooks, of the one that serves each subvector: (n_rows or 1, n_subvectors)."""
+        stage = self.stage
+        group = np.zeros((1, subvectors.size), np.intp)
+        if stage.book_columns:
+            group = (subvectors // stage.book_columns)[None, :]
+        if stage.book_rows:
+            row_group = np.arange(block.row, block.row_end) // stage.book_rows
+            group = group + row_group[:, None] * self._book_columns
+        return group * stage.entries
+
+    def _multiply_scales(self, block: Block, out: Floats) -> None:
+        scale = self.stage.scale
+        if scale is None or self._scales is None:
+            return
+        rows = np.arange(block.row, block.row_end) // scale.rows if scale.rows else np.zeros(1, np.intp)
+        scales = self._scales[rows]  # (n_rows or 1, groups along columns)
+        if scale.columns:
+            columns = np.arange(block.column, block.column_end) // scale.columns
+            scales = np.take(scales, columns, axis=1)
+        np.multiply(out, scales, out=out)
+
+    # Byte tables: where a byte holds whole codes of one codebook of dim 1, one look-up gives all its values.
+
+    def _make_byte_table(self, groups: int) -> Floats | None:
+        stage = self.stage
+        width = bits.code_width(stage.entries)
+        if stage.dim != 1 or groups != 1:
+            return None
+        if stage.planes:
+            base, per_byte = stage.planes[0]
+            if len(stage.planes) > 1:
+                return None
+        elif width in (1, 2, 4, 8):
+            base, per_byte = 1 << width, 8 // width
+        else:
+            return None
+        digits = np.arange(256)[:, None] // base ** np.arange(per_byte) % base  # (256, per_byte)
+        # A byte with a digit outside the codebook: NaN marks it.
+        entries = np.append(self._book[:, 0], np.float32(np.nan))
+        table = entries[np.minimum(digits, stage.entries)]
+        table[base**per_byte :] = np.nan
+        self._bad_bytes = np.isnan(table).any(axis=1)
+        return table
+
+    def _decode_bytes(self, payload: bits.Bytes, out: Floats) -> None:
+        table = self._byte_table
+        assert table is not None
+        stage = self.stage
+        per_byte = table.shape[1]
+        n_whole = out.size // per_byte
+        if self._bad_bytes.any() and np.take(self._bad_bytes, payload).any() or out.size % per_byte:
+            # Slow path for the error message, and for the tail
+            codes = bits.unpack([payload], out.size, stage.entries, stage.planes)
+            out[n_whole * per_byte :] = self._book[codes[n_whole * per_byte :].astype(np.intp), 0]
+        whole = out[: n_whole * per_byte]
+        if per_byte == 1:
+            np.take(table[:, 0], payload[:n_whole].astype(np.intp), out=whole, mode="clip")
+        else:
+            np.take(table, payload[:n_whole], axis=0, out=whole.reshape(n_whole, per_byte), mode="clip")
+

@@ -1,0 +1,40 @@
+"""Tables of floats in resident sections: codebooks, steps, scales (SPEC 9.3, 9.4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..dtypes import BY_NAME
+from ..errors import FormatError
+
+Floats = npt.NDArray[np.float32]
+
+
+def encode(values: npt.NDArray[Any], dtype: str) -> bytes:
+    """Values as a plain section; narrower dtypes round to nearest."""
+    return values.astype(BY_NAME[dtype].numpy).tobytes()
+
+
+def decode(section: bytes, dtype: str, what: str, clause: str = "CBK-008") -> Floats:
+    """A plain section as ``(n,)`` float32.
+
+    Raises:
+        FormatError: A value is not finite.
+    """
+    if dtype == "bf16":  # widened by hand, so that tables need no ml_dtypes
+        values = (np.frombuffer(section, "<u2").astype("<u4") << 16).view("<f4")
+    else:
+        values = np.frombuffer(section, BY_NAME[dtype].numpy).astype(np.float32)
+    finite = np.isfinite(values)
+    if not finite.all():
+        at = int(np.argmin(finite))
+        raise FormatError(f"value {at} of the {what} is {values[at]}, which is not finite", clause=clause)
+    return values
+
+
+def largest(values: Floats) -> np.float32:
+    """The largest magnitude of the values."""
+    return np.float32(np.abs(values).max(initial=0))

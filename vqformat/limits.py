@@ -1,0 +1,52 @@
+"""The limits of SPEC section 13, and the budgets that a caller may set."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+MAX_META_NBYTES: Final = 1 << 24  # META, LAYR, BOOK, ancillary
+MAX_INDEX_NBYTES: Final = 1 << 28  # INDX
+MAX_DEPTH: Final = 8
+MAX_NODES: Final = 1 << 20
+MAX_SECTIONS: Final = 1 << 22
+MAX_CHUNKS: Final = 1 << 20
+MAX_TENSORS: Final = 1 << 20
+MAX_NAME_NBYTES: Final = 1024
+MAX_RANK: Final = 32
+MAX_SHAPE_PRODUCT: Final = (1 << 60) - 1
+MAX_STAGES: Final = 16
+MAX_ENTRIES: Final = 1 << 16
+MAX_DIM: Final = 1 << 12
+MAX_GROUPS: Final = 1 << 20
+MAX_LOW_RANK: Final = 1 << 16
+MAX_RESIDENT_NBYTES: Final = 1 << 28
+MAX_BLOCK_ELEMENTS: Final = 1 << 22
+MAX_WINDOW_NBYTES: Final = 1 << 23
+
+MAX_SECTION_NBYTES: Final = (1 << 31) - 1  # bit 31 of the length is a flag
+MAX_META_COPY_NBYTES: Final = 1 << 16  # longer META is not copied into INDX
+
+ALIGNMENT: Final = 64
+ALIGNED_FROM_NBYTES: Final = 4096
+
+DEFAULT_MAX_TENSOR_NBYTES: Final = 16 << 30
+
+
+def available_memory() -> int:
+    """Bytes of memory that a load may fill by default: what the system calls available.
+
+    Returns:
+        ``MemAvailable`` on Linux, else the physical memory, else 64 GiB.
+    """
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 64 << 30

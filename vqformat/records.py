@@ -1,0 +1,338 @@
+"""The records of a LAYR or BOOK chunk as objects (SPEC sections 6, 7, 9–11); parse.py reads them from metadata.
+
+A record knows the shapes and plain sizes of its sections, never their bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from .bits import Planes, n_planes, payload_nbytes
+from .dtypes import BY_NAME, DType
+
+RAW, CODEBOOK, LOW_RANK = 0, 1, 2  # stage ids
+TABLE, PROGRESSION, SHARED = 0, 1, 2  # source ids
+ORDER_ROWS, ORDER_COLUMNS = 1, 2  # bits of order
+MAX_ZERO = 1 << 23
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a tensor is seen as a matrix, in which order, in which blocks (SPEC 7.2)."""
+
+    axes: tuple[int, ...] | None = None
+    n_row_axes: int = 0
+    order: int = 0
+    block_rows: int = 0
+    block_columns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A band of stored rows ``row:row_end`` or a range of stored columns of one row."""
+
+    row: int
+    row_end: int
+    column: int
+    column_end: int
+
+    @property
+    def n_rows(self) -> int:
+        return self.row_end - self.row
+
+    @property
+    def n_columns(self) -> int:
+        return self.column_end - self.column
+
+    @property
+    def n_elements(self) -> int:
+        return self.n_rows * self.n_columns
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The stored matrix of a tensor and its grid of blocks.
+
+    Attributes:
+        shape: Shape that ``axes`` permutes: the tensor's, with an axis of 2 for a complex dtype.
+    """
+
+    shape: tuple[int, ...]
+    layout: Layout
+    n_rows: int
+    n_columns: int
+
+    @property
+    def n_blocks(self) -> int:
+        rows, columns = self.layout.block_rows, self.layout.block_columns
+        if columns:
+            return self.n_rows * -(-self.n_columns // columns)
+        return -(-self.n_rows // rows) if rows else 1
+
+    def block(self, index: int) -> Block:
+        """The block with this number."""
+        rows, columns = self.layout.block_rows, self.layout.block_columns
+        if columns:
+            row, part = divmod(index, -(-self.n_columns // columns))
+            return Block(row, row + 1, part * columns, min((part + 1) * columns, self.n_columns))
+        rows = rows or self.n_rows
+        return Block(index * rows, min((index + 1) * rows, self.n_rows), 0, self.n_columns)
+
+
+@dataclass(frozen=True, slots=True)
+class RawStage:
+    """The bytes of the elements (SPEC section 8)."""
+
+    split: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TableSource:
+    """Codebooks in a resident section."""
+
+    dtype: str = "f32"
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressionSource:
+    """Entries ``(i − zero) · step``; the steps are in a resident section."""
+
+    zero: int
+
+
+@dataclass(frozen=True, slots=True)
+class SharedSource:
+    """The codebooks of a BOOK chunk."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Scales of groups of ``rows`` × ``columns`` elements; 0 stands for the whole axis."""
+
+    dtype: str
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, slots=True)
+class CodebookStage:
+    """Codebook entries chosen by codes (SPEC section 9)."""
+
+    dim: int
+    entries: int
+    source: TableSource | ProgressionSource | SharedSource
+    book_rows: int = 0
+    book_columns: int = 0
+    scale: Scale | None = None
+    planes: Planes = ()
+
+    def n_subvectors(self, n_columns: int) -> int:
+        """Codes that ``n_columns`` columns of a row take."""
+        return -(-n_columns // self.dim)
+
+    def book_grid(self, view: View) -> tuple[int, int]:
+        """Codebook groups along rows and columns."""
+        return (_n_groups(view.n_rows, self.book_rows),
+                _n_groups(self.n_subvectors(view.n_columns), self.book_columns))  # fmt: skip
+
+    def scale_grid(self, view: View) -> tuple[int, int]:
+        """Scale groups along rows and columns; (0, 0) without scales."""
+        if self.scale is None:
+            return 0, 0
+        return _n_groups(view.n_rows, self.scale.rows), _n_groups(view.n_columns, self.scale.columns)
+
+    def resident_nbytes(self, view: View) -> list[int]:
+        groups = prod(self.book_grid(view))
+        sizes = []
+        if isinstance(self.source, TableSource):
+            sizes.append(groups * self.entries * self.dim * BY_NAME[self.source.dtype].bits // 8)
+        elif isinstance(self.source, ProgressionSource):
+            sizes.append(4 * groups)
+        if self.scale is not None:
+            sizes.append(prod(self.scale_grid(view)) * BY_NAME[self.scale.dtype].bits // 8)
+        return sizes
+
+    def payload_nbytes(self, block: Block) -> list[int]:
+        return payload_nbytes(block.n_rows * self.n_subvectors(block.n_columns), self.entries, self.planes)
+
+
+@dataclass(frozen=True, slots=True)
+class AxisScale:
+    """Scales of groups of ``size`` rows or columns; 0 stands for the whole axis."""
+
+    dtype: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankStage:
+    """A product of two integer matrices with scales (SPEC section 11)."""
+
+    rank: int
+    entries_u: int
+    planes_u: Planes
+    entries_v: int
+    planes_v: Planes
+    row_scale: AxisScale
+    column_scale: AxisScale
+
+    def resident_nbytes(self, view: View) -> list[int]:
+        sizes = [_n_groups(n, scale.size) * BY_NAME[scale.dtype].bits // 8
+                 for n, scale in ((view.n_rows, self.row_scale), (view.n_columns, self.column_scale))]  # fmt: skip
+        return sizes + payload_nbytes(self.rank * view.n_columns, self.entries_v, self.planes_v)
+
+    def payload_nbytes(self, block: Block) -> list[int]:
+        return payload_nbytes(block.n_rows * self.rank, self.entries_u, self.planes_u)
+
+
+Stage = RawStage | CodebookStage | LowRankStage
+ArithmeticStage = CodebookStage | LowRankStage
+
+
+@dataclass(frozen=True, slots=True)
+class AliasRecord:
+    """Another name of an earlier tensor."""
+
+    name: str
+    target: str
+
+    def to_metadata(self) -> list[Any]:
+        return [self.name, self.target]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """What a LAYR chunk says of a tensor (SPEC section 7)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    layout: Layout = field(default_factory=Layout)
+    stages: tuple[Stage, ...] = ()
+
+    @property
+    def n_elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def dtype_info(self) -> DType:
+        return BY_NAME[self.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor when decoded."""
+        return self.dtype_info.nbytes(self.n_elements)
+
+    @property
+    def is_raw(self) -> bool:
+        return bool(self.stages) and isinstance(self.stages[0], RawStage)
+
+    def view(self) -> View:
+        return make_view(self.shape, self.dtype_info.is_complex and not self.is_raw, self.layout)
+
+    def resident_nbytes(self) -> list[list[int]]:
+        """Plain sizes of the resident sections: the classes' (rows, columns), then a list per stage."""
+        view = self.view()
+        classes = [n for bit, n in ((ORDER_ROWS, view.n_rows), (ORDER_COLUMNS, view.n_columns))
+                   if self.layout.order & bit]  # fmt: skip
+        return [classes] + [[] if isinstance(stage, RawStage) else stage.resident_nbytes(view) for stage in self.stages]
+
+    def payload_nbytes(self, block: Block) -> list[list[int]]:
+        """Plain sizes of the payload sections of a block, a list per stage."""
+        return [_raw_nbytes(self.dtype_info, stage, block) if isinstance(stage, RawStage)
+                else stage.payload_nbytes(block) for stage in self.stages]  # fmt: skip
+
+    def n_resident(self) -> int:
+        return sum(map(len, self.resident_nbytes()))
+
+    def n_payload(self) -> int:
+        """Sections of each block."""
+        n = 0
+        for stage in self.stages:
+            if isinstance(stage, RawStage):
+                n += self.dtype_info.word_nbytes if stage.split else 1
+            else:
+                n += n_planes(stage.planes if isinstance(stage, CodebookStage) else stage.planes_u)
+        return n
+
+    def n_sections(self) -> int:
+        """Sections of the tensor in its chunk."""
+        if not self.stages:
+            return 0
+        return self.n_resident() + self.view().n_blocks * self.n_payload()
+
+    def book_numbers(self) -> list[int]:
+        """The BOOK chunks that its stages use."""
+        return [stage.source.number for stage in self.stages
+                if isinstance(stage, CodebookStage) and isinstance(stage.source, SharedSource)]  # fmt: skip
+
+    def to_metadata(self) -> list[Any]:
+        layout = self.layout
+        fields = [None if layout.axes is None else list(layout.axes), layout.n_row_axes, layout.order,
+                  layout.block_rows, layout.block_columns]  # fmt: skip
+        return [self.name, self.dtype_info.id, list(self.shape), None if layout == Layout() else fields,
+                [_stage_to_metadata(stage) for stage in self.stages]]  # fmt: skip
+
+
+Record = TensorRecord | AliasRecord
+
+
+@dataclass(frozen=True, slots=True)
+class BookRecord:
+    """What a BOOK chunk says of its codebooks (SPEC section 6)."""
+
+    dim: int
+    entries: int
+    groups: int
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return self.groups * self.entries * self.dim * BY_NAME[self.dtype].bits // 8
+
+    def to_metadata(self) -> list[Any]:
+        return [self.dim, self.entries, self.groups, BY_NAME[self.dtype].id]
+
+
+def make_view(shape: tuple[int, ...], as_pairs: bool, layout: Layout) -> View:
+    """The matrix that a layout makes of a shape."""
+    shape = (*shape, 2) if as_pairs else shape
+    axes = layout.axes or tuple(range(len(shape)))
+    permuted = [shape[axis] for axis in axes]
+    return View(shape, layout, prod(permuted[: layout.n_row_axes]), prod(permuted[layout.n_row_axes :]))
+
+
+def _n_groups(n: int, size: int) -> int:
+    return -(-n // size) if size else 1
+
+
+def _raw_nbytes(dtype: DType, stage: RawStage, block: Block) -> list[int]:
+    nbytes = dtype.nbytes(block.n_elements)
+    return [nbytes // dtype.word_nbytes] * dtype.word_nbytes if stage.split else [nbytes]
+
+
+def _stage_to_metadata(stage: Stage) -> list[Any]:
+    match stage:
+        case RawStage():
+            return [RAW, stage.split]
+        case CodebookStage():
+            match stage.source:
+                case TableSource(dtype):
+                    source = [TABLE, BY_NAME[dtype].id]
+                case ProgressionSource(zero):
+                    source = [PROGRESSION, zero]
+                case SharedSource(number):
+                    source = [SHARED, number]
+            scale = stage.scale
+            return [CODEBOOK, stage.dim, stage.entries, source, 0, stage.book_rows, stage.book_columns,
+                    scale and [BY_NAME[scale.dtype].id, scale.rows, scale.columns],
+                    [list(plane) for plane in stage.planes]]  # fmt: skip
+        case LowRankStage():
+            factors = [[entries, [list(plane) for plane in planes]] for entries, planes in
+                       ((stage.entries_u, stage.planes_u), (stage.entries_v, stage.planes_v))]  # fmt: skip
+            scales = [[BY_NAME[scale.dtype].id, scale.size] for scale in (stage.row_scale, stage.column_scale)]
+            return [LOW_RANK, stage.rank, *factors, *scales]

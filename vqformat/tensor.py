@@ -1,0 +1,210 @@
+"""One tensor, block by block: stages added up and put in place (SPEC 7.2–7.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .codecs import raw
+from .codecs.codebook import CodebookDecoder
+from .codecs.lowrank import LowRankDecoder
+from .codecs.tables import Floats
+from .errors import FormatError
+from .records import (
+    ORDER_COLUMNS,
+    ORDER_ROWS,
+    Block,
+    CodebookStage,
+    LowRankStage,
+    RawStage,
+    SharedSource,
+    TensorRecord,
+)
+
+# The smallest binary32 values that become infinite in a dtype.
+_OVERFLOW = {"f16": np.float32(65520), "bf16": np.uint32(0x7F7F8000).view(np.float32)}
+
+Order = npt.NDArray[np.intp]
+
+
+def stable_order(classes: bytes | npt.NDArray[np.uint8]) -> Order:
+    """Which view row (column) each stored row (column) is (SPEC 7.2, "Order")."""
+    return np.argsort(np.frombuffer(classes, np.uint8), kind="stable")
+
+
+def allocate(record: TensorRecord) -> npt.NDArray[Any]:
+    """An array for the tensor, not initialised; 4-bit elements take a byte each."""
+    return np.empty(record.shape, record.dtype_info.numpy)
+
+
+class TensorDecoder:
+    """Decodes the blocks of one tensor into an array.
+
+    Args:
+        record: The tensor's record, with elements.
+        resident: Plain bytes of its resident sections, in file order.
+        books: Values of the BOOK chunks that it uses, by number.
+
+    Raises:
+        FormatError: A table, scale or right factor breaks a rule, or values could overflow (VAL-002).
+    """
+
+    def __init__(self, record: TensorRecord, resident: list[bytes], books: Mapping[int, Floats]) -> None:
+        self.record = record
+        self.view = record.view()
+        sections = iter(resident)
+        order = record.layout.order
+        self.row_order = stable_order(next(sections)) if order & ORDER_ROWS else None
+        self.column_order = stable_order(next(sections)) if order & ORDER_COLUMNS else None
+        self._stages: list[CodebookDecoder | LowRankDecoder] = []
+        for i, (stage, sizes) in enumerate(zip(record.stages, record.resident_nbytes()[1:], strict=True)):
+            mine = [next(sections) for _ in sizes]
+            with naming(record.name, stage=i):
+                match stage:
+                    case CodebookStage():
+                        shared = books[stage.source.number] if isinstance(stage.source, SharedSource) else None
+                        self._stages.append(CodebookDecoder(stage, self.view, mine, shared))
+                    case LowRankStage():
+                        self._stages.append(LowRankDecoder(stage, self.view, mine))
+        self._check_bound()
+        self._scratch: Floats = np.empty(0, np.float32)
+
+    def _check_bound(self) -> None:
+        if not self._stages:
+            return
+        total = self._stages[0].bound
+        with np.errstate(over="ignore"):
+            for stage in self._stages[1:]:
+                total = np.float32(total + stage.bound)
+        dtype = self.record.dtype
+        if not np.isfinite(total) or total >= _OVERFLOW.get(dtype, np.float32(np.inf)):
+            raise FormatError(f"tensor {self.record.name!r}: values up to {total} are possible, beyond dtype {dtype}",
+                              clause="VAL-002")  # fmt: skip
+
+    def decode_block(self, block: Block, payloads: list[bytes], out: npt.NDArray[Any], origin: int = 0) -> None:
+        """Decode one block to its place in the tensor.
+
+        Args:
+            payloads: Plain bytes of the block's payload sections.
+            out: The tensor, or, where ``is_plain_layout`` holds, the run of its elements in C order that begins
+                with element ``origin``. C-contiguous.
+
+        Raises:
+            FormatError: A code, bool or padding bit breaks a rule; the message names the tensor.
+        """
+        if self.record.is_raw:
+            start = block.row * self.view.n_columns + block.column - origin
+            stage = self.record.stages[0]
+            assert isinstance(stage, RawStage)
+            elements = out.reshape(-1)[start : start + block.n_elements]
+            with naming(self.record.name):
+                raw.decode(payloads, self.record.dtype_info, stage.split, elements)
+            return
+        place = self._place(block, out, origin)
+        is_direct = place is not None and place.dtype == np.float32 and place.flags.c_contiguous
+        values = place if is_direct else np.empty((block.n_rows, block.n_columns), np.float32)
+        assert values is not None
+        sections = iter(payloads)
+        for i, (stage, sizes) in enumerate(zip(self._stages, self.record.payload_nbytes(block), strict=True)):
+            mine = [next(sections) for _ in sizes]
+            with naming(self.record.name, stage=i):
+                if i == 0:
+                    stage.decode(block, mine, values)
+                else:
+                    addend = self._scratch_like(values)
+                    stage.decode(block, mine, addend)
+                    np.add(values, addend, out=values)
+        if place is None:
+            self._scatter(block, values, out)
+        elif not is_direct:
+            place[...] = values
+
+    @property
+    def is_plain_layout(self) -> bool:
+        """Whether stored order is C order, so that a block is a run of elements."""
+        return self.record.layout.axes is None and self.row_order is None and self.column_order is None
+
+    def _scratch_like(self, values: Floats) -> Floats:
+        if self._scratch.size < values.size:
+            self._scratch = np.empty(values.size, np.float32)
+        return self._scratch[: values.size].reshape(values.shape)
+
+    def _reals(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The tensor as reals: a complex one has an axis of 2 more."""
+        if not self.record.dtype_info.is_complex:
+            return out
+        return out.reshape(-1).view(out.real.dtype).reshape(*out.shape, 2)
+
+    def _place(self, block: Block, out: npt.NDArray[Any], origin: int) -> npt.NDArray[Any] | None:
+        """The block's elements as a view of ``out``, or None where no view has them."""
+        if not self.is_plain_layout:
+            return None
+        start = block.row * self.view.n_columns + block.column - origin * (1 + self.record.dtype_info.is_complex)
+        flat = self._reals(out).reshape(-1)
+        return flat[start : start + block.n_elements].reshape(block.n_rows, block.n_columns)
+
+    def _scatter(self, block: Block, values: Floats, out: npt.NDArray[Any]) -> None:
+        """Put stored rows and columns where the view has them (SPEC 7.2)."""
+        layout = self.record.layout
+        rows: slice | Order = slice(block.row, block.row_end)
+        if self.row_order is not None:
+            rows = self.row_order[rows]
+        reals = self._reals(out)
+        if layout.block_columns or (layout.axes is not None and layout.n_row_axes > 1):
+            columns: slice | Order = slice(block.column, block.column_end)
+            if self.column_order is not None:
+                columns = self.column_order[columns]
+            row_offsets, column_offsets = self._offsets
+            reals.reshape(-1)[row_offsets[rows][:, None] + column_offsets[columns]] = values
+            return
+        if self._column_places is not None:
+            values = np.take(values, self._column_places, axis=1)
+        if layout.axes is None:
+            reals.reshape(self.view.n_rows, self.view.n_columns)[rows] = values
+            return
+        permuted = reals.transpose(layout.axes)
+        if layout.n_row_axes == 0:
+            permuted = permuted[None]
+        permuted[rows] = values.reshape(block.n_rows, *permuted.shape[1:])
+
+    @cached_property
+    def _column_places(self) -> Order | None:
+        """Which stored column each view column is."""
+        if self.column_order is None:
+            return None
+        places = np.empty_like(self.column_order)
+        places[self.column_order] = np.arange(places.size)
+        return places
+
+    @cached_property
+    def _offsets(self) -> tuple[Order, Order]:
+        """Where in the tensor each view row starts, and each view column lies in it: (n_rows,), (n_columns,)."""
+        shape, layout = self.view.shape, self.record.layout
+        axes = layout.axes or tuple(range(len(shape)))
+        strides = np.cumprod((1, *shape[:0:-1]))[::-1] if shape else ()
+        parts = []
+        for chosen in (axes[: layout.n_row_axes], axes[layout.n_row_axes :]):
+            offsets = np.zeros(1, np.intp)
+            for axis in chosen:
+                offsets = (offsets[:, None] + np.arange(shape[axis]) * strides[axis]).reshape(-1)
+            parts.append(offsets)
+        return parts[0], parts[1]
+
+
+class naming:
+    """Context that adds the tensor's name, and the stage, to a FormatError raised inside."""
+
+    def __init__(self, name: str, stage: int | None = None) -> None:
+        self._where = f"tensor {name!r}" + ("" if stage is None else f", stage {stage}")
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
+        if isinstance(err, FormatError) and not err.message.startswith("tensor "):
+            err.message = f"{self._where}: {err.message}"
+            err.args = (err.message,)

@@ -1,0 +1,176 @@
+"""Writing a file chunk by chunk (SPEC section 15)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from . import __version__, container, metadata
+from .container import HEADER, Section
+from .errors import EncodeError, FormatError
+from .index import Index
+from .limits import MAX_META_NBYTES
+from .records import AliasRecord, BookRecord, TensorRecord
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTensor:
+    """A tensor ready to be written: its record, and its sections in the order of SPEC 7.3."""
+
+    record: TensorRecord
+    sections: list[Section]
+
+    @property
+    def stored_nbytes(self) -> int:
+        return sum(len(section.stored) for section in self.sections)
+
+
+class Writer:
+    """Writes a ``.vqm`` to a path or to a binary stream that need not seek.
+
+    With a path, the bytes go to a temporary file in the same folder, which gets its name when ``close`` has
+    written all of it; if the context ends by an exception nothing is left behind.
+
+    Args:
+        target: Path, or an object with ``write``.
+        user_metadata: Map with string keys; values are strings, integers, bools, bytes, None, lists and maps.
+        overwrite: Whether a file of that name may be replaced.
+
+    Raises:
+        FileExistsError: The file exists and ``overwrite`` is false.
+        EncodeError: The metadata cannot be written.
+    """
+
+    def __init__(self, target: str | os.PathLike[str] | BinaryIO, user_metadata: dict[str, Any] | None = None,
+                 *, overwrite: bool = True) -> None:  # fmt: skip
+        meta = metadata.pack([f"vqformat {__version__}", user_metadata or {}])
+        self._output = _Output(target, overwrite)
+        self._index = Index()
+        self._n_books = 0
+        self.section_nbytes = 0
+        self._output.write(HEADER)
+        self._write_chunk(b"META", meta, [], [])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes written so far."""
+        return self._output.offset
+
+    def add_book(self, record: BookRecord, section: Section) -> int:
+        """Write a shared codebook.
+
+        Returns:
+            Its number, for ``SharedSource``.
+        """
+        self._write_chunk(b"BOOK", metadata.pack(record.to_metadata()), [section], [])
+        self._n_books += 1
+        return self._n_books - 1
+
+    def add_layer(self, name: str, tensors: Sequence[EncodedTensor | AliasRecord]) -> None:
+        """Write a layer: tensors that follow each other.
+
+        Raises:
+            EncodeError: Two tensors of the file have the same name, a target is missing, or a name is too long.
+        """
+        records = [tensor if isinstance(tensor, AliasRecord) else tensor.record for tensor in tensors]
+        try:
+            self._index.check_names(records)
+        except FormatError as err:
+            raise EncodeError(err.message) from err
+        sections = [s for tensor in tensors if isinstance(tensor, EncodedTensor) for s in tensor.sections]
+        meta = metadata.pack([name, [record.to_metadata() for record in records]])
+        self._write_chunk(b"LAYR", meta, sections, records)
+
+    def _write_chunk(self, type: bytes, meta: bytes, sections: list[Section], records: list[Any]) -> None:
+        if type != b"INDX" and len(meta) > MAX_META_NBYTES:
+            raise EncodeError(f"the metadata has {len(meta)} bytes; at most {MAX_META_NBYTES} are allowed")
+        start = self._output.offset
+        entries = [section.entry for section in sections]
+        self._output.write(container.pack_chunk_head(type, meta, entries))
+        for section, entry in zip(sections, entries, strict=True):
+            self._output.write(bytes(entry.start(self._output.offset) - self._output.offset))
+            self._output.write(section.stored)
+            self.section_nbytes += len(section.stored)
+        self._index.add_chunk(type, self._output.offset - start, records, meta)
+
+    def close(self) -> None:
+        """Write the index and the footer, and give the file its name."""
+        index_offset = self._output.offset
+        self._index.digest = self._output.digest()
+        self._output.write(container.pack_chunk_head(b"INDX", self._index.pack(), []))
+        self._output.write(container.pack_footer(index_offset))
+        self._output.commit()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._output.discard()
+
+
+class _Output:
+    """Bytes to a stream or, by way of a temporary file, to a path."""
+
+    def __init__(self, target: str | os.PathLike[str] | BinaryIO, overwrite: bool) -> None:
+        self.offset = 0
+        self._digest = hashlib.sha256()
+        self._path: Path | None = None
+        self._overwrite = overwrite
+        if isinstance(target, (str, os.PathLike)):
+            self._path = Path(target)
+            if self._path.is_dir():
+                raise IsADirectoryError(f"{str(self._path)!r} is a folder")
+            self._check_absent()
+            handle, temporary = tempfile.mkstemp(prefix=f".{self._path.name[:100]}.", suffix=".tmp",
+                                                 dir=self._path.parent)  # fmt: skip
+            self._temporary = Path(temporary)
+            self._stream: BinaryIO = os.fdopen(handle, "wb")
+        else:
+            self._stream = target
+
+    def _check_absent(self) -> None:
+        assert self._path is not None
+        if not self._overwrite and self._path.exists():
+            raise FileExistsError(f"{str(self._path)!r} exists; it was not replaced")
+
+    def write(self, data: bytes) -> None:
+        if data:
+            self._stream.write(data)
+            self._digest.update(data)
+            self.offset += len(data)
+
+    def digest(self) -> bytes:
+        return self._digest.digest()
+
+    def commit(self) -> None:
+        if self._path is None:
+            self._stream.flush()
+            return
+        try:
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+            self._check_absent()
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(self._temporary, 0o666 & ~umask)
+            os.replace(self._temporary, self._path)
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        if self._path is not None:
+            self._stream.close()
+            self._temporary.unlink(missing_ok=True)
+
+
