@@ -1,3 +1,48 @@
-"""vqformat: trained networks stored small, in ``.vqm`` files."""
+"""vqformat: trained networks stored small, in ``.vqm`` files.
+
+The verbs are those of safetensors: ``save_file``, ``load_file``, ``save``, ``load``, ``safe_open``; for torch tensors
+see ``vqformat.torch``, for checkpoints of other formats ``vqformat.converters``.
+"""
 
 __version__ = "0.1.0"
+
+from .errors import (
+    ChecksumError,
+    ConversionError,
+    EncodeError,
+    FormatError,
+    LimitError,
+    TensorNotFoundError,
+    TruncatedError,
+    UnsupportedError,
+    VqmError,
+)
+from .numpy import TensorInfo, load, load_file, safe_open, save, save_file, verify
+
+__all__ = [
+    "ChecksumError",
+    "ConversionError",
+    "EncodeError",
+    "FormatError",
+    "LimitError",
+    "Recipe",
+    "TensorInfo",
+    "TensorNotFoundError",
+    "TruncatedError",
+    "UnsupportedError",
+    "VqmError",
+    "load",
+    "load_file",
+    "safe_open",
+    "save",
+    "save_file",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Recipe":  # the encoder is imported when it is used
+        from .encode.recipe import Recipe
+
+        return Recipe
+    raise AttributeError(f"module 'vqformat' has no attribute {name!r}")

@@ -211,11 +211,13 @@ def read_chunk_head(source: Readable) -> ChunkHead:
     if n_sections and type in (b"META", b"INDX"):
         raise FormatError(f"{where} has {n_sections} sections, not 0", clause="CHK-008", offset=offset)
     meta = body[:meta_stored]
-    if flags & META_IS_ZSTD:
-        meta = b"" if is_ancillary else decompress(meta, meta_plain, f"metadata of the {where}")
-    elif meta_stored != meta_plain:
-        raise FormatError(f"{where}: meta_stored is {meta_stored}, meta_plain {meta_plain}, yet not compressed",
-                          clause="CHK-005", offset=offset)  # fmt: skip
+    is_zstd = bool(flags & META_IS_ZSTD)
+    if not is_ancillary:
+        if meta_stored >= meta_plain if is_zstd else meta_stored != meta_plain:
+            raise FormatError(f"{where}: meta_stored is {meta_stored}, meta_plain {meta_plain}, which does not fit flags"
+                              f" {flags}", clause="CHK-005", offset=offset)  # fmt: skip
+        if is_zstd:
+            meta = decompress(meta, meta_plain, f"metadata of the {where}")
     words = struct.unpack_from(f"<{2 * n_sections}I", body, meta_stored)
     sections = tuple(
         SectionEntry(length & ~SECTION_IS_ZSTD, bool(length & SECTION_IS_ZSTD), crc)
@@ -230,6 +232,7 @@ def read_section(source: Readable, entry: SectionEntry, plain_nbytes: int | None
     Args:
         plain_nbytes: Size that it must have; None for a section of an unknown chunk, returned as stored.
     """
+    check_size(entry, plain_nbytes, where, source.offset)
     n_padding = entry.start(source.offset) - source.offset
     if n_padding:
         check_padding(source.read(n_padding, f"padding before {where}"), source.offset - n_padding)
@@ -243,15 +246,20 @@ def check_padding(padding: bytes, offset: int) -> None:
         raise FormatError("padding before a section is not zero", clause="SEC-003", offset=offset)
 
 
-def plain_section(stored: bytes, entry: SectionEntry, plain_nbytes: int | None, where: str, offset: int) -> bytes:
-    """Plain bytes of a stored section (SEC-001, SEC-004..010)."""
-    _check_crc(stored, entry.crc, where, "SEC-001", offset)
+def check_size(entry: SectionEntry, plain_nbytes: int | None, where: str, offset: int) -> None:
+    """Raise unless the table gives a section a size that it can have (SEC-004)."""
     if plain_nbytes is None:
-        return stored
-    if entry.is_zstd:
+        return
+    if entry.nbytes >= plain_nbytes if entry.is_zstd else entry.nbytes != plain_nbytes:
+        how = f"a zstd frame of {entry.nbytes} bytes, not less than" if entry.is_zstd else f"{entry.nbytes} bytes, not"
+        raise FormatError(f"{where} has {how} {plain_nbytes}", clause="SEC-004", offset=offset)
+
+
+def plain_section(stored: bytes, entry: SectionEntry, plain_nbytes: int | None, where: str, offset: int) -> bytes:
+    """Plain bytes of a stored section whose size was checked (SEC-001, SEC-005..010)."""
+    _check_crc(stored, entry.crc, where, "SEC-001", offset)
+    if plain_nbytes is not None and entry.is_zstd:
         return decompress(stored, plain_nbytes, where)
-    if entry.nbytes != plain_nbytes:
-        raise FormatError(f"{where} has {entry.nbytes} bytes, not {plain_nbytes}", clause="SEC-004", offset=offset)
     return stored
 
 
@@ -269,15 +277,13 @@ def decompress(stored: bytes, plain_nbytes: int, where: str) -> bytes:
     if window_nbytes > limits.MAX_WINDOW_NBYTES:
         raise LimitError(f"{where}: its zstd window is {window_nbytes} bytes; at most {limits.MAX_WINDOW_NBYTES} are"
                          " allowed", clause="SEC-007")  # fmt: skip
-    decompressor = zstandard.ZstdDecompressor().decompressobj()
     try:
-        plain: bytes = decompressor.decompress(stored)
+        # Into a buffer of the stated size: a hostile frame may hold more
+        plain: bytes = zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as err:
-        raise FormatError(f"{where}: its zstd frame is damaged: {err}", clause="SEC-010") from err
-    if not decompressor.eof or len(plain) != plain_nbytes:
-        raise FormatError(f"{where}: its zstd frame is incomplete", clause="SEC-010")
-    if decompressor.unused_data:
-        raise FormatError(f"{where}: {len(decompressor.unused_data)} bytes follow its zstd frame", clause="SEC-005")
+        raise FormatError(f"{where}: its zstd frame is damaged, or bytes follow it: {err}", clause="SEC-010") from err
+    if len(plain) != plain_nbytes:
+        raise FormatError(f"{where}: its zstd frame gives {len(plain)} bytes, not {plain_nbytes}", clause="SEC-010")
     return plain
 
 

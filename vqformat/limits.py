@@ -7,7 +7,7 @@ from typing import Final
 
 MAX_META_NBYTES: Final = 1 << 24  # META, LAYR, BOOK, ancillary
 MAX_INDEX_NBYTES: Final = 1 << 28  # INDX
-MAX_DEPTH: Final = 8
+MAX_DEPTH: Final = 16
 MAX_NODES: Final = 1 << 20
 MAX_SECTIONS: Final = 1 << 22
 MAX_CHUNKS: Final = 1 << 20
@@ -20,6 +20,7 @@ MAX_ENTRIES: Final = 1 << 16
 MAX_DIM: Final = 1 << 12
 MAX_GROUPS: Final = 1 << 20
 MAX_LOW_RANK: Final = 1 << 16
+MAX_RIGHT_FACTOR: Final = 1 << 24
 MAX_RESIDENT_NBYTES: Final = 1 << 28
 MAX_BLOCK_ELEMENTS: Final = 1 << 22
 MAX_WINDOW_NBYTES: Final = 1 << 23

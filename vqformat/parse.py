@@ -128,14 +128,14 @@ def parse_tensor(meta: Any, books: list[BookRecord]) -> Record:
     shape = _parse_shape(fields)
     layout_meta = fields.any()
     stages_meta = fields.array("stages")
-    if len(stages_meta) > limits.MAX_STAGES:
-        fields.fail(f"has {len(stages_meta)} stages; at most {limits.MAX_STAGES} are allowed", "TEN-004", LimitError)
     if 0 in shape:
         if stages_meta or layout_meta is not None:
             fields.fail("has no elements, yet stages or a layout", "TEN-004")
         return TensorRecord(name, dtype.name, shape)
     if not stages_meta:
         fields.fail("has elements, yet no stages", "TEN-004")
+    if len(stages_meta) > limits.MAX_STAGES:
+        fields.fail(f"has {len(stages_meta)} stages; at most {limits.MAX_STAGES} are allowed", "TEN-004", LimitError)
     ids = [_stage_id(stage, where) for stage in stages_meta]
     if RAW in ids and len(ids) > 1:
         fields.fail("has a raw stage beside another one", "TEN-005")
@@ -237,7 +237,7 @@ def _parse_codebook(meta: Any, view: View, dtype: DType, books: list[BookRecord]
     fields.any()
     dim = fields.integer("dim", 1, limits.MAX_DIM, "CBK-001")
     entries = fields.integer("entries", 1, limits.MAX_ENTRIES, "CBK-001")
-    source = _parse_source(fields.array("source"), where)
+    source = _parse_source(fields.array("source"), len(books), where)
     if fields.integer("choice", 0, None, "CBK-004"):
         fields.fail("choice is not 0", "CBK-004", UnsupportedError)
     n_subvectors = -(-view.n_columns // dim)
@@ -246,13 +246,13 @@ def _parse_codebook(meta: Any, view: View, dtype: DType, books: list[BookRecord]
     scale = _parse_scale(fields.any(), view, where)
     planes = _parse_planes(fields.any(), entries, where)
     stage = CodebookStage(dim, entries, source, book_rows, book_columns, scale, planes)
+    if dim > view.n_columns:
+        fields.fail(f"dim is {dim}, but a row has {view.n_columns} columns", "CBK-001")
     if view.layout.block_columns % dim:
         fields.fail(f"block_columns is {view.layout.block_columns}, no multiple of dim {dim}", "CBK-002")
     if isinstance(source, ProgressionSource) and dim != 1:
         fields.fail(f"an arithmetic progression has dim {dim}, not 1", "CBK-005")
     if isinstance(source, SharedSource):
-        if source.number >= len(books):
-            fields.fail(f"BOOK {source.number} is used, but {len(books)} come before", "BOK-001")
         book = books[source.number]
         groups = prod(stage.book_grid(view))
         if (book.dim, book.entries, book.groups) != (dim, entries, groups):
@@ -261,7 +261,7 @@ def _parse_codebook(meta: Any, view: View, dtype: DType, books: list[BookRecord]
     return stage
 
 
-def _parse_source(meta: list[Any], where: str) -> TableSource | ProgressionSource | SharedSource:
+def _parse_source(meta: list[Any], n_books: int, where: str) -> TableSource | ProgressionSource | SharedSource:
     fields = _Fields(meta, 2, f"{where}, source")
     id = fields.integer("source id", 0, None, "CBK-007")
     if id == TABLE:
@@ -272,7 +272,10 @@ def _parse_source(meta: list[Any], where: str) -> TableSource | ProgressionSourc
             fields.fail(f"zero is {zero}; at most {MAX_ZERO} is allowed", "CBK-005")
         return ProgressionSource(zero)
     if id == SHARED:
-        return SharedSource(fields.integer("number", 0, None, "BOK-001"))
+        number = fields.integer("number", 0, None, "BOK-001")
+        if number >= n_books:
+            fields.fail(f"BOOK {number} is used, but {n_books} come before", "BOK-001")
+        return SharedSource(number)
     fields.fail(f"unknown source id {id}", "CBK-007", UnsupportedError)
 
 
@@ -320,6 +323,11 @@ def _parse_low_rank(meta: Any, view: View, dtype: DType, books: list[BookRecord]
     entries_v, planes_v = _parse_factor(fields.any(), f"{where}, right factor")
     row_scale = _parse_axis_scale(fields.any(), view.n_rows, f"{where}, row scale")
     column_scale = _parse_axis_scale(fields.any(), view.n_columns, f"{where}, column scale")
+    if rank > min(view.n_rows, view.n_columns):
+        fields.fail(f"rank is {rank}, but the view is {view.n_rows} x {view.n_columns}", "LOW-001")
+    if rank * view.n_columns > limits.MAX_RIGHT_FACTOR:
+        fields.fail(f"the right factor has {rank * view.n_columns} elements; at most {limits.MAX_RIGHT_FACTOR} are"
+                    " allowed", "LOW-001", LimitError)  # fmt: skip
     if view.layout.block_columns:
         fields.fail(f"block_columns is {view.layout.block_columns}, not 0", "LOW-002")
     return LowRankStage(rank, entries_u, planes_u, entries_v, planes_v, row_scale, column_scale)

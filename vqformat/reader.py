@@ -47,13 +47,22 @@ class Budget:
         # Memory, not decoded bytes: 4-bit elements take a byte each
         nbytes = max(record.nbytes, record.n_elements)
         if nbytes > self.max_tensor_nbytes:
-            raise LimitError(f"tensor {record.name!r} has {nbytes} bytes; max_tensor_bytes is {self.max_tensor_nbytes}")
+            raise LimitError(f"tensor {record.name!r} has {nbytes} bytes; max_tensor_bytes is {self.max_tensor_nbytes}",
+                             clause="LIM-002")  # fmt: skip
+        self.take_bytes(nbytes, f"tensor {record.name!r}")
+
+    def take_bytes(self, nbytes: int, what: str) -> None:
+        """Count bytes that are about to be held.
+
+        Raises:
+            LimitError: All together are too many.
+        """
         if self.max_total_nbytes is None:
             self.max_total_nbytes = limits.available_memory()
         self.used_nbytes += nbytes
         if self.used_nbytes > self.max_total_nbytes:
-            raise LimitError(f"the tensors up to {record.name!r} have {self.used_nbytes} bytes; max_total_bytes is"
-                             f" {self.max_total_nbytes}")  # fmt: skip
+            raise LimitError(f"with {what} there are {self.used_nbytes} bytes; max_total_bytes is"
+                             f" {self.max_total_nbytes}", clause="LIM-002")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +93,10 @@ def parse_meta(meta: bytes) -> dict[str, Any]:
 
 
 def parse_book_chunk(chunk: ChunkHead) -> BookRecord:
-    """The record of a BOOK chunk, which has one section (LYR-002)."""
+    """The record of a BOOK chunk, which has one section (BOK-003)."""
     record = parse.parse_book(metadata.unpack(chunk.meta))
     if len(chunk.sections) != 1:
-        raise FormatError(f"BOOK chunk has {len(chunk.sections)} sections, not 1", clause="LYR-002", offset=chunk.offset)
+        raise FormatError(f"BOOK chunk has {len(chunk.sections)} sections, not 1", clause="BOK-003", offset=chunk.offset)
     return record
 
 
@@ -98,19 +107,24 @@ class SequentialReader:
         stream: Opened in binary mode.
         budget: What may be decoded.
         check_digest: Whether the SHA-256 of the file is computed and compared, besides the CRCs.
+        keep_total: Whether the caller keeps all layers, so that they count together against the budget.
 
     Attributes:
         metadata: The user's metadata.
+        digest: The SHA-256 that the index states, once all layers have been read.
 
     Raises:
         VqmError: The file is refused.
     """
 
-    def __init__(self, stream: BinaryIO, budget: Budget | None = None, *, check_digest: bool = False) -> None:
+    def __init__(self, stream: BinaryIO, budget: Budget | None = None, *, check_digest: bool = False,
+                 keep_total: bool = True) -> None:  # fmt: skip
         self._input = StreamInput(stream)
         self._budget = budget or Budget()
+        self._keep_total = keep_total
         self._check_digest = check_digest
         self._index = Index()
+        self.digest = b""
         self._books: list[BookRecord] = []
         self._book_values: dict[int, Floats] = {}
         if check_digest:
@@ -142,6 +156,8 @@ class SequentialReader:
                 case b"BOOK":
                     self._read_book(chunk)
                 case b"LAYR":
+                    if not self._keep_total:
+                        self._budget.used_nbytes = sum(book.nbytes for book in self._books)
                     info = LayerInfo.parse(chunk, self._books)
                     self._index.check_names(info.records)
                     arrays = self._read_tensors(chunk, info)
@@ -160,6 +176,7 @@ class SequentialReader:
 
     def _read_book(self, chunk: ChunkHead) -> None:
         record = parse_book_chunk(chunk)
+        self._budget.take_bytes(record.nbytes, "a BOOK")
         section = container.read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}")
         number = len(self._books)
         self._book_values[number] = tables.decode(section, record.dtype, f"BOOK {number}", "BOK-002")
@@ -196,7 +213,7 @@ class SequentialReader:
 
     def _finish(self, chunk: ChunkHead, digest: bytes) -> None:
         found = Index.parse(chunk.meta)
-        self._index.digest = found.digest
+        self._index.digest = self.digest = found.digest
         if self._index.pack() != chunk.meta:
             raise FormatError("the index does not agree with the chunks", clause="IDX-001", offset=chunk.offset)
         if self._check_digest and digest != found.digest:
@@ -403,6 +420,7 @@ class IndexedReader:
             chunk = self._chunk(places[number])
             record = parse_book_chunk(chunk)
             start, end = next(chunk.spans())
+            container.check_size(chunk.sections[0], record.nbytes, f"BOOK {number}", start)
             self._check_padding(chunk.data_offset, start)
             stored = self._input.read_at(start, end - start, f"BOOK {number}")
             section = container.plain_section(stored, chunk.sections[0], record.nbytes, f"BOOK {number}", start)
@@ -457,6 +475,7 @@ class IndexedReader:
             sections = []
             for i, nbytes in enumerate(flat, at):
                 section_start, section_end = spans[i]
+                container.check_size(entries[i], nbytes, where, section_start)
                 padding = data[(before if i == 0 else spans[i - 1][1]) - start : section_start - start]
                 container.check_padding(padding, section_start - len(padding))
                 stored = data[section_start - start : section_end - start]

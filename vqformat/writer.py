@@ -53,6 +53,7 @@ class Writer:
         self._output = _Output(target, overwrite)
         self._index = Index()
         self._n_books = 0
+        self._is_closed = False
         self.section_nbytes = 0
         self._output.write(HEADER)
         self._write_chunk(b"META", meta, [], [])
@@ -100,7 +101,10 @@ class Writer:
         self._index.add_chunk(type, self._output.offset - start, records, meta)
 
     def close(self) -> None:
-        """Write the index and the footer, and give the file its name."""
+        """Write the index and the footer, and give the file its name; a second call does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         index_offset = self._output.offset
         self._index.digest = self._output.digest()
         self._output.write(container.pack_chunk_head(b"INDX", self._index.pack(), []))

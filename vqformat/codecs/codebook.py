@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import prod
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,8 @@ from .. import bits
 from ..records import Block, CodebookStage, ProgressionSource, TableSource, View
 from . import tables
 from .tables import Floats
+
+_PAIRS_FROM_ELEMENTS = 1 << 20
 
 
 def progression(steps: Floats, zero: int, entries: int) -> Floats:
@@ -139,6 +142,7 @@ class CodebookDecoder:
         table = entries[np.minimum(digits, stage.entries)]
         table[base**per_byte :] = np.nan
         self._bad_bytes = np.isnan(table).any(axis=1)
+        self._has_bad_bytes = bool(self._bad_bytes.any())
         return table
 
     def _decode_bytes(self, payload: bits.Bytes, out: Floats) -> None:
@@ -146,14 +150,28 @@ class CodebookDecoder:
         assert table is not None
         stage = self.stage
         per_byte = table.shape[1]
-        n_whole = out.size // per_byte
-        if self._bad_bytes.any() and np.take(self._bad_bytes, payload).any() or out.size % per_byte:
-            # Slow path for the error message, and for the tail
-            codes = bits.unpack([payload], out.size, stage.entries, stage.planes)
-            out[n_whole * per_byte :] = self._book[codes[n_whole * per_byte :].astype(np.intp), 0]
+        if self._has_bad_bytes and np.take(self._bad_bytes, payload).any():
+            bits.unpack([payload], out.size, stage.entries, stage.planes)  # says which, unless it is in the tail
+        n_whole, n_tail = divmod(out.size, per_byte)
+        if n_tail:
+            codes = bits.unpack([payload[-1:]], n_tail, stage.entries, stage.planes)
+            out[-n_tail:] = self._book[codes.astype(np.intp), 0]
         whole = out[: n_whole * per_byte]
-        if per_byte == 1:
-            np.take(table[:, 0], payload[:n_whole].astype(np.intp), out=whole, mode="clip")
-        else:
+        if per_byte > 1:
             np.take(table, payload[:n_whole], axis=0, out=whole.reshape(n_whole, per_byte), mode="clip")
+        elif self._pair_table is not None and n_whole % 2 == 0:
+            pairs = payload[:n_whole].view("<u2")
+            np.take(self._pair_table, pairs, axis=0, out=whole.reshape(-1, 2), mode="clip")
+        else:
+            np.take(table[:, 0], payload[:n_whole].astype(np.intp), out=whole, mode="clip")
 
+    @cached_property
+    def _pair_table(self) -> Floats | None:
+        """Values of two bytes, (65536, 2), where a tensor is large enough to earn it: one look-up gives both."""
+        assert self._byte_table is not None
+        if self._view.n_rows * self._view.n_columns < _PAIRS_FROM_ELEMENTS:
+            return None
+        table = np.empty((256, 256, 2), np.float32)  # high byte, low byte
+        table[:, :, 0] = self._byte_table[:, 0]
+        table[:, :, 1] = self._byte_table
+        return table.reshape(65536, 2)

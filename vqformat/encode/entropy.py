@@ -36,7 +36,7 @@ def sections(payloads: Iterable[bytes]) -> list[Section]:
             if len(plain) >= 4096:
                 matches_pay = len(matches) < 0.995 * len(literals)
             literals = min(literals, matches, key=len)
-        # A frame costs a decoder time: it must earn at least one part in 200.
+        # A frame costs a decoder time: it must earn at least one part in 200 (and SEC-004 asks for less than plain).
         if len(literals) < min(len(plain), 0.995 * len(plain) + 1):
             best = Section(literals, is_zstd=True)
         result.append(best)

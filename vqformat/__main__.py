@@ -1,0 +1,7 @@
+"""``python -m vqformat`` is ``vqm``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

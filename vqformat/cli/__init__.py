@@ -1,0 +1,112 @@
+"""The command ``vqm``: exit codes and errors; the verbs are in the modules beside this one.
+
+Exit codes: 0 fine, 1 the file is bad or the work failed (one line on stderr), 2 usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from ..errors import FormatError, VqmError
+from .arguments import UsageError, build_parser
+from .text import one_line
+
+__all__ = ["main"]
+
+INTERRUPTED = 130  # 128 + SIGINT
+TERMINATED = 143  # 128 + SIGTERM
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        argv: Arguments after the program's name; those of the process if None.
+
+    Returns:
+        The exit code. With VQM_TRACEBACK=1 in the environment errors are raised instead.
+
+    Raises:
+        SystemExit: By argparse: 2 for wrong usage, 0 after help.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name must not fail for the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        with _terminating():
+            # The verb's module is imported only now: `vqm info` must not wait for torch
+            run = getattr(importlib.import_module(f".{args.module}", __name__), args.function)
+            code: int = run(args)
+            sys.stdout.flush()
+            return code
+    except UsageError as err:
+        args.parser.error(one_line(str(err)))
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        _close_stdout()
+        return BROKEN_PIPE
+    except Exception as err:
+        if os.environ.get("VQM_TRACEBACK"):
+            raise
+        _complain(f"error: {describe(err)}")
+        return 1
+
+
+def describe(err: Exception) -> str:
+    """What went wrong, on one line, for people."""
+    match err:
+        case FormatError():
+            text = f"{err} ({err.error_class})" if err.error_class != "format" else str(err)
+        case VqmError():
+            text = str(err)
+        case OSError(strerror=str(reason)) if err.filename is not None:
+            text = f"{os.fspath(err.filename)!r}: {reason[:1].lower()}{reason[1:]}"
+        case OSError() | ImportError():
+            text = str(err)
+        case MemoryError():
+            text = f"not enough memory{f': {err}' if str(err) else ''}"
+        case _:
+            text = f"unexpected {type(err).__name__}: {err} (VQM_TRACEBACK=1 shows where)"
+    return one_line(text)
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"vqm: {text}", file=sys.stderr)
+
+
+def _close_stdout() -> None:
+    """Let what is still buffered go nowhere, or the interpreter complains at its end."""
+    with contextlib.suppress(OSError, ValueError):  # no descriptor, as in a test
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _terminating() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that temporary files are removed."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

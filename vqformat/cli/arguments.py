@@ -1,0 +1,114 @@
+"""What can be written after ``vqm``; imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from .. import __version__
+from ..container import MAJOR, MINOR
+
+_METHOD_HELP = """\
+METHOD is one of
+  raw, lossless              the bytes as they are; compressed
+  uniform, binary, kmeans    scalar codebooks         uniform:bits=3   kmeans:entries=16
+  pq, vq, rq                 vectors of weights       pq:dim=4,entries=256
+  svd                        low-rank product         svd:rank=16
+and sums of them, each further one coding what those before left: svd:rank=8+kmeans:entries=4
+Without one, the encoder chooses. PATTERN is a tensor's name; *, ? and [abc] are wildcards, and the first
+--layer that matches counts. Quote them, or the shell takes them: --layer 'fc*=pq:dim=4'
+"""
+
+_DIFF_HELP = """\
+SQNR, RMS error and cosine take A as the original. exit code: 0 if both have the same tensors (names, shapes
+and dtypes), however much their values differ; 1 if they do not, or if a file cannot be read
+"""
+
+
+class UsageError(Exception):
+    """Arguments that do not fit, found after parsing; the exit code is 2."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; ``args.module`` and ``args.function`` name what runs a verb."""
+    parser = argparse.ArgumentParser(prog="vqm", description="Compressed model files (.vqm): write, inspect, check.",
+                                     epilog="exit codes: 0 fine, 1 a bad file or failed work, 2 wrong usage")  # fmt: skip
+    version = f"vqm {__version__}, format version {MAJOR}.{MINOR}"
+    parser.add_argument("--version", action="version", version=version)
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def add(verb: str, module: str, help: str, epilog: str = "") -> argparse.ArgumentParser:
+        sub = verbs.add_parser(verb, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=epilog,
+                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        sub.set_defaults(module=module, function=f"run_{verb}", parser=sub)
+        return sub
+
+    convert = add("convert", "convert", "compress a checkpoint to a .vqm file", _METHOD_HELP)
+    convert.add_argument("source", metavar="SRC", help="PyTorch checkpoint, safetensors (a file, or the index or folder"
+                         " of a sharded model), .npz, .npy or .vqm; its content tells which; - is stdin")  # fmt: skip
+    _add_output(convert, "FILE.vqm", "default: beside SRC, its suffix replaced by .vqm; - is stdout, and the table goes"
+                " to stderr", required=False)  # fmt: skip
+    size = convert.add_mutually_exclusive_group()
+    size.add_argument("--bits", type=_positive, metavar="B", help="bits per weight, on average over the model")
+    size.add_argument("--ratio", type=_positive, metavar="R", help="make the file R times smaller than the tensors")
+    size.add_argument("--lossless", action="store_true", help="keep every bit")
+    convert.add_argument("--layer", action="append", default=[], metavar="PATTERN=METHOD",
+                         help="how to encode the tensors that match; may be given often")  # fmt: skip
+    convert.add_argument("--method", metavar="METHOD", help="how to encode the others")
+    convert.add_argument("--seed", type=_seed, default=0, metavar="N", help="of random choices; the same input, options"
+                         " and seed give the same bytes (default: 0)")  # fmt: skip
+    _add_common(convert)
+
+    info = add("info", "inspect", "show what is in a .vqm file, without reading its data")
+    info.add_argument("file", metavar="FILE", help="- is stdin")
+    _add_names(info)
+    _add_common(info)
+
+    verify = add("verify", "inspect", "read .vqm files completely and check every byte, CRC-32 and SHA-256")
+    verify.add_argument("files", metavar="FILE", nargs="+", help="- is stdin")
+    _add_common(verify)
+
+    extract = add("extract", "convert", "write the tensors of a .vqm file in another format")
+    extract.add_argument("file", metavar="FILE", help="- is stdin")
+    _add_names(extract)
+    _add_output(extract, "OUT", "its suffix tells the format: .pt, .safetensors or .npz", required=True)
+    _add_common(extract)
+
+    diff = add("diff", "diff", "compare the tensors of two files of any kind that convert reads", _DIFF_HELP)
+    diff.add_argument("original", metavar="A", help="- is stdin")
+    diff.add_argument("other", metavar="B", help="- is stdin")
+    _add_common(diff)
+    return parser
+
+
+def _add_output(parser: argparse.ArgumentParser, metavar: str, help: str, *, required: bool) -> None:
+    parser.add_argument("-o", "--output", metavar=metavar, required=required, help=help)
+    parser.add_argument("-f", "--force", action="store_true", help="replace the output if it exists")
+
+
+def _add_names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="*",
+                        help="only these tensors; wildcards *, ? and [abc] (default: all)")  # fmt: skip
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("-q", "--quiet", action="store_true", help="print less")
+    amount.add_argument("-v", "--verbose", action="store_true", help="print more")
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 to 4294967295")
+    return int(text)

@@ -1,0 +1,232 @@
+"""``vqm info`` and ``vqm verify``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .. import metadata
+from ..container import HEADER_NBYTES, ChunkHead, StreamInput, read_chunk_head
+from ..describe import describe
+from ..errors import FormatError, VqmError
+from ..reader import IndexedReader, LayerInfo, SequentialReader, parse_book_chunk, parse_meta
+from ..records import AliasRecord, BookRecord, Record, TensorRecord
+from .files import STDIO, local_path, opened, select
+from .progress import Progress, progress_bar
+from .text import count, counted, escape, file_text, number, shape_text, shorten, table, to_json
+
+_SHOWN_METADATA = 12  # pairs, unless -v
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor with what it takes in the file; an alias has dtype and shape of its target."""
+
+    name: str
+    layer: str
+    dtype: str
+    shape: tuple[int, ...]
+    method: str
+    stored_nbytes: int
+    alias_of: str | None
+
+    @property
+    def n_elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.stored_nbytes / self.n_elements if self.n_elements else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "layer": self.layer, "dtype": self.dtype, "shape": self.shape,
+                "method": self.method, "bits_per_weight": self.bits_per_weight,
+                "stored_nbytes": self.stored_nbytes, "alias_of": self.alias_of}  # fmt: skip
+
+
+class _Contents:
+    """What the index and the heads of the chunks say; no data is read, and none decoded."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        index = IndexedReader(stream).index
+        self.digest = index.digest
+        self.file_nbytes = stream.seek(0, os.SEEK_END)
+        self.tensors: list[_Tensor] = []
+        self.section_nbytes = self.n_books = self.n_layers = 0
+        self.metadata: dict[str, Any] = {}
+        self.generator = ""
+        stream.seek(0)
+        header = StreamInput(stream).read(HEADER_NBYTES, "the header")
+        self.version = f"{header[8] | header[9] << 8}.{header[10] | header[11] << 8}"
+        books: list[BookRecord] = []
+        for offset in index.chunk_offsets[:-1]:
+            stream.seek(offset)
+            source = StreamInput(stream)
+            source.offset = offset
+            chunk = read_chunk_head(source)
+            self.section_nbytes += sum(entry.nbytes for entry in chunk.sections)
+            if chunk.type == b"META":
+                self.metadata = parse_meta(chunk.meta)
+                self.generator = metadata.unpack(chunk.meta)[0]
+            elif chunk.type == b"BOOK":
+                books.append(parse_book_chunk(chunk))
+            elif chunk.type == b"LAYR":
+                self._add_layer(chunk, LayerInfo.parse(chunk, books))
+        self.n_books = len(books)
+        if [tensor.name for tensor in self.tensors] != index.names:
+            raise FormatError("the index does not agree with the chunks", clause="IDX-001")
+
+    def _add_layer(self, chunk: ChunkHead, layer: LayerInfo) -> None:
+        self.n_layers += 1
+        entries = iter(chunk.sections)
+        for record in layer.records:
+            n_sections = record.n_sections() if isinstance(record, TensorRecord) else 0
+            stored_nbytes = sum(next(entries).nbytes for _ in range(n_sections))
+            self.tensors.append(self._tensor(record, layer.name, stored_nbytes))
+
+    def _tensor(self, record: Record, layer: str, stored_nbytes: int) -> _Tensor:
+        match record:
+            case AliasRecord(name, target):
+                original = self._by_name().get(target)
+                if original is None:
+                    raise FormatError(f"tensor {name!r}: its target {target!r} is no earlier tensor", clause="ALI-001")
+                return _Tensor(name, layer, original.dtype, original.shape, f"alias of {target}", 0, target)
+            case TensorRecord():
+                return _Tensor(record.name, layer, record.dtype, record.shape, describe(record), stored_nbytes, None)
+
+    def _by_name(self) -> dict[str, _Tensor]:
+        return {tensor.name: tensor for tensor in self.tensors}
+
+    @property
+    def n_elements(self) -> int:
+        return sum(tensor.n_elements for tensor in self.tensors if tensor.alias_of is None)
+
+    @property
+    def overhead_nbytes(self) -> int:
+        return self.file_nbytes - self.section_nbytes
+
+
+def run_info(args: argparse.Namespace) -> int:
+    """What is in a file."""
+    with local_path(args.file) as path, open(path, "rb") as stream:
+        contents = _Contents(stream)
+    chosen = set(select([tensor.name for tensor in contents.tensors], args.names))
+    tensors = [tensor for tensor in contents.tensors if tensor.name in chosen]
+    if args.json:
+        print(to_json(_info_json(args.file, contents, tensors)))
+        return 0
+    if not args.names:
+        print("\n".join(_summary(args.file, contents, verbose=args.verbose)))
+    if not args.quiet:
+        print("\n".join(_tensor_table(tensors, verbose=args.verbose)))
+    return 0
+
+
+def _info_json(file: str, contents: _Contents, tensors: list[_Tensor]) -> dict[str, Any]:
+    return {"file": file, "format_version": contents.version, "generator": contents.generator,
+            "digest": contents.digest.hex(), "metadata": contents.metadata, "n_tensors": len(contents.tensors),
+            "n_layers": contents.n_layers, "n_books": contents.n_books, "n_weights": contents.n_elements,
+            "file_nbytes": contents.file_nbytes, "section_nbytes": contents.section_nbytes,
+            "overhead_nbytes": contents.overhead_nbytes,
+            "tensors": [tensor.to_json() for tensor in tensors]}  # fmt: skip
+
+
+def _summary(file: str, contents: _Contents, *, verbose: bool) -> list[str]:
+    overhead = contents.overhead_nbytes / contents.file_nbytes
+    parts = [counted(contents.n_layers, "layer"), counted(len(contents.tensors), "tensor"),
+             counted(contents.n_elements, "weight")]  # fmt: skip
+    if contents.n_books:
+        parts.append(counted(contents.n_books, "shared codebook"))
+    n_aliases = sum(tensor.alias_of is not None for tensor in contents.tensors)
+    if n_aliases:
+        parts.insert(2, f"{n_aliases:,} of them {'alias' if n_aliases == 1 else 'aliases'}")
+    size = f"{count(contents.file_nbytes)} bytes, of which {count(contents.overhead_nbytes)} overhead ({overhead:.1%})"
+    if contents.n_elements:
+        size += f"; {8 * contents.file_nbytes / contents.n_elements:.3f} bits/weight"
+    lines = [f"file      {file_text(file)}",
+             f"format    vqm {contents.version}, written by {escape(shorten(contents.generator))}",
+             f"content   {', '.join(parts)}", f"size      {size}", f"digest    {contents.digest.hex()}"]  # fmt: skip
+    pairs = list(contents.metadata.items())
+    shown = pairs if verbose else pairs[:_SHOWN_METADATA]
+    for i, (key, value) in enumerate(shown):
+        text = escape(value) if isinstance(value, str) else repr(value)
+        text = f"{escape(key)} = {text}"
+        lines.append(f"{'' if i else 'metadata':10}{text if verbose else shorten(text)}")
+    if len(pairs) > len(shown):
+        lines.append(f"{'':10}and {len(pairs) - len(shown):,} more (-v shows all)")
+    return [*lines, ""]
+
+
+def _tensor_table(tensors: list[_Tensor], *, verbose: bool) -> list[str]:
+    if not tensors:
+        return ["no tensors"]
+    rows = [("tensor", "dtype", "shape", "method", "bits/weight", "bytes", "layer")]
+    for tensor in tensors:
+        is_alias = tensor.alias_of is not None
+        bits = "-" if is_alias else number(tensor.bits_per_weight, ".3f")
+        rows.append((escape(tensor.name), tensor.dtype, shape_text(tensor.shape), escape(tensor.method), bits,
+                     "-" if is_alias else count(tensor.stored_nbytes), escape(tensor.layer)))  # fmt: skip
+    align = "<<<<>><"
+    return table(rows, align) if verbose else table([row[:-1] for row in rows], align[:-1])
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Whether files are whole and correct."""
+    results = []
+    for file in args.files:
+        result: dict[str, Any] = {"file": file, "ok": False}
+        try:
+            digest = _verify(file, quiet=args.quiet or args.json)
+        except (VqmError, OSError) as err:
+            from . import describe as describe_error
+
+            text = describe_error(err)
+            result["error"] = text
+            if isinstance(err, FormatError):
+                result |= {"error_class": err.error_class, "clause": err.clause or None, "offset": err.offset}
+            if not args.json:
+                where = "" if getattr(err, "filename", None) is not None else f"{_label(file)}: "
+                sys.stdout.flush()  # lines of both streams stay in order
+                print(f"vqm: error: {where}{text}", file=sys.stderr)
+        else:
+            result |= {"ok": True, "digest": digest}
+            if not (args.json or args.quiet):
+                print(f"{_label(file)}: ok {digest}")
+        results.append(result)
+    if args.json:
+        print(to_json(results))
+    return 0 if all(result["ok"] for result in results) else 1
+
+
+def _label(file: str) -> str:
+    return "stdin" if file == STDIO else file_text(file)
+
+
+def _verify(file: str, *, quiet: bool) -> str:
+    """The digest of a file that is good."""
+    total = 0 if file == STDIO else Path(file).stat().st_size
+    with opened(file) as stream, progress_bar(quiet=quiet or not total, unit="B") as progress:
+        reader = SequentialReader(_Watched(stream, file, total, progress) if progress else stream,  # type: ignore[arg-type]
+                                  check_digest=True, keep_total=False)  # fmt: skip
+        for _ in reader.layers():
+            pass
+        return reader.digest.hex()
+
+
+class _Watched:
+    """A stream that tells how much of it has been read."""
+
+    def __init__(self, stream: BinaryIO, label: str, total: int, progress: Progress) -> None:
+        self._stream, self._label, self._total, self._progress = stream, label, total, progress
+        self._done = 0
+
+    def read(self, n: int) -> bytes:
+        data = self._stream.read(n)
+        self._done += len(data)
+        self._progress(self._label, self._done, self._total)
+        return data

@@ -1,0 +1,38 @@
+"""A progress bar on stderr: only on a terminal, and only if tqdm is installed (the extra ``progress``)."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .text import escape, shorten
+
+Progress = Callable[[str, int, int], None]
+
+
+@contextlib.contextmanager
+def progress_bar(*, quiet: bool, unit: str) -> Iterator[Progress | None]:
+    """A function to call with a label, how much is done, and how much there is; None where no bar is wanted.
+
+    A count that goes back begins a new pass.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield None
+        return
+    bar: Any = tqdm(file=sys.stderr, unit=unit, unit_scale=True, leave=False, dynamic_ncols=True, total=0)
+
+    def update(label: str, done: int, total: int) -> None:
+        if done < bar.n or total != bar.total:
+            bar.reset(total)
+        bar.set_description_str(shorten(escape(label), 40), refresh=False)
+        bar.update(done - bar.n)
+
+    with bar:
+        yield update

@@ -1,0 +1,112 @@
+"""Foreign text made safe to print, tables, and JSON."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_MAX_PADDING = 60  # a longer cell stands out of its column instead of widening it
+
+
+def escape(text: str) -> str:
+    """The text with everything escaped that a terminal could act on, and with backslashes doubled.
+
+    Control and format characters (the bidirectional ones among them), line separators, surrogates and unassigned
+    characters become ``\\x1b``, ``\\u202e`` and so on, as in a Python string.
+    """
+    return "".join(_escape_one(char) for char in text.replace("\\", "\\\\"))
+
+
+def one_line(text: str) -> str:
+    """An error message on one line and safe to print; backslashes stay, for names in it are escaped already."""
+    return "".join(_escape_one(char) for char in " ".join(text.split()))
+
+
+def _escape_one(char: str) -> str:
+    return char if char.isprintable() else repr(char)[1:-1]
+
+
+def shorten(text: str, width: int = 100) -> str:
+    """At most ``width`` characters."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def table(rows: Iterable[Sequence[str]], align: str) -> list[str]:
+    """Lines of a table.
+
+    Args:
+        rows: Cells, already escaped; the first row is the head.
+        align: ``"<"`` or ``">"`` for each column.
+    """
+    rows = list(rows)
+    widths = [min(_MAX_PADDING, max(map(_width, column))) for column in zip(*rows, strict=True)]
+    return ["  ".join(_pad(*cell) for cell in zip(row, widths, align, strict=True)).rstrip() for row in rows]
+
+
+def _pad(cell: str, width: int, align: str) -> str:
+    padding = " " * (width - _width(cell))
+    return padding + cell if align == ">" else cell + padding
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal gives the text."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """``300x784``; ``scalar`` for no axes."""
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def count(n: int) -> str:
+    """An integer with its thousands apart."""
+    return f"{n:,}"
+
+
+def counted(n: int, what: str) -> str:
+    """``1 tensor``, ``2 tensors``."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def decibel(value: float) -> str:
+    """A signal-to-noise ratio: ``exact`` without noise, ``-`` where there is none."""
+    if math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "exact" if value > 0 else "-inf"
+    return f"{value:.2f}"
+
+
+def number(value: float, format: str) -> str:
+    """A number, or ``-`` where there is none."""
+    return "-" if math.isnan(value) else f"{value:{format}}"
+
+
+def file_text(path: str | os.PathLike[str]) -> str:
+    """A file's name, safe to print."""
+    return escape(os.fspath(path))
+
+
+def to_json(value: Any) -> str:
+    """A JSON document, ASCII and without NaN or infinity: those are null; bytes are ``{"base64": …}``."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case bytes():
+            return {"base64": base64.b64encode(value).decode()}
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""The encoder: from tensors to a file. Decoding imports nothing of it."""

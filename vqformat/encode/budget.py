@@ -1,0 +1,122 @@
+"""The step that meets a budget: estimated from samples, corrected by real files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..codecs.tables import Floats
+from ..errors import EncodeError
+from .uniform import ROUNDING
+
+SAMPLE = 1 << 15
+EQUALITY = 0.35  # 0: one absolute step for all tensors; 1: a step in proportion to each tensor's deviation
+_LARGEST_STEP = 3.0  # times a tensor's deviation: beyond it nearly everything becomes 0
+_SMALLEST_STEP = 2.0**-14
+_TOLERANCE = 0.004
+_MAX_TRIES = 7
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a first pass notes of a tensor that a grid will code."""
+
+    n_values: int
+    deviation: float  # root of the mean square
+    sample: Floats  # (n,) values, evenly spread
+
+    @classmethod
+    def of(cls, values: Floats) -> Statistics:
+        flat = values.reshape(-1)
+        stride = max(1, flat.size // SAMPLE) | 1  # odd, so that no column of an even number is favoured
+        return cls(flat.size, math.sqrt(float(np.vdot(flat, flat)) / max(flat.size, 1)), flat[::stride].copy())
+
+    def entropy_nbytes(self, step: float) -> float:
+        """Estimate of the bytes that its codes take at a step: their entropy."""
+        codes = np.floor(np.abs(self.sample) / np.float32(step) + np.float32(ROUNDING)) * np.sign(self.sample)
+        _, counts = np.unique(codes, return_counts=True)
+        share = counts / counts.sum()
+        return float(-(share * np.log2(share)).sum()) * self.n_values / 8
+
+
+class Steps:
+    """One knob for all tensors: the step of each follows from a global one."""
+
+    def __init__(self, statistics: Sequence[Statistics]) -> None:
+        self._statistics = statistics
+        energy = sum(s.deviation**2 * s.n_values for s in statistics)
+        n_values = sum(s.n_values for s in statistics)
+        self.reference = math.sqrt(energy / n_values) if n_values and energy else 1.0
+
+    def step(self, statistics: Statistics, relative: float) -> float:
+        """Step of a tensor when the global step is ``relative`` times the model's root mean square."""
+        if not statistics.deviation:
+            return 1.0
+        share = statistics.deviation / self.reference
+        return min(relative * self.reference * share**EQUALITY, _LARGEST_STEP * statistics.deviation)
+
+    def estimate(self, relative: float) -> float:
+        """Bytes of all codes at this step."""
+        return sum(s.entropy_nbytes(self.step(s, relative)) for s in self._statistics)
+
+
+def meet(steps: Steps, target_nbytes: float, encode: Callable[[float], int]) -> float:
+    """The relative step whose file comes just under the target.
+
+    Args:
+        encode: Encodes the model at a relative step and returns the bytes of the file.
+
+    Returns:
+        The step of the best file that was encoded: the largest one not above the target.
+
+    Raises:
+        EncodeError: Even the coarsest step gives a larger file.
+    """
+    tried: dict[float, int] = {}
+    correction, fixed = 1.0, 0.0
+    step = _solve(lambda s: steps.estimate(s), target_nbytes)
+    for _ in range(_MAX_TRIES):
+        if step in tried:
+            break
+        tried[step] = encode(step)
+        if target_nbytes * (1 - _TOLERANCE) <= tried[step] <= target_nbytes:
+            return step
+        estimate = steps.estimate(step)
+        if len(tried) == 1:
+            fixed = max(0.0, tried[step] - 1.02 * estimate)
+        correction = max(tried[step] - fixed, 1.0) / max(estimate, 1.0)
+        wanted = (target_nbytes * (1 - _TOLERANCE / 2) - fixed) / correction
+        step = _between(tried, target_nbytes, _solve(lambda s: steps.estimate(s), wanted))
+    fitting = [(nbytes, step) for step, nbytes in tried.items() if nbytes <= target_nbytes]
+    if fitting:
+        return max(fitting)[1]
+    coarsest = encode(_coarsest())
+    if coarsest > target_nbytes:
+        raise EncodeError(f"a file of {target_nbytes:.0f} bytes was asked for; the smallest possible has {coarsest}")
+    return _coarsest()
+
+
+def _coarsest() -> float:
+    return 2.0**8
+
+
+def _solve(estimate: Callable[[float], float], target: float) -> float:
+    """The step at which a falling function meets the target, by bisection of its logarithm."""
+    low, high = math.log2(_SMALLEST_STEP), math.log2(_coarsest())
+    for _ in range(18):
+        middle = (low + high) / 2
+        if estimate(2.0**middle) > target:
+            low = middle
+        else:
+            high = middle
+    return 2.0**high
+
+
+def _between(tried: dict[float, int], target: float, proposed: float) -> float:
+    """The proposal, or where it leaves the interval known to hold the answer, the middle of that."""
+    low = max((step for step, nbytes in tried.items() if nbytes > target), default=_SMALLEST_STEP / 2)
+    high = min((step for step, nbytes in tried.items() if nbytes <= target), default=2 * _coarsest())
+    return proposed if low < proposed < high else math.sqrt(low * high)

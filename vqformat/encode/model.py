@@ -1,0 +1,413 @@
+"""A whole model: what each tensor becomes, in which layer, and a report of the result."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ..codecs.tables import Floats
+from ..describe import describe
+from ..dtypes import BY_NAME
+from ..errors import EncodeError
+from ..records import AliasRecord, Layout, make_view
+from ..writer import EncodedTensor, Writer
+from . import fine, quantize
+from .assemble import QuantizedStage, assemble
+from .budget import Statistics, Steps, meet
+from .orient import by_columns, by_rows, reals, view_matrix
+from .recipe import Method, Recipe
+from .uniform import encode_uniform
+
+Array = npt.NDArray[Any]
+SMALLEST_COARSE = 256  # elements; tensors below it, and those of one axis, are coded finely
+DEFAULT_STEP = 0.5  # times the deviation
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """A tensor to be encoded, loaded when its turn comes.
+
+    Attributes:
+        dtype: Name in SPEC 7.1.
+        load: Its array, of any strides and byte order; 4-bit elements take a byte each.
+        alias_of: Name of an earlier tensor that it shares everything with.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    load: Callable[[], Array]
+    alias_of: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return BY_NAME[self.dtype].nbytes(prod(self.shape))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller asks of the encoder.
+
+    Attributes:
+        recipe: Methods by name; where it has none the encoder chooses.
+        bits: Bits a weight of the whole file.
+        ratio: Bytes of the tensors over bytes of the file.
+        lossless: Every bit kept, whatever else is asked.
+        seed: Of everything random.
+        progress: Called with a tensor's name, weights done and weights in all.
+    """
+
+    recipe: Recipe | None = None
+    bits: float | None = None
+    ratio: float | None = None
+    lossless: bool = False
+    seed: int = 0
+    progress: Callable[[str, int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        asked = [name for name, value in (("bits", self.bits), ("ratio", self.ratio), ("lossless", self.lossless or None))
+                 if value is not None]  # fmt: skip
+        if len(asked) > 1:
+            raise EncodeError(f"{' and '.join(asked)} exclude each other")
+        for name, value in (("bits", self.bits), ("ratio", self.ratio)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise EncodeError(f"{name} is {value}; a number above 0 is allowed")
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What became of a tensor.
+
+    Attributes:
+        method: Its stages in words, or ``"alias of …"``.
+        stored_nbytes: Bytes of its sections.
+        sqnr_db: Signal-to-quantization-noise ratio in dB; inf where exact, nan where it has no meaning.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    method: str
+    stored_nbytes: int
+    sqnr_db: float
+
+    @property
+    def n_elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.stored_nbytes / self.n_elements if self.n_elements else 0.0
+
+
+@dataclass
+class Report:
+    """What became of a model.
+
+    Attributes:
+        source_nbytes: Bytes of the tensors uncompressed, aliases not counted.
+        file_nbytes: Bytes of the file.
+        section_nbytes: Of these, bytes of sections; the rest is overhead.
+        notes: What a user should know: tensors left out, stored twice.
+    """
+
+    tensors: list[TensorReport] = field(default_factory=list)
+    source_nbytes: int = 0
+    file_nbytes: int = 0
+    section_nbytes: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        return self.source_nbytes / self.file_nbytes if self.file_nbytes else 0.0
+
+    @property
+    def overhead_nbytes(self) -> int:
+        return self.file_nbytes - self.section_nbytes
+
+
+def encode_model(
+    tensors: Sequence[SourceTensor],
+    target: str | os.PathLike[str] | BinaryIO,
+    metadata: dict[str, Any] | None = None,
+    options: Options | None = None,
+    *,
+    overwrite: bool = True,
+) -> Report:
+    """Encode tensors, in their order, into a file.
+
+    Raises:
+        EncodeError: A tensor, the metadata or the options cannot be written, or a budget cannot be met.
+        FileExistsError: The file exists and ``overwrite`` is false.
+    """
+    return _Encoder(tensors, options or Options()).write(target, metadata, overwrite)
+
+
+def layer_name(tensor: str) -> str:
+    """The tensor's name up to its last ``.`` or ``/`` (SPEC section 17)."""
+    return tensor[: max(tensor.rfind("."), tensor.rfind("/"), 0)]
+
+
+def sqnr_db(original: Array, decoded: Array) -> float:
+    """Signal-to-quantization-noise ratio in dB; inf where equal."""
+    signal = noise = 0.0
+    for start in range(0, original.size, 1 << 20):  # in pieces: float64 copies of a whole tensor are large
+        a = original.reshape(-1)[start : start + (1 << 20)].astype(np.float64)
+        b = decoded.reshape(-1)[start : start + (1 << 20)].astype(np.float64)
+        signal += float(np.vdot(a, a))
+        noise += float(np.vdot(a - b, a - b))
+    if not noise:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+@dataclass(frozen=True)
+class _Result:
+    encoded: EncodedTensor | AliasRecord
+    report: TensorReport
+
+
+class _Encoder:
+    """Encodes one model; holds what the passes learn."""
+
+    def __init__(self, tensors: Sequence[SourceTensor], options: Options) -> None:
+        self.tensors = tensors
+        self.options = options
+        self._statistics: dict[str, Statistics] = {}
+        self._fixed: dict[str, _Result] = {}  # results that no step changes
+        self._books: dict[str, quantize.SharedBook] = {}
+        self._book_numbers: dict[str, int] = {}
+        names = set()
+        for tensor in tensors:
+            if tensor.name in names:
+                raise EncodeError(f"two tensors have the name {tensor.name!r}")
+            names.add(tensor.name)
+
+    def write(self, target: str | os.PathLike[str] | BinaryIO, metadata: dict[str, Any] | None, overwrite: bool) -> Report:
+        with Writer(target, metadata, overwrite=overwrite) as writer:
+            self._gather()
+            self._train_books()
+            goal = self._goal_nbytes()
+            if goal is None:
+                results = self._encode(DEFAULT_STEP)
+                return self._write_all(writer, results)
+            return self._write_all(writer, self._meet(goal, metadata))
+
+    # What each tensor is to become
+
+    def _method(self, tensor: SourceTensor) -> Method | None:
+        """What the recipe asks for; None where the encoder chooses."""
+        if self.options.lossless:
+            return quantize.LOSSLESS
+        if self.options.recipe is None:
+            return None
+        method, is_wildcard = self.options.recipe.method_for(tensor.name)
+        if method is None:
+            return None
+        if quantize.is_vector_method(method):
+            is_matrix = len(tensor.shape) > 1 and BY_NAME[tensor.dtype].arithmetic
+            if is_wildcard and not is_matrix:
+                return None
+            if not BY_NAME[tensor.dtype].arithmetic:
+                raise EncodeError(f"tensor {tensor.name!r} has dtype {tensor.dtype}, which {method} cannot code")
+        return method
+
+    def _is_coarse(self, tensor: SourceTensor) -> bool:
+        """Whether the encoder may put the tensor on a grid."""
+        return BY_NAME[tensor.dtype].arithmetic and len(tensor.shape) > 1 and prod(tensor.shape) >= SMALLEST_COARSE
+
+    def _gather(self) -> None:
+        """First pass: deviation and a sample of each tensor whose step is to be chosen."""
+        for tensor in self.tensors:
+            if tensor.alias_of is not None or not prod(tensor.shape):
+                continue
+            method = self._method(tensor)
+            if (method is None and self._is_coarse(tensor)) or (method is not None and method.name == "uniform"):
+                array = tensor.load()
+                if fits_float32(array):
+                    self._statistics[tensor.name] = Statistics.of(reals(array))
+        self._steps = Steps(list(self._statistics.values()))
+
+    def _train_books(self) -> None:
+        """Codebooks that several tensors share, before the first of them is written."""
+        groups: dict[str, list[SourceTensor]] = {}
+        for tensor in self.tensors:
+            method = self._method(tensor)
+            name = quantize.shared_name(method) if method is not None else None
+            if name and tensor.alias_of is None and prod(tensor.shape):
+                groups.setdefault(name, []).append(tensor)
+        for name, members in groups.items():
+            methods = {self._method(tensor) for tensor in members}
+            if len(methods) > 1:
+                raise EncodeError(f"layers that share codebook {name!r} have different methods: "
+                                  + ", ".join(sorted(map(str, methods))))  # fmt: skip
+            method = next(iter(methods))
+            assert method is not None
+            matrices = [view_matrix(reals(tensor.load()), _layout(method, tensor)) for tensor in members]
+            self._books[name] = quantize.train_shared(matrices, method, seed=self.options.seed)
+
+    # Budgets
+
+    def _goal_nbytes(self) -> float | None:
+        if self.options.bits is not None:
+            return self.options.bits * sum(prod(t.shape) for t in self.tensors if t.alias_of is None) / 8
+        if self.options.ratio is not None:
+            return self._source_nbytes() / self.options.ratio
+        return None
+
+    def _source_nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors if tensor.alias_of is None)
+
+    def _meet(self, goal: float, metadata: dict[str, Any] | None) -> list[_Result]:
+        """Results whose file just meets the budget."""
+        kept: dict[float, list[_Result]] = {}
+
+        def encode(step: float) -> int:
+            kept[step] = list(self._encode(step))
+            with Writer(_Nowhere(), metadata) as writer:
+                return self._write_all(writer, kept[step]).file_nbytes
+
+        return kept[meet(self._steps, goal, encode)]
+
+    # Encoding
+
+    def _encode(self, relative_step: float) -> Iterator[_Result]:
+        total = sum(prod(tensor.shape) for tensor in self.tensors)
+        done = 0
+        for tensor in self.tensors:
+            result = self._fixed.get(tensor.name)
+            if result is None:
+                result = self._encode_tensor(tensor, relative_step)
+                if self.options.bits is not None or self.options.ratio is not None:
+                    if tensor.name not in self._statistics:
+                        self._fixed[tensor.name] = result
+            done += prod(tensor.shape)
+            if self.options.progress is not None:
+                self.options.progress(tensor.name, done, total)
+            yield result
+
+    def _encode_tensor(self, tensor: SourceTensor, relative_step: float) -> _Result:
+        if tensor.alias_of is not None:
+            report = TensorReport(tensor.name, tensor.dtype, tensor.shape, f"alias of {tensor.alias_of}", 0, math.nan)
+            return _Result(AliasRecord(tensor.name, tensor.alias_of), report)
+        array = native(tensor)
+        if not array.size:
+            return self._result(tensor, fine.encode_exact(tensor.name, tensor.dtype, array), math.nan)
+        method = self._method(tensor)
+        if method is not None and method.name == "raw":
+            return self._result(tensor, fine.encode_raw(tensor.name, tensor.dtype, array), math.inf)
+        is_arithmetic = BY_NAME[tensor.dtype].arithmetic and fits_float32(array)
+        if not is_arithmetic or (method is not None and method.name == "lossless"):
+            return self._result(tensor, fine.encode_exact(tensor.name, tensor.dtype, array), math.inf)
+        if method is not None and quantize.is_vector_method(method):
+            return self._encode_by_method(tensor, array, method)
+        statistics = self._statistics.get(tensor.name)
+        if statistics is None or (method is not None and method.name == "fine"):
+            encoded, rounded = fine.encode_fine(tensor.name, tensor.dtype, array)
+            return self._result(tensor, encoded, sqnr_db(reals(array), reals(rounded)))
+        values = reals(array)
+        step = self._steps.step(statistics, relative_step)
+        if method is not None:
+            step = quantize.uniform_step(method, statistics.deviation, step)
+        encoded, decoded = encode_uniform(tensor.name, tensor.dtype, tensor.shape, values, step)
+        return self._result(tensor, encoded, sqnr_db(values, decoded))
+
+    def _encode_by_method(self, tensor: SourceTensor, array: Array, method: Method) -> _Result:
+        values = reals(array)
+        layout = _layout(method, tensor)
+        matrix = np.ascontiguousarray(view_matrix(values, layout))
+        view = make_view(tensor.shape, BY_NAME[tensor.dtype].is_complex, layout)
+        name = quantize.shared_name(method)
+        stages: list[QuantizedStage]
+        if name:
+            stages = quantize.quantize_with_book(matrix, view, method, self._books[name], self._book_number(name),
+                                                 seed=self.options.seed)  # fmt: skip
+        else:
+            stages = quantize.quantize(matrix, view, method, seed=self.options.seed)
+        encoded = assemble(tensor.name, tensor.dtype, tensor.shape, layout, stages)
+        decoded = stages[0].values(view)
+        for stage in stages[1:]:
+            decoded += stage.values(view)
+        return self._result(tensor, encoded, sqnr_db(matrix, decoded))
+
+    def _book_number(self, name: str) -> int:
+        return self._book_numbers.setdefault(name, len(self._book_numbers))
+
+    def _result(self, tensor: SourceTensor, encoded: EncodedTensor, sqnr: float) -> _Result:
+        report = TensorReport(tensor.name, tensor.dtype, tensor.shape, describe(encoded.record), encoded.stored_nbytes,
+                              sqnr)  # fmt: skip
+        return _Result(encoded, report)
+
+    # Writing
+
+    def _write_all(self, writer: Writer, results: Iterable[_Result]) -> Report:
+        """Write results in layers: tensors that follow each other and whose names have the same beginning."""
+        report = Report(source_nbytes=self._source_nbytes())
+        layer: list[EncodedTensor | AliasRecord] = []
+        name = None
+        written: set[int] = set()
+        for result in results:
+            report.tensors.append(result.report)
+            if name != layer_name(result.report.name) and layer:
+                self._write_layer(writer, name or "", layer, written)
+                layer = []
+            name = layer_name(result.report.name)
+            layer.append(result.encoded)
+        if layer:
+            self._write_layer(writer, name or "", layer, written)
+        writer.close()
+        report.file_nbytes, report.section_nbytes = writer.nbytes, writer.section_nbytes
+        return report
+
+    def _write_layer(self, writer: Writer, name: str, layer: list[EncodedTensor | AliasRecord], written: set[int]) -> None:
+        for tensor in layer:
+            for number in tensor.record.book_numbers() if isinstance(tensor, EncodedTensor) else ():
+                if number not in written:
+                    book = next(self._books[n] for n, k in self._book_numbers.items() if k == number)
+                    assert writer.add_book(book.record, book.section) == number
+                    written.add(number)
+        writer.add_layer(name, layer)
+
+
+class _Nowhere:
+    """A stream that forgets, to learn the size of a file."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+def native(tensor: SourceTensor) -> Array:
+    """A tensor's array: C order, little-endian.
+
+    Raises:
+        EncodeError: It is not what the source announced.
+    """
+    array = np.asarray(tensor.load())
+    if array.shape != tensor.shape:
+        raise EncodeError(f"tensor {tensor.name!r} was announced with shape {tensor.shape} and has {array.shape}")
+    expected = BY_NAME[tensor.dtype].numpy
+    if array.dtype.name != expected.name:
+        raise EncodeError(f"tensor {tensor.name!r} was announced as {expected} and is {array.dtype}")
+    return np.ascontiguousarray(array, dtype=expected).reshape(tensor.shape)  # ascontiguousarray makes 0-d 1-d
+
+
+def fits_float32(array: Array) -> bool:
+    """Whether all values are finite in float32 (SPEC 7: others can only be stored raw)."""
+    parts = (array.real, array.imag) if np.iscomplexobj(array) else (array,)
+    largest = float(np.finfo(np.float32).max) / 16  # room for sums of stages and products with scales
+    return all(bool(np.isfinite(part).all()) and float(np.abs(part).max(initial=0)) < largest for part in parts)
+
+
+def _layout(method: Method, tensor: SourceTensor) -> Layout:
+    shape = (*tensor.shape, 2) if BY_NAME[tensor.dtype].is_complex else tensor.shape
+    return by_columns(shape) if quantize.by_columns(method) else by_rows(shape)
