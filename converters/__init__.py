@@ -1,0 +1,122 @@
+"""Checkpoints of other formats to ``.vqm`` and back (SPEC section 17).
+
+``convert`` compresses a checkpoint, ``extract`` writes one from a ``.vqm``, ``open_source`` opens any of them. What a
+format needs (torch, safetensors) is imported when a file of it is met.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vqformat.encode.model import Options, Report, encode_model
+from vqformat.errors import ConversionError
+from vqformat.numpy import as_recipe
+
+from .detect import detect_format
+from .source import Source
+
+__all__ = ["Source", "convert", "extract", "open_source"]
+
+
+def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO, *, options: Options | None = None,
+            metadata: Mapping[str, Any] | None = None, overwrite: bool = False, **keywords: Any) -> Report:  # fmt: skip
+    """Compress a checkpoint into a ``.vqm``.
+
+    Args:
+        src: Checkpoint, told by its content: PyTorch (zip or legacy), safetensors (a file, the index of a sharded
+            model, or the folder of one), NumPy archive or array, or another ``.vqm``.
+        dst: Path, or a binary stream.
+        options: What is asked of the encoder; or give its parts as keywords, as to ``vqformat.save_file``.
+        metadata: Added to what the checkpoint has.
+        overwrite: Whether ``dst`` may be replaced.
+
+    Returns:
+        What became of each tensor; ``notes`` says what was left out or stored twice.
+
+    Raises:
+        ConversionError: The checkpoint cannot be read.
+        EncodeError: A tensor or the options cannot be written, or a budget cannot be met.
+        ImportError: A package for the format is not installed; the message says which.
+        FileExistsError: ``dst`` exists and ``overwrite`` is false.
+    """
+    if options is None:
+        keywords["recipe"] = as_recipe(keywords.get("recipe"))
+        options = Options(**keywords)
+    elif keywords:
+        raise TypeError(f"options and {', '.join(keywords)} exclude each other")
+    if not overwrite and isinstance(dst, (str, os.PathLike)) and os.path.exists(dst):
+        raise FileExistsError(f"{os.fspath(dst)!r} exists; it was not replaced")  # said before the work is done
+    with open_source(src) as source:
+        stored = {**source.stored_metadata(), **(metadata or {})}
+        report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite)
+        report.notes.extend(source.notes)
+    return report
+
+
+def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: Iterable[str] | None = None,
+            overwrite: bool = False) -> list[str]:  # fmt: skip
+    """Write the tensors of a ``.vqm`` to a checkpoint of another format.
+
+    Names, shapes and dtypes stay. Tied tensors are tied in a state dict, and copies elsewhere. NumPy has no bfloat16,
+    no 8-bit floats and nothing below 8 bits: those are widened, to the same values. A state dict is put together in
+    memory; the other formats take one tensor at a time.
+
+    Args:
+        dst: Its ending says the format: ``.pt``, ``.pth`` or ``.bin`` (a state dict), ``.safetensors``, ``.npz``.
+        names: Names or patterns (``*``, ``?``, ``[…]``) of the tensors wanted; None for all.
+        overwrite: Whether ``dst`` may be replaced.
+
+    Returns:
+        Notes: what the format could not keep.
+
+    Raises:
+        ConversionError: ``src`` is no ``.vqm``, or the format of ``dst`` is unknown or cannot hold a tensor.
+        TensorNotFoundError: No tensor has one of the names.
+        FileExistsError: ``dst`` exists and ``overwrite`` is false.
+    """
+    from .export import export
+
+    kind, path = detect_format(Path(src))
+    if kind != "vqm":
+        raise ConversionError(f"{str(path)!r} is of format {kind}, not a .vqm")
+    with open_source(path) as source:
+        return export(source, Path(dst), names=names, overwrite=overwrite)
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Open a checkpoint of any format that can be read, told by its content.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ConversionError: It cannot be read; the message says what it is and what would work.
+        ImportError: A package for the format is not installed; the message says which.
+    """
+    kind, file = detect_format(Path(path))
+    match kind:
+        case "vqm":
+            from .vqm import open_vqm
+
+            return open_vqm(file)
+        case "pytorch" | "pytorch-legacy":
+            from .pytorch import open_pytorch
+
+            return open_pytorch(file)
+        case "safetensors":
+            from .safetensors import open_safetensors
+
+            return open_safetensors(file)
+        case "safetensors-index":
+            from .safetensors import open_sharded
+
+            return open_sharded(file)
+        case "npz":
+            from .npz import open_npz
+
+            return open_npz(file)
+        case "npy":
+            from .npz import open_npy
+
+            return open_npy(file)

@@ -1,4 +1,4 @@
-"""Writes fixtures/: the conformance suite of SPEC.md, from the cases in fixtures_valid.py and fixtures_invalid.py.
+"""Writes fixtures/: the conformance suite of SPEC.md, from the cases in fixture_cases/.
 
     python tests/make_fixtures.py              write what is missing; never change a file that is there
     python tests/make_fixtures.py --overwrite  write everything
@@ -19,10 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+from fixture_cases import (
+    Case,
+    bad_containers,
+    bad_metadata,
+    bad_records,
+    bad_sections,
+    bad_stages,
+    bad_sums,
+    bad_tensors,
+    bases,
+    codebooks,
+    containers,
+    raws,
+    sums,
+    views,
+)
 
-import fixtures_invalid
-import fixtures_valid
-from fixturecase import Case
+VALID = (bases, containers, raws, codebooks, views, sums)
+INVALID = (bad_containers, bad_sections, bad_metadata, bad_tensors, bad_records, bad_stages, bad_sums)
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
@@ -73,7 +88,8 @@ def dumps(manifest: list[dict[str, Any]]) -> str:
 
 
 def load_cases() -> list[Case]:
-    cases = sorted([*fixtures_valid.cases(), *fixtures_invalid.cases()], key=lambda case: (case.error is not None, case.path))
+    cases = [case for module in (*VALID, *INVALID) for case in module.cases()]
+    cases.sort(key=lambda case: (case.error is not None, case.path))
     assert len({case.path for case in cases}) == len(cases), "two cases of one name"
     return cases
 
@@ -111,7 +127,9 @@ def check(cases: list[Case]) -> int:
             continue
         if hashlib.sha256(path.read_bytes()).hexdigest() != old["sha256"]:
             failures.append(f"{case.path}: not the file of the manifest")
-        if {**old, "sha256": ""} != {**new, "sha256": ""} or list(old.get("tensors", [])) != list(new.get("tensors", [])):
+        if {**old, "sha256": ""} != {**new, "sha256": ""} or list(old.get("tensors", [])) != list(
+            new.get("tensors", [])
+        ):
             failures.append(f"{case.path}: the expectation would change")
         if path.read_bytes() != case.data:
             print(f"note: {case.path} would be rebuilt with other bytes")
@@ -122,7 +140,7 @@ def check(cases: list[Case]) -> int:
 
 def _stray(cases: list[Case]) -> list[str]:
     known = {case.path for case in cases}
-    names = [str(path.relative_to(FIXTURES)) for path in FIXTURES.glob("*/*")]
+    names = [f"{folder}/{path.name}" for folder in ("valid", "invalid") for path in (FIXTURES / folder).glob("*")]
     return sorted(name for name in names if name not in known)
 
 

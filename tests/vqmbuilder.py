@@ -9,6 +9,7 @@ the only one.
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,6 +83,25 @@ def rle_blocks(byte: int, count: int) -> bytes:
     return b"".join(rle_block(byte, size, last=i == len(sizes) - 1) for i, size in enumerate(sizes))
 
 
+def run_blocks(data: bytes) -> bytes:
+    """Blocks that hold ``data``: RLE blocks for runs of 8 bytes and more, raw blocks for the rest."""
+    parts, rest = [], b""
+    for run in re.findall(rb"(?s)(.)(\1*)", data):
+        text = run[0] + run[1]
+        if len(text) < 8:
+            rest += text
+            continue
+        parts += [("raw", rest)] if rest else []
+        parts += [("rle", text[i : i + 131_072]) for i in range(0, len(text), 131_072)]
+        rest = b""
+    parts += [("raw", rest)] if rest or not parts else []
+    out = b""
+    for i, (kind, text) in enumerate(parts):
+        last = i == len(parts) - 1
+        out += raw_block(text, last=last) if kind == "raw" else rle_block(text[0], len(text), last=last)
+    return out
+
+
 def frame(
     content: bytes | int,
     *,
@@ -96,7 +116,7 @@ def frame(
 
     Args:
         content: The content, or the content size to claim (then ``blocks`` are needed).
-        blocks: Data blocks in place of one raw block with the content.
+        blocks: Data blocks in place of those of ``run_blocks``.
         size_bytes: Width of the content size: 0, 1, 2, 4 or 8; the smallest if None.
         window: Window descriptor byte; None for a frame with the single-segment flag.
         dictionary: ``Dictionary_ID`` of 0, 1, 2 or 4 bytes.
@@ -111,7 +131,7 @@ def frame(
     stored_size = size - 256 if size_bytes == 2 else size
     head = magic + bytes([descriptor]) + (b"" if window is None else bytes([window])) + dictionary
     head += stored_size.to_bytes(size_bytes, "little") if size_bytes else b""
-    return head + (raw_block(content) if blocks is None else blocks)
+    return head + (run_blocks(content) if blocks is None else blocks)
 
 
 def libzstd(content: bytes, *, level: int = 19, checksum: bool = False, window_log: int | None = None) -> bytes:
@@ -215,7 +235,7 @@ def chunk(type: bytes, meta: object, sections: Iterable[Section] = (), **changes
     return Chunk(type, meta if isinstance(meta, bytes) else pack(meta), tuple(sections), **changes)
 
 
-def meta(metadata: object | None = None, *, generator: str = "vqm fixtures", **changes: Any) -> Chunk:
+def meta(metadata: object | None = None, *, generator: str = "", **changes: Any) -> Chunk:
     """The META chunk."""
     return chunk(b"META", [generator, {} if metadata is None else metadata], **changes)
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-
 from vqmbuilder import Entry, Section, section
 
 F32 = np.float32
@@ -221,14 +220,14 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as written, and as a decoder must return it: the ``expected`` bytes (None for an alias)."""
+    """A tensor as written, and as a decoder must return it: the ``expected`` bytes."""
 
     record: list[Any]
-    sections: tuple[Section, ...] = ()
-    entry: Entry = Entry(b"", 0, ())
-    dtype: str = ""
-    shape: tuple[int, ...] = ()
-    expected: bytes = b""
+    sections: tuple[Section, ...]
+    entry: Entry
+    dtype: str
+    shape: tuple[int, ...]
+    expected: bytes
 
     @property
     def name(self) -> str:
@@ -238,8 +237,15 @@ class Tensor:
 Seal = Callable[[bytes], Section]
 
 
-def _tensor(name: str, dtype: str, shape: Sequence[int], layout: Layout | None, stages: list[object],
-            sections: list[Section], expected: bytes) -> Tensor:
+def _tensor(  # noqa: PLR0917
+    name: str,
+    dtype: str,
+    shape: Sequence[int],
+    layout: Layout | None,
+    stages: list[object],
+    sections: list[Section],
+    expected: bytes,
+) -> Tensor:
     record = [name, DTYPES[dtype].id, list(shape), None if layout is None else layout.record(), stages]
     entry = Entry(name.encode("utf-8", "surrogatepass"), DTYPES[dtype].id, tuple(shape))
     return Tensor(record, tuple(sections), entry, dtype, tuple(shape), expected)
@@ -255,8 +261,16 @@ def alias(name: str, target: Tensor) -> Tensor:
     return Tensor([name, target.name], (), entry, target.dtype, target.shape, target.expected)
 
 
-def raw(name: str, dtype: str, shape: Sequence[int], data: bytes, *, split: int = 0,
-        layout: Layout | None = None, seal: Seal = section) -> Tensor:
+def raw(
+    name: str,
+    dtype: str,
+    shape: Sequence[int],
+    data: bytes,
+    *,
+    split: int = 0,
+    layout: Layout | None = None,
+    seal: Seal = section,
+) -> Tensor:
     """A tensor with a raw stage (SPEC 8); ``data`` are its decoded bytes (7.1)."""
     grid = layout or Layout()
     n_rows, n_columns = grid.view_shape(shape)
@@ -283,8 +297,16 @@ def raw_planes(data: bytes, dtype: str, first: int, last: int, split: int) -> li
     return [bytes(w >> 8 * p & 255 for w in words) for p in range(word)]
 
 
-def tensor(name: str, dtype: str, shape: Sequence[int], *stages: Codebook | LowRank, layout: Layout | None = None,
-           row_classes: Sequence[int] = (), column_classes: Sequence[int] = (), seal: Seal = section) -> Tensor:
+def tensor(
+    name: str,
+    dtype: str,
+    shape: Sequence[int],
+    *stages: Codebook | LowRank,
+    layout: Layout | None = None,
+    row_classes: Sequence[int] = (),
+    column_classes: Sequence[int] = (),
+    seal: Seal = section,
+) -> Tensor:
     """A tensor with arithmetic stages, and its value by 7.2 and 7.4, one element after another."""
     grid, kind = layout or Layout(), DTYPES[dtype]
     view_shape = tuple(shape) + ((2,) if kind.parts == 2 else ())  # S

@@ -302,7 +302,7 @@ class IndexedReader:
             header, index_offset = container.read_footer(tail[-FOOTER_NBYTES:], footer_offset)
         except ChecksumError as err:
             container.check_header(self._input.read_at(0, HEADER_NBYTES, "the header"))
-            if container.MAGIC in tail[-FOOTER_NBYTES:]:
+            if tail[-FOOTER_NBYTES:].startswith(container.MAGIC):
                 raise
             raise TruncatedError("the file does not end in a footer: it is cut short or something follows it",
                                  clause="FTR-002", offset=footer_offset) from err  # fmt: skip

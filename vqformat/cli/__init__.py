@@ -5,6 +5,7 @@ Exit codes: 0 fine, 1 the file is bad or the work failed (one line on stderr), 2
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import os
@@ -14,9 +15,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from ..errors import FormatError, VqmError
 from .arguments import UsageError, build_parser
-from .text import one_line
+from .files import FileError
+from .text import describe_error, one_line
 
 __all__ = ["main"]
 
@@ -47,39 +48,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The verb's module is imported only now: `vqm info` must not wait for torch
             run = getattr(importlib.import_module(f".{args.module}", __name__), args.function)
             code: int = run(args)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed
+                sys.stdout.flush()
             return code
     except UsageError as err:
-        args.parser.error(one_line(str(err)))
+        verb: argparse.ArgumentParser = args.parser
+        verb.error(one_line(str(err)))
     except KeyboardInterrupt:
         _complain("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         _close_stdout()
         return BROKEN_PIPE
+    except FileError as err:
+        _complain(f"error: {err}")
+        return 1
     except Exception as err:
         if os.environ.get("VQM_TRACEBACK"):
             raise
-        _complain(f"error: {describe(err)}")
+        _complain(f"error: {describe_error(err)}")
         return 1
-
-
-def describe(err: Exception) -> str:
-    """What went wrong, on one line, for people."""
-    match err:
-        case FormatError():
-            text = f"{err} ({err.error_class})" if err.error_class != "format" else str(err)
-        case VqmError():
-            text = str(err)
-        case OSError(strerror=str(reason)) if err.filename is not None:
-            text = f"{os.fspath(err.filename)!r}: {reason[:1].lower()}{reason[1:]}"
-        case OSError() | ImportError():
-            text = str(err)
-        case MemoryError():
-            text = f"not enough memory{f': {err}' if str(err) else ''}"
-        case _:
-            text = f"unexpected {type(err).__name__}: {err} (VQM_TRACEBACK=1 shows where)"
-    return one_line(text)
 
 
 def _complain(text: str) -> None:

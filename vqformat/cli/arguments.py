@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import math
+import textwrap
+from typing import Any
 
 from .. import __version__
 from ..container import MAJOR, MINOR
+from ..encode.recipe import METHODS
 
 _METHOD_HELP = """\
-METHOD is one of
-  raw, lossless              the bytes as they are; compressed
-  uniform, binary, kmeans    scalar codebooks         uniform:bits=3   kmeans:entries=16
-  pq, vq, rq                 vectors of weights       pq:dim=4,entries=256
-  svd                        low-rank product         svd:rank=16
-and sums of them, each further one coding what those before left: svd:rank=8+kmeans:entries=4
-Without one, the encoder chooses. PATTERN is a tensor's name; *, ? and [abc] are wildcards, and the first
---layer that matches counts. Quote them, or the shell takes them: --layer 'fc*=pq:dim=4'
+METHOD is a method and its options, such as pq:dim=4,entries=256, or a sum of them, each further one coding
+what those before left: svd:rank=8+kmeans:entries=4. Without one the encoder chooses. PATTERN is a tensor's
+name; *, ? and [abc] are wildcards. A pattern that is the very name counts before all others, else the first
+that matches. Quote wildcards, or the shell takes them: --layer 'fc*=pq:dim=4'
+
+methods:
 """
 
 _DIFF_HELP = """\
@@ -29,13 +30,31 @@ class UsageError(Exception):
     """Arguments that do not fit, found after parsing; the exit code is 2."""
 
 
+class _VerbParser(argparse.ArgumentParser):
+    """Lets options stand between positional arguments: ``vqm extract FILE -o OUT NAME``."""
+
+    _is_intermixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._is_intermixing:  # called by the call below
+            return super().parse_known_args(args, namespace)
+        self._is_intermixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_intermixing = False
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser; ``args.module`` and ``args.function`` name what runs a verb."""
-    parser = argparse.ArgumentParser(prog="vqm", description="Compressed model files (.vqm): write, inspect, check.",
-                                     epilog="exit codes: 0 fine, 1 a bad file or failed work, 2 wrong usage")  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="vqm",
+        description="Compressed model files (.vqm): write, inspect, check.",
+        epilog="exit codes: 0 fine, 1 a bad file or failed work, 2 wrong usage",
+    )
     version = f"vqm {__version__}, format version {MAJOR}.{MINOR}"
     parser.add_argument("--version", action="version", version=version)
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_VerbParser)
 
     def add(verb: str, module: str, help: str, epilog: str = "") -> argparse.ArgumentParser:
         sub = verbs.add_parser(verb, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=epilog,
@@ -43,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(module=module, function=f"run_{verb}", parser=sub)
         return sub
 
-    convert = add("convert", "convert", "compress a checkpoint to a .vqm file", _METHOD_HELP)
+    convert = add("convert", "convert", "compress a checkpoint to a .vqm file", _METHOD_HELP + _methods())
     convert.add_argument("source", metavar="SRC", help="PyTorch checkpoint, safetensors (a file, or the index or folder"
                          " of a sharded model), .npz, .npy or .vqm; its content tells which; - is stdin")  # fmt: skip
     _add_output(convert, "FILE.vqm", "default: beside SRC, its suffix replaced by .vqm; - is stdout, and the table goes"
@@ -71,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     extract = add("extract", "convert", "write the tensors of a .vqm file in another format")
     extract.add_argument("file", metavar="FILE", help="- is stdin")
     _add_names(extract)
-    _add_output(extract, "OUT", "its suffix tells the format: .pt, .safetensors or .npz", required=True)
+    _add_output(extract, "OUT", "its suffix tells the format: .pt (.pth, .bin), .safetensors or .npz", required=True)
     _add_common(extract)
 
     diff = add("diff", "diff", "compare the tensors of two files of any kind that convert reads", _DIFF_HELP)
@@ -79,6 +98,11 @@ def build_parser() -> argparse.ArgumentParser:
     diff.add_argument("other", metavar="B", help="- is stdin")
     _add_common(diff)
     return parser
+
+
+def _methods() -> str:
+    lines = (f"{name:10}{help}" for name, help in METHODS.items())
+    return "\n".join(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent=" " * 12) for line in lines)
 
 
 def _add_output(parser: argparse.ArgumentParser, metavar: str, help: str, *, required: bool) -> None:

@@ -12,25 +12,57 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import TensorNotFoundError
+from ..errors import TensorNotFoundError, VqmError
 from .arguments import UsageError
+from .text import describe_error, escape
 
 STDIO = "-"
 _SUFFIXES = (".safetensors.index.json", ".safetensors", ".pth.tar", ".pt.tar", ".pt", ".pth", ".th", ".tar", ".ckpt",
              ".bin", ".pkl", ".pickle", ".npz", ".npy", ".h5", ".hdf5", ".keras", ".vqm")  # fmt: skip
 
 
+class FileError(Exception):
+    """Work that failed, told on one line that names the file."""
+
+
 @contextlib.contextmanager
-def local_path(name: str) -> Iterator[Path]:
-    """A path to read from: that of a temporary copy where the name is ``-``."""
-    if name != STDIO:
-        yield Path(name)
+def naming(file: str, path: Path | None = None) -> Iterator[None]:
+    """Put the file's name before an error raised inside, unless the error names it.
+
+    Args:
+        path: Where the file is read from, if not from where its name says.
+
+    Raises:
+        FileError: In place of a VqmError.
+    """
+    try:
+        yield
+    except VqmError as err:
+        text = describe_error(err)
+        if path is not None:
+            text = text.replace(repr(str(path)), label(file))
+        names_file = any(text.startswith(name) for name in (repr(file), label(file)))
+        raise FileError(text if names_file else f"{label(file)}: {text}") from err
+
+
+def label(file: str) -> str:
+    """A file of the command line, safe to print."""
+    return "stdin" if file == STDIO else escape(file)
+
+
+@contextlib.contextmanager
+def local_path(file: str) -> Iterator[Path]:
+    """A path to read from: that of a temporary copy where the file is ``-``. Errors raised inside name the file."""
+    if file != STDIO:
+        with naming(file):
+            yield Path(file)
         return
     with tempfile.TemporaryDirectory(prefix="vqm-") as folder:
         path = Path(folder) / "stdin"
         with open(path, "wb") as copy:
             shutil.copyfileobj(stdin(), copy)
-        yield path
+        with naming(file, path):
+            yield path
 
 
 @contextlib.contextmanager
@@ -45,6 +77,8 @@ def opened(name: str) -> Iterator[BinaryIO]:
 
 def stdin() -> BinaryIO:
     """The standard input, as bytes."""
+    if sys.stdin is None:
+        raise OSError("stdin is closed")
     return sys.stdin.buffer
 
 
@@ -54,6 +88,8 @@ def stdout(*, force: bool) -> BinaryIO:
     Raises:
         UsageError: It is a terminal, and nobody insists.
     """
+    if sys.stdout is None:
+        raise OSError("stdout is closed")
     if sys.stdout.isatty() and not force:
         raise UsageError("a .vqm file is not for a terminal; redirect stdout, or add -f")
     return sys.stdout.buffer
@@ -77,13 +113,20 @@ def default_output(source: str) -> Path:
     return output
 
 
+def is_special(path: Path) -> bool:
+    """Whether this is a device, pipe or socket: something to write to, never to be replaced by a file."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def check_output(output: Path, source: str, *, force: bool) -> None:
     """Raise early what would be raised after all the work.
 
     Raises:
         UsageError: Source and output are the same file.
-        OSError: The output exists and nobody insists, or is a folder, or is to be in none.
+        OSError: The output exists and nobody insists, or is a folder, a device or a pipe, or is to be in no folder.
     """
+    if is_special(output):
+        raise OSError(f"{str(output)!r} is a device or pipe, not a file")
     if output.is_dir():
         raise IsADirectoryError(f"{str(output)!r} is a folder")
     if not output.parent.is_dir():

@@ -16,9 +16,9 @@ from ..describe import describe
 from ..errors import FormatError, VqmError
 from ..reader import IndexedReader, LayerInfo, SequentialReader, parse_book_chunk, parse_meta
 from ..records import AliasRecord, BookRecord, Record, TensorRecord
-from .files import STDIO, local_path, opened, select
+from .files import STDIO, label, local_path, opened, select
 from .progress import Progress, progress_bar
-from .text import count, counted, escape, file_text, number, shape_text, shorten, table, to_json
+from .text import count, counted, describe_error, escape, number, shape_text, shorten, table, to_json
 
 _SHOWN_METADATA = 12  # pairs, unless -v
 
@@ -57,6 +57,7 @@ class _Contents:
         self.digest = index.digest
         self.file_nbytes = stream.seek(0, os.SEEK_END)
         self.tensors: list[_Tensor] = []
+        self._by_name: dict[str, _Tensor] = {}
         self.section_nbytes = self.n_books = self.n_layers = 0
         self.metadata: dict[str, Any] = {}
         self.generator = ""
@@ -87,20 +88,19 @@ class _Contents:
         for record in layer.records:
             n_sections = record.n_sections() if isinstance(record, TensorRecord) else 0
             stored_nbytes = sum(next(entries).nbytes for _ in range(n_sections))
-            self.tensors.append(self._tensor(record, layer.name, stored_nbytes))
+            tensor = self._tensor(record, layer.name, stored_nbytes)
+            self.tensors.append(tensor)
+            self._by_name[tensor.name] = tensor
 
     def _tensor(self, record: Record, layer: str, stored_nbytes: int) -> _Tensor:
         match record:
             case AliasRecord(name, target):
-                original = self._by_name().get(target)
+                original = self._by_name.get(target)
                 if original is None:
                     raise FormatError(f"tensor {name!r}: its target {target!r} is no earlier tensor", clause="ALI-001")
                 return _Tensor(name, layer, original.dtype, original.shape, f"alias of {target}", 0, target)
             case TensorRecord():
                 return _Tensor(record.name, layer, record.dtype, record.shape, describe(record), stored_nbytes, None)
-
-    def _by_name(self) -> dict[str, _Tensor]:
-        return {tensor.name: tensor for tensor in self.tensors}
 
     @property
     def n_elements(self) -> int:
@@ -115,7 +115,7 @@ def run_info(args: argparse.Namespace) -> int:
     """What is in a file."""
     with local_path(args.file) as path, open(path, "rb") as stream:
         contents = _Contents(stream)
-    chosen = set(select([tensor.name for tensor in contents.tensors], args.names))
+        chosen = set(select([tensor.name for tensor in contents.tensors], args.names))
     tensors = [tensor for tensor in contents.tensors if tensor.name in chosen]
     if args.json:
         print(to_json(_info_json(args.file, contents, tensors)))
@@ -138,17 +138,16 @@ def _info_json(file: str, contents: _Contents, tensors: list[_Tensor]) -> dict[s
 
 def _summary(file: str, contents: _Contents, *, verbose: bool) -> list[str]:
     overhead = contents.overhead_nbytes / contents.file_nbytes
-    parts = [counted(contents.n_layers, "layer"), counted(len(contents.tensors), "tensor"),
+    n_aliases = sum(tensor.alias_of is not None for tensor in contents.tensors)
+    aliases = f" ({n_aliases:,} {'alias' if n_aliases == 1 else 'aliases'})" if n_aliases else ""
+    parts = [counted(contents.n_layers, "layer"), counted(len(contents.tensors), "tensor") + aliases,
              counted(contents.n_elements, "weight")]  # fmt: skip
     if contents.n_books:
         parts.append(counted(contents.n_books, "shared codebook"))
-    n_aliases = sum(tensor.alias_of is not None for tensor in contents.tensors)
-    if n_aliases:
-        parts.insert(2, f"{n_aliases:,} of them {'alias' if n_aliases == 1 else 'aliases'}")
     size = f"{count(contents.file_nbytes)} bytes, of which {count(contents.overhead_nbytes)} overhead ({overhead:.1%})"
     if contents.n_elements:
         size += f"; {8 * contents.file_nbytes / contents.n_elements:.3f} bits/weight"
-    lines = [f"file      {file_text(file)}",
+    lines = [f"file      {label(file)}",
              f"format    vqm {contents.version}, written by {escape(shorten(contents.generator))}",
              f"content   {', '.join(parts)}", f"size      {size}", f"digest    {contents.digest.hex()}"]  # fmt: skip
     pairs = list(contents.metadata.items())
@@ -183,28 +182,22 @@ def run_verify(args: argparse.Namespace) -> int:
         try:
             digest = _verify(file, quiet=args.quiet or args.json)
         except (VqmError, OSError) as err:
-            from . import describe as describe_error
-
             text = describe_error(err)
             result["error"] = text
             if isinstance(err, FormatError):
                 result |= {"error_class": err.error_class, "clause": err.clause or None, "offset": err.offset}
             if not args.json:
-                where = "" if getattr(err, "filename", None) is not None else f"{_label(file)}: "
+                where = "" if getattr(err, "filename", None) is not None else f"{label(file)}: "
                 sys.stdout.flush()  # lines of both streams stay in order
                 print(f"vqm: error: {where}{text}", file=sys.stderr)
         else:
             result |= {"ok": True, "digest": digest}
             if not (args.json or args.quiet):
-                print(f"{_label(file)}: ok {digest}")
+                print(f"{label(file)}: ok {digest}")
         results.append(result)
     if args.json:
         print(to_json(results))
     return 0 if all(result["ok"] for result in results) else 1
-
-
-def _label(file: str) -> str:
-    return "stdin" if file == STDIO else file_text(file)
 
 
 def _verify(file: str, *, quiet: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,17 +23,23 @@ def progress_bar(*, quiet: bool, unit: str) -> Iterator[Progress | None]:
         yield None
         return
     try:
-        from tqdm import tqdm
+        tqdm: Any = importlib.import_module("tqdm").tqdm
     except ImportError:
         yield None
         return
-    bar: Any = tqdm(file=sys.stderr, unit=unit, unit_scale=True, leave=False, dynamic_ncols=True, total=0)
+    bar: Any = None
 
     def update(label: str, done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(file=sys.stderr, unit=unit, unit_scale=True, leave=False, dynamic_ncols=True, total=total)
         if done < bar.n or total != bar.total:
             bar.reset(total)
         bar.set_description_str(shorten(escape(label), 40), refresh=False)
         bar.update(done - bar.n)
 
-    with bar:
+    try:
         yield update
+    finally:
+        if bar is not None:
+            bar.close()

@@ -10,6 +10,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..errors import VqmError
+
 _MAX_PADDING = 60  # a longer cell stands out of its column instead of widening it
 
 
@@ -25,6 +27,23 @@ def escape(text: str) -> str:
 def one_line(text: str) -> str:
     """An error message on one line and safe to print; backslashes stay, for names in it are escaped already."""
     return "".join(_escape_one(char) for char in " ".join(text.split()))
+
+
+def describe_error(err: Exception) -> str:
+    """What went wrong, on one line, for people."""
+    match err:
+        case VqmError():
+            text = str(err)
+        case OSError(strerror=str(reason)):
+            where = "" if err.filename is None else f"{os.fspath(err.filename)!r}: "
+            text = f"{where}{reason[:1].lower()}{reason[1:]}"
+        case OSError() | ImportError():
+            text = str(err)
+        case MemoryError():
+            text = f"not enough memory{f': {err}' if str(err) else ''}"
+        case _:
+            text = f"unexpected {type(err).__name__}: {err} (VQM_TRACEBACK=1 shows where)"
+    return one_line(text)
 
 
 def _escape_one(char: str) -> str:
@@ -87,11 +106,6 @@ def decibel(value: float) -> str:
 def number(value: float, format: str) -> str:
     """A number, or ``-`` where there is none."""
     return "-" if math.isnan(value) else f"{value:{format}}"
-
-
-def file_text(path: str | os.PathLike[str]) -> str:
-    """A file's name, safe to print."""
-    return escape(os.fspath(path))
 
 
 def to_json(value: Any) -> str:

@@ -13,8 +13,10 @@ from ..errors import EncodeError
 from .uniform import ROUNDING
 
 SAMPLE = 1 << 15
-EQUALITY = 0.35  # 0: one absolute step for all tensors; 1: a step in proportion to each tensor's deviation
+# One absolute step for all tensors is best (at 1 point of loss 43x against 34x and 27x on Caffe's LeNet for steps in
+# proportion to the deviation to the 0, 0.35 and 0.7), but a tensor of small weights must not vanish beside a large one.
 _LARGEST_STEP = 3.0  # times a tensor's deviation: beyond it nearly everything becomes 0
+_LARGEST_SHARE = 4.0  # times the step that the tensor would have if all had its deviation
 _SMALLEST_STEP = 2.0**-14
 _TOLERANCE = 0.004
 _MAX_TRIES = 7
@@ -55,8 +57,8 @@ class Steps:
         """Step of a tensor when the global step is ``relative`` times the model's root mean square."""
         if not statistics.deviation:
             return 1.0
-        share = statistics.deviation / self.reference
-        return min(relative * self.reference * share**EQUALITY, _LARGEST_STEP * statistics.deviation)
+        largest = min(_LARGEST_SHARE * relative, _LARGEST_STEP) * statistics.deviation
+        return min(relative * self.reference, largest)
 
     def estimate(self, relative: float) -> float:
         """Bytes of all codes at this step."""

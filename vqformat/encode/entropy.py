@@ -9,7 +9,7 @@ import zstandard
 
 from .. import bits
 from ..bits import Codes, Planes
-from ..container import Section
+from ..container import TABLE_ENTRY_NBYTES, Section
 
 # Literals only, nearly: on the packed codes of weights ordinary levels lose 0.2-0.7 bit a weight below 4 bits to
 # spurious matches; these parameters stay within 1-2 % of the entropy.
@@ -59,7 +59,7 @@ def choose_planes(codes: Codes, entries: int, *, compress: bool = True) -> Plane
     best, best_nbytes = (), None
     for planes in _candidates(entries):
         payloads = bits.pack(sample, entries, planes)
-        nbytes = sum(
+        nbytes = TABLE_ENTRY_NBYTES * len(payloads) + sum(
             min(len(p), len(_compress(p, _LITERALS)), len(_compress(p, _MATCHES)) if len(p) < 1 << 16 else len(p))
             if compress
             else len(p)

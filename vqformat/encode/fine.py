@@ -38,10 +38,11 @@ def encode_fine(name: str, dtype: str, array: npt.NDArray[Any]) -> tuple[Encoded
         The encoded tensor, and the rounded array.
     """
     rounded = array
+    flat = array.reshape(-1)
     if dtype in ("f32", "c64"):
-        rounded = _round_fraction(array.view(np.float32), np.dtype("<u4"), 23).view(array.dtype)
+        rounded = _round_fraction(flat.view(np.float32), np.dtype("<u4"), 23).view(array.dtype).reshape(array.shape)
     elif dtype in ("f64", "c128"):
-        rounded = _round_fraction(array.view(np.float64), np.dtype("<u8"), 52).view(array.dtype)
+        rounded = _round_fraction(flat.view(np.float64), np.dtype("<u8"), 52).view(array.dtype).reshape(array.shape)
     return encode_exact(name, dtype, rounded), rounded
 
 

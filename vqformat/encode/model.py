@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from ..codecs.tables import Floats
 from ..describe import describe
 from ..dtypes import BY_NAME
 from ..errors import EncodeError
+from ..limits import MAX_NAME_NBYTES
 from ..records import AliasRecord, Layout, make_view
 from ..writer import EncodedTensor, Writer
 from . import fine, quantize
@@ -27,7 +29,8 @@ from .uniform import encode_uniform
 
 Array = npt.NDArray[Any]
 SMALLEST_COARSE = 256  # elements; tensors below it, and those of one axis, are coded finely
-DEFAULT_STEP = 0.5  # times the deviation
+_LARGEST = float(np.finfo(np.float32).max) / 16  # room for sums of stages and for products with scales
+DEFAULT_STEP = 0.3  # times the root mean square of all weights on grids
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,18 @@ def layer_name(tensor: str) -> str:
     return tensor[: max(tensor.rfind("."), tensor.rfind("/"), 0)]
 
 
+def check_name(name: str) -> None:
+    """Raise EncodeError unless a tensor may have this name (TEN-001)."""
+    try:
+        nbytes = len(name.encode())
+    except UnicodeEncodeError as err:
+        raise EncodeError(f"the name {name!r} is no Unicode text: {err.reason}") from err
+    if not nbytes or "\0" in name:
+        raise EncodeError(f"the name {name!r} is empty or has a character U+0000")
+    if nbytes > MAX_NAME_NBYTES:
+        raise EncodeError(f"the name {name[:40]!r}… has {nbytes} bytes; at most {MAX_NAME_NBYTES} are allowed")
+
+
 def sqnr_db(original: Array, decoded: Array) -> float:
     """Signal-to-quantization-noise ratio in dB; inf where equal."""
     signal = noise = 0.0
@@ -186,9 +201,15 @@ class _Encoder:
         self._book_numbers: dict[str, int] = {}
         names = set()
         for tensor in tensors:
+            check_name(tensor.name)
             if tensor.name in names:
                 raise EncodeError(f"two tensors have the name {tensor.name!r}")
             names.add(tensor.name)
+        unused = options.recipe.unused(names) if options.recipe is not None else []
+        if unused:
+            near = difflib.get_close_matches(unused[0], names, n=3)
+            hint = f"; near matches: {', '.join(map(repr, near))}" if near else ""
+            raise EncodeError(f"the pattern {unused[0]!r} matches no tensor that an earlier one does not{hint}")
 
     def write(self, target: str | os.PathLike[str] | BinaryIO, metadata: dict[str, Any] | None, overwrite: bool) -> Report:
         with Writer(target, metadata, overwrite=overwrite) as writer:
@@ -307,7 +328,10 @@ class _Encoder:
         if not is_arithmetic or (method is not None and method.name == "lossless"):
             return self._result(tensor, fine.encode_exact(tensor.name, tensor.dtype, array), math.inf)
         if method is not None and quantize.is_vector_method(method):
-            return self._encode_by_method(tensor, array, method)
+            try:
+                return self._encode_by_method(tensor, array, method)
+            except EncodeError as err:
+                raise EncodeError(f"tensor {tensor.name!r}: {err}") from err
         statistics = self._statistics.get(tensor.name)
         if statistics is None or (method is not None and method.name == "fine"):
             encoded, rounded = fine.encode_fine(tensor.name, tensor.dtype, array)
@@ -328,9 +352,9 @@ class _Encoder:
         stages: list[QuantizedStage]
         if name:
             stages = quantize.quantize_with_book(matrix, view, method, self._books[name], self._book_number(name),
-                                                 seed=self.options.seed)  # fmt: skip
+                                                 seed=self.options.seed, dtype=tensor.dtype)  # fmt: skip
         else:
-            stages = quantize.quantize(matrix, view, method, seed=self.options.seed)
+            stages = quantize.quantize(matrix, view, method, seed=self.options.seed, dtype=tensor.dtype)
         encoded = assemble(tensor.name, tensor.dtype, tensor.shape, layout, stages)
         decoded = stages[0].values(view)
         for stage in stages[1:]:
@@ -403,9 +427,10 @@ def native(tensor: SourceTensor) -> Array:
 
 def fits_float32(array: Array) -> bool:
     """Whether all values are finite in float32 (SPEC 7: others can only be stored raw)."""
-    parts = (array.real, array.imag) if np.iscomplexobj(array) else (array,)
-    largest = float(np.finfo(np.float32).max) / 16  # room for sums of stages and products with scales
-    return all(bool(np.isfinite(part).all()) and float(np.abs(part).max(initial=0)) < largest for part in parts)
+    with np.errstate(all="ignore"):  # NaN and what overflows are what is asked for
+        values = reals(array)
+        low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    return -_LARGEST < low and high < _LARGEST  # false for NaN
 
 
 def _layout(method: Method, tensor: SourceTensor) -> Layout:

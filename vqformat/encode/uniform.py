@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,9 @@ _MAX_CODE = 30_000
 _TRIAL_CODES = 1 << 18
 
 
-def quantize_uniform(matrix: Floats, step: float, *, rounding: float = ROUNDING, gain: bool = True) -> QuantizedStage:
+def quantize_uniform(
+    matrix: Floats, step: float, *, rounding: float = ROUNDING, gain: bool = True, largest: float = math.inf
+) -> QuantizedStage:
     """Quantize to a grid; the values are the centroids of their cells, times one gain.
 
     The gain restores ``<q, w> = <w, w>``: centroids shrink a tensor, by half its energy at the coarsest steps, and
@@ -31,6 +34,7 @@ def quantize_uniform(matrix: Floats, step: float, *, rounding: float = ROUNDING,
     Args:
         matrix: ``(R, C)``, finite.
         step: Distance of grid points; made larger if there would be more points than a codebook holds.
+        largest: No value may be larger (VAL-002).
     """
     step = max(step, float(np.abs(matrix).max(initial=0)) / _MAX_CODE, float(np.finfo(np.float32).tiny))
     codes = np.abs(matrix) * np.float32(1 / step)
@@ -52,6 +56,7 @@ def quantize_uniform(matrix: Floats, step: float, *, rounding: float = ROUNDING,
         energy, projection = float(np.vdot(matrix, matrix)), float(points @ sums)
         if projection > 0:
             points *= min(energy / projection, 4.0)
+    points = np.clip(points, -largest, largest)
     dtype = table_dtype(points)
     stage = CodebookStage(dim=1, entries=entries, source=TableSource(dtype))
     return QuantizedStage(stage, [tables.encode(points, dtype)], grid)
@@ -78,7 +83,8 @@ def encode_uniform(
         The encoded tensor, and its quantized values in the shape of ``values``.
     """
     flat_view = make_view(values.shape, False, by_rows(values.shape))
-    quantized = quantize_uniform(values.reshape(flat_view.n_rows, flat_view.n_columns), step)
+    largest = 65504.0 if dtype == "f16" else math.inf
+    quantized = quantize_uniform(values.reshape(flat_view.n_rows, flat_view.n_columns), step, largest=largest)
     grid = quantized.codes.reshape(values.shape)
     candidates = orientations(name, values)
     best = candidates[0]

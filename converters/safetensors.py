@@ -1,0 +1,121 @@
+"""safetensors files as a source, single or sharded; the safetensors package checks them, NumPy reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vqformat.bits import unpack_nibbles
+from vqformat.dtypes import BY_NAME
+from vqformat.encode.model import SourceTensor
+from vqformat.errors import ConversionError
+
+from .detect import read_json
+from .source import Source, take_metadata
+
+try:
+    from safetensors import SafetensorError, safe_open
+except ImportError as err:
+    raise ImportError("safetensors files need its package; run: pip install 'vqformat[safetensors]'") from err
+
+# safetensors' name -> SPEC name; F6_E2M3 and F6_E3M2 have none
+DTYPES = {
+    "BOOL": "bool", "U8": "u8", "I8": "i8", "U16": "u16", "I16": "i16", "U32": "u32", "I32": "i32", "U64": "u64",
+    "I64": "i64", "F16": "f16", "BF16": "bf16", "F32": "f32", "F64": "f64", "C64": "c64", "F8_E4M3": "f8_e4m3fn",
+    "F8_E5M2": "f8_e5m2", "F8_E4M3FNUZ": "f8_e4m3fnuz", "F8_E5M2FNUZ": "f8_e5m2fnuz", "F8_E8M0": "f8_e8m0fnu",
+    "F4": "f4_e2m1fn",
+}  # fmt: skip
+
+
+def open_safetensors(path: Path) -> Source:
+    """Open one safetensors file.
+
+    Raises:
+        ConversionError: It is damaged, or has a dtype that a ``.vqm`` cannot hold.
+    """
+    notes: list[str] = []
+    tensors, metadata = _read(path)
+    return Source("safetensors", tensors, take_metadata(metadata, notes), notes, {"format": "safetensors"})
+
+
+def open_sharded(index: Path) -> Source:
+    """Open a sharded model by its ``*.safetensors.index.json``: shards in order of their names.
+
+    Raises:
+        ConversionError: A shard is missing or damaged, or does not have what the index says.
+    """
+    places = read_json(index)["weight_map"]
+    shards = sorted({_shard_name(index, shard) for shard in places.values()})
+    absent = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if absent:
+        raise ConversionError(f"{str(index)!r} names shards that are not beside it: {', '.join(map(repr, absent))}")
+    notes: list[str] = []
+    tensors: list[SourceTensor] = []
+    metadata: dict[str, Any] = {}
+    for shard in shards:
+        found, more = _read(index.parent / shard)
+        metadata = {**more, **metadata}
+        names = {tensor.name for tensor in found}
+        lost = [name for name, place in places.items() if place == shard and name not in names]
+        if lost:
+            raise ConversionError(f"{str(index)!r} says that {shard!r} has tensor {lost[0]!r}, but it has not")
+        for tensor in found:
+            if places.get(tensor.name) == shard:
+                tensors.append(tensor)
+            else:
+                notes.append(f"left out {tensor.name!r} of {shard!r}: the index does not place it there")
+    return Source("safetensors", tensors, take_metadata(metadata, notes), notes, {"format": "safetensors"})
+
+
+def _shard_name(index: Path, shard: Any) -> str:
+    # A file must not point elsewhere: shards lie beside their index
+    if not isinstance(shard, str) or not shard or shard in (".", "..") or "\0" in shard or set(shard) & set("/\\:"):
+        raise ConversionError(f"{str(index)!r} names the shard {shard!r}; a plain file name is allowed")
+    return shard
+
+
+def _read(path: Path) -> tuple[list[SourceTensor], dict[str, Any]]:
+    """Tensors in order of their data, and ``__metadata__``."""
+    try:
+        with safe_open(path, framework="np") as file:
+            names = set(file.keys())
+    except SafetensorError as err:
+        raise ConversionError(f"{str(path)!r} is a safetensors file that is damaged or cut short, or no checkpoint at"
+                              f" all ({err}); fetch or save it again") from err  # fmt: skip
+    with open(path, "rb") as stream:  # what follows has just been checked by the package
+        size = int.from_bytes(stream.read(8), "little")
+        header: dict[str, Any] = json.loads(stream.read(size))
+    metadata = header.pop("__metadata__", None) or {}
+    if set(header) != names:
+        raise ConversionError(f"{str(path)!r} is a safetensors file whose header is ambiguous")
+    tensors = []
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype = DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise ConversionError(f"{str(path)!r}: tensor {name!r} has dtype {entry['dtype']}; a .vqm does not have it")
+        shape = tuple(entry["shape"])
+        start, end = entry["data_offsets"]
+        tensors.append(SourceTensor(name, dtype, shape, _loader(path, dtype, shape, 8 + size + start, end - start)))
+    return tensors, metadata
+
+
+def _loader(path: Path, dtype: str, shape: tuple[int, ...], offset: int, nbytes: int) -> Callable[[], npt.NDArray[Any]]:
+    def load() -> npt.NDArray[Any]:
+        if os.path.getsize(path) < offset + nbytes:
+            raise ConversionError(f"{str(path)!r} became shorter while it was read")
+        data = np.fromfile(path, np.uint8, nbytes, offset=offset)
+        info = BY_NAME[dtype]
+        if info.bits == 4:
+            return unpack_nibbles(data, 2 * nbytes).view(info.numpy).reshape(shape)
+        if dtype == "bool":
+            truth: npt.NDArray[Any] = data != 0  # safetensors accepts any byte: whatever is not 0 is true
+            return truth.reshape(shape)
+        return data.view(info.numpy).reshape(shape)
+
+    return load

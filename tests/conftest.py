@@ -1,0 +1,24 @@
+"""What several test files need."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = ROOT / "fixtures"
+CHECKPOINT = FIXTURES / "checkpoints" / "lenet300_100_mnist.pt"
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # strategies, vqmbuilder, minidecoder
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real models that is no part of the project; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("VQFORMAT_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: set VQFORMAT_DATA to where the benchmark models lie")
+    return folder

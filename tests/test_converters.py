@@ -1,0 +1,695 @@
+"""Checkpoints of other formats to .vqm and back: files that their own libraries wrote, and files that must be refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pickle
+import struct
+import sys
+import zipfile
+from argparse import Namespace
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import vqformat
+from vqformat.converters import convert, extract, open_source
+from vqformat.errors import ConversionError, TensorNotFoundError
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'vqformat[torch]'")
+st = pytest.importorskip("safetensors.torch", reason="not installed: pip install 'vqformat[safetensors]'")
+
+IS_ZIP = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+
+
+def data_file(name: str) -> Path:
+    """A real checkpoint; the test is skipped where there is none."""
+    folder = Path(os.environ.get("VQFORMAT_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data")
+    if not (folder / name).is_file():
+        pytest.skip(f"needs {name}; set VQFORMAT_DATA to the folder that has it")
+    return folder / name
+
+
+def save_torch(path: Path, checkpoint: Any, is_zip: bool = True) -> Path:
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=is_zip)
+    return path
+
+
+def arrays_of(path: Path) -> dict[str, Any]:
+    with open_source(path) as source:
+        return {tensor.name: tensor.load() for tensor in source.tensors}
+
+
+def bits_equal(a: Any, b: Any) -> bool:
+    return bool(a.dtype == b.dtype and a.shape == b.shape and np.array(a).tobytes() == np.array(b).tobytes())
+
+
+def torch_equal(a: Any, b: Any) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return bool((a.contiguous().view(-1).view(torch.uint8) == b.contiguous().view(-1).view(torch.uint8)).all())
+
+
+def every_kind() -> dict[str, Any]:
+    """Tensors of every dtype and awkward form that a state dict can have."""
+    base = torch.arange(24.0).reshape(2, 3, 4)
+    return {
+        "f32": torch.tensor([[1.0, -0.0], [float("nan"), float("inf")]]),
+        "f64": torch.tensor([1e300]),
+        "f16": torch.tensor([1.5, 65504.0], dtype=torch.float16),
+        "bf16": torch.tensor([[1.5, -3e38]], dtype=torch.bfloat16),
+        "bf16.t": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3).t(),
+        "f8a": torch.tensor([0.5, 448.0]).to(torch.float8_e4m3fn),
+        "f8b": torch.tensor([0.5, -57344.0]).to(torch.float8_e5m2),
+        "c64": torch.tensor([1 + 2j]),
+        "c64.conj": torch.tensor([[1 + 2j, 3j]]).conj(),
+        "c128": torch.tensor([1 - 2j], dtype=torch.complex128),
+        "bool": torch.tensor([True, False]),
+        "u8": torch.tensor([0, 255], dtype=torch.uint8),
+        "u16": torch.tensor([65535], dtype=torch.uint16),
+        "i64": torch.tensor([-(2**62)]),
+        "0d": torch.tensor(3.25),
+        "0d.int": torch.tensor(7),
+        "empty": torch.zeros(0, 5),
+        "transposed": base.permute(2, 0, 1),
+        "strided": base[:, ::2, 1:],
+        "expanded": torch.tensor([2.0]).expand(4, 3),
+    }
+
+
+class TestPyTorch:
+    @IS_ZIP
+    def test_every_dtype_and_form_survives_to_vqm_and_back(self, tmp_path: Path, is_zip: bool) -> None:
+        state = every_kind()
+        if not is_zip:  # torch.load cannot read these from a legacy file with weights_only
+            state = {name: state[name] for name in state if name not in ("f8a", "f8b", "u16")}
+        save_torch(tmp_path / "a.pt", state, is_zip)
+
+        convert(tmp_path / "a.pt", tmp_path / "a.vqm", lossless=True)
+        extract(tmp_path / "a.vqm", tmp_path / "b.pt")
+
+        found = torch.load(tmp_path / "b.pt", weights_only=True)
+        assert list(found) == list(state)
+        assert all(torch_equal(found[name], state[name].resolve_conj()) for name in state)
+
+    def test_packed_4_bit_floats_are_counted_in_elements(self, tmp_path: Path) -> None:
+        packed = torch.tensor([[0x21, 0x43, 0xF5]], dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+        save_torch(tmp_path / "a.pt", {"w": packed})
+
+        convert(tmp_path / "a.pt", tmp_path / "a.vqm")
+        extract(tmp_path / "a.vqm", tmp_path / "b.pt")
+
+        array = vqformat.load_file(tmp_path / "a.vqm")["w"]
+        assert array.astype(np.float32).tolist() == [[0.5, 1.0, 1.5, 2.0, 3.0, -6.0]]
+        found = torch.load(tmp_path / "b.pt", weights_only=True)["w"]
+        assert found.dtype == torch.float4_e2m1fn_x2 and found.view(torch.uint8).tolist() == [[0x21, 0x43, 0xF5]]
+
+    @IS_ZIP
+    @pytest.mark.parametrize("keys", [["state_dict"], ["model"], ["checkpoint", "model_state_dict"]])
+    def test_state_dict_is_found_inside_a_checkpoint(self, tmp_path: Path, is_zip: bool, keys: list[str]) -> None:
+        checkpoint: Any = OrderedDict({"module.fc.weight": torch.ones(2, 3), "module.fc.bias": torch.zeros(2)})
+        for key in reversed(keys):
+            checkpoint = {"epoch": 3, key: checkpoint, "best": torch.tensor(91.7)}
+            checkpoint["optimizer"] = {"state": {0: {"exp_avg": torch.ones(6)}}, "param_groups": [{"lr": 0.1}]}
+            if key == "checkpoint":
+                del checkpoint["optimizer"], checkpoint["best"]
+        save_torch(tmp_path / "a.pt", checkpoint, is_zip)
+
+        report = convert(tmp_path / "a.pt", tmp_path / "a.vqm")
+
+        assert [tensor.name for tensor in report.tensors] == ["module.fc.weight", "module.fc.bias"]
+        with vqformat.safe_open(tmp_path / "a.vqm") as file:
+            assert file.metadata() == {"vqm.source": {"format": "pytorch", "nesting": keys}}
+        assert any("optimizer" in note and "1 tensor" in note for note in report.notes)
+        assert any("epoch' (int 3)" in note for note in report.notes)
+        assert any("best' (tensor of shape ())" in note for note in report.notes)
+
+    def test_several_state_dicts_are_joined_without_the_optimizer(self, tmp_path: Path) -> None:
+        save_torch(tmp_path / "a.pt", {"generator": {"w": torch.ones(2)}, "critic": {"w": torch.zeros(3)},
+                                       "optim_g": {"m": torch.ones(2)}})  # fmt: skip
+
+        with open_source(tmp_path / "a.pt") as source:
+            assert [tensor.name for tensor in source.tensors] == ["generator.w", "critic.w"]
+            assert "left out 'optim_g' (dict of 1 with 1 tensor)" in source.notes
+
+    def test_lists_and_single_tensors_get_names(self, tmp_path: Path) -> None:
+        save_torch(tmp_path / "list.pt", [torch.ones(2), torch.zeros(3)])
+        save_torch(tmp_path / "one.pt", torch.ones(2))
+
+        assert list(arrays_of(tmp_path / "list.pt")) == ["0", "1"]
+        assert list(arrays_of(tmp_path / "one.pt")) == ["tensor"]
+
+    @IS_ZIP
+    def test_tied_tensors_become_aliases_and_are_tied_again(self, tmp_path: Path, is_zip: bool) -> None:
+        w = torch.arange(6.0).reshape(2, 3)
+        state = {"embed.weight": w, "copy": w.clone(), "head.weight": w, "view": w.view(2, 3), "t": w.t()}
+        save_torch(tmp_path / "a.pt", state, is_zip)
+
+        report = convert(tmp_path / "a.pt", tmp_path / "a.vqm", lossless=True)
+        extract(tmp_path / "a.vqm", tmp_path / "b.pt")
+
+        with vqformat.safe_open(tmp_path / "a.vqm") as file:
+            aliases = {name: file.info(name).alias_of for name in file}
+        assert aliases == {"embed.weight": None, "copy": None, "head.weight": "embed.weight", "view": "embed.weight",
+                           "t": None}  # fmt: skip
+        assert report.notes == ["'t' and 'embed.weight' are views that overlap: each is stored on its own"]
+        found = torch.load(tmp_path / "b.pt", weights_only=True)
+        assert found["head.weight"].data_ptr() == found["embed.weight"].data_ptr() != found["copy"].data_ptr()
+
+    @IS_ZIP
+    def test_parts_of_one_storage_are_stored_without_the_rest(self, tmp_path: Path, is_zip: bool) -> None:
+        flat = torch.arange(100_000.0)
+        save_torch(tmp_path / "a.pt", {"a": flat[:10], "b": flat[10:20], "c": flat[5:15]}, is_zip)
+
+        report = convert(tmp_path / "a.pt", tmp_path / "a.vqm", lossless=True)
+
+        assert (tmp_path / "a.vqm").stat().st_size < 2000
+        assert len(report.notes) == 2 and all("overlap" in note for note in report.notes)
+        assert vqformat.load_file(tmp_path / "a.vqm")["c"].tolist() == list(range(5, 15))
+
+    @pytest.mark.parametrize("is_deflated", [False, True])
+    def test_compressed_zip_members_are_read(self, tmp_path: Path, is_deflated: bool) -> None:
+        save_torch(tmp_path / "a.pt", {"w": torch.arange(1000.0)})
+        method = zipfile.ZIP_DEFLATED if is_deflated else zipfile.ZIP_STORED
+        with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(tmp_path / "b.pt", "w", method) as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name))
+
+        assert arrays_of(tmp_path / "b.pt")["w"].tolist() == list(range(1000))
+
+    @IS_ZIP
+    def test_harmless_objects_are_left_out(self, tmp_path: Path, is_zip: bool) -> None:
+        checkpoint = {"state_dict": {"w": torch.ones(2)}, "acc": np.float64(0.9), "args": Namespace(lr=1),
+                      "log": np.arange(3), "out": Path("runs/1"), "device": torch.device("cpu")}  # fmt: skip
+        save_torch(tmp_path / "a.pt", checkpoint, is_zip)
+
+        with open_source(tmp_path / "a.pt") as source:
+            assert [tensor.name for tensor in source.tensors] == ["w"]
+            assert len(source.notes) == 5
+
+    def test_tensors_tagged_cuda_are_read_without_a_gpu(self, tmp_path: Path) -> None:
+        save_torch(tmp_path / "cpu.pt", {"w": torch.arange(5.0)}, is_zip=False)
+        data = (tmp_path / "cpu.pt").read_bytes()
+        tag, cuda = b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"  # pickled strings
+        assert tag in data
+        (tmp_path / "cuda.pt").write_bytes(data.replace(tag, cuda))
+
+        assert arrays_of(tmp_path / "cuda.pt")["w"].tolist() == [0, 1, 2, 3, 4]
+
+    def test_real_legacy_checkpoint(self, tmp_path: Path) -> None:
+        source = data_file("resnet20-12fca82f.th")
+
+        report = convert(source, tmp_path / "a.vqm", lossless=True)
+        extract(tmp_path / "a.vqm", tmp_path / "b.pt")
+
+        expected = torch.load(source, map_location="cpu", weights_only=True)["state_dict"]
+        found = torch.load(tmp_path / "b.pt", weights_only=True)
+        assert list(found) == list(expected) and "module.conv1.weight" in found
+        assert all(torch_equal(found[name], expected[name]) for name in expected)
+        assert report.notes == ["left out 'best_prec1' (float 91.78000183105469)"]
+
+    def test_real_zip_checkpoint_loads_into_its_model(self, tmp_path: Path) -> None:
+        source = data_file("lenet300_100_mnist.pt")
+
+        report = convert(source, tmp_path / "a.vqm", ratio=12)
+        extract(tmp_path / "a.vqm", tmp_path / "b.pt")
+
+        assert report.ratio > 11.8
+        expected = torch.load(source, weights_only=True)
+        found = torch.load(tmp_path / "b.pt", weights_only=True)
+        assert {name: (t.shape, t.dtype) for name, t in found.items()} == {
+            name: (t.shape, t.dtype) for name, t in expected.items()
+        }
+
+    def test_torch_without_its_security_fixes_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        save_torch(tmp_path / "a.pt", {"w": torch.ones(2)})
+        monkeypatch.setattr(torch, "__version__", "2.9.1")
+
+        with pytest.raises(ImportError, match=r"pip install 'torch>=2\.10'"):
+            open_source(tmp_path / "a.pt")
+
+
+class Attack:
+    """Pickles to a call that leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+class TestHostileCheckpoints:
+    @IS_ZIP
+    def test_a_pickle_that_calls_something_is_refused_and_not_run(self, tmp_path: Path, is_zip: bool) -> None:
+        save_torch(tmp_path / "a.pt", {"w": torch.ones(2), "x": Attack(tmp_path / "ran")}, is_zip)
+
+        with pytest.raises(ConversionError, match=r"needs the Python object \w+\.mkdir.*state_dict"):
+            open_source(tmp_path / "a.pt")
+
+        assert not (tmp_path / "ran").exists()
+
+    @IS_ZIP
+    def test_a_whole_module_is_refused(self, tmp_path: Path, is_zip: bool) -> None:
+        save_torch(tmp_path / "a.pt", torch.nn.Linear(2, 2), is_zip)
+
+        with pytest.raises(ConversionError, match=r"torch\.nn\.modules\.linear\.Linear.*state_dict"):
+            open_source(tmp_path / "a.pt")
+
+    def test_another_program_s_pickle_is_refused_and_not_run(self, tmp_path: Path) -> None:
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(Attack(tmp_path / "ran")))
+
+        with pytest.raises(ConversionError, match="pickle that torch.save did not write"):
+            open_source(tmp_path / "a.pkl")
+
+        assert not (tmp_path / "ran").exists()
+
+    def test_pickled_arrays_are_not_loaded(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "a.npz", x=np.array([Attack(tmp_path / "ran")], dtype=object), w=np.ones(3))
+
+        with open_source(tmp_path / "a.npz") as source:
+            assert [tensor.name for tensor in source.tensors] == ["w"]
+            assert source.notes == ["left out 'x': pickled Python objects, which are never loaded"]
+
+        assert not (tmp_path / "ran").exists()
+
+    def test_a_storage_that_claims_more_than_the_file_has_is_refused(self, tmp_path: Path) -> None:
+        save_torch(tmp_path / "a.pt", {"w": torch.ones(1000)})
+        with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(tmp_path / "b.pt", "w") as new:
+            for name in old.namelist():
+                content = old.read(name)
+                if name.endswith("data.pkl"):  # both sizes, of the storage and of the tensor
+                    content = content.replace(b"M\xe8\x03", b"J" + struct.pack("<i", 10**9))
+                new.writestr(name, content)
+
+        with pytest.raises(ConversionError, match="damaged"):
+            open_source(tmp_path / "b.pt")
+
+    def test_nesting_that_would_explode_is_refused(self, tmp_path: Path) -> None:
+        nested: Any = {"w": torch.ones(1), "v": torch.ones(1)}
+        for _ in range(40):  # 2^40 paths to two tensors
+            nested = {"a": nested, "b": nested}
+        save_torch(tmp_path / "a.pt", nested)
+
+        with pytest.raises(ConversionError, match="more than"):
+            open_source(tmp_path / "a.pt")
+
+    def test_an_array_header_that_claims_more_than_the_file_has_is_refused(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "a.npy", np.ones(1000))
+        data = (tmp_path / "a.npy").read_bytes()
+        (tmp_path / "a.npy").write_bytes(data.replace(b"(1000,)", b"(1<<9,)").replace(b"(1<<9,)", b"(9**9,)"))
+        with pytest.raises(ConversionError):
+            open_source(tmp_path / "a.npy")
+        (tmp_path / "a.npy").write_bytes(data.replace(b"(1000,)", b"(99999999999,)").replace(b" " * 7 + b" ", b"", 0))
+        with pytest.raises(ConversionError):
+            open_source(tmp_path / "a.npy")
+
+    @pytest.mark.parametrize("shard", ["../a.safetensors", "/etc/passwd", "..", "a\\b", "", 3])
+    def test_an_index_cannot_name_a_file_elsewhere(self, tmp_path: Path, shard: Any) -> None:
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": shard}}))
+
+        with pytest.raises(ConversionError, match="a plain file name is allowed"):
+            open_source(tmp_path)
+
+
+def torchscript(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("ts/data.pkl", "ts/constants.pkl", "ts/code/__torch__.py"):
+            archive.writestr(name, b"")
+
+
+def truncated(writer: Any, keep: float) -> Any:
+    def write(path: Path) -> None:
+        writer(path)
+        data = path.read_bytes()
+        path.write_bytes(data[: max(1, int(len(data) * keep))])
+
+    return write
+
+
+def write_zip(path: Path) -> None:
+    torch.save({"w": torch.ones(1000)}, path)
+
+
+def write_legacy(path: Path, dtype: Any = torch.float32) -> None:
+    torch.save({"w": torch.ones(1000, dtype=dtype)}, path, _use_new_zipfile_serialization=False)
+
+
+def write_safetensors(path: Path) -> None:
+    st.save_file({"w": torch.ones(1000)}, path)
+
+
+def write_npz(path: Path) -> None:
+    with open(path, "wb") as stream:
+        np.savez(stream, w=np.ones(1000))
+
+
+def write_npy(path: Path) -> None:
+    with open(path, "wb") as stream:
+        np.save(stream, np.ones(1000))
+
+
+NO_CHECKPOINTS = {
+    "empty": (lambda p: p.write_bytes(b""), "is empty"),
+    "text": (lambda p: p.write_text("weights: 1\n"), "text file"),
+    "utf-8 text": (lambda p: p.write_text("é" * 300), "text file"),
+    "json": (lambda p: p.write_text('{"a": 1}'), "weight_map"),
+    "html": (lambda p: p.write_text("<!DOCTYPE html>"), "web page"),
+    "lfs pointer": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "folder": (lambda p: p.mkdir(), "folder"),
+    "gzip": (lambda p: p.write_bytes(gzip.compress(b"x")), "decompress it first"),
+    "hdf5": (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "HDF5"),
+    "gguf": (lambda p: p.write_bytes(b"GGUF" + bytes(99)), "GGUF"),
+    "bytes": (lambda p: p.write_bytes(bytes(range(200, 256))), "begin with c8 c9"),
+    "zeros": (lambda p: p.write_bytes(bytes(1000)), "begin with 00 00"),
+    "other zip": (lambda p: zipfile.ZipFile(p, "w").close(), "without members"),
+    "torchscript": (torchscript, "torch.jit.load"),
+    "no tensors": (lambda p: torch.save({"epoch": 3}, p), "without tensors"),
+    "no arrays": (lambda p: np.savez(p.open("wb"), a=np.array(["x"])), "without numeric arrays"),
+    "bf16 in npz": (lambda p: np.savez(p.open("wb"), a=np.ones(3, ml_dtypes.bfloat16)), "bytes without a meaning"),
+    "sparse": (lambda p: torch.save({"w": torch.eye(3).to_sparse()}, p), "to_dense"),
+    "complex32": (lambda p: torch.save({"w": torch.empty(2, dtype=torch.complex32)}, p), "complex32"),
+    "legacy float8": (lambda p: write_legacy(p, torch.float8_e5m2), "zip format"),
+    "zip 3/4": (truncated(write_zip, 0.75), "damaged or cut short"),
+    "zip 99 %": (truncated(write_zip, 0.99), "damaged or cut short"),
+    "legacy 0.3 %": (truncated(write_legacy, 0.003), "cut short"),
+    "legacy 3 %": (truncated(write_legacy, 0.03), "damaged or cut short"),
+    "legacy 3/4": (truncated(write_legacy, 0.75), "damaged or cut short"),
+    "safetensors 1 %": (truncated(write_safetensors, 0.01), "damaged or cut short"),
+    "safetensors 3/4": (truncated(write_safetensors, 0.75), "damaged or cut short"),
+    "npz 3/4": (truncated(write_npz, 0.75), "damaged or cut short"),
+    "npy 1/2 %": (truncated(write_npy, 0.005), "damaged"),
+    "npy 3/4": (truncated(write_npy, 0.75), "needs 8000 bytes"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:Sparse.*:UserWarning", "ignore:ComplexHalf.*:UserWarning")
+@pytest.mark.parametrize(("make", "message"), NO_CHECKPOINTS.values(), ids=NO_CHECKPOINTS)
+def test_what_is_no_checkpoint_is_refused_in_one_clear_error(tmp_path: Path, make: Any, message: str) -> None:
+    make(tmp_path / "x.pt")
+
+    with pytest.raises(ConversionError, match=message) as caught:
+        convert(tmp_path / "x.pt", tmp_path / "a.vqm")
+
+    assert "x.pt" in str(caught.value) and "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("*.vqm")) and not list(tmp_path.glob(".*"))
+
+
+def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        open_source(tmp_path / "x.pt")
+
+
+def test_a_damaged_vqm_keeps_its_own_error(tmp_path: Path) -> None:
+    vqformat.save_file({"w": np.ones(100, np.float32)}, tmp_path / "a.vqm")
+    (tmp_path / "b.vqm").write_bytes((tmp_path / "a.vqm").read_bytes()[:-40])
+
+    with pytest.raises(vqformat.TruncatedError):
+        open_source(tmp_path / "b.vqm")
+
+
+class TestSafetensors:
+    def test_every_dtype_survives_to_vqm_and_back(self, tmp_path: Path) -> None:
+        state = {name: t.resolve_conj().contiguous().clone() for name, t in every_kind().items() if name != "c128"}
+        state["f4"] = torch.tensor([[0x21, 0xF5]], dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+        st.save_file(state, tmp_path / "a.safetensors", metadata={"format": "pt", "license": "mit"})
+
+        convert(tmp_path / "a.safetensors", tmp_path / "a.vqm", lossless=True)
+        notes = extract(tmp_path / "a.vqm", tmp_path / "b.safetensors")
+
+        from safetensors import safe_open
+
+        with safe_open(tmp_path / "b.safetensors", "pt") as file:
+            assert file.metadata() == {"format": "pt", "license": "mit"}
+            assert sorted(file.keys()) == sorted(state)
+            for name, tensor in state.items():
+                found = file.get_tensor(name)
+                assert torch_equal(found, tensor)
+        assert notes == []
+
+    def test_shards_are_read_by_their_index(self, tmp_path: Path) -> None:
+        st.save_file({"b": torch.ones(2), "a": torch.zeros(3)}, tmp_path / "m-00001-of-00002.safetensors")
+        st.save_file({"c": torch.ones(4), "a": torch.ones(3)}, tmp_path / "m-00002-of-00002.safetensors")
+        places = {"a": "m-00001-of-00002.safetensors", "b": "m-00001-of-00002.safetensors",
+                  "c": "m-00002-of-00002.safetensors"}  # fmt: skip
+        index = tmp_path / "model.safetensors.index.json"
+        index.write_text(json.dumps({"metadata": {"total_size": 36}, "weight_map": places}, indent=2))
+
+        for path in (tmp_path, index):
+            with open_source(path) as source:
+                found = {tensor.name: tensor.load().tolist() for tensor in source.tensors}
+                assert source.notes == ["left out 'a' of 'm-00002-of-00002.safetensors': the index does not place it there"]
+            assert found == {"a": [0.0] * 3, "b": [1.0] * 2, "c": [1.0] * 4}
+
+        (tmp_path / "m-00002-of-00002.safetensors").unlink()
+        with pytest.raises(ConversionError, match="not beside it: 'm-00002-of-00002.safetensors'"):
+            open_source(index)
+
+    def test_an_index_that_promises_too_much_is_refused(self, tmp_path: Path) -> None:
+        st.save_file({"b": torch.ones(2)}, tmp_path / "m.safetensors")
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"z": "m.safetensors"}}))
+
+        with pytest.raises(ConversionError, match="'z'"):
+            open_source(tmp_path)
+
+    def test_a_folder_with_one_file_is_that_file(self, tmp_path: Path) -> None:
+        st.save_file({"b": torch.ones(2)}, tmp_path / "model.safetensors")
+        assert list(arrays_of(tmp_path)) == ["b"]
+
+        st.save_file({"b": torch.ones(2)}, tmp_path / "other.safetensors")
+        with pytest.raises(ConversionError, match=r"folder of 'model\.safetensors', 'other\.safetensors'"):
+            open_source(tmp_path)
+
+    def test_tied_tensors_become_copies_and_a_note(self, tmp_path: Path) -> None:
+        w = torch.arange(6.0)
+        save_torch(tmp_path / "a.pt", {"a": w, "b": w})
+        convert(tmp_path / "a.pt", tmp_path / "a.vqm", lossless=True)
+
+        notes = extract(tmp_path / "a.vqm", tmp_path / "b.safetensors")
+
+        found = st.load_file(tmp_path / "b.safetensors")
+        assert torch_equal(found["a"], w) and torch_equal(found["b"], w)
+        assert notes == ["'b' is tied to 'a'; safetensors cannot tell: stored as a copy"]
+
+    def test_what_transformers_needs_is_there_for_pytorch_models(self, tmp_path: Path) -> None:
+        save_torch(tmp_path / "a.pt", {"a": torch.ones(3)})
+        convert(tmp_path / "a.pt", tmp_path / "a.vqm", metadata={"steps": 3, "author": "me"})
+
+        notes = extract(tmp_path / "a.vqm", tmp_path / "b.safetensors")
+
+        from safetensors import safe_open
+
+        with safe_open(tmp_path / "b.safetensors", "pt") as file:
+            assert file.metadata() == {"format": "pt", "author": "me"}
+        assert notes == ["safetensors metadata holds strings only: left out 'steps'"]
+
+    def test_the_same_file_gives_the_same_bytes(self, tmp_path: Path) -> None:
+        metadata = {str(i): "x" for i in range(20)}
+        vqformat.save_file({"w": np.ones(100, np.float32)}, tmp_path / "a.vqm", metadata)
+
+        files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "a.npz", tmp_path / "b.npz"]
+        for file in files:
+            extract(tmp_path / "a.vqm", file)
+
+        assert files[0].read_bytes() == files[1].read_bytes()
+        assert files[2].read_bytes() == files[3].read_bytes()
+
+    def test_128_bit_complex_cannot_be_written(self, tmp_path: Path) -> None:
+        vqformat.save_file({"w": np.ones(3, np.complex128)}, tmp_path / "a.vqm")
+
+        with pytest.raises(ConversionError, match=r"'w' has dtype c128.*\.npz"):
+            extract(tmp_path / "a.vqm", tmp_path / "b.safetensors")
+
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["a.vqm"]
+
+    def test_bools_other_than_0_and_1_are_true(self, tmp_path: Path) -> None:
+        st.save_file({"w": torch.tensor([True, False, True])}, tmp_path / "a.safetensors")
+        data = (tmp_path / "a.safetensors").read_bytes()
+        (tmp_path / "a.safetensors").write_bytes(data[:-1] + b"\x07")
+
+        convert(tmp_path / "a.safetensors", tmp_path / "a.vqm")
+
+        assert vqformat.load_file(tmp_path / "a.vqm")["w"].tolist() == [True, False, True]
+
+
+class TestNumpy:
+    def test_every_dtype_survives_to_vqm_and_back(self, tmp_path: Path) -> None:
+        arrays = {
+            "conv/kernel": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+            "big": np.arange(4, dtype=">f4"),
+            "c": np.array([1 + 2j]),
+            "0d": np.array(3, np.int16),
+            "empty": np.zeros((0, 3), np.float16),
+            "bool": np.array([True, False]),
+            "strided": np.arange(20.0).reshape(4, 5)[::2, ::-1],
+        }
+        np.savez_compressed(tmp_path / "a.npz", **arrays)
+
+        convert(tmp_path / "a.npz", tmp_path / "a.vqm", lossless=True)
+        notes = extract(tmp_path / "a.vqm", tmp_path / "b.npz")
+
+        with np.load(tmp_path / "b.npz", allow_pickle=False) as found:
+            assert found.files == list(arrays)
+            assert all(bits_equal(found[name], array.astype(array.dtype.newbyteorder("<"))) for name, array in arrays.items())
+        assert notes == []
+
+    def test_dtypes_that_numpy_lacks_are_widened_without_loss(self, tmp_path: Path) -> None:
+        arrays = {
+            "bf16": np.array([1.5, -3e38], ml_dtypes.bfloat16),
+            "f8": np.array([448, 0.0625], ml_dtypes.float8_e4m3fn),
+            "e8m0": np.array([2.0**-127, 2.0**127], ml_dtypes.float8_e8m0fnu),
+            "f4": np.array([6, -0.5, 1], ml_dtypes.float4_e2m1fn),
+            "i4": np.array([-8, 7], ml_dtypes.int4),
+        }
+        vqformat.save_file(arrays, tmp_path / "a.vqm", lossless=True)
+
+        notes = extract(tmp_path / "a.vqm", tmp_path / "b.npz")
+
+        with np.load(tmp_path / "b.npz", allow_pickle=False) as found:
+            kinds = {name: found[name].dtype.name for name in found.files}
+            assert kinds == {"bf16": "float32", "f8": "float32", "e8m0": "float32", "f4": "float32", "i4": "int8"}
+            assert found["bf16"].tolist() == [1.5, float(arrays["bf16"][1])]
+            assert found["e8m0"].tolist() == [2.0**-127, 2.0**127]
+            assert found["i4"].tolist() == [-8, 7]
+        assert len(notes) == 5 and notes[0] == ("'bf16' has dtype bf16, which NumPy does not have: stored as float32,"
+                                                " same values")  # fmt: skip
+
+    def test_a_single_array_has_the_name_of_its_file(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "embedding.npy", np.arange(6).reshape(2, 3))
+
+        convert(tmp_path / "embedding.npy", tmp_path / "a.vqm")
+
+        assert vqformat.load_file(tmp_path / "a.vqm")["embedding"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+    def test_a_flipped_bit_is_found(self, tmp_path: Path) -> None:
+        write_npz(tmp_path / "a.npz")
+        data = bytearray((tmp_path / "a.npz").read_bytes())
+        data[2000] ^= 1
+        (tmp_path / "a.npz").write_bytes(data)
+
+        with pytest.raises(ConversionError, match="CRC"):
+            convert(tmp_path / "a.npz", tmp_path / "a.vqm")
+
+        assert not (tmp_path / "a.vqm").exists()
+
+
+class TestVqm:
+    def test_a_vqm_is_coded_again_with_its_metadata_and_ties(self, tmp_path: Path) -> None:
+        w = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+        save_torch(tmp_path / "a.pt", {"state_dict": {"a": w, "b": w}})
+        convert(tmp_path / "a.pt", tmp_path / "a.vqm", lossless=True, metadata={"k": [1, "x"]})
+
+        convert(tmp_path / "a.vqm", tmp_path / "b.vqm", bits=4)
+
+        with vqformat.safe_open(tmp_path / "b.vqm") as file:
+            assert file.metadata() == {"k": [1, "x"], "vqm.source": {"format": "pytorch", "nesting": ["state_dict"]}}
+            assert file.info("b").alias_of == "a"
+        assert (tmp_path / "b.vqm").stat().st_size < (tmp_path / "a.vqm").stat().st_size / 2
+
+    def test_a_vqm_may_replace_itself(self, tmp_path: Path) -> None:
+        vqformat.save_file({"w": np.arange(5)}, tmp_path / "a.vqm")
+
+        convert(tmp_path / "a.vqm", tmp_path / "a.vqm", overwrite=True)
+
+        assert vqformat.load_file(tmp_path / "a.vqm")["w"].tolist() == [0, 1, 2, 3, 4]
+
+
+class TestExtract:
+    @pytest.fixture
+    def vqm(self, tmp_path: Path) -> Path:
+        w = torch.arange(6.0)
+        save_torch(tmp_path / "a.pt", {"fc1.weight": w, "fc2.weight": torch.ones(2), "tied": w, "tied2": w})
+        convert(tmp_path / "a.pt", tmp_path / "a.vqm", lossless=True)
+        (tmp_path / "a.pt").unlink()
+        return tmp_path / "a.vqm"
+
+    @pytest.mark.parametrize(("names", "expected"), [
+        (["fc1.weight"], ["fc1.weight"]),
+        (["fc*"], ["fc1.weight", "fc2.weight"]),
+        (["tied*"], ["tied", "tied2"]),
+        (["tied", "fc2.weight"], ["fc2.weight", "tied"]),
+    ])  # fmt: skip
+    def test_some_tensors_by_name_or_pattern(self, vqm: Path, names: list[str], expected: list[str]) -> None:
+        extract(vqm, vqm.with_suffix(".pt"), names=names)
+
+        found = torch.load(vqm.with_suffix(".pt"), weights_only=True)
+        assert list(found) == expected
+        if "tied2" in found:
+            assert found["tied"].tolist() == [0, 1, 2, 3, 4, 5] and found["tied"].data_ptr() == found["tied2"].data_ptr()
+
+    def test_an_unknown_name_is_refused_with_near_matches(self, vqm: Path) -> None:
+        with pytest.raises(TensorNotFoundError, match=r"fc1\.weight"):
+            extract(vqm, vqm.with_suffix(".pt"), names=["fc1.wieght"])
+
+    @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz"])
+    def test_existing_files_are_kept_unless_asked(self, vqm: Path, suffix: str) -> None:
+        target = vqm.with_suffix(suffix)
+        target.write_text("mine")
+
+        with pytest.raises(FileExistsError):
+            extract(vqm, target)
+        assert target.read_text() == "mine"
+
+        extract(vqm, target, overwrite=True)
+        assert arrays_of(target)["fc2.weight"].tolist() == [1, 1]
+        assert sorted(file.name for file in vqm.parent.iterdir()) == sorted([vqm.name, target.name])
+
+    def test_an_unknown_ending_is_refused(self, vqm: Path) -> None:
+        with pytest.raises(ConversionError, match=r"\.pt, .*\.safetensors, \.npz"):
+            extract(vqm, vqm.with_suffix(".h5"))
+
+    def test_only_a_vqm_is_extracted(self, tmp_path: Path) -> None:
+        write_npz(tmp_path / "a.npz")
+        with pytest.raises(ConversionError, match="not a .vqm"):
+            extract(tmp_path / "a.npz", tmp_path / "b.pt")
+
+
+def test_convert_keeps_an_existing_file_unless_asked(tmp_path: Path) -> None:
+    write_npz(tmp_path / "a.npz")
+    (tmp_path / "a.vqm").write_text("mine")
+
+    with pytest.raises(FileExistsError):
+        convert(tmp_path / "a.npz", tmp_path / "a.vqm")
+    assert (tmp_path / "a.vqm").read_text() == "mine"
+
+    convert(tmp_path / "a.npz", tmp_path / "a.vqm", overwrite=True)
+    assert vqformat.load_file(tmp_path / "a.vqm")["w"].tolist() == [1.0] * 1000
+
+
+@pytest.mark.parametrize(("write", "package", "hint"), [
+    (write_zip, "torch", r"pip install 'vqformat\[torch\]'"),
+    (write_legacy, "torch", r"pip install 'vqformat\[torch\]'"),
+    (write_safetensors, "safetensors", r"pip install 'vqformat\[safetensors\]'"),
+])  # fmt: skip
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any, package: str,
+                                    hint: str) -> None:  # fmt: skip
+    write(tmp_path / "a")
+    for module in ("vqformat.converters.pytorch", "vqformat.converters.safetensors", "vqformat.torch"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+
+    with pytest.raises(ImportError, match=hint):
+        open_source(tmp_path / "a")
+
+
+def test_numpy_and_safetensors_need_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_npz(tmp_path / "a.npz")
+    st.save_file({"w": torch.ones(3, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
+    for module in [name for name in sys.modules if name.startswith("vqformat.converters.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+    for name in ("a.npz", "a.safetensors"):
+        convert(tmp_path / name, tmp_path / "a.vqm", overwrite=True)
+        extract(tmp_path / "a.vqm", tmp_path / "b.npz", overwrite=True)
+        extract(tmp_path / "a.vqm", tmp_path / "b.safetensors", overwrite=True)
+    with pytest.raises(ImportError, match=r"pip install 'vqformat\[torch\]'"):
+        extract(tmp_path / "a.vqm", tmp_path / "b.pt")
+    assert not (tmp_path / "b.pt").exists()

@@ -1,0 +1,146 @@
+"""Damaged and hostile files: one clear error, never a wrong value, a hang or a wild allocation."""
+
+from __future__ import annotations
+
+import io
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vqformat
+from vqformat import TruncatedError, VqmError, safe_open
+from vqformat.container import FOOTER_NBYTES, HEADER
+
+
+def small_file() -> tuple[bytes, dict[str, np.ndarray[Any, Any]]]:
+    rng = np.random.default_rng(1)
+    tied = rng.standard_normal((20, 16)).astype(np.float32)
+    model = {
+        "fc.weight": tied,
+        "fc.bias": rng.standard_normal(20).astype(np.float32),
+        "tied": tied,
+        "step": np.array(7),
+        "mask": np.array([True, False, True]),
+        "none": np.zeros((0, 3)),
+        "big": rng.standard_normal((40, 60)).astype(np.float32),
+    }
+    data = vqformat.save(model, {"name": "small"}, recipe={"big": "svd:rank=2+pq:dim=2,entries=8", "fc.bias": "raw"})
+    return data, vqformat.load(data)
+
+
+DATA, EXPECTED = small_file()
+
+
+def by_index(data: bytes) -> dict[str, Any]:
+    with safe_open(io.BytesIO(data)) as f:
+        f.metadata()
+        return {name: f[name] for name in f}
+
+
+READERS = [pytest.param(vqformat.load, id="sequential"), pytest.param(by_index, id="by index")]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_each_truncation_is_refused(read: Any) -> None:
+    for n in range(len(DATA)):
+        with pytest.raises(VqmError):
+            read(DATA[:n])
+
+
+def test_truncation_says_so() -> None:
+    for n in (0, 7, 30, len(DATA) // 2, len(DATA) - 1):
+        with pytest.raises(TruncatedError):
+            vqformat.load(DATA[:n])
+        with pytest.raises(TruncatedError):
+            by_index(DATA[:n])
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_each_flipped_bit_is_refused_or_changes_nothing(read: Any) -> None:
+    """By index, bytes that belong to no tensor are not read; all that is returned must be right."""
+    for at in range(len(DATA)):
+        damaged = bytearray(DATA)
+        damaged[at] ^= 1 << at % 8
+        try:
+            found = read(bytes(damaged))
+        except VqmError:
+            continue
+        assert read is by_index
+        assert list(found) == list(EXPECTED)
+        for name, array in EXPECTED.items():
+            assert found[name].tobytes() == array.tobytes()
+
+
+def test_verify_refuses_each_flipped_byte() -> None:
+    for at in range(len(DATA)):
+        damaged = bytearray(DATA)
+        damaged[at] ^= 0xFF
+        with pytest.raises(VqmError):
+            vqformat.verify(io.BytesIO(damaged))
+
+
+@given(st.binary(max_size=400), st.integers(0, len(DATA)), st.integers(0, 300))
+@settings(max_examples=300, deadline=None)
+def test_bytes_put_anywhere_are_refused_or_change_nothing(new: bytes, at: int, cut: int) -> None:
+    damaged = DATA[:at] + new + DATA[at + cut :]
+    for read in (vqformat.load, by_index):
+        try:
+            found = read(damaged)
+        except VqmError:
+            continue
+        assert {name: a.tobytes() for name, a in found.items()} == {name: a.tobytes() for name, a in EXPECTED.items()}
+
+
+@given(st.binary(max_size=2000))
+def test_noise_is_refused(noise: bytes) -> None:
+    for start in (b"", HEADER):
+        for end in (b"", DATA[-FOOTER_NBYTES:]):
+            for read in (vqformat.load, by_index):
+                with pytest.raises(VqmError):
+                    read(start + noise + end)
+
+
+def test_trailing_bytes_are_refused() -> None:
+    for read in (vqformat.load, by_index):
+        with pytest.raises(VqmError):
+            read(DATA + b"\0")
+
+
+@pytest.mark.parametrize(
+    "start", [b"PK\x03\x04", b"GGUF", b"\x89HDF\r\n\x1a\n", b"\x80\x02}", b"\x93NUMPY", b"\x10\0\0\0\0\0\0\0{"]
+)
+def test_files_of_other_formats_are_named(start: bytes) -> None:
+    with pytest.raises(VqmError, match=r"no \.vqm file: it begins like"):
+        vqformat.load(start.ljust(200, b"\0"))
+
+
+def test_damage_by_text_mode_is_named() -> None:
+    with pytest.raises(VqmError, match="text mode"):
+        vqformat.load(DATA.replace(b"\r\n", b"\n"))
+
+
+def test_a_short_file_never_causes_a_large_allocation() -> None:
+    """Lengths are believed only as far as there are bytes (REA-002)."""
+    import struct
+    import zlib
+
+    def chunk_head(type: bytes, flags: int, stored: int, plain: int, n_sections: int) -> bytes:
+        fixed = struct.pack("<4sIIII", type, flags, stored, plain, n_sections)
+        return fixed + struct.pack("<I", zlib.crc32(fixed))
+
+    for head in (
+        chunk_head(b"META", 0, 1 << 24, 1 << 24, 0),
+        chunk_head(b"META", 0, 10, 10, 1 << 22),
+        chunk_head(b"INDX", 1, 1 << 20, 1 << 28, 0),
+        chunk_head(b"LAYR", 0, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF),
+    ):
+        tracemalloc.start()
+        with pytest.raises(VqmError):
+            vqformat.load(HEADER + head + bytes(100))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 5 << 20

@@ -1,0 +1,152 @@
+"""The fixtures, read by the reference decoder and by the decoder that was written from SPEC.md alone."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from typing import Any
+
+import minidecoder
+import numpy as np
+import pytest
+from conftest import FIXTURES, ROOT
+
+import vqformat
+from vqformat import VqmError, safe_open
+from vqformat.bits import pack_nibbles
+from vqformat.dtypes import of_array
+
+MANIFEST: list[dict[str, Any]] = json.loads((FIXTURES / "manifest.json").read_text())
+VALID = [pytest.param(case, id=case["file"]) for case in MANIFEST if "error" not in case]
+INVALID = [pytest.param(case, id=case["file"]) for case in MANIFEST if "error" in case]
+LARGE = {"valid/section-aligned.vqm"}  # needs a section of 4 KiB
+
+
+def data_of(case: dict[str, Any]) -> bytes:
+    return (FIXTURES / case["file"]).read_bytes()
+
+
+def decoded_sha256(array: np.ndarray[Any, Any]) -> str:
+    data = pack_nibbles(array.reshape(-1).view(np.uint8)) if of_array(array, "").bits == 4 else array.tobytes()
+    return hashlib.sha256(data).hexdigest()
+
+
+def described(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {"dtype": of_array(array, name).name, "shape": list(array.shape), "sha256": decoded_sha256(array)}
+        for name, array in tensors.items()
+    }
+
+
+def jsonable(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"bin": value.hex()}
+    if isinstance(value, list):
+        return [jsonable(item) for item in value]
+    if isinstance(value, dict):
+        return {key: jsonable(item) for key, item in value.items()}
+    return value
+
+
+@pytest.mark.parametrize("case", VALID + INVALID)
+def test_files_are_those_of_the_manifest(case: dict[str, Any]) -> None:
+    assert hashlib.sha256(data_of(case)).hexdigest() == case["sha256"]
+
+
+@pytest.mark.parametrize("case", VALID)
+def test_valid_files_decode_to_the_expected_bytes(case: dict[str, Any]) -> None:
+    tensors = vqformat.load(data_of(case))
+
+    assert list(tensors) == list(case["tensors"])
+    assert described(tensors) == case["tensors"]
+    vqformat.verify(io.BytesIO(data_of(case)))
+
+
+@pytest.mark.parametrize("case", VALID)
+def test_valid_files_decode_by_the_index_too(case: dict[str, Any]) -> None:
+    with safe_open(io.BytesIO(data_of(case))) as f:
+        assert jsonable(f.metadata()) == case["metadata"]
+        assert described(dict(f)) == case["tensors"]
+        for name in f:
+            f.info(name)
+
+
+@pytest.mark.parametrize("case", VALID)
+def test_slices_of_valid_files(case: dict[str, Any]) -> None:
+    with safe_open(io.BytesIO(data_of(case))) as f:
+        for name, whole in dict(f).items():
+            for index in (slice(1, None), slice(0, 1), slice(None, None, -2)):
+                if whole.ndim:
+                    assert f.get_slice(name)[index].tobytes() == whole[index].tobytes()
+
+
+@pytest.mark.parametrize("case", VALID)
+def test_the_mini_decoder_agrees(case: dict[str, Any]) -> None:
+    model = minidecoder.decode(io.BytesIO(data_of(case)))
+
+    found = {
+        name: {"dtype": dtype, "shape": list(shape), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, (dtype, shape, data) in model.tensors.items()
+    }
+    assert found == case["tensors"]
+    assert list(found) == list(case["tensors"])
+    assert jsonable(model.metadata) == case["metadata"]
+
+
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_files_are_refused_with_the_expected_class(case: dict[str, Any]) -> None:
+    with pytest.raises(VqmError) as caught:
+        vqformat.verify(io.BytesIO(data_of(case)))
+    assert caught.value.error_class == case["error"], caught.value
+
+
+@pytest.mark.parametrize("case", INVALID)
+def test_the_mini_decoder_refuses_them_alike(case: dict[str, Any]) -> None:
+    with pytest.raises(minidecoder.Refused) as caught:
+        minidecoder.decode(io.BytesIO(data_of(case)))
+    assert caught.value.error_class == case["error"], caught.value
+
+
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_files_give_no_tensor_that_differs_by_the_index(case: dict[str, Any]) -> None:
+    """A reader by index need not see all faults, but nothing else than a VqmError may come of them."""
+    try:
+        with safe_open(io.BytesIO(data_of(case))) as f:
+            for name in f:
+                f[name]
+    except VqmError:
+        pass
+
+
+def test_fixtures_are_small() -> None:
+    sizes = {case["file"]: (FIXTURES / case["file"]).stat().st_size for case in MANIFEST}
+
+    assert sum(sizes.values()) <= 200_000
+    assert {name for name, size in sizes.items() if size > 2048} <= LARGE
+
+
+def test_every_file_is_in_the_manifest() -> None:
+    found = {f"{path.parent.name}/{path.name}" for path in FIXTURES.glob("*valid/*.vqm")}
+
+    assert found == {case["file"] for case in MANIFEST}
+
+
+def test_every_rule_of_the_spec_is_enforced_in_code_and_shown_by_a_test() -> None:
+    clauses = set(re.findall(r"\*\*\[([A-Z]{3}-\d{3})\]\*\*", (ROOT / "SPEC.md").read_text()))
+    sources = "\n".join(path.read_text() for path in (ROOT / "vqformat").rglob("*.py"))
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    shown = {clause for case in MANIFEST for clause in case["clauses"]}
+
+    statements = {"CNV-001", "CNV-002", "CNV-003", "CNV-004", "CNV-005", "CNV-006", "EXT-001", "EXT-002", "EXT-003",
+                  "EXT-004", "WRI-003"}  # fmt: skip
+    assert sorted(c for c in clauses - statements if c not in sources and not _in_range(c, sources)) == []
+    assert sorted(c for c in clauses - statements if c not in shown and c not in tests) == []
+
+
+def _in_range(clause: str, text: str) -> bool:
+    """Whether a text names the clause as part of a range, such as SEC-005..010."""
+    prefix, number = clause.split("-")
+    ranges = re.findall(rf"{prefix}-(\d{{3}})\.\.(\d{{3}})", text)
+    return any(int(low) <= int(number) <= int(high) for low, high in ranges)

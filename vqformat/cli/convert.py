@@ -1,0 +1,122 @@
+"""``vqm convert`` and ``vqm extract``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from vqformat.converters import convert, extract
+
+from ..encode.recipe import Recipe
+from ..errors import EncodeError
+from ..numpy import safe_open
+from .arguments import UsageError
+from .files import STDIO, check_output, default_output, is_special, label, local_path, select, stdout
+from .progress import progress_bar
+from .text import count, counted, decibel, escape, number, one_line, shape_text, table, to_json
+
+if TYPE_CHECKING:
+    from ..encode.model import Report
+
+_EXTRACTED = (".pt", ".pth", ".bin", ".safetensors", ".npz")
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    """Compress a checkpoint."""
+    recipe = _recipe(args)
+    to_stdout = args.output == STDIO
+    output = Path(args.output) if args.output else default_output(args.source)
+    with contextlib.ExitStack() as stack:
+        target: Any = output
+        if to_stdout:
+            target = stdout(force=args.force)
+        elif is_special(output):
+            target = stack.enter_context(open(output, "wb"))
+        else:
+            check_output(output, args.source, force=args.force)
+        start = time.monotonic()
+        source = stack.enter_context(local_path(args.source))
+        progress = stack.enter_context(progress_bar(quiet=args.quiet, unit=" weights"))
+        report = convert(source, target, recipe=recipe, bits=args.bits, ratio=args.ratio, lossless=args.lossless,
+                         seed=args.seed, progress=progress, overwrite=args.force)  # fmt: skip
+    seconds = time.monotonic() - start
+    where: TextIO = sys.stderr if to_stdout else sys.stdout
+    if args.json:
+        print(to_json(_report_json(args.source, STDIO if to_stdout else str(output), report)), file=where)
+        return 0
+    if not args.quiet:
+        _print_notes(report.notes)
+        print("\n".join(_report_table(report, verbose=args.verbose)), file=where)
+        took = f" in {seconds:.1f} s" if args.verbose else ""
+        print(f"{'stdout' if to_stdout else label(str(output))}: {count(report.source_nbytes)} bytes of tensors in"
+              f" {count(report.file_nbytes)}, ratio {report.ratio:.2f}{took}", file=where)  # fmt: skip
+    return 0
+
+
+def _recipe(args: argparse.Namespace) -> Recipe | None:
+    if not (args.layer or args.method):
+        return None
+    if args.lossless:
+        raise UsageError("--lossless leaves nothing to --layer and --method to decide")
+    try:
+        return Recipe.parse(args.layer, default=args.method)
+    except EncodeError as err:
+        raise UsageError(str(err)) from err
+
+
+def _print_notes(notes: list[str]) -> None:
+    for note in notes:
+        print(f"vqm: note: {one_line(note)}", file=sys.stderr)
+
+
+def _report_json(source: str, output: str, report: Report) -> dict[str, Any]:
+    return {"source": source, "output": output, "source_nbytes": report.source_nbytes,
+            "file_nbytes": report.file_nbytes, "section_nbytes": report.section_nbytes,
+            "overhead_nbytes": report.overhead_nbytes, "ratio": report.ratio, "notes": report.notes,
+            "tensors": [{"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape, "method": tensor.method,
+                         "bits_per_weight": tensor.bits_per_weight, "sqnr_db": tensor.sqnr_db,
+                         "exact": tensor.sqnr_db == float("inf"), "stored_nbytes": tensor.stored_nbytes}
+                        for tensor in report.tensors]}  # fmt: skip
+
+
+def _report_table(report: Report, *, verbose: bool) -> list[str]:
+    rows = [("tensor", "shape", "method", "bits/weight", "SQNR dB", "bytes", "dtype")]
+    n_weights = 0
+    for tensor in report.tensors:
+        is_alias = tensor.stored_nbytes == 0 and tensor.method.startswith("alias of ")
+        n_weights += 0 if is_alias else tensor.n_elements
+        bits = "-" if is_alias else number(tensor.bits_per_weight, ".3f")
+        stored = "-" if is_alias else count(tensor.stored_nbytes)
+        rows.append((escape(tensor.name), shape_text(tensor.shape), escape(tensor.method), bits,
+                     decibel(tensor.sqnr_db), stored, tensor.dtype))  # fmt: skip
+    bits = f"{8 * report.file_nbytes / n_weights:.3f}" if n_weights else "-"
+    rows.append(("overhead", "", "", "", "", count(report.overhead_nbytes), ""))
+    rows.append(("total", "", "", bits, "", count(report.file_nbytes), ""))
+    align = "<<<>>><"
+    return table(rows, align) if verbose else table([row[:-1] for row in rows], align[:-1])
+
+
+def run_extract(args: argparse.Namespace) -> int:
+    """Write tensors in another format."""
+    if not args.output.lower().endswith(_EXTRACTED):
+        raise UsageError(f"-o {args.output!r}: the suffix tells the format: {', '.join(_EXTRACTED)}")
+    output = Path(args.output)
+    check_output(output, args.file, force=args.force)
+    with local_path(args.file) as source:
+        with safe_open(source) as file:
+            names = select(file.keys(), args.names)
+        notes = extract(source, output, names=names if args.names else None, overwrite=args.force)
+    nbytes = output.stat().st_size
+    if args.json:
+        document = {"source": args.file, "output": str(output), "file_nbytes": nbytes, "names": names, "notes": notes}
+        print(to_json(document))
+    elif not args.quiet:
+        _print_notes(notes)
+        if args.verbose:
+            print("\n".join(map(escape, names)))
+        print(f"{label(str(output))}: {counted(len(names), 'tensor')}, {count(nbytes)} bytes")
+    return 0

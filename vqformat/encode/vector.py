@@ -1,0 +1,380 @@
+"""Codebooks for scalars and subvectors of a matrix: k-means, product and vector quantization (SPEC section 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..bits import Codes, code_dtype
+from ..codecs import tables
+from ..codecs.tables import Floats
+from ..errors import EncodeError
+from ..limits import MAX_DIM, MAX_RESIDENT_NBYTES
+from ..records import CodebookStage, Scale, SharedSource, TableSource
+from . import kmeans
+from .assemble import QuantizedStage
+from .kmeans import Seed
+
+_BATCH_VALUES = 1 << 24  # weights of the problems solved together
+
+
+@dataclass(frozen=True)
+class CodebookOptions:
+    """What a codebook stage is to be.
+
+    Attributes:
+        dim: Columns of a subvector; 0 for a whole row.
+        entries: Most entries of a codebook.
+        book_rows: Rows that share a codebook, 0 for all.
+        book_columns: Subvector columns that share a codebook, 0 for all.
+        scale: ``none``, ``row``, or for dim 1 ``column``.
+        iterations: Most rounds of k-means.
+    """
+
+    dim: int
+    entries: int
+    book_rows: int = 0
+    book_columns: int = 0
+    scale: str = "none"
+    iterations: int = 25
+
+
+def quantize_codebook(matrix: Floats, options: CodebookOptions, *, seed: Seed) -> QuantizedStage:
+    """A matrix as entries of codebooks trained on it.
+
+    With dim 1 and one codebook this is scalar k-means, with ``book_columns = 1`` product quantization (Gong et al.
+    2014, sections 3.2.2 and 3.2.3).
+
+    Args:
+        matrix: ``(R, C)``, finite.
+
+    Raises:
+        EncodeError: A subvector or the codebooks together exceed a limit of SPEC section 13.
+    """
+    n_rows, n_columns = matrix.shape
+    dim = min(options.dim or n_columns, n_columns)
+    if dim > MAX_DIM:
+        raise EncodeError(f"subvectors of {dim} columns exceed the limit of {MAX_DIM}; set dim to less")
+    n_subvectors = -(-n_columns // dim)
+    book_rows = group_size(options.book_rows, n_rows)
+    book_columns = group_size(options.book_columns, n_subvectors)
+    row_edges, column_edges = _edges(n_rows, book_rows), _edges(n_subvectors, book_columns)
+    n_books = (len(row_edges) - 1) * (len(column_edges) - 1)
+    members = (book_rows or n_rows) * (book_columns or n_subvectors)
+    if n_books * min(options.entries, members) * dim * 4 > MAX_RESIDENT_NBYTES:
+        raise EncodeError(f"{n_books} codebooks of {options.entries} entries and dim {dim} exceed"
+                          f" {MAX_RESIDENT_NBYTES} bytes; let more rows or segments share one")  # fmt: skip
+    scaled = scale_matrix(matrix, options.scale)
+    found, codes = _solve(scaled, dim, options, row_edges, column_edges, [seed] if isinstance(seed, int) else list(seed))
+    entries = max(book.shape[0] for book in found)
+    books = np.zeros((n_books, entries, dim), np.float32)
+    for number, book in enumerate(found):
+        books[number, : book.shape[0]] = book
+    codes = codes.astype(code_dtype(entries), copy=False)
+    stage = CodebookStage(dim, entries, TableSource("f32"), book_rows, book_columns, scaled.record)
+    dtype = choose_table_dtype(books, *_measure(scaled, stage, books, codes), matrix.size)
+    table = tables.encode(books, dtype)
+    if dim == 1 and dtype != "f32":  # rounding has moved the bounds between levels
+        rounded = tables.decode(table, dtype, "codebook").reshape(n_books, entries)
+        levels = [row[: book.shape[0]] for row, book in zip(rounded, found, strict=True)]
+        codes = _nearest_levels(scaled.values, levels, row_edges, column_edges).astype(codes.dtype)
+    return QuantizedStage(replace(stage, source=TableSource(dtype)), [table, *scaled.resident], codes)
+
+
+def quantize_shared(matrix: Floats, book: Floats, number: int, scale: str) -> QuantizedStage:
+    """A matrix as entries of a codebook that is there already.
+
+    Args:
+        matrix: ``(R, C)``, finite.
+        book: ``(entries, dim)``, values as stored.
+        number: Of its BOOK chunk.
+    """
+    entries, dim = book.shape
+    scaled = scale_matrix(matrix, scale)
+    if dim == 1:
+        codes = _nearest_level(scaled.values, book[:, 0])
+    else:
+        codes = _nearest_subvectors(scaled.values, book)
+    stage = CodebookStage(dim, entries, SharedSource(number), scale=scaled.record)
+    return QuantizedStage(stage, scaled.resident, codes, shared=book.reshape(-1))
+
+
+def train_book(matrices: Sequence[Floats], options: CodebookOptions, *, seed: Seed) -> tuple[Floats, str]:
+    """One codebook for several matrices, ``(entries, dim)`` as stored, and its dtype.
+
+    Rows that are shorter than a subvector, or end in part of one, are left out unless there are no others.
+    """
+    dim = min(options.dim, max(matrix.shape[1] for matrix in matrices))
+    vectors, weights = [], []
+    for matrix in matrices:
+        scaled = scale_matrix(matrix, options.scale)
+        n_whole = scaled.values.shape[1] // dim
+        vectors.append(scaled.values[:, : n_whole * dim].reshape(-1, dim))
+        weights.append(np.broadcast_to(scaled.weights_of(dim)[:, :n_whole], (matrix.shape[0], n_whole)).reshape(-1))
+    joined, mass = np.concatenate(vectors), np.concatenate(weights)
+    if options.scale == "none":
+        mass = None
+    if dim == 1:
+        levels = kmeans.kmeans_1d(joined[:, 0], options.entries, seed=seed, iterations=options.iterations, weights=mass)
+        book = levels.astype(np.float32)[:, None]
+        codes = kmeans.nearest_1d(joined[:, 0], book[:, 0])
+    else:
+        book, codes = kmeans.kmeans(joined, options.entries, seed=seed, iterations=options.iterations, weights=mass)
+    counts = np.bincount(codes, weights=mass, minlength=book.shape[0])
+    errors = np.square(joined.astype(np.float64) - book[codes]).sum(axis=1)
+    distortion = float(errors.sum() if mass is None else (errors * mass).sum())
+    dtype = choose_table_dtype(book[None], counts[None], distortion, joined.size)
+    return tables.decode(tables.encode(book, dtype), dtype, "codebook").reshape(book.shape), dtype
+
+
+# Scales
+
+
+@dataclass(frozen=True)
+class ScaledMatrix:
+    """A matrix divided by its scales.
+
+    Attributes:
+        values: ``(R, C)``.
+        weights: Of squared errors: ``(R, 1)``, ``(1, C)``, or ``(1, 1)`` without scales.
+        record, resident: Of the scales as stored; None and nothing without.
+    """
+
+    values: Floats
+    weights: npt.NDArray[np.float64]
+    record: Scale | None
+    resident: list[bytes]
+
+    def weights_of(self, dim: int) -> npt.NDArray[np.float64]:
+        """Weights ``(R or 1, n_subvectors)`` of subvectors."""
+        n_subvectors = -(-self.values.shape[1] // dim)
+        if self.weights.shape[1] == 1:
+            return np.broadcast_to(self.weights, (self.weights.shape[0], n_subvectors))
+        return self.weights  # by column: dim is 1
+
+
+def scale_matrix(matrix: Floats, scale: str) -> ScaledMatrix:
+    """Divide rows or columns by their root mean square, rounded as it is stored."""
+    if scale == "none":
+        return ScaledMatrix(matrix, np.ones((1, 1)), None, [])
+    axis = 1 if scale == "row" else 0
+    rms = np.sqrt(np.square(matrix, dtype=np.float64).mean(axis=axis, keepdims=True))
+    dtype, section, scales = encode_scales(rms)
+    n_rows, n_columns = matrix.shape
+    record = Scale(dtype, group_size(1, n_rows), 0) if scale == "row" else Scale(dtype, 0, group_size(1, n_columns))
+    factors = scales.reshape(rms.shape).astype(np.float64)
+    values = np.divide(matrix, factors, out=np.zeros(matrix.shape), where=factors > 0).astype(np.float32)
+    weights = np.square(factors / max(float(factors.max()), np.finfo(np.float64).tiny))
+    return ScaledMatrix(values, weights, record, [section])
+
+
+def encode_scales(values: npt.NDArray[Any]) -> tuple[str, bytes, Floats]:
+    """Scales as a section: dtype, bytes and the values as stored.
+
+    Weights are divided by the stored scale, so f16's 11 bits do, but for subnormals.
+    """
+    dtype = "f16" if _is_normal_f16(values) else "f32"
+    section = tables.encode(values, dtype)
+    return dtype, section, tables.decode(section, dtype, "scales")
+
+
+def _is_normal_f16(values: npt.NDArray[Any]) -> bool:
+    magnitudes = np.abs(values[values != 0])
+    return bool(magnitudes.size == 0 or (magnitudes.min() >= 2.0**-14 and magnitudes.max() <= 65504))
+
+
+# Tables
+
+
+def table_dtype(values: npt.NDArray[Any]) -> str:
+    """``f16`` where all values are normal there, else ``f32``."""
+    return "f16" if _is_normal_f16(values) else "f32"
+
+
+def choose_table_dtype(
+    books: Floats, counts: npt.NDArray[np.float64], distortion: float, n_weights: int
+) -> str:
+    """The dtype of a table that costs least: its bits, and what rounding adds to the distortion.
+
+    Entries are means, so moving one by δ adds ``count · δ²`` to the squared error D. At high rate a bit a weight is
+    worth a factor of 4 in D: an increase to D' costs as much as ``n_weights / 2 · log2(D' / D)`` bits. Tables matter:
+    with 256 entries on 300 rows they outweigh the codes.
+
+    Args:
+        books: ``(n_books, entries, dim)``.
+        counts: ``(n_books, entries)``, weighted like the distortion.
+        distortion: Squared error with the books unrounded.
+    """
+    best, least = "f32", 32.0 * books.size
+    for dtype in ("f16", "bf16"):
+        with np.errstate(over="ignore"):
+            section = tables.encode(books, dtype)
+        rounded = np.frombuffer(section, "<f2").astype(np.float32) if dtype == "f16" else _widen_bf16(section)
+        if not np.isfinite(rounded).all():
+            continue
+        moved = np.square(rounded.reshape(books.shape).astype(np.float64) - books).sum(axis=2)
+        added = float((moved * counts).sum())
+        if added > 0 and distortion <= 0:
+            continue
+        cost = 16.0 * books.size + (n_weights / 2 * np.log2(1 + added / distortion) if added else 0.0)
+        if cost < least:
+            best, least = dtype, cost
+    return best
+
+
+def _widen_bf16(section: bytes) -> Floats:
+    return (np.frombuffer(section, "<u2").astype("<u4") << 16).view("<f4")
+
+
+# The groups of SPEC 9.2
+
+
+def group_size(size: int, n: int) -> int:
+    """A group size as CBK-003 wants it: 0 where one group serves the whole axis."""
+    return size if 0 < size < n else 0
+
+
+def _edges(n: int, size: int) -> list[int]:
+    """Where groups begin, and the end of the last."""
+    return [*range(0, n, size or n), n]
+
+
+def _solve(
+    scaled: ScaledMatrix,
+    dim: int,
+    options: CodebookOptions,
+    row_edges: list[int],
+    column_edges: list[int],
+    seed: list[int],
+) -> tuple[list[Floats], Codes]:
+    """A codebook ``(≤ entries, dim)`` for each group, and codes ``(R, n_subvectors)``.
+
+    Groups of the same size in a band of rows are solved together: product quantization has many small ones.
+    """
+    codes = np.empty((scaled.values.shape[0], column_edges[-1]), code_dtype(options.entries))
+    weights = None if scaled.record is None else scaled.weights_of(dim)
+    books: list[Floats] = []
+    for rows in (slice(*pair) for pair in pairwise(row_edges)):
+        mass = weights if weights is None or weights.shape[0] == 1 else weights[rows]
+        for first, end in _runs(column_edges, rows.stop - rows.start, scaled.values.shape[1], dim):
+            columns = slice(column_edges[first], column_edges[end])
+            values = scaled.values[rows, columns.start * dim : columns.stop * dim]
+            own_mass = None if mass is None else np.broadcast_to(mass[:, columns], (values.shape[0], mass[:, columns].shape[1]))
+            found, codes[rows, columns] = _solve_run(values, own_mass, dim, end - first, options, [*seed, len(books)])
+            books += found
+    return books, codes
+
+
+def _runs(column_edges: list[int], n_rows: int, n_columns: int, dim: int) -> Iterator[tuple[int, int]]:
+    """Ranges of group numbers that can be solved together: of the same width, or one by itself."""
+    width, n_groups = column_edges[1], len(column_edges) - 1
+    at_once = 1 if dim == 1 else max(1, _BATCH_VALUES // (width * dim * n_rows))
+    n_alike = n_groups - (n_groups * width * dim != n_columns)
+    for first in range(0, n_alike, at_once):
+        yield first, min(first + at_once, n_alike)
+    if n_alike < n_groups:
+        yield n_alike, n_groups
+
+
+def _solve_run(
+    values: Floats,
+    weights: npt.NDArray[np.float64] | None,
+    dim: int,
+    n_groups: int,
+    options: CodebookOptions,
+    seed: list[int],
+) -> tuple[list[Floats], Codes]:
+    """Codebooks of neighbouring groups of the same width, and codes ``(n_rows, n_subvectors)``.
+
+    Args:
+        values: ``(n_rows, n_columns)``; if the columns are no multiple of dim there is one group.
+        weights: ``(n_rows, n_subvectors)``.
+    """
+    n_rows, n_columns = values.shape
+    if dim == 1:
+        mass = None if weights is None else weights.reshape(-1)
+        levels = kmeans.kmeans_1d(values.reshape(-1), options.entries, seed=seed, iterations=options.iterations,
+                                  weights=mass).astype(np.float32)  # fmt: skip
+        return [levels[:, None]], kmeans.nearest_1d(values, levels)
+    n_whole = n_columns // dim
+    if n_whole == 0:  # SPEC 9.1: what is beyond the last column is dropped, so it may be 0
+        values = np.pad(values, ((0, 0), (0, dim - n_columns)))
+        n_whole = 1
+    width = n_whole // n_groups
+    # (n_groups, n_rows · width, dim)
+    vectors = values[:, : n_whole * dim].reshape(n_rows, n_groups, width, dim).transpose(1, 0, 2, 3)
+    vectors = vectors.reshape(n_groups, -1, dim)
+    mass = None
+    if weights is not None:
+        mass = weights[:, :n_whole].reshape(n_rows, n_groups, width).transpose(1, 0, 2).reshape(n_groups, -1)
+    clusters = kmeans.kmeans_batch(vectors, options.entries, seed=seed, iterations=options.iterations, weights=mass)
+    codes = clusters.codes.reshape(n_groups, n_rows, width).transpose(1, 0, 2).reshape(n_rows, n_whole)
+    if n_whole * dim < values.shape[1]:
+        book = clusters.books[0]
+        tail = values[:, n_whole * dim :]
+        last = kmeans.nearest(tail, np.ascontiguousarray(book[:, : tail.shape[1]]))
+        codes = np.concatenate((codes, last[:, None]), axis=1)
+    return list(clusters.books), codes
+
+
+def _nearest_levels(
+    values: Floats, levels: list[Floats], row_edges: list[int], column_edges: list[int]
+) -> Codes:
+    """Codes of scalars by group."""
+    codes = np.empty(values.shape, code_dtype(max(own.size for own in levels)))
+    groups = ((slice(*rows), slice(*columns)) for rows in pairwise(row_edges) for columns in pairwise(column_edges))
+    for group, own in zip(groups, levels, strict=True):
+        codes[group] = kmeans.nearest_1d(values[group], own)
+    return codes
+
+
+def _nearest_level(values: Floats, levels: Floats) -> Codes:
+    """Codes of scalars, by levels in any order."""
+    order = np.argsort(levels, kind="stable")
+    return order.astype(code_dtype(levels.size))[kmeans.nearest_1d(values, levels[order])]
+
+
+def _nearest_subvectors(values: Floats, book: Floats) -> Codes:
+    """Codes ``(R, n_subvectors)`` by one codebook; of the last subvector only columns that exist count."""
+    n_rows, n_columns = values.shape
+    dim = book.shape[1]
+    n_whole = n_columns // dim
+    codes = np.empty((n_rows, -(-n_columns // dim)), code_dtype(book.shape[0]))
+    if n_whole:
+        codes[:, :n_whole] = kmeans.nearest(values[:, : n_whole * dim].reshape(-1, dim), book).reshape(n_rows, n_whole)
+    if n_whole * dim < n_columns:
+        tail = values[:, n_whole * dim :]
+        codes[:, -1] = kmeans.nearest(tail, np.ascontiguousarray(book[:, : tail.shape[1]]))
+    return codes
+
+
+def _measure(
+    scaled: ScaledMatrix, stage: CodebookStage, books: Floats, codes: Codes
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Weighted uses of each entry, ``(n_books, entries)``, and the weighted squared error."""
+    n_books, entries, dim = books.shape
+    n_rows, n_columns = scaled.values.shape
+    counts = np.zeros(n_books * entries)
+    distortion = 0.0
+    flat = books.reshape(-1, dim)
+    weights = scaled.weights_of(dim)
+    column_book = np.arange(codes.shape[1]) // stage.book_columns if stage.book_columns else np.zeros(1, np.intp)
+    across = int(column_book[-1]) + 1
+    at_once = max(1, (1 << 18) // n_columns)
+    for start in range(0, n_rows, at_once):
+        rows = slice(start, min(start + at_once, n_rows))
+        row_book = np.arange(rows.start, rows.stop) // stage.book_rows if stage.book_rows else np.zeros(1, np.intp)
+        uses = codes[rows] + (row_book[:, None] * across + column_book) * entries
+        mass = weights if weights.shape[0] == 1 else weights[rows]
+        counts += np.bincount(uses.reshape(-1), minlength=counts.size,
+                              weights=None if scaled.record is None else np.broadcast_to(mass, uses.shape).reshape(-1))  # fmt: skip
+        decoded = np.take(flat, uses, axis=0).reshape(uses.shape[0], -1)[:, :n_columns]
+        errors = np.square(decoded.astype(np.float64) - scaled.values[rows])
+        distortion += float((errors * scaled.weights if scaled.weights.shape[0] == 1 else
+                             errors * scaled.weights[rows]).sum())  # fmt: skip
+    return counts.reshape(n_books, entries), distortion
