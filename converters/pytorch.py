@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from vqformat.errors import ConversionError, EncodeError
-from vqformat.limits import MAX_TENSORS
 
 from .source import Source
 
@@ -26,7 +25,6 @@ OLDEST_TORCH = (2, 10)  # before: CVE-2025-32434 (code runs in spite of weights_
 _STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "params")
 _TRAINING_PREFIXES = ("optim", "sched", "lr_sched", "scaler", "amp", "rng")  # state of a training run, no weights
 _MAX_DEPTH = 64
-_MAX_NODES = 4 * MAX_TENSORS
 
 # Objects without weights that checkpoints often hold. The unpickler gets _LeftOut in their place: nothing of
 # theirs is imported or run. Any other name is refused by PyTorch.
@@ -139,16 +137,12 @@ def _flatten(path: Path, state: Any, notes: list[str]) -> dict[str, torch.Tensor
         notes.append("the checkpoint is a single tensor; its name is 'tensor'")
         return {"tensor": state}
     tensors: dict[str, torch.Tensor] = {}
-    n_nodes = 0
+    visited = {id(state): "the checkpoint"}  # each container once: shared ones could make 2^n names, or a cycle
 
     def visit(container: Any, keys: list[str]) -> None:
-        nonlocal n_nodes
         if len(keys) > _MAX_DEPTH:
             raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint nested deeper than {_MAX_DEPTH} levels")
         for key, value in _items(container):
-            n_nodes += 1
-            if n_nodes > _MAX_NODES:
-                raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint of more than {_MAX_NODES} objects")
             name = _path(keys, key)
             if isinstance(value, torch.Tensor):
                 if name in tensors:
@@ -156,7 +150,10 @@ def _flatten(path: Path, state: Any, notes: list[str]) -> dict[str, torch.Tensor
                 tensors[name] = value
             elif not _count(value) or str(key).lower().startswith(_TRAINING_PREFIXES):
                 notes.append(f"left out {name!r} ({_summary(value)})")
+            elif id(value) in visited:
+                notes.append(f"left out {name!r}: it is the same object as {visited[id(value)]}")
             else:
+                visited[id(value)] = repr(name)
                 notes.append(f"the names of the tensors in {name!r} begin with {name + '.'!r}")
                 visit(value, [*keys, str(key)])
 

@@ -263,3 +263,27 @@ def test_lossy_is_close_and_says_how_close() -> None:
     sqnr = 10 * math.log10(float(np.sum(w**2) / np.sum((w - loaded) ** 2)))
     assert report.tensors[0].sqnr_db == pytest.approx(sqnr, abs=0.01)
     assert sqnr > 20
+
+
+def test_a_device_or_pipe_is_written_to_and_never_replaced(tmp_path: Path) -> None:
+    import os
+    import threading
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    vqformat.save_file({"x": weights(3)}, pipe)
+    reader.join(10)
+
+    assert pipe.is_fifo()
+    assert list(vqformat.load(got[0])) == ["x"]
+
+
+def test_a_layer_of_nameless_beginning_is_not_the_whole_model() -> None:
+    data = vqformat.save({f"w{i}": weights(2) for i in range(600)})
+
+    with safe_open(io.BytesIO(data)) as f:
+        assert [f[f"w{i}"].size for i in (0, 300, 599)] == [2, 2, 2]
+        assert f._reader.index.chunk_types.count(b"LAYR") == 3

@@ -44,7 +44,8 @@ def same(a: Any, b: Any) -> bool:
 
 
 def test_importing_vqformat_imports_neither_torch_nor_the_encoder() -> None:
-    code = "import sys, vqformat; print(sorted({'torch', 'safetensors', 'h5py', 'vqformat.encode.model'} & set(sys.modules)))"
+    heavy = {"torch", "safetensors", "h5py", "vqformat.encode.model"}
+    code = f"import sys, vqformat; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -174,7 +175,8 @@ class TestModels:
         del state["norm.weight"]
         vt.save_file(state, tmp_path / "a.vqm")
 
-        with pytest.raises(RuntimeError, match=r"for Tied:\s+Missing key\(s\): 'norm.weight'\s+Unexpected key\(s\): 'extra'"):
+        message = r"for Tied:\s+Missing key\(s\): 'norm.weight'\s+Unexpected key\(s\): 'extra'"
+        with pytest.raises(RuntimeError, match=message):
             vt.load_model(seeded(2), tmp_path / "a.vqm")
         assert vt.load_model(seeded(2), tmp_path / "a.vqm", strict=False) == (["norm.weight"], ["extra"])
 

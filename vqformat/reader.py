@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, islice, takewhile
 from math import prod
 from typing import Any, BinaryIO
 
@@ -67,21 +68,27 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
-    """A LAYR chunk without its data."""
+    """A LAYR chunk without its data.
+
+    Attributes:
+        first_sections: Number of the first section of each record, and at the end the number of all.
+    """
 
     name: str
     records: list[Record]
+    first_sections: list[int]
 
     @classmethod
     def parse(cls, chunk: ChunkHead, books: list[BookRecord]) -> LayerInfo:
         """Name and records of a LAYR chunk; its section table fits them (LYR-002)."""
         name, tensors = parse.parse_layer(metadata.unpack(chunk.meta))
         records = [parse.parse_tensor(meta, books) for meta in tensors]
-        n_sections = sum(record.n_sections() for record in records if isinstance(record, TensorRecord))
-        if n_sections != len(chunk.sections):
-            raise FormatError(f"layer {name!r} has {len(chunk.sections)} sections; its tensors need {n_sections}",
+        counts = (record.n_sections() if isinstance(record, TensorRecord) else 0 for record in records)
+        first = list(accumulate(counts, initial=0))
+        if first[-1] != len(chunk.sections):
+            raise FormatError(f"layer {name!r} has {len(chunk.sections)} sections; its tensors need {first[-1]}",
                               clause="LYR-002", offset=chunk.offset)  # fmt: skip
-        return cls(name, records)
+        return cls(name, records, first)
 
 
 def parse_meta(meta: bytes) -> dict[str, Any]:
@@ -286,6 +293,7 @@ class IndexedReader:
         self._input = RandomInput(stream)
         self._layers: dict[int, tuple[ChunkHead, LayerInfo]] = {}
         self._books: dict[int, tuple[BookRecord, Floats]] = {}
+        self._last_spans: tuple[int, list[tuple[int, int]]] = -1, []
         self.index = self._open()
 
     def _open(self) -> Index:
@@ -379,7 +387,7 @@ class IndexedReader:
     def _check_layer(self, at: int, info: LayerInfo) -> None:
         """Compare a layer's records with the index (IDX-003)."""
         first = self.index.first_of_chunk.get(at, 0)
-        n = self.index.chunks.count(at) if len(self.index.chunks) < 1000 else _run_length(self.index.chunks, first)
+        n = sum(1 for _ in takewhile(lambda chunk: chunk == at, islice(self.index.chunks, first, None)))
         if n != len(info.records):
             raise FormatError(f"layer {info.name!r} has {len(info.records)} tensors, in the index {n}", clause="IDX-003")
         for position, record in enumerate(info.records):
@@ -405,13 +413,9 @@ class IndexedReader:
                 raise FormatError(f"index: alias {name!r} and its target differ in dtype or shape", clause="IDX-001")
             entry = target
         chunk, info = self._layer(entry.chunk)
-        first = 0
-        for record in info.records[: entry.position]:
-            if isinstance(record, TensorRecord):
-                first += record.n_sections()
         record = info.records[entry.position]
         assert isinstance(record, TensorRecord)
-        return record, chunk, first
+        return record, chunk, info.first_sections[entry.position]
 
     def book(self, number: int) -> tuple[BookRecord, Floats]:
         """Record and values of a BOOK chunk."""
@@ -430,6 +434,12 @@ class IndexedReader:
     def _check_padding(self, start: int, end: int) -> None:
         if end > start:
             container.check_padding(self._input.read_at(start, end - start, "padding"), start)
+
+    def _spans(self, chunk: ChunkHead) -> list[tuple[int, int]]:
+        """Where the sections of a chunk lie; the last chunk asked for is remembered."""
+        if self._last_spans[0] != chunk.offset:
+            self._last_spans = chunk.offset, list(chunk.spans())
+        return self._last_spans[1]
 
     def tensor(self, name: str, budget: Budget | None = None) -> Array:
         """A tensor, decoded.
@@ -460,9 +470,9 @@ class IndexedReader:
         if not record.n_elements:
             return allocate(record)
         entries = chunk.sections[first : first + record.n_sections()]
-        spans = list(chunk.spans())
-        before = chunk.data_offset if first == 0 else spans[first - 1][1]
-        spans = spans[first : first + len(entries)]
+        all_spans = self._spans(chunk)
+        before = chunk.data_offset if first == 0 else all_spans[first - 1][1]
+        spans = all_spans[first : first + len(entries)]
 
         def read(at: int, sizes: list[list[int]], where: str) -> list[bytes]:
             """Consecutive sections, in one read."""
@@ -522,11 +532,4 @@ class _LazyBooks:
 
     def __getitem__(self, number: int) -> BookRecord:
         return self._reader.book(number)[0]
-
-
-def _run_length(chunks: list[int], first: int) -> int:
-    n = 0
-    while first + n < len(chunks) and chunks[first + n] == chunks[first]:
-        n += 1
-    return n
 

@@ -128,16 +128,22 @@ class _Output:
         self.offset = 0
         self._digest = hashlib.sha256()
         self._path: Path | None = None
+        self._is_own = False
         self._overwrite = overwrite
         if isinstance(target, (str, os.PathLike)):
-            self._path = Path(target)
-            if self._path.is_dir():
-                raise IsADirectoryError(f"{str(self._path)!r} is a folder")
+            path = Path(target)
+            if path.is_dir():
+                raise IsADirectoryError(f"{str(path)!r} is a folder")
+            if path.exists() and not path.is_file():  # a device or a pipe is written to, never replaced
+                self._stream: BinaryIO = open(path, "wb")
+                self._is_own = True
+                return
+            self._path = path
             self._check_absent()
             handle, temporary = tempfile.mkstemp(prefix=f".{self._path.name[:100]}.", suffix=".tmp",
                                                  dir=self._path.parent)  # fmt: skip
             self._temporary = Path(temporary)
-            self._stream: BinaryIO = os.fdopen(handle, "wb")
+            self._stream = os.fdopen(handle, "wb")
         else:
             self._stream = target
 
@@ -158,6 +164,8 @@ class _Output:
     def commit(self) -> None:
         if self._path is None:
             self._stream.flush()
+            if self._is_own:
+                self._stream.close()
             return
         try:
             self._stream.flush()
@@ -173,8 +181,9 @@ class _Output:
             raise
 
     def discard(self) -> None:
-        if self._path is not None:
+        if self._is_own or self._path is not None:
             self._stream.close()
+        if self._path is not None:
             self._temporary.unlink(missing_ok=True)
 
 

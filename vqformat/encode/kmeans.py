@@ -24,11 +24,10 @@ SAMPLE_1D = 1 << 22  # scalars that a codebook is trained on
 SAMPLE_PER_ENTRY = 256  # vectors for each entry, likewise
 _SMALLEST_SAMPLE = 1 << 16
 FULL_ROUNDS = 2  # rounds on all vectors after those on the sample
-# Scores computed at a time: they stay in the cache, and for short vectors BLAS starts no threads, which would cost
-# more than they gain.
+# At a time so many scores that they stay in the cache, by so few products that OpenBLAS starts no threads: on cores
+# that others use too, waiting for them has cost 30 times what they gain.
 _CHUNK_SCORES = 1 << 16
-_SMALLEST_CHUNK = 1 << 14
-_CHUNK_PRODUCTS = 1 << 19
+_CHUNK_PRODUCTS = 1 << 18
 _PLUS_PLUS_ENTRIES = 4096  # beyond it the start is a random sample
 
 
@@ -335,8 +334,8 @@ def _best(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> tuple[npt.NDArray[
     entries = right.shape[2]
     codes = np.empty((n_problems, n), np.intp)
     top = np.empty((n_problems, n), left.dtype)
-    n_scores = max(_SMALLEST_CHUNK, min(_CHUNK_SCORES, _CHUNK_PRODUCTS // left.shape[2]))
-    rows_at_once = max(1, n_scores // entries)
+    n_scores = min(_CHUNK_SCORES, _CHUNK_PRODUCTS // left.shape[2])
+    rows_at_once = max(4, n_scores // entries)
     problems_at_once = max(1, rows_at_once // n)
     rows_at_once = min(rows_at_once, n)
     buffer = np.empty(problems_at_once * rows_at_once * entries, left.dtype)
@@ -442,14 +441,19 @@ class _Lloyd:
             draws = uniforms([*self.seed, 3], self.n_entries * n_problems).reshape(self.n_entries, n_problems)
             mass = 1.0 if points.weights is None else points.weights[:, chosen]
             pool = points.vectors[:, chosen] / np.where(self.largest > 0, self.largest, 1)[:, None, None]
-            by_axis = np.ascontiguousarray(pool.transpose(2, 0, 1))  # (dim, n_problems, n)
+            by_axis = None
+            if pool.shape[2] <= 32:  # (dim, n_problems, n): long inner loops for short vectors
+                by_axis = np.ascontiguousarray(pool.transpose(2, 0, 1))
             errors = np.full(pool.shape[:2], np.float32(np.inf))
             picks = np.empty((n_problems, self.n_entries), np.intp)
             for k in range(self.n_entries):
                 picks[:, k] = _draw((errors if k else np.ones_like(errors)) * mass, draws[k])
-                distance = np.zeros_like(errors)
-                for axis in by_axis:
-                    distance += np.square(axis - axis[rows, picks[:, k]][:, None])
+                if by_axis is None:
+                    distance = np.square(pool - pool[rows, picks[:, k]][:, None]).sum(axis=2)
+                else:
+                    distance = np.zeros_like(errors)
+                    for axis in by_axis:
+                        distance += np.square(axis - axis[rows, picks[:, k]][:, None])
                 np.minimum(errors, distance, out=errors)
         return points.vectors[rows[:, None], chosen[picks]].astype(np.float64)
 
@@ -477,13 +481,16 @@ class _Lloyd:
         for problem in np.flatnonzero(empty.any(axis=1)):
             entries = np.flatnonzero(empty[problem])
             draws = uniforms([*self.seed, 4, done, int(problem)], entries.size)
-            picks = _draw(np.broadcast_to(errors[problem], (entries.size, errors.shape[1])), draws)
-            books[problem, entries] = points.vectors[problem, picks]
+            sums = np.cumsum(errors[problem])
+            picks = np.searchsorted(sums, draws * sums[-1], side="right")
+            books[problem, entries] = points.vectors[problem, np.minimum(picks, sums.size - 1)]
 
 
 def _draw(masses: npt.NDArray[Any], draws: Doubles) -> npt.NDArray[np.intp]:
-    """For each row of masses an index, drawn in proportion by a number in [0, 1)."""
-    sums = np.cumsum(masses, axis=1, dtype=np.float64)
-    targets = draws * sums[:, -1]
-    picks = [int(np.searchsorted(row, target, side="right")) for row, target in zip(sums, targets, strict=True)]
-    return np.minimum(np.array(picks, np.intp), masses.shape[1] - 1)
+    """For each row of masses ``(n_rows, n)`` an index, drawn in proportion by a number in [0, 1)."""
+    n_rows, n = masses.shape
+    sums = np.cumsum(masses, dtype=np.float64)
+    ends = sums[n - 1 :: n]
+    starts = np.append(0.0, ends[:-1])
+    picks = np.searchsorted(sums, starts + draws * (ends - starts), side="right") - np.arange(n_rows) * n
+    return np.clip(picks, 0, n - 1)

@@ -30,6 +30,8 @@ from .uniform import encode_uniform
 Array = npt.NDArray[Any]
 SMALLEST_COARSE = 256  # elements; tensors below it, and those of one axis, are coded finely
 _LARGEST = float(np.finfo(np.float32).max) / 16  # room for sums of stages and for products with scales
+_MAX_LAYER_TENSORS = 256
+_MAX_LAYER_NBYTES = 1 << 26  # decoded
 DEFAULT_STEP = 0.3  # times the root mean square of all weights on grids
 
 
@@ -335,7 +337,8 @@ class _Encoder:
         statistics = self._statistics.get(tensor.name)
         if statistics is None or (method is not None and method.name == "fine"):
             encoded, rounded = fine.encode_fine(tensor.name, tensor.dtype, array)
-            return self._result(tensor, encoded, sqnr_db(reals(array), reals(rounded)))
+            sqnr = sqnr_db(reals(array), reals(rounded))
+            return self._result(tensor, encoded, sqnr, None if math.isinf(sqnr) else "rounded finely")
         values = reals(array)
         step = self._steps.step(statistics, relative_step)
         if method is not None:
@@ -364,26 +367,32 @@ class _Encoder:
     def _book_number(self, name: str) -> int:
         return self._book_numbers.setdefault(name, len(self._book_numbers))
 
-    def _result(self, tensor: SourceTensor, encoded: EncodedTensor, sqnr: float) -> _Result:
-        report = TensorReport(tensor.name, tensor.dtype, tensor.shape, describe(encoded.record), encoded.stored_nbytes,
-                              sqnr)  # fmt: skip
+    def _result(self, tensor: SourceTensor, encoded: EncodedTensor, sqnr: float, method: str | None = None) -> _Result:
+        report = TensorReport(tensor.name, tensor.dtype, tensor.shape, method or describe(encoded.record),
+                              encoded.stored_nbytes, sqnr)  # fmt: skip
         return _Result(encoded, report)
 
     # Writing
 
     def _write_all(self, writer: Writer, results: Iterable[_Result]) -> Report:
-        """Write results in layers: tensors that follow each other and whose names have the same beginning."""
+        """Write results in layers: tensors that follow each other and whose names have the same beginning.
+
+        Where no name has a beginning, a layer could be the whole model: it ends when it is large.
+        """
         report = Report(source_nbytes=self._source_nbytes())
         layer: list[EncodedTensor | AliasRecord] = []
+        layer_nbytes = 0
         name = None
         written: set[int] = set()
         for result in results:
             report.tensors.append(result.report)
-            if name != layer_name(result.report.name) and layer:
+            is_full = len(layer) >= _MAX_LAYER_TENSORS or layer_nbytes >= _MAX_LAYER_NBYTES
+            if layer and (name != layer_name(result.report.name) or is_full):
                 self._write_layer(writer, name or "", layer, written)
-                layer = []
+                layer, layer_nbytes = [], 0
             name = layer_name(result.report.name)
             layer.append(result.encoded)
+            layer_nbytes += result.report.n_elements * 4
         if layer:
             self._write_layer(writer, name or "", layer, written)
         writer.close()
