@@ -343,8 +343,8 @@ class _Encoder:
         step = self._steps.step(statistics, relative_step)
         if method is not None:
             step = quantize.uniform_step(method, statistics.deviation, step)
-        encoded, decoded = encode_uniform(tensor.name, tensor.dtype, tensor.shape, values, step)
-        return self._result(tensor, encoded, sqnr_db(values, decoded))
+        encoded, sqnr = encode_uniform(tensor.name, tensor.dtype, tensor.shape, values, step)
+        return self._result(tensor, encoded, sqnr)
 
     def _encode_by_method(self, tensor: SourceTensor, array: Array, method: Method) -> _Result:
         values = reals(array)

@@ -27,12 +27,18 @@ class Orientation:
     row_classes: npt.NDArray[np.uint8] | None = None
     column_classes: npt.NDArray[np.uint8] | None = None
 
-    def apply(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The stored matrix ``(R, C)`` of values in the tensor's shape (of a complex tensor: its reals)."""
-        matrix = view_matrix(values, self.layout)
-        if self.row_classes is not None and self.column_classes is not None:
-            return matrix[self._row_order[:, None], self._column_order]
-        return np.ascontiguousarray(matrix)
+    def apply(self, values: npt.NDArray[Any], *, stride: int = 1) -> npt.NDArray[Any]:
+        """The stored matrix ``(R, C)`` of values in the tensor's shape (of a complex tensor: its reals).
+
+        Args:
+            stride: Only every so-manieth row of it.
+        """
+        if self.layout.n_row_axes != 1:
+            return np.ascontiguousarray(view_matrix(values, self.layout))
+        permuted = values if self.layout.axes is None else values.transpose(self.layout.axes)
+        rows = permuted[::stride] if self.row_classes is None else permuted[self._row_order[::stride]]
+        matrix = rows.reshape(rows.shape[0], -1)
+        return np.ascontiguousarray(matrix) if self.column_classes is None else matrix[:, self._column_order]
 
     @cached_property
     def _row_order(self) -> npt.NDArray[np.intp]:

@@ -145,7 +145,7 @@ def _quantize_term(matrix: Floats, term: Term, seed: list[int]) -> QuantizedStag
             return quantize_binary(matrix, str(term["scale"]))
         case "uniform":
             step = _uniform_step(term, float(matrix.std(dtype=np.float64)))
-            return quantize_uniform(matrix, step, gain=False)
+            return quantize_uniform(matrix, step, gain=False).stage
         case "svd":
             factor_bits = term.integer("factor_bits")
             rank = term.integer("rank") or rank_for_bits(*matrix.shape, float(term["bits"]), factor_bits)

@@ -3,29 +3,53 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .. import bits
 from ..codecs import tables
 from ..codecs.tables import Floats
-from ..records import CodebookStage, Layout, TableSource, make_view
+from ..container import TABLE_ENTRY_NBYTES
+from ..records import CodebookStage, Layout, TableSource
 from ..writer import EncodedTensor
 from . import entropy
 from .assemble import QuantizedStage, assemble
-from .orient import Orientation, by_rows, orientations
+from .orient import Orientation, orientations
 
 ROUNDING = 0.38  # |w| / step + ROUNDING is rounded down: below 0.5 more values become 0, which saves more than it costs
 _ALIGNED_ZERO = 7  # the code of 0 modulo 15, so that -1, 0, 1 (or -7 .. 7) share their high digit: SPEC section 10
 _MAX_CODE = 30_000
-_TRIAL_CODES = 1 << 18
+_TRIAL_CODES = 1 << 17
+_PIECE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A matrix on a grid.
+
+    Attributes:
+        energy: Sum of the squares of its values.
+        noise: Sum of the squared errors.
+    """
+
+    stage: QuantizedStage
+    energy: float
+    noise: float
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal-to-quantization-noise ratio in dB; inf where exact."""
+        if self.noise <= 1e-15 * self.energy:  # what float64 leaves of a difference
+            return math.inf
+        return 10 * math.log10(self.energy / self.noise)
 
 
 def quantize_uniform(
     matrix: Floats, step: float, *, rounding: float = ROUNDING, gain: bool = True, largest: float = math.inf
-) -> QuantizedStage:
+) -> Grid:
     """Quantize to a grid; the values are the centroids of their cells, times one gain.
 
     The gain restores ``<q, w> = <w, w>``: centroids shrink a tensor, by half its energy at the coarsest steps, and
@@ -37,29 +61,37 @@ def quantize_uniform(
         largest: No value may be larger (VAL-002).
     """
     step = max(step, float(np.abs(matrix).max(initial=0)) / _MAX_CODE, float(np.finfo(np.float32).tiny))
-    codes = np.abs(matrix) * np.float32(1 / step)
-    codes += np.float32(rounding)
-    np.floor(codes, out=codes)
-    np.copysign(codes, matrix, out=codes)
-    grid = codes.astype(np.int32)
+    flat = matrix.reshape(-1)
+    grid = np.empty(flat.size, np.int16)
+    for start in range(0, flat.size, _PIECE):  # in pieces that stay in the cache
+        scaled = flat[start : start + _PIECE] * np.float32(1 / step)
+        scaled += np.copysign(np.float32(rounding), scaled)
+        grid[start : start + _PIECE] = scaled  # rounds towards 0
     low, high = int(grid.min()), int(grid.max())
     zero = -low
     if high - low > 4:
         zero += (_ALIGNED_ZERO - zero) % 15
-    grid += zero
     entries = high + zero + 1
-    flat = grid.reshape(-1)
-    counts = np.bincount(flat, minlength=entries)
-    sums = np.bincount(flat, weights=matrix.reshape(-1), minlength=entries)
+    codes = np.empty(flat.size, bits.code_dtype(entries))
+    counts, sums = np.zeros(entries, np.int64), np.zeros(entries)
+    for start in range(0, flat.size, _PIECE):
+        piece = grid[start : start + _PIECE].astype(np.intp) + zero
+        counts += np.bincount(piece, minlength=entries)
+        sums += np.bincount(piece, weights=flat[start : start + _PIECE], minlength=entries)
+        codes[start : start + _PIECE] = piece
+    energy = float(np.einsum("i,i->", flat, flat, dtype=np.float64))
     points = np.where(counts > 0, sums / np.maximum(counts, 1), 0.0)
     if gain:
-        energy, projection = float(np.vdot(matrix, matrix)), float(points @ sums)
+        projection = float(points @ sums)
         if projection > 0:
             points *= min(energy / projection, 4.0)
     points = np.clip(points, -largest, largest)
     dtype = table_dtype(points)
     stage = CodebookStage(dim=1, entries=entries, source=TableSource(dtype))
-    return QuantizedStage(stage, [tables.encode(points, dtype)], grid)
+    table = tables.encode(points, dtype)
+    stored = tables.decode(table, dtype, "codebook").astype(np.float64)
+    noise = energy - 2 * float(stored @ sums) + float(stored**2 @ counts)
+    return Grid(QuantizedStage(stage, [table], codes.reshape(matrix.shape)), energy, max(noise, 0.0))
 
 
 def table_dtype(values: npt.NDArray[np.floating]) -> str:
@@ -72,7 +104,7 @@ def table_dtype(values: npt.NDArray[np.floating]) -> str:
 
 def encode_uniform(
     name: str, dtype: str, shape: tuple[int, ...], values: Floats, step: float
-) -> tuple[EncodedTensor, Floats]:
+) -> tuple[EncodedTensor, float]:
     """A tensor on a grid, in the orientation and order that take the fewest bytes.
 
     Args:
@@ -80,31 +112,27 @@ def encode_uniform(
         values: The tensor as reals, see ``orient.reals``; at least one axis, finite.
 
     Returns:
-        The encoded tensor, and its quantized values in the shape of ``values``.
+        The encoded tensor, and its SQNR in dB.
     """
-    flat_view = make_view(values.shape, False, by_rows(values.shape))
     largest = 65504.0 if dtype == "f16" else math.inf
-    quantized = quantize_uniform(values.reshape(flat_view.n_rows, flat_view.n_columns), step, largest=largest)
-    grid = quantized.codes.reshape(values.shape)
+    quantized = quantize_uniform(values.reshape(1, -1), step, largest=largest)
+    codes = quantized.stage.codes.reshape(values.shape)
     candidates = orientations(name, values)
     best = candidates[0]
     if len(candidates) > 1:
-        best = min(candidates, key=lambda orientation: _trial_nbytes(quantized, orientation, grid))
-    stored = replace(quantized, codes=best.apply(grid))
+        best = min(candidates, key=lambda orientation: _trial_nbytes(quantized.stage, orientation, codes))
+    stored = replace(quantized.stage, codes=best.apply(codes))
     encoded = assemble(name, dtype, shape, best.layout, [stored], row_classes=best.row_classes,
                        column_classes=best.column_classes)  # fmt: skip
-    return encoded, quantized.values(flat_view).reshape(values.shape)
+    return encoded, quantized.sqnr_db
 
 
-def _trial_nbytes(quantized: QuantizedStage, orientation: Orientation, grid: npt.NDArray[Any]) -> float:
+def _trial_nbytes(stage: QuantizedStage, orientation: Orientation, codes: npt.NDArray[Any]) -> float:
     """Bytes that the codes take in this orientation, judged by evenly spread rows."""
-    codes = orientation.apply(grid)
-    n_rows, n_columns = codes.shape
-    stride = max(1, codes.size // _TRIAL_CODES)
-    sample = replace(quantized, codes=codes[::stride])
-    trial = assemble("", "f32", sample.codes.shape, Layout(n_row_axes=1), [sample])
-    nbytes = trial.stored_nbytes * n_rows / sample.codes.shape[0]
+    part = orientation.apply(codes, stride=max(1, codes.size // _TRIAL_CODES))
+    trial = assemble("", "f32", part.shape, Layout(n_row_axes=1), [replace(stage, codes=part)])
+    nbytes = trial.stored_nbytes * codes.size / part.size
     if orientation.row_classes is not None and orientation.column_classes is not None:
-        nbytes += sum(len(section.stored) + 8 for section in entropy.sections(
+        nbytes += sum(len(section.stored) + TABLE_ENTRY_NBYTES for section in entropy.sections(
             [orientation.row_classes.tobytes(), orientation.column_classes.tobytes()]))  # fmt: skip
     return nbytes
