@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import zipfile
-import zlib
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -20,7 +20,6 @@ from vqformat.limits import MAX_RANK
 
 from .source import Source
 
-_DAMAGE = (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # NumPy's and zipfile's
 # Kinds of NumPy dtypes that are no tensors
 _NO_TENSORS = {"O": "pickled Python objects, which are never loaded", "S": "bytes", "U": "text", "M": "dates",
                "m": "time spans"}  # fmt: skip
@@ -116,7 +115,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 class _complaining:  # noqa: N801
-    """Context in which whatever damage raises becomes a ConversionError."""
+    """Context in which whatever damage makes NumPy and zipfile raise becomes a ConversionError."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._where = f"{str(path)!r}: array {name!r}"
@@ -125,5 +124,8 @@ class _complaining:  # noqa: N801
         pass
 
     def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
-        if isinstance(err, _DAMAGE):
-            raise ConversionError(f"{self._where} is damaged or cannot be read ({err}); save it again") from err
+        if not isinstance(err, Exception) or isinstance(err, MemoryError):
+            return
+        if isinstance(err, OSError) and err.errno != errno.EINVAL:  # EINVAL: a damaged archive points before its start
+            return
+        raise ConversionError(f"{self._where} is damaged or cannot be read ({err}); save it again") from err

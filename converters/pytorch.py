@@ -78,20 +78,38 @@ def _load(path: Path) -> Any:
     if tuple(map(int, numbers)) < OLDEST_TORCH:
         raise ImportError(f"PyTorch {torch.__version__} cannot read checkpoints safely (CVE-2026-24747); run:"
                           f" pip install 'torch>={'.'.join(map(str, OLDEST_TORCH))}'")  # fmt: skip
+    can_map = _check_zip(path)
     try:
         with torch.serialization.safe_globals([(_LeftOut, name) for name in _HARMLESS]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
     except (OSError, MemoryError):
         raise
     except Exception as err:  # the unpickler of a damaged file raises anything: KeyError, EOFError, RuntimeError, …
         raise ConversionError(f"{str(path)!r} {_reason(err)}") from err
 
 
-def _can_map(path: Path) -> bool:
-    """Whether the file is a zip archive whose members are stored as they are."""
+def _check_zip(path: Path) -> bool:
+    """Compare the CRCs of a zip file, which torch.load does not.
+
+    Returns:
+        Whether it can be mapped: it is a zip file and its members are stored as they are.
+
+    Raises:
+        ConversionError: A member is damaged.
+    """
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if not member.CRC:  # torch.serialization.set_crc32_options(False) writes 0
+                continue
+            try:
+                with archive.open(member) as stream:
+                    while stream.read(1 << 20):
+                        pass
+            except Exception as err:  # besides BadZipFile: zlib.error, NotImplementedError, RuntimeError, OSError, …
+                raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint whose part {member.filename!r} is damaged"
+                                      f" ({err}); fetch or save it again") from err  # fmt: skip
         return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
 
 

@@ -193,6 +193,24 @@ class TestPyTorch:
             assert [tensor.name for tensor in source.tensors] == ["w"]
             assert len(source.notes) == 5
 
+    def test_a_flipped_bit_in_a_zip_file_is_found(self, tmp_path: Path) -> None:
+        save_torch(tmp_path / "a.pt", {"w": torch.ones(1000)})
+        data = bytearray((tmp_path / "a.pt").read_bytes())
+        data[len(data) // 2] ^= 1
+        (tmp_path / "a.pt").write_bytes(data)
+
+        with pytest.raises(ConversionError, match="'a/data/0' is damaged"):
+            open_source(tmp_path / "a.pt")
+
+    def test_a_zip_file_written_without_checksums_is_read(self, tmp_path: Path) -> None:
+        torch.serialization.set_crc32_options(False)
+        try:
+            save_torch(tmp_path / "a.pt", {"w": torch.ones(5)})
+        finally:
+            torch.serialization.set_crc32_options(True)
+
+        assert arrays_of(tmp_path / "a.pt")["w"].tolist() == [1] * 5
+
     def test_tensors_tagged_cuda_are_read_without_a_gpu(self, tmp_path: Path) -> None:
         save_torch(tmp_path / "cpu.pt", {"w": torch.arange(5.0)}, is_zip=False)
         data = (tmp_path / "cpu.pt").read_bytes()
@@ -409,6 +427,24 @@ def test_what_is_no_checkpoint_is_refused_in_one_clear_error(tmp_path: Path, mak
 
     assert "x.pt" in str(caught.value) and "\n" not in str(caught.value)
     assert not list(tmp_path.glob("*.vqm")) and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("write", [write_zip, write_legacy, write_safetensors, write_npz, write_npy])
+def test_a_mutated_checkpoint_loads_or_raises_an_error_of_ours(tmp_path: Path, write: Any) -> None:
+    write(tmp_path / "a")
+    data = (tmp_path / "a").read_bytes()
+    rng = np.random.default_rng(0)
+    # Most of the structure is in the first and last bytes
+    places = [*rng.integers(0, 400, 100), *rng.integers(len(data) - 400, len(data), 60)]
+    for place in places:
+        mutated = bytearray(data)
+        mutated[place] = rng.integers(256)
+        (tmp_path / "a").write_bytes(mutated)
+        try:
+            arrays_of(tmp_path / "a")
+        except vqformat.VqmError as err:
+            assert isinstance(err, ConversionError)
 
 
 def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
