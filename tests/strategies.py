@@ -50,11 +50,13 @@ def models(max_tensors: int = 5) -> st.SearchStrategy[dict[str, np.ndarray[Any, 
 
 def metadata_values() -> st.SearchStrategy[Any]:
     """What user metadata can hold (MET-001), not too deep (MET-006)."""
-    scalars = (
-        st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.text(max_size=40) | st.binary(max_size=300)
+    integers = st.integers(-(1 << 63), (1 << 64) - 1)
+    scalars = st.none() | st.booleans() | integers | st.text(max_size=40) | st.binary(max_size=300)
+    return st.recursive(
+        scalars,
+        lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(max_size=5), inner, max_size=20),
+        max_leaves=30,
     )
-    return st.recursive(scalars, lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(max_size=5), inner,
-                                                                                             max_size=20), max_leaves=30)
 
 
 def matrices(max_side: int = 40) -> st.SearchStrategy[np.ndarray[Any, Any]]:

@@ -41,7 +41,8 @@ def test_planes_come_back(case: tuple[int, tuple[tuple[int, int], ...]], data: s
     payloads = pack(codes, entries, planes)
 
     assert [len(p) for p in payloads] == payload_nbytes(codes.size, entries, planes)
-    assert unpack([np.frombuffer(p, np.uint8) for p in payloads], codes.size, entries, planes).tolist() == codes.tolist()
+    arrays = [np.frombuffer(p, np.uint8) for p in payloads]
+    assert unpack(arrays, codes.size, entries, planes).tolist() == codes.tolist()
 
 
 @pytest.mark.parametrize(

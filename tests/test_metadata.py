@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from strategies import metadata_values
+
 from vqformat import FormatError, LimitError
 from vqformat.metadata import pack, pack_column, unpack, unpack_column
 

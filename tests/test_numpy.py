@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import arrays, metadata_values, models
 
 import vqformat
-from strategies import arrays, metadata_values, models
 from vqformat import EncodeError, TensorNotFoundError, safe_open
 from vqformat.dtypes import DTYPES, DType
 

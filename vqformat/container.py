@@ -136,10 +136,7 @@ class ChunkHead:
 
     def end(self) -> int:
         """Where the chunk ends."""
-        end = self.data_offset
-        for _, end in self.spans():
-            pass
-        return end
+        return max((end for _, end in self.spans()), default=self.data_offset)
 
 
 def check_header(header: bytes) -> None:
@@ -214,8 +211,8 @@ def read_chunk_head(source: Readable) -> ChunkHead:
     is_zstd = bool(flags & META_IS_ZSTD)
     if not is_ancillary:
         if meta_stored >= meta_plain if is_zstd else meta_stored != meta_plain:
-            raise FormatError(f"{where}: meta_stored is {meta_stored}, meta_plain {meta_plain}, which does not fit flags"
-                              f" {flags}", clause="CHK-005", offset=offset)  # fmt: skip
+            raise FormatError(f"{where}: meta_stored is {meta_stored} and meta_plain {meta_plain}, which does not fit"
+                              f" flags {flags}", clause="CHK-005", offset=offset)  # fmt: skip
         if is_zstd:
             meta = decompress(meta, meta_plain, f"metadata of the {where}")
     words = struct.unpack_from(f"<{2 * n_sections}I", body, meta_stored)

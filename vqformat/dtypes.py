@@ -43,8 +43,10 @@ class DType:
             ImportError: It needs ml_dtypes, which is not installed.
         """
         if hasattr(np, self.numpy_name):
-            return np.dtype(self.numpy_name).newbyteorder("<")
-        return np.dtype(getattr(_ml_dtypes(self.name), self.numpy_name))
+            dtype: np.dtype[Any] = np.dtype(self.numpy_name).newbyteorder("<")
+        else:
+            dtype = np.dtype(getattr(_ml_dtypes(self.name), self.numpy_name))
+        return dtype
 
     def nbytes(self, n_elements: int) -> int:
         """Bytes of ``n_elements`` elements in the decoded form of SPEC 7.1."""

@@ -156,7 +156,8 @@ def _head(data: bytes, position: int) -> tuple[str, int, int]:
             raise FormatError(f"metadata of {len(data)} bytes ends inside a value", clause="MET-005")
         number = int.from_bytes(data[position : position + width], "big", signed=kind == "signed")
         if not _is_shortest(kind, number, width, widths):
-            raise FormatError(f"metadata: {number} at byte {position - 1} is not in its shortest form", clause="MET-002")
+            raise FormatError(f"metadata: {number} at byte {position - 1} is not in its shortest form",
+                              clause="MET-002")  # fmt: skip
         return ("scalar" if kind in ("unsigned", "signed") else kind), number, position + width
     raise FormatError(f"metadata: type {byte:#04x} at byte {position - 1} is not allowed", clause="MET-001")
 

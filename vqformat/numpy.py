@@ -100,8 +100,10 @@ def load_file(
         tensors: dict[str, Array] = {}
         for info, arrays in SequentialReader(stream, budget).layers():
             for record in info.records:
-                is_alias = isinstance(record, AliasRecord)
-                tensors[record.name] = tensors[record.target] if is_alias else arrays[record.name]
+                if isinstance(record, AliasRecord):
+                    tensors[record.name] = tensors[record.target]
+                else:
+                    tensors[record.name] = arrays[record.name]
         return tensors
 
 
@@ -157,7 +159,7 @@ class TensorInfo:
         return 8 * self.stored_nbytes / self.n_elements if self.n_elements else 0.0
 
 
-class safe_open(Mapping[str, Any]):  # noqa: N801  (the name that safetensors' users know)
+class safe_open(Mapping[str, Any]):
     """Opens a file by its index; tensors are decoded when they are asked for.
 
     A mapping from names to tensors, and a context manager::
@@ -196,7 +198,9 @@ class safe_open(Mapping[str, Any]):  # noqa: N801  (the name that safetensors' u
     def __enter__(self) -> safe_open:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._opened.__exit__(kind, err, trace)
 
     def close(self) -> None:
@@ -300,7 +304,7 @@ def _index_rest(part: Array, inner: Any, rest: tuple[Any, ...]) -> Array:
     return result
 
 
-class opened:  # noqa: N801
+class opened:
     """Context of a binary stream: a path is opened and closed, a stream left open."""
 
     def __init__(self, source: Path | BinaryIO) -> None:

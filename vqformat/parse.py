@@ -93,7 +93,8 @@ def parse_book(meta: Any) -> BookRecord:
     groups = fields.integer("groups", 1, limits.MAX_GROUPS, "BOK-002")
     record = BookRecord(dim, entries, groups, fields.table_dtype("dtype"))
     if record.nbytes > limits.MAX_RESIDENT_NBYTES:
-        fields.fail(f"has {record.nbytes} bytes; at most {limits.MAX_RESIDENT_NBYTES} are allowed", "BOK-002", LimitError)
+        fields.fail(f"has {record.nbytes} bytes; at most {limits.MAX_RESIDENT_NBYTES} are allowed", "BOK-002",
+                    LimitError)  # fmt: skip
     return record
 
 

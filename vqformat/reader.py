@@ -103,7 +103,8 @@ def parse_book_chunk(chunk: ChunkHead) -> BookRecord:
     """The record of a BOOK chunk, which has one section (BOK-003)."""
     record = parse.parse_book(metadata.unpack(chunk.meta))
     if len(chunk.sections) != 1:
-        raise FormatError(f"BOOK chunk has {len(chunk.sections)} sections, not 1", clause="BOK-003", offset=chunk.offset)
+        raise FormatError(f"BOOK chunk has {len(chunk.sections)} sections, not 1", clause="BOK-003",
+                          offset=chunk.offset)  # fmt: skip
     return record
 
 
@@ -389,7 +390,8 @@ class IndexedReader:
         first = self.index.first_of_chunk.get(at, 0)
         n = sum(1 for _ in takewhile(lambda chunk: chunk == at, islice(self.index.chunks, first, None)))
         if n != len(info.records):
-            raise FormatError(f"layer {info.name!r} has {len(info.records)} tensors, in the index {n}", clause="IDX-003")
+            raise FormatError(f"layer {info.name!r} has {len(info.records)} tensors, in the index {n}",
+                              clause="IDX-003")  # fmt: skip
         for position, record in enumerate(info.records):
             entry = self.index.entry(first + position)
             said = (entry.name, entry.target)

@@ -109,14 +109,14 @@ class TensorDecoder:
         values = place if is_direct else np.empty((block.n_rows, block.n_columns), np.float32)
         assert values is not None
         sections = iter(payloads)
-        for i, (stage, sizes) in enumerate(zip(self._stages, self.record.payload_nbytes(block), strict=True)):
+        for i, (decoder, sizes) in enumerate(zip(self._stages, self.record.payload_nbytes(block), strict=True)):
             mine = [next(sections) for _ in sizes]
             with naming(self.record.name, stage=i):
                 if i == 0:
-                    stage.decode(block, mine, values)
+                    decoder.decode(block, mine, values)
                 else:
                     addend = self._scratch_like(values)
-                    stage.decode(block, mine, addend)
+                    decoder.decode(block, mine, addend)
                     np.add(values, addend, out=values)
         if place is None:
             self._scatter(block, values, out)

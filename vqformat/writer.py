@@ -114,7 +114,9 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:
@@ -135,7 +137,7 @@ class _Output:
             if path.is_dir():
                 raise IsADirectoryError(f"{str(path)!r} is a folder")
             if path.exists() and not path.is_file():  # a device or a pipe is written to, never replaced
-                self._stream: BinaryIO = open(path, "wb")
+                self._stream: BinaryIO = open(path, "wb")  # noqa: SIM115  (closed by commit and discard)
                 self._is_own = True
                 return
             self._path = path

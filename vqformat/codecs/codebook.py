@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from math import prod
+
 import numpy as np
 import numpy.typing as npt
 
@@ -139,7 +140,7 @@ class CodebookDecoder:
         digits = np.arange(256)[:, None] // base ** np.arange(per_byte) % base  # (256, per_byte)
         # A byte with a digit outside the codebook: NaN marks it.
         entries = np.append(self._book[:, 0], np.float32(np.nan))
-        table = entries[np.minimum(digits, stage.entries)]
+        table: Floats = entries[np.minimum(digits, stage.entries)]
         table[base**per_byte :] = np.nan
         self._bad_bytes = np.isnan(table).any(axis=1)
         self._has_bad_bytes = bool(self._bad_bytes.any())

@@ -54,10 +54,10 @@ class LowRankDecoder:
         out[...] = left @ self._right  # exact in float64, whatever the order of summation
         rows = np.arange(block.row, block.row_end) // stage.row_scale.size if stage.row_scale.size else [0]
         np.multiply(out, self._row_scales[rows][:, None], out=out)
-        columns = slice(None)
+        scales = self._column_scales
         if stage.column_scale.size:
-            columns = np.arange(out.shape[1]) // stage.column_scale.size
-        np.multiply(out, self._column_scales[columns], out=out)
+            scales = scales[np.arange(out.shape[1]) // stage.column_scale.size]
+        np.multiply(out, scales, out=out)
 
 
 def _integers(codes: bits.Codes, entries: int) -> npt.NDArray[np.float64]:

@@ -22,7 +22,7 @@ def encode(elements: npt.NDArray[Any], dtype: DType, split: int) -> list[bytes]:
         return [pack_nibbles(elements.view(np.uint8))]
     if not split:
         return [elements.tobytes()]
-    words = elements.view(f"<u{dtype.word_nbytes}")
+    words: npt.NDArray[Any] = elements.view(f"<u{dtype.word_nbytes}")
     if split == 2:
         words = words << 1 | words >> (8 * dtype.word_nbytes - 1)
     planes = words.view(np.uint8).reshape(-1, dtype.word_nbytes)
@@ -36,7 +36,7 @@ def decode(payloads: list[bytes], dtype: DType, split: int, out: npt.NDArray[Any
         FormatError: A bool is neither 0 nor 1 (DTY-001); unused bits are not zero (RAW-002).
     """
     if dtype.bits == 4:
-        nibbles = unpack_nibbles(np.frombuffer(payloads[0], np.uint8), out.size)
+        nibbles: npt.NDArray[Any] = unpack_nibbles(np.frombuffer(payloads[0], np.uint8), out.size)
         if dtype.name == "i4":  # ml_dtypes keeps the sign in the byte's upper half
             nibbles = (nibbles ^ 8) - np.uint8(8)
         out.view(np.uint8)[:] = nibbles
@@ -48,7 +48,7 @@ def decode(payloads: list[bytes], dtype: DType, split: int, out: npt.NDArray[Any
             raise FormatError(f"element {at} of the block is the bool {raw[at]}, neither 0 nor 1", clause="DTY-001")
         out.view(np.uint8)[:] = raw
         return
-    words = out.view(f"<u{dtype.word_nbytes}")
+    words: npt.NDArray[Any] = out.view(f"<u{dtype.word_nbytes}")
     planes = words.view(np.uint8).reshape(-1, dtype.word_nbytes)
     for p, payload in enumerate(payloads):
         planes[:, p] = np.frombuffer(payload, np.uint8)

@@ -14,6 +14,7 @@ from ..codecs import raw
 from ..codecs.codebook import CodebookDecoder
 from ..codecs.lowrank import LowRankDecoder
 from ..codecs.tables import Floats
+from ..container import Section
 from ..dtypes import BY_NAME
 from ..records import (
     ORDER_COLUMNS,
@@ -174,10 +175,10 @@ def assemble_raw(name: str, dtype: str, array: npt.NDArray[Any], split: int, *, 
     return EncodedTensor(record, _store([], payloads, compress))
 
 
-def _store(resident: list[bytes], payloads: list[list[bytes]], compress: bool) -> list[entropy.Section]:
+def _store(resident: list[bytes], payloads: list[list[bytes]], compress: bool) -> list[Section]:
     """All sections in file order; the n-th of every block are of the same kind."""
     if not compress:
-        return [entropy.Section(plain) for plain in resident + [p for block in payloads for p in block]]
+        return [Section(plain) for plain in resident + [p for block in payloads for p in block]]
     stored = [entropy.sections([plain])[0] for plain in resident]
     kinds = [entropy.sections(kind) for kind in zip(*payloads, strict=True)]
     return stored + [section for block in zip(*kinds, strict=True) for section in block]

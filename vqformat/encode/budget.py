@@ -17,7 +17,8 @@ SAMPLE = 1 << 15
 # proportion to the deviation to the 0, 0.35 and 0.7), but a tensor of small weights must not vanish beside a large one.
 _LARGEST_STEP = 3.0  # times a tensor's deviation: beyond it nearly everything becomes 0
 _LARGEST_SHARE = 4.0  # times the step that the tensor would have if all had its deviation
-_SMALLEST_STEP = 2.0**-14
+_SMALLEST_STEP: float = 2.0**-14
+_COARSEST_STEP: float = 2.0**8
 _TOLERANCE = 0.004
 _MAX_TRIES = 7
 
@@ -95,19 +96,15 @@ def meet(steps: Steps, target_nbytes: float, encode: Callable[[float], int]) -> 
     fitting = [(nbytes, step) for step, nbytes in tried.items() if nbytes <= target_nbytes]
     if fitting:
         return max(fitting)[1]
-    coarsest = encode(_coarsest())
+    coarsest = encode(_COARSEST_STEP)
     if coarsest > target_nbytes:
         raise EncodeError(f"a file of {target_nbytes:.0f} bytes was asked for; the smallest possible has {coarsest}")
-    return _coarsest()
-
-
-def _coarsest() -> float:
-    return 2.0**8
+    return _COARSEST_STEP
 
 
 def _solve(estimate: Callable[[float], float], target: float) -> float:
     """The step at which a falling function meets the target, by bisection of its logarithm."""
-    low, high = math.log2(_SMALLEST_STEP), math.log2(_coarsest())
+    low, high = math.log2(_SMALLEST_STEP), math.log2(_COARSEST_STEP)
     for _ in range(18):
         middle = (low + high) / 2
         if estimate(2.0**middle) > target:
@@ -120,5 +117,5 @@ def _solve(estimate: Callable[[float], float], target: float) -> float:
 def _between(tried: dict[float, int], target: float, proposed: float) -> float:
     """The proposal, or where it leaves the interval known to hold the answer, the middle of that."""
     low = max((step for step, nbytes in tried.items() if nbytes > target), default=_SMALLEST_STEP / 2)
-    high = min((step for step, nbytes in tried.items() if nbytes <= target), default=2 * _coarsest())
+    high = min((step for step, nbytes in tried.items() if nbytes <= target), default=2 * _COARSEST_STEP)
     return proposed if low < proposed < high else math.sqrt(low * high)

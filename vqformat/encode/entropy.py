@@ -55,8 +55,9 @@ def choose_planes(codes: Codes, entries: int, *, compress: bool = True) -> Plane
         codes: ``(n,)``; a sample of them is tried.
         compress: Whether sections may be compressed; if not, packings differ by their plain size only.
     """
-    sample = codes[: _SAMPLE]
-    best, best_nbytes = (), None
+    sample = codes[:_SAMPLE]
+    best: Planes = ()
+    best_nbytes = None
     for planes in _candidates(entries):
         payloads = bits.pack(sample, entries, planes)
         nbytes = TABLE_ENTRY_NBYTES * len(payloads) + sum(

@@ -24,6 +24,7 @@ SAMPLE_1D = 1 << 22  # scalars that a codebook is trained on
 SAMPLE_PER_ENTRY = 256  # vectors for each entry, likewise
 _SMALLEST_SAMPLE = 1 << 16
 FULL_ROUNDS = 2  # rounds on all vectors after those on the sample
+_STRIDE_1D, _LEAST_GAIN_1D = 1.8, 1e-7  # as the two below, for scalars
 _STRIDE = 1.7  # how far entries move, in distances to their means
 _LEAST_GAIN = 2e-4  # of a round, relative to the distortion
 # At a time so many scores that they stay in the cache, by so few products that OpenBLAS starts no threads: on cores
@@ -109,7 +110,7 @@ def _lloyd_1d(
 ) -> Doubles:
     """Lloyd's rounds on ascending values; levels without values move to the costliest cells."""
     n = ordered.size
-    for _ in range(iterations):
+    for done in range(iterations):
         bounds = _midpoints(levels)
         ends = np.concatenate(([0], np.searchsorted(ordered, bounds), [n]))
         mass = np.diff(ends if masses is None else masses[ends]).astype(np.float64)
@@ -130,9 +131,9 @@ def _lloyd_1d(
             levels = np.sort(means)
             continue
         gain = float(np.sum(mass * (means - levels) ** 2))  # what moving the levels saves, exactly
-        levels = means
-        if gain <= 1e-6 * float(np.sum(costs)) / 12:
-            break
+        if gain <= _LEAST_GAIN_1D * float(np.sum(costs)) / 12 or done + 1 == iterations:
+            return means
+        levels = np.sort(levels + _STRIDE_1D * (means - levels))
     return levels
 
 

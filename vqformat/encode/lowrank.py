@@ -104,5 +104,5 @@ def _fit_right(left: Doubles, matrix: Doubles, right: Doubles) -> Doubles:
     if not ridge > 0:
         return right
     remainder = matrix - left @ right
-    update: npt.NDArray[Any] = np.linalg.solve(gram + ridge * np.eye(gram.shape[0]), left.T @ remainder)
-    return right + update
+    update: Doubles = np.linalg.solve(gram + ridge * np.eye(gram.shape[0]), left.T @ remainder)
+    return np.asarray(right + update)

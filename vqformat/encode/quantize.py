@@ -148,7 +148,8 @@ def _quantize_term(matrix: Floats, term: Term, seed: list[int]) -> QuantizedStag
             return quantize_uniform(matrix, step, gain=False).stage
         case "svd":
             factor_bits = term.integer("factor_bits")
-            rank = term.integer("rank") or rank_for_bits(*matrix.shape, float(term["bits"]), factor_bits)
+            n_rows, n_columns = matrix.shape
+            rank = term.integer("rank") or rank_for_bits(n_rows, n_columns, float(term["bits"]), factor_bits)
             return quantize_low_rank(matrix, rank, factor_bits, seed=seed)
     return quantize_codebook(matrix, _codebook_options(term), seed=seed)
 

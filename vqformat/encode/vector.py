@@ -70,7 +70,8 @@ def quantize_codebook(matrix: Floats, options: CodebookOptions, *, seed: Seed) -
         raise EncodeError(f"{n_books} codebooks of {options.entries} entries and dim {dim} exceed"
                           f" {MAX_RESIDENT_NBYTES} bytes; let more rows or segments share one")  # fmt: skip
     scaled = scale_matrix(matrix, options.scale)
-    found, codes = _solve(scaled, dim, options, row_edges, column_edges, [seed] if isinstance(seed, int) else list(seed))
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    found, codes = _solve(scaled, dim, options, (row_edges, column_edges), seed=seeds)
     entries = max(book.shape[0] for book in found)
     books = np.zeros((n_books, entries, dim), np.float32)
     for number, book in enumerate(found):
@@ -116,16 +117,15 @@ def train_book(matrices: Sequence[Floats], options: CodebookOptions, *, seed: Se
         n_whole = scaled.values.shape[1] // dim
         vectors.append(scaled.values[:, : n_whole * dim].reshape(-1, dim))
         weights.append(np.broadcast_to(scaled.weights_of(dim)[:, :n_whole], (matrix.shape[0], n_whole)).reshape(-1))
-    joined, mass = np.concatenate(vectors), np.concatenate(weights)
-    if options.scale == "none":
-        mass = None
+    joined = np.concatenate(vectors)
+    mass = None if options.scale == "none" else np.concatenate(weights)
     if dim == 1:
         levels = kmeans.kmeans_1d(joined[:, 0], options.entries, seed=seed, iterations=options.iterations, weights=mass)
         book = levels.astype(np.float32)[:, None]
         codes = kmeans.nearest_1d(joined[:, 0], book[:, 0])
     else:
         book, codes = kmeans.kmeans(joined, options.entries, seed=seed, iterations=options.iterations, weights=mass)
-    counts = np.bincount(codes, weights=mass, minlength=book.shape[0])
+    counts = np.bincount(codes, weights=mass, minlength=book.shape[0]).astype(np.float64)
     errors = np.square(joined.astype(np.float64) - book[codes]).sum(axis=1)
     distortion = float(errors.sum() if mass is None else (errors * mass).sum())
     dtype = choose_table_dtype(book[None], counts[None], distortion, joined.size)
@@ -248,14 +248,15 @@ def _solve(
     scaled: ScaledMatrix,
     dim: int,
     options: CodebookOptions,
-    row_edges: list[int],
-    column_edges: list[int],
+    edges: tuple[list[int], list[int]],
+    *,
     seed: list[int],
 ) -> tuple[list[Floats], Codes]:
     """A codebook ``(≤ entries, dim)`` for each group, and codes ``(R, n_subvectors)``.
 
     Groups of the same size in a band of rows are solved together: product quantization has many small ones.
     """
+    row_edges, column_edges = edges
     codes = np.empty((scaled.values.shape[0], column_edges[-1]), code_dtype(options.entries))
     weights = None if scaled.record is None else scaled.weights_of(dim)
     books: list[Floats] = []
@@ -264,8 +265,11 @@ def _solve(
         for first, end in _runs(column_edges, rows.stop - rows.start, scaled.values.shape[1], dim):
             columns = slice(column_edges[first], column_edges[end])
             values = scaled.values[rows, columns.start * dim : columns.stop * dim]
-            own_mass = None if mass is None else np.broadcast_to(mass[:, columns], (values.shape[0], mass[:, columns].shape[1]))
-            found, codes[rows, columns] = _solve_run(values, own_mass, dim, end - first, options, [*seed, len(books)])
+            own_mass = None
+            if mass is not None:
+                own_mass = np.broadcast_to(mass[:, columns], (values.shape[0], columns.stop - columns.start))
+            found, codes[rows, columns] = _solve_run(values, own_mass, dim, options, n_groups=end - first,
+                                                     seed=[*seed, len(books)])  # fmt: skip
             books += found
     return books, codes
 
@@ -285,8 +289,9 @@ def _solve_run(
     values: Floats,
     weights: npt.NDArray[np.float64] | None,
     dim: int,
-    n_groups: int,
     options: CodebookOptions,
+    *,
+    n_groups: int,
     seed: list[int],
 ) -> tuple[list[Floats], Codes]:
     """Codebooks of neighbouring groups of the same width, and codes ``(n_rows, n_subvectors)``.
@@ -297,9 +302,8 @@ def _solve_run(
     """
     n_rows, n_columns = values.shape
     if dim == 1:
-        mass = None if weights is None else weights.reshape(-1)
         levels = kmeans.kmeans_1d(values.reshape(-1), options.entries, seed=seed, iterations=options.iterations,
-                                  weights=mass).astype(np.float32)  # fmt: skip
+                                  weights=None if weights is None else weights.reshape(-1)).astype(np.float32)  # fmt: skip
         return [levels[:, None]], kmeans.nearest_1d(values, levels)
     n_whole = n_columns // dim
     if n_whole == 0:  # SPEC 9.1: what is beyond the last column is dropped, so it may be 0
@@ -307,9 +311,9 @@ def _solve_run(
         n_whole = 1
     width = n_whole // n_groups
     # (n_groups, n_rows · width, dim)
-    vectors = values[:, : n_whole * dim].reshape(n_rows, n_groups, width, dim).transpose(1, 0, 2, 3)
-    vectors = vectors.reshape(n_groups, -1, dim)
-    mass = None
+    grouped = values[:, : n_whole * dim].reshape(n_rows, n_groups, width, dim).transpose(1, 0, 2, 3)
+    vectors = grouped.reshape(n_groups, -1, dim)
+    mass: npt.NDArray[Any] | None = None
     if weights is not None:
         mass = weights[:, :n_whole].reshape(n_rows, n_groups, width).transpose(1, 0, 2).reshape(n_groups, -1)
     clusters = kmeans.kmeans_batch(vectors, options.entries, seed=seed, iterations=options.iterations, weights=mass)
@@ -370,9 +374,10 @@ def _measure(
         rows = slice(start, min(start + at_once, n_rows))
         row_book = np.arange(rows.start, rows.stop) // stage.book_rows if stage.book_rows else np.zeros(1, np.intp)
         uses = codes[rows] + (row_book[:, None] * across + column_book) * entries
-        mass = weights if weights.shape[0] == 1 else weights[rows]
-        counts += np.bincount(uses.reshape(-1), minlength=counts.size,
-                              weights=None if scaled.record is None else np.broadcast_to(mass, uses.shape).reshape(-1))  # fmt: skip
+        mass = None
+        if scaled.record is not None:
+            mass = np.broadcast_to(weights if weights.shape[0] == 1 else weights[rows], uses.shape).reshape(-1)
+        counts += np.bincount(uses.reshape(-1), weights=mass, minlength=counts.size)
         decoded = np.take(flat, uses, axis=0).reshape(uses.shape[0], -1)[:, :n_columns]
         errors = np.square(decoded.astype(np.float64) - scaled.values[rows])
         distortion += float((errors * scaled.weights if scaled.weights.shape[0] == 1 else
