@@ -37,7 +37,7 @@ _PLUS_PLUS_ENTRIES = 4096  # beyond it the start is a random sample
 def uniforms(seed: Seed, n: int) -> Doubles:
     """``(n,)`` numbers in [0, 1). Raw PCG64 output, whose stream NumPy guarantees, unlike Generator's methods."""
     raw = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(n)
-    return (np.asarray(raw, np.uint64) >> np.uint64(11)) * 2.0**-53
+    return (np.asarray(raw, np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def sample_indices(n: int, limit: int, seed: Seed) -> npt.NDArray[np.intp]:
@@ -81,11 +81,11 @@ def kmeans_1d(
         masses = _prefix_sums(weights[order].astype(np.float64))
     starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
     if starts.size < entries:
-        return ordered[np.append(0, starts)].astype(np.float64)
+        return np.asarray(ordered[np.append(0, starts)], np.float64)
     heights = ordered.astype(np.float64)
-    if weights is not None:
+    if masses is not None:
         heights *= np.diff(masses)
-    return _lloyd_1d(ordered, _prefix_sums(heights), masses, _compand(ordered, entries), iterations)
+    return _lloyd_1d(ordered, _prefix_sums(heights), masses, _compand(ordered, masses, entries), iterations)
 
 
 def _prefix_sums(values: Doubles) -> Doubles:
@@ -95,12 +95,17 @@ def _prefix_sums(values: Doubles) -> Doubles:
     return sums
 
 
-def _compand(ordered: Floats, entries: int) -> Doubles:
+def _compand(ordered: Floats, masses: Doubles | None, entries: int) -> Doubles:
     """Levels spread by the cube root of the density of ascending values."""
     n_quantiles = min(ordered.size - 1, max(1024, 8 * entries))
-    quantiles = ordered[np.linspace(0, ordered.size - 1, n_quantiles + 1).astype(np.intp)].astype(np.float64)
-    # Between neighbouring quantiles lies equal mass, so the density is 1 / gap, and the share gap · density^(1/3).
-    share = _prefix_sums(np.diff(quantiles) ** (2 / 3))
+    at = np.linspace(0, ordered.size - 1, n_quantiles + 1).astype(np.intp)
+    quantiles = ordered[at].astype(np.float64)
+    gaps = np.diff(quantiles)
+    mass = 1.0 if masses is None else np.diff(masses[at])
+    # The density is mass / gap: a stretch gets levels in proportion to gap · density^(1/3).
+    share = _prefix_sums(np.cbrt(mass * gaps**2))
+    if not share[-1] > 0:
+        share = _prefix_sums(gaps)
     wanted = (np.arange(entries) + 0.5) / entries * share[-1]
     return np.asarray(np.interp(wanted, share, quantiles))
 
@@ -406,7 +411,8 @@ class _Points:
         for axis in range(dim):
             values = self.vectors[:, :, axis] if self.weights is None else self.vectors[:, :, axis] * self.weights
             axes.append(np.bincount(bins, weights=values.reshape(-1), minlength=size))
-        return counts.reshape(n_problems, -1), np.stack(axes, axis=1).reshape(n_problems, n_entries, dim)
+        sums: Doubles = np.stack(axes, axis=1).astype(np.float64)
+        return counts.reshape(n_problems, n_entries), sums.reshape(n_problems, n_entries, dim)
 
 
 class _Lloyd:
@@ -516,4 +522,4 @@ def _draw(masses: npt.NDArray[Any], draws: Doubles) -> npt.NDArray[np.intp]:
     ends = sums[n - 1 :: n]
     starts = np.append(0.0, ends[:-1])
     picks = np.searchsorted(sums, starts + draws * (ends - starts), side="right") - np.arange(n_rows) * n
-    return np.clip(picks, 0, n - 1)
+    return np.asarray(np.clip(picks, 0, n - 1))

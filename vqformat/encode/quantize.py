@@ -75,7 +75,7 @@ def quantize(
     Raises:
         EncodeError: Values are too large for the method, or a limit of SPEC section 13 would be exceeded.
     """
-    return _chain(matrix, view, [], list(method.terms), _seed(method, seed), dtype)
+    return _chain(matrix, view, [], method.terms, seed=_seed(method, seed), dtype=dtype)
 
 
 def quantize_with_book(
@@ -88,7 +88,7 @@ def quantize_with_book(
     """
     values = book.values.reshape(book.record.entries, book.record.dim)
     first = quantize_shared(matrix, values, number, str(method.terms[0]["scale"]))
-    return _chain(matrix, view, [first], list(method.terms[1:]), _seed(method, seed), dtype)
+    return _chain(matrix, view, [first], method.terms[1:], seed=_seed(method, seed), dtype=dtype)
 
 
 def train_shared(matrices: Sequence[Floats], method: Method, *, seed: int = 0) -> SharedBook:
@@ -122,7 +122,7 @@ def _seed(method: Method, seed: int) -> int:
 
 
 def _chain(
-    matrix: Floats, view: View, stages: list[QuantizedStage], terms: list[Term], seed: int, dtype: str
+    matrix: Floats, view: View, stages: list[QuantizedStage], terms: Sequence[Term], *, seed: int, dtype: str
 ) -> list[QuantizedStage]:
     total = None
     for stage in stages:
@@ -165,7 +165,8 @@ def _codebook_options(term: Term) -> CodebookOptions:
         case "vq":
             return CodebookOptions(term.integer("dim"), entries, term.integer("rows"), 0, scale, iterations)
         case "rq":
-            return CodebookOptions(term.integer("dim"), entries, 0, 0 if term.integer("shared") else 1, scale, iterations)
+            segments = 0 if term.integer("shared") else 1
+            return CodebookOptions(term.integer("dim"), entries, 0, segments, scale, iterations)
     raise EncodeError(f"method {term.name} does not code by codebooks")
 
 
@@ -199,15 +200,15 @@ def _step_for_bits(bits: float) -> float:
             low = middle
         else:
             high = middle
-    return 2.0**low
+    return float(2.0**low)
 
 
 def _normal_entropy(step: float) -> float:
     """Bits of a standard normal variable on the grid of ``quantize_uniform``."""
-    edges = (np.arange(int(12 / step) + 2) + 1 - ROUNDING) * step
-    edges = edges[: 1 << 14]
-    if step * edges.size < 8:  # too many cells to count: high-rate approximation
+    n_edges = int(12 / step) + 2
+    if n_edges > 2048:  # high rate: entropy of the density less that of a cell
         return 0.5 * math.log2(2 * math.pi * math.e) - math.log2(step)
+    edges = (np.arange(n_edges) + 1 - ROUNDING) * step
     tails = np.array([math.erfc(edge / math.sqrt(2)) for edge in edges])  # both sides
     cells = np.concatenate(([1 - tails[0]], np.repeat((tails[:-1] - tails[1:]) / 2, 2)))
     cells = cells[cells > 0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -50,8 +51,8 @@ class Option:
         except ValueError:
             value = math.nan
         if not (float(low) <= value <= float(high)):
-            raise EncodeError(f"{where} is {text!r}; allowed is {'a whole' if kind is int else 'a'} number from {low} to"
-                              f" {high}")  # fmt: skip
+            sort = "a whole number" if kind is int else "a number"
+            raise EncodeError(f"{where} is {text!r}; allowed is {sort} from {low} to {high}")
         return value
 
 
@@ -151,8 +152,7 @@ class Term:
         return int(self[option])
 
     def __str__(self) -> str:
-        options = ",".join(f"{name}={value!r}" if isinstance(value, float) else f"{name}={value}"
-                           for name, value in self.given)  # fmt: skip
+        options = ",".join(f"{name}={value}".replace("e+", "e") for name, value in self.given)
         return f"{self.name}:{options}" if options else self.name
 
 
@@ -197,7 +197,7 @@ def parse_method(text: str) -> Method:
     Raises:
         EncodeError: A name or option is unknown, or a value is not allowed; the message says what is.
     """
-    terms = tuple(_parse_term(term.strip(), text) for term in text.split("+"))
+    terms = tuple(_parse_term(term.strip(), text) for term in re.split(r"\+(?!\d)", text))  # not at 1e+3
     if len(terms) > 1:
         for term in terms:
             if not KINDS[term.name].in_sums:
@@ -208,8 +208,7 @@ def parse_method(text: str) -> Method:
         for term in terms[1:]:
             for name, _ in term.given:
                 if name in ("axis", "share", "seed"):
-                    raise EncodeError(f"method {text!r}: {name} belongs to the first term, and holds for all"
-                                      if name != "share" else f"method {text!r}: only the first term can share")  # fmt: skip
+                    raise EncodeError(f"method {text!r}: option {name!r} is one of the first term only")
             if term.name == "uniform" and not (term["step"] or term["bits"]):
                 raise EncodeError(f"method {text!r}: uniform needs step or bits in a sum")
     n_stages = sum(term.integer("stages") if term.name == "rq" else 1 for term in terms)
@@ -222,9 +221,9 @@ def _parse_term(text: str, whole: str) -> Term:
     name, _, rest = text.partition(":")
     kind = KINDS.get(name)
     if kind is None:
-        near = difflib.get_close_matches(name, KINDS, n=1)
-        raise EncodeError(f"method {whole!r}: there is no method {name!r}{f', did you mean {near[0]!r}?' if near else ';'}"
-                          f" known are {', '.join(KINDS)}")  # fmt: skip
+        near = difflib.get_close_matches(name, KINDS, n=1, cutoff=0.5)
+        hint = f", did you mean {near[0]!r}?" if near else ";"
+        raise EncodeError(f"method {whole!r}: there is no method {name!r}{hint} known are {', '.join(KINDS)}")
     given: dict[str, Value] = {}
     for part in rest.split(",") if rest else []:
         key, equals, value = (piece.strip() for piece in part.partition("="))

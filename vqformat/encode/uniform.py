@@ -13,7 +13,7 @@ from .. import bits
 from ..codecs import tables
 from ..codecs.tables import Floats
 from ..container import TABLE_ENTRY_NBYTES
-from ..records import CodebookStage, Layout, TableSource
+from ..records import CodebookStage, TableSource
 from ..writer import EncodedTensor
 from . import entropy
 from .assemble import QuantizedStage, assemble
@@ -116,22 +116,25 @@ def encode_uniform(
     """
     largest = 65504.0 if dtype == "f16" else math.inf
     quantized = quantize_uniform(values.reshape(1, -1), step, largest=largest)
-    codes = quantized.stage.codes.reshape(values.shape)
+    stage = quantized.stage.with_planes(compress=True)
+    codes = stage.codes.reshape(values.shape)
     candidates = orientations(name, values)
     best = candidates[0]
     if len(candidates) > 1:
-        best = min(candidates, key=lambda orientation: _trial_nbytes(quantized.stage, orientation, codes))
-    stored = replace(quantized.stage, codes=best.apply(codes))
+        best = min(candidates, key=lambda orientation: _trial_nbytes(stage, orientation, codes))
+    stored = replace(stage, codes=best.apply(codes))
     encoded = assemble(name, dtype, shape, best.layout, [stored], row_classes=best.row_classes,
                        column_classes=best.column_classes)  # fmt: skip
     return encoded, quantized.sqnr_db
 
 
-def _trial_nbytes(stage: QuantizedStage, orientation: Orientation, codes: npt.NDArray[Any]) -> float:
+def _trial_nbytes(quantized: QuantizedStage, orientation: Orientation, codes: npt.NDArray[Any]) -> float:
     """Bytes that the codes take in this orientation, judged by evenly spread rows."""
+    stage = quantized.stage
+    assert isinstance(stage, CodebookStage)
     part = orientation.apply(codes, stride=max(1, codes.size // _TRIAL_CODES))
-    trial = assemble("", "f32", part.shape, Layout(n_row_axes=1), [replace(stage, codes=part)])
-    nbytes = trial.stored_nbytes * codes.size / part.size
+    payloads = bits.pack(part.reshape(-1), stage.entries, stage.planes)
+    nbytes = sum(map(entropy.quick_nbytes, payloads)) * codes.size / part.size
     if orientation.row_classes is not None and orientation.column_classes is not None:
         nbytes += sum(len(section.stored) + TABLE_ENTRY_NBYTES for section in entropy.sections(
             [orientation.row_classes.tobytes(), orientation.column_classes.tobytes()]))  # fmt: skip

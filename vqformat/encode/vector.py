@@ -302,8 +302,9 @@ def _solve_run(
     """
     n_rows, n_columns = values.shape
     if dim == 1:
+        flat_weights = None if weights is None else weights.reshape(-1)
         levels = kmeans.kmeans_1d(values.reshape(-1), options.entries, seed=seed, iterations=options.iterations,
-                                  weights=None if weights is None else weights.reshape(-1)).astype(np.float32)  # fmt: skip
+                                  weights=flat_weights).astype(np.float32)  # fmt: skip
         return [levels[:, None]], kmeans.nearest_1d(values, levels)
     n_whole = n_columns // dim
     if n_whole == 0:  # SPEC 9.1: what is beyond the last column is dropped, so it may be 0

@@ -1,0 +1,67 @@
+"""README: each command and snippet runs as written."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import CHECKPOINT, ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+SETUP = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line.startswith("python3 -m venv")]
+SHELL = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line not in SETUP]
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that README's lines start from, and what the lines before have made."""
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors.torch")
+    folder = tmp_path_factory.mktemp("readme")
+    state = torch.load(CHECKPOINT, weights_only=True)
+    state["conv1.weight"] = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    torch.save(state, folder / "model.pt")
+    safetensors.save_file(state, folder / "model.safetensors")
+    return folder
+
+
+def test_readme_has_the_two_commands_and_others() -> None:
+    assert len(SETUP) == 2  # .ci/run runs them
+    assert len(SHELL) >= 10
+    assert len(PYTHON) >= 3
+
+
+@pytest.mark.parametrize("line", SHELL)
+def test_each_command_runs(line: str, folder: Path) -> None:
+    vqm = shutil.which("vqm", path=str(Path(sys.executable).parent))
+    assert vqm is not None, "vqm is not installed beside this Python"
+    done = subprocess.run(line.replace("vqm ", f"{vqm} ", 1), shell=True, cwd=folder, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("text", PYTHON)
+def test_each_snippet_runs(text: str, folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", text], cwd=folder, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_first_commands_table_is_the_one_shown(folder: Path) -> None:
+    shown = next(text for text in re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+    done = subprocess.run([sys.executable, "-m", "vqformat", "convert", CHECKPOINT, "-o", "lenet.vqm"], cwd=folder,
+                          capture_output=True, text=True)  # fmt: skip
+
+    assert [line.split()[:2] for line in shown.splitlines()] == [line.split()[:2] for line in done.stdout.splitlines()]
