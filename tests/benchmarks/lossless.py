@@ -20,6 +20,10 @@ try:
     from zipnn import ZipNN
 except ImportError:
     ZipNN = None
+try:
+    from safetensors.numpy import save as save_safetensors
+except ImportError:
+    save_safetensors = None
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -43,18 +47,20 @@ def main() -> None:
         tensors = load_checkpoint(path)
         for dtype in DTYPES:
             results.append({"model": model, "dtype": dtype, **compare(tensors, dtype, level_19=not args.no_19)})
-    methods = [key for key in ("vqformat", "zipnn", "zstd_3", "zstd_19") if results and key in results[0]]
+    methods = [key for key in ("vqformat", "zipnn", "zipnn_file", "zstd_3", "zstd_19") if results and key in results[0]]
     print_table(
-        ("model", "dtype", "bytes", *(f"{m} ratio" for m in methods), "vqformat / zipnn", "saving MB/s", "loading",
-         "zipnn saving"),
-        [(r["model"], r["dtype"], r["raw"], *(f"{r['raw'] / r[m]:.4f}" for m in methods),
-          f"{r['vqformat'] / r['zipnn']:.4f}" if "zipnn" in r else "-", f"{r['vqformat_save_mb_s']:.0f}",
-          f"{r['vqformat_load_mb_s']:.0f}", f"{r['zipnn_save_mb_s']:.0f}" if "zipnn" in r else "-")
-         for r in results],
+        ("model", "dtype", "bytes", *methods, "size / zipnn", "/ its file", "save MB/s", "load", "zipnn save"),
+        [(r["model"], r["dtype"], r["raw"], *(f"{r['raw'] / r[m]:.4f}" for m in methods), relative(r, "zipnn"),
+          relative(r, "zipnn_file"), f"{r['vqformat_save_mb_s']:.0f}", f"{r['vqformat_load_mb_s']:.0f}",
+          f"{r['zipnn_save_mb_s']:.0f}" if "zipnn" in r else "-") for r in results],
     )  # fmt: skip
     print("sizes are the same in every run; speeds are of one run")
     print(Memcpy().noise())
     write_json(args.json, results)
+
+
+def relative(result: dict[str, Any], other: str) -> str:
+    return f"{result['vqformat'] / result[other]:.4f}" if other in result else "-"
 
 
 def checkpoints(data: Path) -> dict[str, Path | None]:
@@ -88,6 +94,9 @@ def compare(tensors: dict[str, np.ndarray], dtype: str, *, level_19: bool) -> di
         if bytes(ZipNN(bytearray_dtype=dtype).decompress(stored)) != floats:
             raise SystemExit("ZipNN did not give back what it was given")
         sizes |= {"zipnn": len(stored) + others, "zipnn_save_mb_s": n / elapsed / 1e6}
+        if save_safetensors is not None:  # what one would keep: names and shapes too, as our file has
+            file = bytearray(save_safetensors(tensors))
+            sizes["zipnn_file"] = len(ZipNN(bytearray_dtype=dtype).compress(file))
     for level in (3, 19) if level_19 else (3,):
         sizes[f"zstd_{level}"] = len(zstandard.ZstdCompressor(level=level).compress(floats)) + others
     return sizes

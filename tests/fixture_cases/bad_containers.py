@@ -119,7 +119,7 @@ def headers() -> Iterator[Case]:
         replace(model, index_changes={"gap": b"\0"}),
     )
     yield invalid("ftr-001-trailing-byte", FORMAT, "a byte after the footer", "FTR-001", replace(model, tail=b"\0"))
-    yield invalid("ftr-001-two-files", FORMAT, "two files in one", "FTR-001", data + data)
+    yield invalid("ftr-001-two-files", FORMAT, "two files in one", "FTR-001", file().build() * 2)
     yield invalid("ftr-002-crc", CHECKSUM, "another CRC in the footer", "FTR-002", replace(model, footer_crc=0))
     yield invalid(
         "ftr-002-header",
@@ -134,9 +134,6 @@ def headers() -> Iterator[Case]:
         "index_offset points one byte past INDX",
         "FTR-003",
         replace(model, index_offset=model.offsets()[-1] + 1),
-    )
-    yield invalid(
-        "ftr-003-offset-other-chunk", FORMAT, "index_offset points to META", "FTR-003", replace(model, index_offset=16)
     )
     yield invalid(
         "ftr-003-offset-hostile", FORMAT, "index_offset is 2^64 - 1", "FTR-003", replace(model, index_offset=2**64 - 1)
@@ -339,12 +336,9 @@ def truncations() -> Iterator[Case]:
         ("after-meta-chunk", book, "after META"),
         ("book-section", offsets[2] - 3, "within the section of BOOK"),
         ("layr-meta", layer + 30, "within the meta of LAYR"),
-        ("table", table + 12, "within a section table"),
-        ("body-crc", body_crc + 2, "within a body_crc"),
         ("before-sections", body_crc + 4, "before the sections"),
         ("section", body_crc + 4 + 5, "within a section"),
         ("before-index", indx, "before INDX"),
-        ("index-header", indx + 20, "within the header of INDX"),
         ("index", indx + 40, "within INDX"),
         ("before-footer", len(data) - 28, "before the footer"),
         ("footer", len(data) - 14, "within the footer"),
@@ -370,7 +364,7 @@ def flips() -> Iterator[Case]:
     """One bit of valid/base.vqm inverted, in each region."""
     model, data = base(), base().build()
     offsets = model.offsets()
-    layer, indx, end = offsets[2], offsets[-1], len(data) - 28
+    layer, indx = offsets[2], offsets[-1]
     table = layer + 24 + len(model.chunks[2].meta)
     body_crc = table + 8 * len(model.chunks[2].sections)
     for name, offset, error, clauses, comment in [
@@ -378,23 +372,12 @@ def flips() -> Iterator[Case]:
         ("major", 8, UNSUPPORTED, "HDR-002", "major"),
         ("zero", 15, FORMAT, "HDR-003", "the zero of the header"),
         ("type", layer, CHECKSUM, "CHK-001", "a chunk type"),
-        ("flags", layer + 4, CHECKSUM, "CHK-001", "flags"),
-        ("meta-stored", layer + 11, CHECKSUM, "CHK-001", "meta_stored, which becomes huge"),
-        ("n-sections", layer + 19, CHECKSUM, "CHK-001", "n_sections, which becomes huge"),
-        ("header-crc", layer + 20, CHECKSUM, "CHK-001", "header_crc"),
         ("meta", layer + 30, CHECKSUM, "CHK-007", "the meta of LAYR"),
-        ("metadata", 16 + 24 + 3, CHECKSUM, "CHK-007", "the meta of META"),
-        ("table", table + 3, CHECKSUM, "CHK-007", "a section length"),
-        ("table-crc", table + 4, CHECKSUM, "CHK-007", "a section's CRC"),
-        ("body-crc", body_crc, CHECKSUM, "CHK-007", "body_crc"),
         ("section-zstd", body_crc + 4, CHECKSUM, "SEC-001", "a zstd section"),
         ("section-plain", layer - 1, CHECKSUM, "SEC-001", "the section of BOOK"),
         ("section-codes", offsets[3] - 1, CHECKSUM, "SEC-001", "codes"),
         ("section-ancillary", offsets[4] - 1, CHECKSUM, "SEC-001", "a section of an unknown chunk"),
-        ("index-header", indx + 8, CHECKSUM, "CHK-001", "the header of INDX"),
         ("index", indx + 40, CHECKSUM, "CHK-007", "the meta of INDX"),
-        ("footer-magic", end, CHECKSUM, "FTR-002", "the magic of the footer"),
-        ("footer-offset", end + 16, CHECKSUM, "FTR-002", "index_offset"),
         ("footer-crc", len(data) - 1, CHECKSUM, "FTR-002", "the footer's CRC"),
     ]:
         flipped = data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :]

@@ -22,10 +22,6 @@ from vqmbuilder import (
     rle_block,
     rle_blocks,
 )
-from vqmtensors import (
-    alias,
-    empty,
-)
 
 from fixture_cases import Case, invalid
 from fixture_cases.bases import (
@@ -54,27 +50,19 @@ def metadata() -> Iterator[Case]:
     for name, data, comment in [
         ("float32", b"\xca" + struct.pack(">f", 1), "a binary32 float"),
         ("float64", b"\xcb" + struct.pack(">d", 1), "a binary64 float"),
-        ("fixext", b"\xd4\x01\x00", "an extension type"),
         ("ext8", b"\xc7\x01\x05\x00", "an extension type with a length"),
-        ("timestamp", b"\xd6\xff\x00\x00\x00\x00", "a timestamp"),
         ("c1", b"\xc1", "the byte C1"),
     ]:
         yield value(f"met-001-{name}", comment, "MET-001", data)
     for name, data, comment in [
         ("u8", b"\xcc\x7f", "127 in u8"),
         ("u16", b"\xcd\x00\xff", "255 in u16"),
-        ("u32", b"\xce\x00\x00\xff\xff", "65,535 in u32"),
-        ("u64", b"\xcf\x00\x00\x00\x00\xff\xff\xff\xff", "2^32 - 1 in u64"),
         ("i8", b"\xd0\xe0", "-32 in i8"),
-        ("i16", b"\xd1\xff\x80", "-128 in i16"),
-        ("i32", b"\xd2\xff\xff\x80\x00", "-32,768 in i32"),
         ("i64", b"\xd3\xff\xff\xff\xff\x80\x00\x00\x00", "-2^31 in i64"),
         ("i16-positive", b"\xd1\x7f\xff", "32,767 as a signed integer"),
-        ("i64-positive", b"\xd3" + b"\x7f" * 8, "a great integer as a signed one"),
         ("str8", b"\xd9\x1f" + b"s" * 31, "a string of 31 bytes with a u8 length"),
         ("str16", b"\xda\x00\xff" + b"s" * 255, "a string of 255 bytes with a u16 length"),
         ("str32", b"\xdb\x00\x00\x00\x01s", "a string of 1 byte with a u32 length"),
-        ("bin16", b"\xc5\x00\xff" + b"b" * 255, "a bin of 255 bytes with a u16 length"),
         ("bin32", b"\xc6\x00\x00\x00\x01b", "a bin of 1 byte with a u32 length"),
         ("array16", b"\xdc\x00\x0f" + bytes(15), "an array of 15 with a u16 length"),
         ("array32", b"\xdd\x00\x00\x00\x01\x00", "an array of 1 with a u32 length"),
@@ -84,25 +72,18 @@ def metadata() -> Iterator[Case]:
         yield value(f"met-002-{name}", comment, "MET-002", data)
     for name, data, comment in [
         ("surrogate", b"\xed\xa0\x80", "a surrogate"),
-        ("surrogate-pair", b"\xed\xa0\xbd\xed\xb8\x80", "a pair of surrogates (CESU-8)"),
         ("overlong", b"\xc0\xaf", "an overlong form of two bytes"),
-        ("overlong-nul", b"\xc0\x80", "U+0000 as C0 80"),
         ("overlong-3", b"\xe0\x9f\xbf", "an overlong form of three bytes"),
         ("overlong-4", b"\xf0\x8f\xbf\xbf", "an overlong form of four bytes"),
         ("above-10ffff", b"\xf4\x90\x80\x80", "U+110000"),
         ("continuation", b"a\x80", "a lone continuation byte"),
         ("cut", b"\xe6\x97", "a character cut short"),
-        ("ff", b"\xff", "the byte FF"),
     ]:
         yield value(f"met-003-{name}", f"a string with {comment}", "MET-003", bytes([0xA0 + len(data)]) + data)
     yield pairs("met-003-key", "a key that is no UTF-8", b"\x81\xa1\xff\x00")
     yield pairs("met-004-integer-key", "an integer as key", b"\x81\x01\x00")
-    yield pairs("met-004-nil-key", "nil as key", b"\x81\xc0\x00")
     yield pairs("met-004-bin-key", "a bin as key", b"\x81\xc4\x01a\x00")
     yield pairs("met-004-order", "keys that descend", b"\x82\xa1b\x00\xa1a\x00")
-    yield pairs(
-        "met-004-order-length", "shorter keys first, as in canonical CBOR; bytes decide", b"\x82\xa1b\x00\xa2aa\x00"
-    )
     yield pairs(
         "met-004-order-utf-16",
         "keys in the order of UTF-16; sibling: valid/metadata-key-order.vqm",
@@ -114,13 +95,10 @@ def metadata() -> Iterator[Case]:
     yield whole("met-005-none", "no value", "MET-005", b"")
     for name, data, comment in [
         ("string", b"\xa5abc", "a string"),
-        ("bin", b"\xc4\xff\x00", "a bin"),
         ("integer", b"\xce\x00\x01", "an integer"),
         ("array", b"\x93\x00", "an array"),
         ("map", b"\x82\xa1a\x00", "a map"),
-        ("length", b"\xda\x01", "the length of a string"),
         ("array-hostile", b"\xdd\xff\xff\xff\xff", "an array of 2^32 - 1 values"),
-        ("map-hostile", b"\xdf\xff\xff\xff\xff", "a map of 2^32 - 1 pairs"),
         ("string-hostile", b"\xdb\xff\xff\xff\xffs", "a string of 4 GiB"),
     ]:
         yield value(f"met-005-end-{name}", f"{comment} that runs past the end of meta", "MET-005", data)
@@ -156,9 +134,7 @@ def metadata() -> Iterator[Case]:
         ("short", ["g"], "META without metadata"),
         ("long", ["g", {}, None], "META of three fields"),
         ("generator", [1, {}], "generator is an integer"),
-        ("generator-bin", [b"g", {}], "generator is a bin"),
         ("metadata", ["g", []], "metadata is an array"),
-        ("metadata-nil", ["g", None], "metadata is nil"),
     ]:
         yield whole(f"met-008-meta-{name}", comment, "MET-008", pack(data))
 
@@ -185,34 +161,26 @@ def index() -> Iterator[Case]:
     no_alias = file(layr("", base_raw()))
     yield fields("002-digest", "another digest (found when the digest is tested)", 0, bytes(32), "IDX-002", CHECKSUM)
     yield fields("001-digest-size", "a digest of 31 bytes", 0, bytes(31), "IDX-001 MET-008")
-    yield fields("001-digest-text", "a digest as a string", 0, "0" * 32, "IDX-001 MET-008")
-    yield fields("001-metadata", "the copy of META differs", 1, pack(["fixtures", {"k": "w"}]))
+    yield fields("001-metadata", "the copy of META differs", 1, pack(["", {"k": "w"}]))
     yield fields("001-metadata-missing", "no copy of a META below 65,536 bytes", 1, b"")
     yield fields("001-types", "another chunk type", 2, b"METABOOKLAYRnotcLAYR")
     yield fields("001-types-short", "the ancillary chunk is not listed among the types", 2, b"METABOOKLAYRLAYR")
-    yield fields("001-types-size", "types of no multiple of 4 bytes", 2, b"METABOOKLAYRnoteLAY")
     yield fields("001-lengths", "lengths of two chunks exchanged", 3, bytes([lengths[1], lengths[0], *lengths[2:]]))
     yield fields("001-lengths-sum", "a length one too great", 3, bytes([*lengths[:-1], lengths[-1] + 1]))
     yield fields("001-lengths-index", "the length of INDX is listed, too", 3, bytes([*lengths, 200]), "IDX-001 MET-009")
     yield fields("001-names", "another name", 4, b"a\0b\0x\0d\0")
-    yield fields("001-names-order", "names exchanged", 4, b"b\0a\0c\0d\0")
     yield fields("001-names-end", "the last name without its byte 0", 4, b"a\0b\0c\0d")
     yield fields("001-names-missing", "the last name is missing", 4, b"a\0b\0c\0")
-    yield fields("001-names-more", "a tensor that no chunk has", 4, b"a\0b\0c\0d\0e\0")
     yield fields("001-dtypes", "another dtype", 5, bytes([1, 10, 1, 4]))
     yield fields("001-dtypes-alias", "an alias with another dtype than its target", 5, bytes([1, 11, 2, 4]))
-    yield fields("001-dtypes-size", "a dtype too many", 5, bytes([1, 11, 1, 4, 4]))
     yield fields("001-ranks", "another rank, and dims the same in all", 6, bytes([1, 1, 0, 2]))
-    yield fields("001-ranks-size", "a rank too few", 6, bytes([1, 1, 1]))
     yield fields("001-dims", "another size", 7, bytes([64, 3, 64, 3]))
     yield fields("001-dims-alias", "an alias without dims", 7, bytes([64, 3, 2]), "IDX-001 MET-009")
     yield fields("001-chunks", "another LAYR chunk", 8, bytes([2, 2, 2, 4]), "IDX-001")
     yield fields("004-chunks-descend", "chunks that decrease", 8, bytes([4, 2, 2, 4]), "IDX-001 IDX-004")
     yield fields("004-chunks-book", "a tensor in a BOOK chunk", 8, bytes([1, 2, 4, 4]), "IDX-001 IDX-004")
-    yield fields("001-chunks-range", "a chunk that does not exist", 8, bytes([2, 2, 4, 5]))
     yield fields("001-targets", "another target", 9, bytes([0, 0, 2, 0]))
     yield fields("001-targets-range", "a target that does not exist", 9, bytes([0, 0, 9, 0]))
-    yield fields("001-targets-itself", "an alias as its own target", 9, bytes([0, 0, 3, 0]))
     yield fields("001-targets-missing", "no targets, though there is an alias", 9, b"", "IDX-001 MET-009")
     yield fields("001-targets-zeros", "targets, though there is no alias", 9, b"\0", item=no_alias)
     yield fields(
@@ -233,17 +201,6 @@ def index() -> Iterator[Case]:
     )
     yield whole("001-nine-fields", "nine fields", "MET-008", good[:9])
     yield whole("001-eleven-fields", "eleven fields", "MET-008", [*good, b""])
-    yield whole("001-map", "INDX is a map", "MET-008", {"digest": good[0]})
-    yield whole("001-nil-targets", "targets are nil, not empty", "MET-008", [*good[:9], None])
-    yield whole("001-array-dims", "dims are an array, not a bin", "MET-008", [*good[:7], [64, 3, 64, 2], *good[8:]])
-    item = empty("e", "f32", [0, 5])
-    yield invalid(
-        "idx-001-dims-empty",
-        FORMAT,
-        "another shape of a tensor without elements",
-        "IDX-001",
-        replace(file(layr("", item, alias("f", item))), index={7: bytes([0, 4, 0, 4])}),
-    )
 
 
 def _fields(data: bytes) -> list[object]:

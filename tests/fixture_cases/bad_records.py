@@ -143,20 +143,11 @@ def records() -> Iterator[Case]:
         "TEN-005",
         replace(edit(f32, (4,), [*item.record[4], [0, 0]]), sections=(*item.sections, f32.sections[0])),
     )
-    for dtype, number in [("i32", 6), ("bool", 0), ("f8_e4m3fn", 15), ("f4_e2m1fn", 22)]:
+    for dtype, number in [("i32", 6), ("f4_e2m1fn", 22)]:
         yield bad(f"ten-005-{dtype}", FORMAT, f"a codebook stage of {dtype}", "TEN-005", (1,), number, item)
     yield one("ten-005-low-rank", FORMAT, "a low-rank stage of i8", "TEN-005", edit(base_low_rank(), (1,), 2))
     yield bad("ten-006-stage", UNSUPPORTED, "an unknown stage", "TEN-006", (4,), [[3, 0]])
-    yield bad(
-        "ten-006-stage-fields",
-        UNSUPPORTED,
-        "an unknown stage with fields of its own",
-        "TEN-006",
-        (4,),
-        [[200, [], None, "x"]],
-    )
     yield bad("ten-006-dtype", UNSUPPORTED, "the first unknown dtype", "TEN-006", (1,), 23)
-    yield bad("ten-006-dtype-large", UNSUPPORTED, "an unknown dtype above one byte", "TEN-006", (1,), 65_536)
     gib = Section(frame(2**30, blocks=rle_blocks(0, 131_072)), is_zstd=True)
     wide = tensor("a", "f32", [1], Codebook(np.array([[0]]), np.zeros((1, 65_536, 1), F32)))
     yield one(
@@ -167,13 +158,15 @@ def records() -> Iterator[Case]:
         edit(edit(with_section(wide, 0, gib), (4, 0, 1), 4_096), (2,), [4_096]),
     )
     steps = Codebook(np.zeros((1, 1), int), steps=np.ones(1, F32), entries=1, scale=Scale(np.ones(1, F32), 1, 1))
-    many = edit(edit(tensor("a", "f32", [1], steps), (2,), [2**15, 2**13 + 1]), (3,), [None, 1, 0, 128, 0])
+    many = edit(edit(tensor("a", "f32", [1], steps), (2,), [2**13, 2**13 + 1]), (3,), [None, 1, 0, 511, 0])
+    size = 4 * 2**13 * (2**13 + 1)
+    above = Section(frame(size, blocks=rle_blocks(0, 131_072)), is_zstd=True)
     yield one(
         "ten-007-scales",
         LIMIT,
-        "scales of 1 GiB",
+        "scales of 256 MiB and 32 KiB",
         "TEN-007",
-        replace(many, sections=(many.sections[0], gib, *[section(b"")] * 256)),
+        replace(many, sections=(many.sections[0], above, *[section(b"")] * 17)),
     )
     yield one(
         "ali-001-missing", FORMAT, "the target does not exist", "ALI-001", a, replace(alias("b", a), record=["b", "c"])
@@ -218,7 +211,6 @@ def layouts() -> Iterator[Case]:
     yield layout("lay-001-twice", FORMAT, "an axis twice", "LAY-001", [[1, 1], 1, 0, 0, 0])
     yield layout("lay-001-range", FORMAT, "an axis that the shape does not have", "LAY-001", [[1, 2], 1, 0, 0, 0])
     yield layout("lay-001-short", FORMAT, "an axis is missing", "LAY-001", [[0], 1, 0, 0, 0])
-    yield layout("lay-001-long", FORMAT, "an axis too many", "LAY-001", [[1, 0, 2], 1, 0, 0, 0])
     yield layout(
         "lay-001-complex",
         FORMAT,
@@ -259,14 +251,6 @@ def layouts() -> Iterator[Case]:
         block_columns=6,
     )
     yield grid(
-        "lay-004-more-columns",
-        FORMAT,
-        "block_columns above the number of columns",
-        "LAY-004",
-        block_rows=1,
-        block_columns=8,
-    )
-    yield grid(
         "lay-004-rows-and-columns",
         FORMAT,
         "blocks of two rows and two columns",
@@ -276,7 +260,6 @@ def layouts() -> Iterator[Case]:
     )
     yield grid("lay-004-columns-only", FORMAT, "block_columns without block_rows", "LAY-004", block_columns=2)
     yield layout("lay-004-one-row", FORMAT, "bands of one row of one", "LAY-004", [None, 0, 0, 1, 0], a)
-    yield layout("lay-004-raw", FORMAT, "block_columns without block_rows, raw", "LAY-004", [None, 0, 0, 0, 2], a)
     yield layout("lay-004-hostile", FORMAT, "block_rows of 2^64 - 1", "LAY-004", [None, 1, 0, 2**64 - 1, 0])
     n = 4_194_305
     big = raw("a", "u8", [n], bytes(n), seal=lambda data: zstd_section(data, blocks=rle_blocks(0, n)))

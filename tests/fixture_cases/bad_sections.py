@@ -34,7 +34,6 @@ from vqmtensors import (
 from fixture_cases import Case, invalid
 from fixture_cases.bases import (
     base_raw,
-    noise,
 )
 
 FORMAT, CHECKSUM, LIMIT, TRUNCATED, UNSUPPORTED = "format", "checksum", "limit", "truncated", "unsupported"
@@ -45,7 +44,7 @@ def cases() -> list[Case]:
 
 
 def section_cases() -> Iterator[Case]:
-    zeros, big = bytes(4_096), noise(1, 4_096)
+    zeros = bytes(4_096)
     four = base_raw()
 
     def stored(item: Section) -> File:
@@ -93,29 +92,12 @@ def section_cases() -> Iterator[Case]:
         "SEC-002 SEC-001",
         data[:start] + data[start + -start % 64 :],
     )
-    almost = aligned(big[:-1])
-    data = almost.build()
-    yield invalid(
-        "sec-002-needless-padding",
-        CHECKSUM,
-        "a section of 4,095 bytes that is aligned; sibling: valid/section-4095.vqm",
-        "SEC-002 SEC-001",
-        data[:start] + bytes(-start % 64) + data[start:],
-    )
     yield invalid(
         "sec-003-padding",
         FORMAT,
         "padding that is not zero; sibling: valid/section-aligned.vqm",
         "SEC-003",
         aligned(zeros, padding=b"\1"),
-    )
-    note = replace(chunk(b"note", b"", [section(zeros)]), padding=b"\x80")
-    yield invalid(
-        "sec-003-padding-ancillary",
-        FORMAT,
-        "padding of an unknown chunk that is not zero",
-        "SEC-003 CHK-003",
-        file(meta(), note),
     )
     yield invalid("sec-004-short", FORMAT, "a plain section of one byte less", "SEC-004", stored(section(b"\1\2\3")))
     yield invalid("sec-004-long", FORMAT, "a plain section of one byte more", "SEC-004", stored(section(b"\1\2\3\4\0")))
@@ -203,11 +185,9 @@ def frames() -> Iterator[Case]:
     skippable = b"\x50\x2a\x4d\x18" + u32(3) + b"abc"
     yield one("sec-005-magic", "another magic", "SEC-005", frame(content, magic=b"\x27\xb5\x2f\xfd"))
     yield one("sec-005-empty", "no bytes at all", "SEC-005", b"")
-    yield one("sec-005-short-magic", "three bytes", "SEC-005", good[:3])
     yield one("sec-005-no-header", "the magic alone", "SEC-005", good[:4])
     yield one("sec-005-short-header", "a frame header without its content size", "SEC-005", good[:5])
     yield one("sec-005-skippable-frame", "a skippable frame before the frame", "SEC-005", skippable + good)
-    yield one("sec-005-skippable-frame-after", "a skippable frame after the frame", "SEC-005", good + skippable)
     yield one(
         "sec-005-two-frames",
         "two frames that together have the plain size",
@@ -244,12 +224,6 @@ def frames() -> Iterator[Case]:
         "a dictionary is named in one byte; sibling: valid/zstd-dictionary-0.vqm",
         "SEC-008",
         frame(content, dictionary=b"\1"),
-    )
-    yield one(
-        "sec-008-dictionary-4-bytes",
-        "a dictionary is named in four bytes",
-        "SEC-008",
-        frame(content, dictionary=b"\0\0\0\1"),
     )
     yield one(
         "sec-009-reserved-bit",
@@ -311,11 +285,11 @@ def frames() -> Iterator[Case]:
         "SEC-010",
         frame(64, blocks=(1 | 2 << 1 | 4 << 3).to_bytes(3, "little") + b"\xff\xff\xff\xff"),
     )
-    bomb = frame(2_000, blocks=rle_block(0, 131_072, last=False) * 255 + rle_blocks(0, 131_072))
+    bomb = frame(300, blocks=rle_block(0, 131_072, last=False) * 63 + rle_blocks(0, 131_072))
     yield invalid(
         "sec-010-bomb",
         FORMAT,
-        "a content size of 2,000 and blocks of 32 MiB; sibling: valid/block-limit.vqm",
+        "a content size of 300 and blocks of 8 MiB; sibling: valid/block-limit.vqm",
         "SEC-010",
-        file(layr("", raw("a", "u8", [2_000], bytes(2_000), seal=lambda _: Section(bomb, is_zstd=True)))),
+        file(layr("", raw("a", "u8", [300], bytes(300), seal=lambda _: Section(bomb, is_zstd=True)))),
     )

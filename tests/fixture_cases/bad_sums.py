@@ -205,12 +205,6 @@ def bounds() -> Iterator[Case]:
         Codebook(codes, steps=np.array([2.0**125], F32), entries=9),
     )
     yield refused(
-        "progression-zero",
-        "zero · step overflows",
-        "f32",
-        Codebook(codes, steps=np.array([-(2.0**125)], F32), zero=8, entries=3),
-    )
-    yield refused(
         "low-rank",
         "rank · 8 · 7 · scales overflows",
         "f32",

@@ -48,7 +48,7 @@ def base() -> File:
     shared = tensor("b", "f32", [3], Codebook(np.array([[1, 0, 1]]), table, book=0))
     note = chunk(b"note", b"?", [section(b"abc")])
     return file(
-        meta({"k": "v"}, generator="fixtures"),
+        meta({"k": "v"}),
         book,
         layr("l", first, shared),
         note,

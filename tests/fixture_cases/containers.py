@@ -209,7 +209,6 @@ def sections() -> list[Case]:
     unpadded = next(
         item for n in range(64) if _section_start(item := file(layr("l" * n, raw("a", "u8", [4096], big)))) % 64 == 0
     )
-    late = chunk(b"note", b"x", [section(b"abc"), section(big), section(b"d")])
     out = [
         one("zstd-compressed", "a section compressed by libzstd", "SEC-005 SEC-006", text, libzstd_section(text)),
         one("zstd-checksum", "a frame with a content checksum", "SEC-009", text, libzstd_section(text, checksum=True)),
@@ -272,7 +271,6 @@ def sections() -> list[Case]:
             b"\7" * 11,
             zstd_section(b"\7" * 11),
         ),
-        one("section-4095", "a plain section of 4,095 bytes is not aligned", "SEC-002", big[:-1], section(big[:-1])),
         valid(
             "section-aligned",
             "a plain section of 4,096 bytes starts at a multiple of 64, those beside it do not",
@@ -280,12 +278,6 @@ def sections() -> list[Case]:
             file(aligned),
         ),
         valid("section-aligned-by-chance", "a plain section of 4,096 bytes that needs no padding", "SEC-002", unpadded),
-        valid(
-            "section-aligned-ancillary",
-            "sections of unknown chunks are aligned as all others",
-            "SEC-002 CHK-003",
-            file(late, layr("", small())),
-        ),
     ]
     return out
 

@@ -1,0 +1,444 @@
+"""Gong et al. 2014 (arXiv 1412.6115) again: accuracy against compression of the dense layers, for each of its methods.
+
+Beside them stands what the encoder does by itself: a grid and entropy coding, on all tensors. Every point is a real
+file, and its compression is counted as in the paper: bytes of the dense weights in float32 over the bytes that the
+file stores for them, codebooks included. For the paper's methods all other tensors are kept exact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from common import CHECKPOINT, DATA, load_checkpoint, print_table
+
+import vqformat
+from vqformat.encode.lowrank import rank_for_bits
+from vqformat.encode.recipe import Recipe, Term, parse_method
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.axes import Axes
+
+Tensors = dict[str, np.ndarray]
+ALLOWED_DROP = 1.0  # points
+PAPER_RANGE = (16, 24)  # what the paper reports for a loss of 1 %
+BATCH = 500
+
+
+# Networks
+
+
+@dataclass(frozen=True)
+class Network:
+    """A small trained network: convolutions or none, then dense layers with ReLU between them.
+
+    Attributes:
+        images: File with ``test_images`` and ``test_labels``.
+        dense: Names of the dense layers, in order; the last one gives the logits.
+        features: What the first dense layer is given, from tensors and images (B, height, width[, 3]) in 0..255.
+    """
+
+    name: str
+    title: str
+    checkpoint: Path
+    images: str
+    dense: tuple[str, ...]
+    features: Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of the dense layers' matrices."""
+        return tuple(f"{layer}.weight" for layer in self.dense)
+
+
+def lenet300_features(state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    return images.flatten(1) / 255
+
+
+def caffe_lenet_features(state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    from torch.nn.functional import conv2d, max_pool2d
+
+    x = images[:, None] / 256  # Caffe's scale, not 255
+    for conv in ("conv1", "conv2"):  # without activations, as in the original
+        x = max_pool2d(conv2d(x, state[f"{conv}.weight"], state[f"{conv}.bias"]), 2)
+    return x.flatten(1)
+
+
+def alexsmall_features(state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    import torch
+    from torch.nn.functional import conv2d, max_pool2d
+
+    mean, deviation = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.247, 0.243, 0.262])
+    x = ((images / 255 - mean) / deviation).permute(0, 3, 1, 2)
+    for conv, padding in (("conv1", 2), ("conv2", 2), ("conv3", 1)):
+        x = max_pool2d(conv2d(x, state[f"{conv}.weight"], state[f"{conv}.bias"], padding=padding).relu(), 2)
+    return x.flatten(1)
+
+
+def networks(data: Path) -> list[Network]:
+    return [
+        Network("lenet300", "LeNet-300-100, MNIST", CHECKPOINT, "mnist.npz", ("fc1", "fc2", "fc3"), lenet300_features),
+        Network("caffe-lenet", "Caffe LeNet, MNIST", data / "caffe_lenet_mnist.pt", "mnist.npz", ("ip1", "ip2"),
+                caffe_lenet_features),
+        Network("alexsmall", "AlexSmall, CIFAR-10", data / "alexsmall_cifar10.pt", "cifar10.npz", ("fc1", "fc2", "fc3"),
+                alexsmall_features),
+    ]  # fmt: skip
+
+
+class Judge:
+    """Accuracy on the whole test set. What the convolutions give is kept for as long as their weights are exact."""
+
+    def __init__(self, network: Network, original: Tensors, data: Path) -> None:
+        import torch
+
+        with np.load(data / network.images) as arrays:
+            self._images = torch.from_numpy(arrays["test_images"])
+            self._labels = torch.from_numpy(arrays["test_labels"].astype(np.int64))
+        self._network = network
+        self._convolutions = {
+            name: array for name, array in original.items() if name.split(".")[0] not in network.dense
+        }
+        self._features = self._features_of(original)
+
+    def accuracy(self, tensors: Tensors) -> float:
+        """Share of the images that are classified right, in percent."""
+        import torch
+
+        is_exact = all(np.array_equal(array, tensors[name]) for name, array in self._convolutions.items())
+        x = self._features if is_exact else self._features_of(tensors)
+        *hidden, last = self._network.dense
+        with torch.inference_mode():
+            for layer in hidden:
+                x = torch.nn.functional.linear(x, *_parameters(tensors, layer)).relu()
+            logits = torch.nn.functional.linear(x, *_parameters(tensors, last))
+        return 100 * float((logits.argmax(1) == self._labels).double().mean())
+
+    def _features_of(self, tensors: Tensors) -> torch.Tensor:
+        import torch
+
+        state = {name: torch.from_numpy(tensors[name]) for name in self._convolutions}
+        with torch.inference_mode():
+            return torch.cat([self._network.features(state, batch.float()) for batch in self._images.split(BATCH)])
+
+
+def _parameters(tensors: Tensors, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    return torch.from_numpy(tensors[f"{layer}.weight"]), torch.from_numpy(tensors[f"{layer}.bias"])
+
+
+# Methods
+
+
+@dataclass(frozen=True)
+class Family:
+    """A method and the settings that are tried.
+
+    Attributes:
+        settings: Methods for the dense layers; of the last family, ratios for the whole file.
+    """
+
+    name: str
+    label: str
+    colour: str
+    marker: str
+    settings: tuple[str, ...]
+
+
+def _both_axes(*settings: str) -> tuple[str, ...]:
+    """Rows of outputs, and rows of inputs: what is clustered, and how many codebooks, depends on it."""
+    return (*settings, *(f"{setting},axis=columns" for setting in settings))
+
+
+OURS = "grid"
+FAMILIES = (
+    Family("svd", "SVD, 8-bit factors", "#8c8c8c", "v", tuple(
+        f"svd:bits={bits}" for bits in (0.5, 1.0, 1.3, 1.6, 2.0, 3.0, 4.0, 5.5)
+    )),
+    Family("binary", "binarization", "#b8860b", "s", (
+        "binary:scale=none", "binary:scale=tensor", "binary:scale=row", "binary:scale=column",
+    )),
+    Family("kmeans", "k-means", "#2a7ab9", "o", tuple(f"kmeans:entries={k}" for k in (2, 3, 4, 5, 6, 8, 12, 16, 32))),
+    Family("rq-rows", "RQ of whole rows", "#d98cb3", "P", _both_axes(
+        *(f"rq:dim=0,entries={k},stages={t}" for k, t in ((16, 2), (64, 1), (64, 2), (64, 4), (128, 4))),
+    )),
+    Family("rq", "RQ of segments", "#9b59b6", "X", tuple(
+        f"rq:dim={dim},entries={k},stages={t}"
+        for dim, k, t in (*((8, k, 2) for k in (16, 32, 64, 128, 256)), *((4, k, 2) for k in (16, 32, 64)))
+    )),
+    Family("pq", "PQ", "#2e9e5b", "D", _both_axes(
+        *(f"pq:dim=2,entries={k}" for k in (4, 8, 16, 32)),
+        *(f"pq:dim=4,entries={k}" for k in (8, 16, 32, 64, 128)),
+        *(f"pq:dim=8,entries={k}" for k in (16, 64)),
+    )),
+    Family(OURS, "vqformat's default", "#d1382c", "*", tuple(map(str, (4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96)))),
+)  # fmt: skip
+
+
+def recipe_for(method: str, network: Network) -> Recipe:
+    """The method for the dense weights; all else exact."""
+    layers = {name: method for name in network.weights}
+    if method.startswith("svd:"):  # of 10 rows: a lower rank would lose classes, and save next to nothing
+        factor_bits = parse_method(method).terms[0]["factor_bits"]
+        layers[network.weights[-1]] = f"svd:rank=10,factor_bits={factor_bits}"
+    return Recipe(layers, default="lossless")
+
+
+def formula_bits(term: Term, shape: tuple[int, ...]) -> float:
+    """What the paper counts for a matrix: float32 codebooks and factors, codes of log2(entries) bits."""
+    m, n = shape if term["axis"] == "rows" else shape[::-1]
+    match term.name:
+        case "binary":
+            return m * n
+        case "kmeans":
+            return m * n * math.log2(term.integer("entries")) + 32 * term.integer("entries")
+        case "svd":
+            rank = term.integer("rank") or rank_for_bits(m, n, float(term["bits"]), term.integer("factor_bits"))
+            return 32 * min(rank, m, n) * (m + n + 1)
+    dim = min(term.integer("dim") or n, n)
+    n_segments = math.ceil(n / dim)
+    if term.name == "pq":
+        entries = min(term.integer("entries"), m)
+        return 32 * entries * n + m * n_segments * math.log2(entries)
+    entries = min(term.integer("entries"), m * n_segments)
+    return term.integer("stages") * (32 * entries * dim + m * n_segments * math.log2(entries))
+
+
+# Measuring
+
+
+@dataclass(frozen=True)
+class Point:
+    """A file and what became of the network.
+
+    Attributes:
+        dense_ratio: Bytes of the dense weights over those that the file stores for them.
+        formula_ratio: The same by the paper's formulas; nan for our own method.
+        file_ratio: Bytes of all tensors over those of the file.
+        sqnr_db: Of the dense weights together.
+        accuracy, drop: In percent and points; nan without test images.
+    """
+
+    network: str
+    family: str
+    setting: str
+    dense_ratio: float
+    formula_ratio: float
+    file_ratio: float
+    sqnr_db: float
+    accuracy: float
+    drop: float
+
+    def rounded(self) -> dict[str, str]:
+        digits = {"dense_ratio": 3, "formula_ratio": 3, "file_ratio": 3, "sqnr_db": 2, "accuracy": 2, "drop": 2}
+        return {key: f"{value:.{digits[key]}f}" if key in digits else value for key, value in asdict(self).items()}
+
+
+def measure(network: Network, original: Tensors, judge: Judge | None, folder: Path) -> Iterator[Point]:
+    """Every setting of every method on a network."""
+    reference = judge.accuracy(original) if judge else math.nan
+    dense_nbytes = sum(original[name].nbytes for name in network.weights)
+    path = folder / "model.vqm"
+    for family in FAMILIES:
+        for setting in family.settings:
+            formula = math.nan
+            if family.name == OURS:
+                try:
+                    report = vqformat.save_file(original, path, ratio=float(setting))
+                except vqformat.EncodeError as err:  # no grid is coarse enough
+                    print(f"{network.name}, ratio {setting}: {err}")
+                    continue
+            else:
+                recipe = recipe_for(setting, network)
+                report = vqformat.save_file(original, path, recipe=recipe)
+                methods = {name: recipe.method_for(name).method for name in network.weights}
+                bits = sum(
+                    formula_bits(method.terms[0], original[name].shape) for name, method in methods.items() if method
+                )
+                formula = 8 * dense_nbytes / bits
+            tensors = vqformat.load_file(path)
+            with vqformat.safe_open(path) as file:
+                stored = sum(file.info(name).stored_nbytes for name in network.weights)
+            accuracy = judge.accuracy(tensors) if judge else math.nan
+            yield Point(network.name, family.name, setting, dense_nbytes / stored, formula, report.ratio,
+                        sqnr_db([(original[name], tensors[name]) for name in network.weights]), accuracy,
+                        reference - accuracy)  # fmt: skip
+
+
+def sqnr_db(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Signal-to-quantization-noise ratio of all pairs together."""
+    signal = sum(float(np.square(a, dtype=np.float64).sum()) for a, _ in pairs)
+    noise = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in pairs)
+    return 10 * math.log10(signal / noise) if noise else math.inf
+
+
+def summary(points: Sequence[Point], titles: dict[str, str]) -> list[tuple[str, ...]]:
+    """For each network and method, the largest compression of the dense layers that is still good enough."""
+    rows = []
+    for name, title in titles.items():
+        for family in FAMILIES:
+            own = [p for p in points if (p.network, p.family) == (name, family.name)]
+            good = [p for p in own if p.drop <= ALLOWED_DROP]
+            best = max(good, key=lambda p: p.dense_ratio, default=None)
+            if best is not None:
+                setting = best.setting if family.name != OURS else f"ratio={best.setting}"
+                formula = f"{best.formula_ratio:.1f}" if family.name != OURS else "-"
+                rows.append((title, family.label, f"{best.dense_ratio:.1f}", formula, f"{best.file_ratio:.1f}",
+                             f"{best.drop:.2f}", setting))  # fmt: skip
+            elif own:
+                least = min(own, key=lambda p: p.drop)
+                rows.append((title, family.label, "-", "-", "-", f"{least.drop:.2f}", f"at least, {least.setting}"))
+    return rows
+
+
+# Figure
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """The points that no other of the method surpasses both in accuracy and compression."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (-p.dense_ratio, -p.accuracy)):
+        if not best or point.accuracy > best[-1].accuracy:
+            best.append(point)
+    return best[::-1]
+
+
+def draw(points: Sequence[Point], titles: dict[str, str], path: Path) -> None:
+    """One panel a network: the best settings of a method joined, its others pale."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = pyplot.subplots(1, len(titles), figsize=(4.6 * len(titles), 4.9), squeeze=False)
+    for i, (axis, (name, title)) in enumerate(zip(axes[0], titles.items(), strict=True)):
+        _panel(axis, [p for p in points if p.network == name], title, is_first=not i)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False, columnspacing=1.6,
+                  handletextpad=0.5)  # fmt: skip
+    figure.tight_layout(rect=(0, 0.12, 1, 1), w_pad=1.8)
+    figure.savefig(path, dpi=130)
+
+
+def _panel(axis: Axes, points: Sequence[Point], title: str, *, is_first: bool) -> None:
+    reference = points[0].accuracy + points[0].drop
+    low, high = reference - 6, reference + 0.7
+    axis.axvspan(*PAPER_RANGE, color="#f3efe2", zorder=0, lw=0)
+    axis.axhline(reference - ALLOWED_DROP, color="#444444", lw=1, ls=(0, (4, 3)), zorder=1)
+    axis.axhline(reference, color="#444444", lw=1, zorder=1)
+    svd = [p for p in points if p.family == "svd"]
+    axis.plot([p.formula_ratio for p in svd], [p.accuracy for p in svd], "v:", color="#8c8c8c", ms=4.5, lw=1.4,
+              label="SVD, float32 factors", zorder=2)  # fmt: skip
+    for family in FAMILIES:
+        own = [p for p in points if p.family == family.name]
+        best = frontier(own)
+        is_ours = family.name == OURS
+        size = 11 if family.marker == "*" else 6
+        others = [p for p in own if p not in best]
+        axis.plot([p.dense_ratio for p in others], [p.accuracy for p in others], family.marker, color=family.colour,
+                  ms=size * 0.7, alpha=0.3, mew=0, zorder=2)  # fmt: skip
+        axis.plot([p.dense_ratio for p in best], [p.accuracy for p in best], color=family.colour, marker=family.marker,
+                  ms=size, mew=0.6, mec="white", lw=2.4 if is_ours else 1.6, label=family.label,
+                  zorder=4 if is_ours else 3)  # fmt: skip
+    axis.set(xscale="log", xlim=(2.7, 170), ylim=(low, high), title=title, xlabel="compression of the dense layers")
+    ticks = (4, 8, 16, 32, 64, 128)
+    axis.set_xticks(ticks, [f"{tick}×" for tick in ticks])
+    axis.minorticks_off()
+    axis.grid(axis="y", color="#e6e6e6", lw=0.8, zorder=0)
+    axis.set_axisbelow(True)
+    axis.text(2.85, reference + 0.07, f"uncompressed {reference:.2f} %", fontsize=10, color="#444444", va="bottom")
+    axis.text(2.85, reference - ALLOWED_DROP - 0.07, "1 point less", fontsize=10, color="#444444", va="top")
+    axis.text(math.sqrt(PAPER_RANGE[0] * PAPER_RANGE[1]), low + 0.12, "paper:\n16–24×", fontsize=10, color="#8a7a45",
+              ha="center", va="bottom")  # fmt: skip
+    if is_first:
+        axis.set_ylabel("test accuracy, %")
+
+
+# The program
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of checkpoints and test images;"
+                        " VQFORMAT_DATA sets its default")  # fmt: skip
+    parser.add_argument("--networks", nargs="+", metavar="NAME", help="only these, such as lenet300 alexsmall")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write paper.csv and paper.png there")
+    parser.add_argument(
+        "--redraw", action="store_true", help="measure nothing: table and figure from the paper.csv there"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch (%(default)s)")
+    args = parser.parse_args()
+    if args.redraw and not args.out:
+        parser.error("--redraw needs --out")
+    titles = {network.name: network.title for network in networks(args.data)}
+    start = time.perf_counter()
+    points = read_csv(args.out / "paper.csv") if args.redraw else measure_all(args)
+    titles = {name: title for name, title in titles.items() if any(p.network == name for p in points)}
+    print_table(
+        ("network", "method", "dense", "by formula", "file", "SQNR dB", "accuracy", "drop", "setting"),
+        [(p.network, p.family, *list(p.rounded().values())[3:], p.setting) for p in points],
+    )  # fmt: skip
+    if any(math.isfinite(p.accuracy) for p in points):
+        print(f"\nlargest compression of the dense layers with a drop of at most {ALLOWED_DROP:g} point")
+        print_table(("network", "method", "dense", "by formula", "file", "drop", "setting"), summary(points, titles))
+        if args.out:
+            draw(points, titles, args.out / "paper.png")
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+def measure_all(args: argparse.Namespace) -> list[Point]:
+    """All points, written to the CSV file one by one."""
+    import torch
+
+    torch.set_num_threads(args.threads)
+    points: list[Point] = []
+    stream = open(args.out / "paper.csv", "w", newline="") if args.out else None  # noqa: SIM115
+    writer = csv.DictWriter(stream, [field.name for field in fields(Point)]) if stream else None
+    if writer:
+        writer.writeheader()
+    with tempfile.TemporaryDirectory() as folder:
+        for network in networks(args.data):
+            if args.networks and network.name not in args.networks:
+                continue
+            if not network.checkpoint.exists():
+                print(f"{network.name}: {network.checkpoint} is not there, left out")
+                continue
+            has_images = (args.data / network.images).exists()
+            if not has_images:
+                print(f"{network.name}: no {network.images} in {args.data}, so no accuracy, only errors of the weights")
+            original = load_checkpoint(network.checkpoint)
+            judge = Judge(network, original, args.data) if has_images else None
+            for point in measure(network, original, judge, Path(folder)):
+                points.append(point)
+                if sys.stderr.isatty():
+                    print(f"\r{network.name} {point.family} {point.setting}\033[K", end="", file=sys.stderr)
+                if writer and stream:
+                    writer.writerow(point.rounded())
+                    stream.flush()
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    if stream:
+        stream.close()
+    return points
+
+
+def read_csv(path: Path) -> list[Point]:
+    with open(path, newline="") as stream:
+        numbers = [field.name for field in fields(Point)][3:]
+        return [Point(row["network"], row["family"], row["setting"], *(float(row[name]) for name in numbers))
+                for row in csv.DictReader(stream)]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
