@@ -94,6 +94,7 @@ def test_the_same_array_under_two_names_is_stored_once_and_loaded_as_one_object(
     assert loaded["encoder.w"] is loaded["decoder.w"]
 
 
+# WRI-002
 def test_overlapping_views_are_not_taken_for_one_tensor() -> None:
     w = weights(10, 10)
 
@@ -103,6 +104,7 @@ def test_overlapping_views_are_not_taken_for_one_tensor() -> None:
     assert np.array_equal(loaded["turned"], w.T)
 
 
+# WRI-001
 def test_output_is_the_same_bytes_each_time() -> None:
     model = {"fc.weight": weights(300, 200), "fc.bias": weights(300)}
 

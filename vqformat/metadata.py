@@ -22,7 +22,7 @@ _LARGEST_FIX = {"string": 31, "array": 15, "map": 15, "bin": -1}
 
 
 def pack(value: Any) -> bytes:
-    """A value as canonical metadata.
+    """A value as canonical metadata (WRI-001).
 
     Raises:
         EncodeError: It holds something that metadata cannot: a float, a key that is no string, an integer

@@ -286,22 +286,13 @@ class TensorSlice:
             return self._file._give(self._file._reader.tensor(self._name, self._file._budget())[index])
         if isinstance(first, slice):
             rows = range(shape[0])[first]
-            low, high = (min(rows), max(rows) + 1) if len(rows) else (0, 0)
-            inner: Any = slice(None)
-            if rows.step != 1:  # a start and stop of its own, counted from the first row that is decoded
-                inner = [row - low for row in rows]
+            low, high = (min(rows[0], rows[-1]), max(rows[0], rows[-1]) + 1) if rows else (0, 0)
+            inner: Any = slice(None, None, rows.step)  # from the first of the decoded rows, or back from the last
         else:
             row = range(shape[0])[first]  # an IndexError of its own where there is no such row
             low, high, inner = row, row + 1, 0
         part = self._file._reader.rows(self._name, low, high, self._file._budget())
-        return self._file._give(part[inner] if len(key) < 2 else _index_rest(part, inner, key[1:]))
-
-
-def _index_rest(part: Array, inner: Any, rest: tuple[Any, ...]) -> Array:
-    """Index the first axis by itself, so that a list of rows does not pair with the other indices."""
-    rows: Array = part[inner]
-    result: Array = rows[rest] if inner == 0 and isinstance(inner, int) else rows[(slice(None), *rest)]
-    return result
+        return self._file._give(part[(inner, *key[1:])])
 
 
 class opened:
@@ -332,7 +323,7 @@ def as_recipe(recipe: Recipe | Mapping[str, str] | str | None) -> Recipe | None:
 
 
 def source_tensors(tensors: Mapping[str, Array]) -> list[SourceTensor]:
-    """Arrays as the encoder takes them; equal views of one memory as aliases (SPEC 7, "Alias")."""
+    """Arrays as the encoder takes them; equal views of one memory as aliases (WRI-002)."""
     from .encode.model import SourceTensor
 
     sources = []

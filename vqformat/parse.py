@@ -1,4 +1,7 @@
-"""Records from metadata, and every rule on them (SPEC sections 6, 7, 9–11): parsed and checked once, then trusted."""
+"""Records from metadata, and every rule on them (SPEC sections 6, 7, 9–11): parsed and checked once, then trusted.
+
+The order of checks is that of REA-003.
+"""
 
 from __future__ import annotations
 
@@ -160,10 +163,10 @@ def parse_tensor(meta: Any, books: list[BookRecord]) -> Record:
 def _parse_name(fields: _Fields) -> str:
     name = fields.string("name")
     nbytes = len(name.encode())
-    if not nbytes or "\0" in name:
-        fields.fail(f"name {name!r:.200} is empty or has a character U+0000", "TEN-001")
     if nbytes > limits.MAX_NAME_NBYTES:
         fields.fail(f"name has {nbytes} bytes; at most {limits.MAX_NAME_NBYTES} are allowed", "TEN-001", LimitError)
+    if not nbytes or "\0" in name:
+        fields.fail(f"name {name!r:.200} is empty or has a character U+0000", "TEN-001")
     return name
 
 
@@ -322,6 +325,7 @@ def _parse_low_rank(meta: Any, view: View, dtype: DType, books: list[BookRecord]
     rank = fields.integer("rank", 1, limits.MAX_LOW_RANK, "LOW-001")
     entries_u, planes_u = _parse_factor(fields.any(), f"{where}, left factor")
     entries_v, planes_v = _parse_factor(fields.any(), f"{where}, right factor")
+    # LOW-003: the rules of codebook scales
     row_scale = _parse_axis_scale(fields.any(), view.n_rows, f"{where}, row scale")
     column_scale = _parse_axis_scale(fields.any(), view.n_columns, f"{where}, column scale")
     if rank > min(view.n_rows, view.n_columns):

@@ -121,7 +121,7 @@ class TensorDecoder:
         if place is None:
             self._scatter(block, values, out)
         elif not is_direct:
-            place[...] = values
+            place[...] = values  # VAL-001: NumPy rounds to nearest, ties to even
 
     @property
     def is_plain_layout(self) -> bool:

@@ -163,7 +163,7 @@ def _both_axes(*settings: str) -> tuple[str, ...]:
 OURS = "grid"
 FAMILIES = (
     Family("svd", "SVD, 8-bit factors", "#8c8c8c", "v", tuple(
-        f"svd:bits={bits}" for bits in (0.5, 1.0, 1.3, 1.6, 2.0, 3.0, 4.0, 5.5)
+        f"svd:bits={bits}" for bits in (0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 3.0, 4.0)
     )),
     Family("binary", "binarization", "#b8860b", "s", (
         "binary:scale=none", "binary:scale=tensor", "binary:scale=row", "binary:scale=column",

@@ -23,7 +23,7 @@ def encode(elements: npt.NDArray[Any], dtype: DType, split: int) -> list[bytes]:
     if not split:
         return [elements.tobytes()]
     words: npt.NDArray[Any] = elements.view(f"<u{dtype.word_nbytes}")
-    if split == 2:
+    if split == 2:  # RAW-004
         words = words << 1 | words >> (8 * dtype.word_nbytes - 1)
     planes = words.view(np.uint8).reshape(-1, dtype.word_nbytes)
     return [planes[:, p].tobytes() for p in range(dtype.word_nbytes)]
@@ -49,10 +49,10 @@ def decode(payloads: list[bytes], dtype: DType, split: int, out: npt.NDArray[Any
         out.view(np.uint8)[:] = raw
         return
     words: npt.NDArray[Any] = out.view(f"<u{dtype.word_nbytes}")
-    planes = words.view(np.uint8).reshape(-1, dtype.word_nbytes)
+    planes = words.view(np.uint8).reshape(-1, dtype.word_nbytes)  # RAW-003: (n_words, bytes of a word)
     for p, payload in enumerate(payloads):
         planes[:, p] = np.frombuffer(payload, np.uint8)
-    if split == 2:
+    if split == 2:  # RAW-004
         lowest = words & 1
         np.right_shift(words, 1, out=words)
         np.bitwise_or(words, lowest << (8 * dtype.word_nbytes - 1), out=words)

@@ -8,7 +8,7 @@ from ..codecs import tables
 from ..codecs.tables import Floats
 from ..records import CodebookStage, Scale, TableSource
 from .assemble import QuantizedStage
-from .vector import encode_scales, group_size, table_dtype
+from .scales import encode_scales, group_size, table_dtype
 
 
 def quantize_binary(matrix: Floats, scale: str = "row") -> QuantizedStage:

@@ -8,10 +8,10 @@ import numpy.typing as npt
 from ..codecs.tables import Floats
 from ..records import AxisScale, LowRankStage
 from .assemble import QuantizedStage
-from .kmeans import Doubles, Seed, uniforms
-from .vector import encode_scales, group_size
+from .sampling import Doubles, Seed, uniforms
+from .scales import encode_scales, group_size
 
-_EXACT_UP_TO = 768  # the shorter side of a matrix that is decomposed whole
+_EXACT_UP_TO = 384  # the shorter side of a matrix that is decomposed whole
 _OVERSAMPLING = 16
 _POWER_ROUNDS = 6
 

@@ -1,0 +1,77 @@
+"""Reading by index: what the index says is compared with what the chunks say before data is returned (IDX-003)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fixture_cases.bases import base
+from vqmbuilder import column, index_fields
+
+import vqformat
+from vqformat import FormatError, VqmError, safe_open
+
+BASE = base()
+
+
+def with_index(**changes: Callable[[Any], Any]) -> bytes:
+    """The base file with fields of its index changed; ``f5=…`` changes field 5."""
+    lengths = [b - a for a, b in zip(BASE.offsets(), BASE.offsets()[1:], strict=False)]
+    fields = index_fields(BASE.chunks, lengths, b"")
+    return BASE.build(index={int(key[1:]): change(fields[int(key[1:])]) for key, change in changes.items()})
+
+
+def read_all(data: bytes) -> dict[str, Any]:
+    with safe_open(io.BytesIO(data)) as f:
+        return {name: f[name] for name in f}
+
+
+def test_the_base_file_is_read() -> None:
+    assert list(read_all(BASE.build())) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"f4": lambda names: names.replace(b"d", b"e")}, id="name"),
+        pytest.param({"f5": lambda dtypes: bytes([2, *dtypes[1:]])}, id="dtype"),
+        pytest.param({"f7": lambda dims: column([65, *dims[1:]])}, id="shape"),
+        pytest.param({"f8": lambda chunks: column([2, 4, 4, 4])}, id="chunk"),
+        pytest.param({"f9": lambda targets: b""}, id="no alias"),
+        pytest.param({"f9": lambda targets: column([0, 0, 2, 0])}, id="target"),
+        pytest.param({"f9": lambda targets: column([0, 0, 0, 1])}, id="another alias"),
+        pytest.param({"f2": lambda types: types.replace(b"note", b"nope")}, id="type"),
+    ],
+)
+def test_an_index_that_differs_from_the_chunks_gives_no_wrong_tensor(changes: dict[str, Any]) -> None:
+    data = with_index(**changes)
+    expected = vqformat.load(BASE.build())
+
+    try:
+        found = read_all(data)
+    except FormatError as err:
+        assert err.clause in ("IDX-001", "IDX-003", "IDX-004", "TEN-002")
+        return
+    assert {name: array.tobytes() for name, array in found.items()} == {
+        name: array.tobytes() for name, array in expected.items()
+    }
+
+
+@pytest.mark.parametrize("field", [4, 5, 7])
+def test_a_tensor_that_the_index_describes_wrongly_is_refused(field: int) -> None:
+    changes: dict[str, Any] = {
+        "f4": lambda names: names.replace(b"d", b"e"),
+        "f5": lambda dtypes: bytes([2, *dtypes[1:]]),
+        "f7": lambda dims: bytes([65, *dims[1:]]),
+    }
+    with pytest.raises(VqmError) as caught:
+        read_all(with_index(**{f"f{field}": changes[f"f{field}"]}))
+    assert getattr(caught.value, "clause", "") == "IDX-003"
+
+
+def test_the_sequential_reader_compares_the_whole_index() -> None:
+    for field in range(1, 9):
+        with pytest.raises(FormatError):
+            vqformat.load(with_index(**{f"f{field}": lambda value: value[:-1] + bytes([value[-1] ^ 1])}))
