@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vqformat.encode.model import Options, Report, encode_model
+from vqformat.encode.model import Options, encode_model
+from vqformat.encode.report import Report
 from vqformat.errors import ConversionError
 from vqformat.numpy import as_recipe
 

@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 
 from vqformat.bits import pack_nibbles
 from vqformat.dtypes import BY_NAME
-from vqformat.encode.model import SourceTensor
+from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError, TensorNotFoundError
 
 from .source import RESERVED_PREFIX, Source

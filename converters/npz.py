@@ -14,7 +14,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from vqformat.dtypes import of_array
-from vqformat.encode.model import SourceTensor
+from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError, EncodeError
 from vqformat.limits import MAX_RANK
 
@@ -114,7 +114,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return shape, fortran_order, dtype
 
 
-class _complaining:  # noqa: N801
+class _complaining:
     """Context in which whatever damage makes NumPy and zipfile raise becomes a ConversionError."""
 
     def __init__(self, path: Path, name: str) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from vqformat.bits import unpack_nibbles
 from vqformat.dtypes import BY_NAME
-from vqformat.encode.model import SourceTensor
+from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError
 
 from .detect import read_json

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vqformat.encode.model import SourceTensor
+from vqformat.encode.source import SourceTensor
 
 RESERVED_PREFIX = "vqm."  # metadata keys of SPEC section 17
 ORIGIN_KEY = "vqm.source"

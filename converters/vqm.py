@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from vqformat import safe_open
-from vqformat.encode.model import SourceTensor
+from vqformat.encode.source import SourceTensor
 
 from .source import ORIGIN_KEY, Source
 

@@ -181,7 +181,7 @@ def pack_chunk_head(type: bytes, meta: bytes, sections: list[SectionEntry]) -> b
 
 
 def read_chunk_head(source: Readable) -> ChunkHead:
-    """The chunk that starts at the source's offset, where the one before ends (FIL-002), up to its data (CHK-001..008)."""
+    """The chunk at the source's offset, where the one before ends (FIL-002), up to its data (CHK-001..008)."""
     offset = source.offset
     fixed = source.read(CHUNK_HEAD_NBYTES, "a chunk header")
     type, flags, meta_stored, meta_plain, n_sections, crc = _CHUNK_HEAD.unpack(fixed)

@@ -15,13 +15,16 @@ import numpy.typing as npt
 from .describe import describe
 from .dtypes import of_array
 from .errors import EncodeError
+from .indexed import IndexedReader
+from .layers import Budget
 from .limits import DEFAULT_MAX_TENSOR_NBYTES
-from .reader import Budget, IndexedReader, SequentialReader
 from .records import AliasRecord
+from .sequential import SequentialReader
 
 if TYPE_CHECKING:
-    from .encode.model import Report, SourceTensor
     from .encode.recipe import Recipe
+    from .encode.report import Report
+    from .encode.source import SourceTensor
 
 Array = npt.NDArray[Any]
 Path = str | os.PathLike[str]
@@ -324,7 +327,7 @@ def as_recipe(recipe: Recipe | Mapping[str, str] | str | None) -> Recipe | None:
 
 def source_tensors(tensors: Mapping[str, Array]) -> list[SourceTensor]:
     """Arrays as the encoder takes them; equal views of one memory as aliases (WRI-002)."""
-    from .encode.model import SourceTensor
+    from .encode.source import SourceTensor
 
     sources = []
     seen: dict[tuple[Any, ...], str] = {}

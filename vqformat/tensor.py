@@ -123,6 +123,16 @@ class TensorDecoder:
         elif not is_direct:
             place[...] = values  # VAL-001: NumPy rounds to nearest, ties to even
 
+    def element_range(self, index: int) -> tuple[int, int]:
+        """First and last element, in stored order, of which this block holds at least a part.
+
+        Where ``is_plain_layout`` holds that is C order.
+        """
+        block = self.view.block(index)
+        reals = 2 if self.record.dtype_info.is_complex and not self.record.is_raw else 1
+        start = block.row * self.view.n_columns + block.column
+        return start // reals, -(-(start + block.n_elements) // reals)
+
     @property
     def is_plain_layout(self) -> bool:
         """Whether stored order is C order, so that a block is a run of elements."""

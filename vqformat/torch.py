@@ -21,7 +21,8 @@ from .dtypes import DTYPES
 from .errors import EncodeError, UnsupportedError
 
 if TYPE_CHECKING:
-    from .encode.model import Report, SourceTensor
+    from .encode.report import Report
+    from .encode.source import SourceTensor
 
 Path = str | os.PathLike[str]
 Device = str | int | torch.device
@@ -226,7 +227,7 @@ def source_tensors(tensors: Mapping[str, torch.Tensor], notes: list[str]) -> lis
     Args:
         notes: Gets a line for each tensor that shares memory with another in a way that no alias can tell.
     """
-    from .encode.model import SourceTensor
+    from .encode.source import SourceTensor
 
     sources = []
     seen: dict[tuple[Any, ...], str] = {}

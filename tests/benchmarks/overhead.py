@@ -13,7 +13,7 @@ from common import CHECKPOINT, Memcpy, load_checkpoint, median, print_table, sec
 
 import vqformat
 from vqformat.container import FOOTER_NBYTES
-from vqformat.reader import IndexedReader
+from vqformat.indexed import IndexedReader
 
 # EfficientNet's blocks (Tan & Le 2019, table 1): expansion, kernel, channels out, repeats; a few repeats less than B0,
 # so that there are about 250 tensors.

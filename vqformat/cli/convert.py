@@ -20,7 +20,7 @@ from .progress import progress_bar
 from .text import count, counted, decibel, escape, number, one_line, shape_text, table, to_json
 
 if TYPE_CHECKING:
-    from ..encode.model import Report
+    from ..encode.report import Report
 
 _EXTRACTED = (".pt", ".pth", ".bin", ".safetensors", ".npz")
 

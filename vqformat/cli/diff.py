@@ -21,7 +21,7 @@ from .progress import progress_bar
 from .text import counted, decibel, escape, number, shape_text, table, to_json
 
 if TYPE_CHECKING:
-    from ..encode.model import SourceTensor
+    from ..encode.source import SourceTensor
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]

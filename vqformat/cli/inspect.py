@@ -14,8 +14,10 @@ from .. import metadata
 from ..container import HEADER_NBYTES, ChunkHead, StreamInput, read_chunk_head
 from ..describe import describe
 from ..errors import FormatError, VqmError
-from ..reader import IndexedReader, LayerInfo, SequentialReader, parse_book_chunk, parse_meta
+from ..indexed import IndexedReader
+from ..layers import LayerInfo, parse_book_chunk, parse_meta
 from ..records import AliasRecord, BookRecord, Record, TensorRecord
+from ..sequential import SequentialReader
 from .files import STDIO, label, local_path, opened, select
 from .progress import Progress, progress_bar
 from .text import count, counted, describe_error, escape, number, shape_text, shorten, table, to_json

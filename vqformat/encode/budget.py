@@ -111,11 +111,11 @@ def _solve(estimate: Callable[[float], float], target: float) -> float:
             low = middle
         else:
             high = middle
-    return 2.0**high
+    return math.pow(2.0, high)
 
 
 def _between(tried: dict[float, int], target: float, proposed: float) -> float:
     """The proposal, or where it leaves the interval known to hold the answer, the middle of that."""
-    low = max((step for step, nbytes in tried.items() if nbytes > target), default=_SMALLEST_STEP / 2)
-    high = min((step for step, nbytes in tried.items() if nbytes <= target), default=2 * _COARSEST_STEP)
+    low: float = max((step for step, nbytes in tried.items() if nbytes > target), default=_SMALLEST_STEP / 2)
+    high: float = min((step for step, nbytes in tried.items() if nbytes <= target), default=2 * _COARSEST_STEP)
     return proposed if low < proposed < high else math.sqrt(low * high)

@@ -175,7 +175,7 @@ class _Grid:
         """Entries on the grid with their constant terms: ``(n_problems, dim + 1, entries)``."""
         on_grid = np.rint(books * self.scale)
         constant = np.floor((on_grid**2).sum(axis=2, keepdims=True) / 2)
-        return np.concatenate((on_grid, -constant), axis=2).astype(self.dtype).transpose(0, 2, 1)
+        return np.ascontiguousarray(np.concatenate((on_grid, -constant), axis=2).transpose(0, 2, 1), self.dtype)
 
 
 def _best(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any]]:
@@ -224,6 +224,7 @@ class _Points:
         self.vectors = vectors
         self.weights = weights
         self._largest = largest
+        self._axes = np.ascontiguousarray(vectors.transpose(2, 0, 1)).reshape(vectors.shape[2], -1)  # (dim, vectors)
         self._use(dtype)
 
     def _use(self, dtype: type[Any]) -> None:
@@ -254,11 +255,8 @@ class _Points:
         size = n_problems * n_entries
         mass = None if self.weights is None else self.weights.reshape(-1)
         counts = np.bincount(bins, weights=mass, minlength=size).astype(np.float64)
-        axes = []
-        for axis in range(dim):
-            values = self.vectors[:, :, axis] if self.weights is None else self.vectors[:, :, axis] * self.weights
-            axes.append(np.bincount(bins, weights=values.reshape(-1), minlength=size))
-        sums: Doubles = np.stack(axes, axis=1).astype(np.float64)
+        axes = [axis if mass is None else axis * mass for axis in self._axes]
+        sums: Doubles = np.stack([np.bincount(bins, weights=axis, minlength=size) for axis in axes], axis=1)
         return counts.reshape(n_problems, n_entries), sums.reshape(n_problems, n_entries, dim)
 
 

@@ -1,4 +1,4 @@
-"""A whole model: what each tensor becomes, in which layer, and a report of the result."""
+"""A whole model: what each tensor becomes, and in which layer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any, BinaryIO, cast
 
@@ -16,7 +16,6 @@ import numpy.typing as npt
 from ..describe import describe
 from ..dtypes import BY_NAME
 from ..errors import EncodeError
-from ..limits import MAX_NAME_NBYTES
 from ..records import AliasRecord, Layout, make_view
 from ..writer import EncodedTensor, Writer
 from . import fine, quantize
@@ -24,35 +23,15 @@ from .assemble import QuantizedStage, assemble
 from .budget import Statistics, Steps, meet
 from .orient import by_columns, by_rows, reals, view_matrix
 from .recipe import Method, Recipe
+from .report import Report, TensorReport, sqnr_db
+from .source import SourceTensor, check_name, fits_float32, native
 from .uniform import encode_uniform
 
 Array = npt.NDArray[Any]
 SMALLEST_COARSE = 256  # elements; tensors below it, and those of one axis, are coded finely
-_LARGEST = float(np.finfo(np.float32).max) / 16  # room for sums of stages and for products with scales
 _MAX_LAYER_TENSORS = 256
 _MAX_LAYER_NBYTES = 1 << 26  # decoded
 DEFAULT_STEP = 0.25  # times the root mean square of all weights on grids: at most a point lost on six networks
-
-
-@dataclass(frozen=True)
-class SourceTensor:
-    """A tensor to be encoded, loaded when its turn comes.
-
-    Attributes:
-        dtype: Name in SPEC 7.1.
-        load: Its array, of any strides and byte order; 4-bit elements take a byte each.
-        alias_of: Name of an earlier tensor that it shares everything with.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    load: Callable[[], Array]
-    alias_of: str | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return BY_NAME[self.dtype].nbytes(prod(self.shape))
 
 
 @dataclass(frozen=True)
@@ -85,58 +64,6 @@ class Options:
                 raise EncodeError(f"{name} is {value}; a number above 0 is allowed")
 
 
-@dataclass(frozen=True)
-class TensorReport:
-    """What became of a tensor.
-
-    Attributes:
-        method: Its stages in words, or ``"alias of …"``.
-        stored_nbytes: Bytes of its sections.
-        sqnr_db: Signal-to-quantization-noise ratio in dB; inf where exact, nan where it has no meaning.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    method: str
-    stored_nbytes: int
-    sqnr_db: float
-
-    @property
-    def n_elements(self) -> int:
-        return prod(self.shape)
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.stored_nbytes / self.n_elements if self.n_elements else 0.0
-
-
-@dataclass
-class Report:
-    """What became of a model.
-
-    Attributes:
-        source_nbytes: Bytes of the tensors uncompressed, aliases not counted.
-        file_nbytes: Bytes of the file.
-        section_nbytes: Of these, bytes of sections; the rest is overhead.
-        notes: What a user should know: tensors left out, stored twice.
-    """
-
-    tensors: list[TensorReport] = field(default_factory=list)
-    source_nbytes: int = 0
-    file_nbytes: int = 0
-    section_nbytes: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def ratio(self) -> float:
-        return self.source_nbytes / self.file_nbytes if self.file_nbytes else 0.0
-
-    @property
-    def overhead_nbytes(self) -> int:
-        return self.file_nbytes - self.section_nbytes
-
-
 def encode_model(
     tensors: Sequence[SourceTensor],
     target: str | os.PathLike[str] | BinaryIO,
@@ -157,31 +84,6 @@ def encode_model(
 def layer_name(tensor: str) -> str:
     """The tensor's name up to its last ``.`` or ``/`` (SPEC section 17)."""
     return tensor[: max(tensor.rfind("."), tensor.rfind("/"), 0)]
-
-
-def check_name(name: str) -> None:
-    """Raise EncodeError unless a tensor may have this name (TEN-001)."""
-    try:
-        nbytes = len(name.encode())
-    except UnicodeEncodeError as err:
-        raise EncodeError(f"the name {name!r} is no Unicode text: {err.reason}") from err
-    if not nbytes or "\0" in name:
-        raise EncodeError(f"the name {name!r} is empty or has a character U+0000")
-    if nbytes > MAX_NAME_NBYTES:
-        raise EncodeError(f"the name {name[:40]!r}… has {nbytes} bytes; at most {MAX_NAME_NBYTES} are allowed")
-
-
-def sqnr_db(original: Array, decoded: Array) -> float:
-    """Signal-to-quantization-noise ratio in dB; inf where equal."""
-    signal = noise = 0.0
-    for start in range(0, original.size, 1 << 20):  # in pieces: float64 copies of a whole tensor are large
-        a = original.reshape(-1)[start : start + (1 << 20)].astype(np.float64)
-        b = decoded.reshape(-1)[start : start + (1 << 20)].astype(np.float64)
-        signal += float(np.vdot(a, a))
-        noise += float(np.vdot(a - b, a - b))
-    if not noise:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
 @dataclass(frozen=True)
@@ -420,29 +322,6 @@ class _Nowhere:
 
     def flush(self) -> None:
         pass
-
-
-def native(tensor: SourceTensor) -> Array:
-    """A tensor's array: C order, little-endian.
-
-    Raises:
-        EncodeError: It is not what the source announced.
-    """
-    array = np.asarray(tensor.load())
-    if array.shape != tensor.shape:
-        raise EncodeError(f"tensor {tensor.name!r} was announced with shape {tensor.shape} and has {array.shape}")
-    expected = BY_NAME[tensor.dtype].numpy
-    if array.dtype.name != expected.name:
-        raise EncodeError(f"tensor {tensor.name!r} was announced as {expected} and is {array.dtype}")
-    return np.ascontiguousarray(array, dtype=expected).reshape(tensor.shape)  # ascontiguousarray makes 0-d 1-d
-
-
-def fits_float32(array: Array) -> bool:
-    """Whether all values are finite in float32 (SPEC 7: others can only be stored raw)."""
-    with np.errstate(all="ignore"):  # NaN and what overflows are what is asked for
-        values = reals(array)
-        low, high = float(values.min(initial=0)), float(values.max(initial=0))
-    return low > -_LARGEST and high < _LARGEST  # false for NaN
 
 
 def _layout(method: Method, tensor: SourceTensor) -> Layout:

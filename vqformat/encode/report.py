@@ -1,0 +1,76 @@
+"""What became of a model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What became of a tensor.
+
+    Attributes:
+        method: Its stages in words, or ``"alias of …"``.
+        stored_nbytes: Bytes of its sections.
+        sqnr_db: Signal-to-quantization-noise ratio in dB; inf where exact, nan where it has no meaning.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    method: str
+    stored_nbytes: int
+    sqnr_db: float
+
+    @property
+    def n_elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.stored_nbytes / self.n_elements if self.n_elements else 0.0
+
+
+@dataclass
+class Report:
+    """What became of a model.
+
+    Attributes:
+        source_nbytes: Bytes of the tensors uncompressed, aliases not counted.
+        file_nbytes: Bytes of the file.
+        section_nbytes: Of these, bytes of sections; the rest is overhead.
+        notes: What a user should know: tensors left out, stored twice.
+    """
+
+    tensors: list[TensorReport] = field(default_factory=list)
+    source_nbytes: int = 0
+    file_nbytes: int = 0
+    section_nbytes: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        return self.source_nbytes / self.file_nbytes if self.file_nbytes else 0.0
+
+    @property
+    def overhead_nbytes(self) -> int:
+        return self.file_nbytes - self.section_nbytes
+
+
+def sqnr_db(original: npt.NDArray[Any], decoded: npt.NDArray[Any]) -> float:
+    """Signal-to-quantization-noise ratio in dB; inf where equal."""
+    signal = noise = 0.0
+    for start in range(0, original.size, 1 << 20):  # in pieces: float64 copies of a whole tensor are large
+        a = original.reshape(-1)[start : start + (1 << 20)].astype(np.float64)
+        b = decoded.reshape(-1)[start : start + (1 << 20)].astype(np.float64)
+        signal += float(np.vdot(a, a))
+        noise += float(np.vdot(a - b, a - b))
+    if not noise:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf

@@ -1,0 +1,339 @@
+"""Reading parts of a seekable file by its index (SPEC 14.2)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from itertools import islice, takewhile
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from . import container
+from .codecs import tables
+from .codecs.tables import Floats
+from .container import CHUNK_HEAD_NBYTES, FOOTER_NBYTES, HEADER_NBYTES, ChunkHead
+from .errors import ChecksumError, FormatError, TensorNotFoundError, TruncatedError
+from .index import Entry, Index
+from .layers import Budget, LayerInfo, parse_book_chunk, parse_meta
+from .records import AliasRecord, BookRecord, TensorRecord
+from .tensor import TensorDecoder, allocate
+
+Array = npt.NDArray[Any]
+
+
+class RandomInput:
+    """Reads any part of a seekable file; one lock keeps seek and read together."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self.nbytes = stream.seek(0, os.SEEK_END)
+
+    def read_at(self, offset: int, n: int, what: str) -> bytes:
+        """Bytes ``offset:offset + n``.
+
+        Raises:
+            TruncatedError: The file is shorter.
+        """
+        if offset + n <= self.nbytes:  # compared before anything is allocated
+            with self._lock:
+                self._stream.seek(offset)
+                data = self._stream.read(n)
+            if len(data) == n:
+                return data
+        raise TruncatedError(f"{what} needs bytes {offset} to {offset + n}, but the file has {self.nbytes}",
+                             clause="REA-001", offset=offset)  # fmt: skip
+
+
+class _Part:
+    """A part of a file in memory, and what follows it from the file: read like a stream."""
+
+    def __init__(self, source: RandomInput, offset: int, start: int = 0, data: bytes = b"") -> None:
+        self._source, self.offset, self._start, self._data = source, offset, start, data
+
+    def read(self, n: int, what: str) -> bytes:
+        at = self.offset - self._start
+        if at >= 0 and at + n <= len(self._data):
+            piece = self._data[at : at + n]
+        else:
+            piece = self._source.read_at(self.offset, n, what)
+        self.offset += n
+        return piece
+
+
+class IndexedReader:
+    """Opens a seekable file by its index and decodes the tensors that are asked for (SPEC 14.2).
+
+    Args:
+        stream: Opened in binary mode; with ``read`` and ``seek``.
+
+    Raises:
+        VqmError: The file is refused.
+    """
+
+    TAIL_NBYTES = 1 << 16
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._input = RandomInput(stream)
+        self._layers: dict[int, tuple[ChunkHead, LayerInfo]] = {}
+        self._books: dict[int, tuple[BookRecord, Floats]] = {}
+        self._last_spans: tuple[int, list[tuple[int, int]]] = -1, []
+        self.index = self._open()
+
+    def _open(self) -> Index:
+        size = self._input.nbytes
+        if size < HEADER_NBYTES + FOOTER_NBYTES:
+            start = self._input.read_at(0, min(size, HEADER_NBYTES), "the header")
+            if len(start) == HEADER_NBYTES:
+                container.check_header(start)
+            raise TruncatedError(f"a file of {size} bytes is too short for a .vqm", clause="REA-001", offset=size)
+        tail_offset = max(0, size - self.TAIL_NBYTES)
+        tail = self._input.read_at(tail_offset, size - tail_offset, "the end of the file")
+        footer_offset = size - FOOTER_NBYTES
+        try:
+            header, index_offset = container.read_footer(tail[-FOOTER_NBYTES:], footer_offset)
+        except ChecksumError as err:
+            container.check_header(self._input.read_at(0, HEADER_NBYTES, "the header"))
+            if tail[-FOOTER_NBYTES:].startswith(container.MAGIC):
+                raise
+            raise TruncatedError("the file does not end in a footer: it is cut short or something follows it",
+                                 clause="FTR-002", offset=footer_offset) from err  # fmt: skip
+        container.check_header(header)
+        if self._input.read_at(0, HEADER_NBYTES, "the header") != header:
+            raise FormatError("the footer does not repeat the header", clause="FTR-002", offset=footer_offset)
+        if index_offset >= footer_offset:
+            raise FormatError(f"index_offset is {index_offset}, not below {footer_offset}", clause="FTR-003",
+                              offset=footer_offset)  # fmt: skip
+        part = _Part(self._input, index_offset, tail_offset, tail)
+        chunk = container.read_chunk_head(part)
+        if chunk.type != b"INDX" or part.offset != footer_offset:
+            raise FormatError(f"index_offset {index_offset} is not that of an INDX chunk before the footer",
+                              clause="FTR-003", offset=footer_offset)  # fmt: skip
+        index = Index.parse(chunk.meta)
+        if index.chunk_offsets[-1] != index_offset:
+            raise FormatError(f"the chunks of the index end at {index.chunk_offsets[-1]}, not at {index_offset}",
+                              clause="IDX-001", offset=index_offset)  # fmt: skip
+        return index
+
+    def metadata(self) -> dict[str, Any]:
+        """The user's metadata, from the index or else from META."""
+        return parse_meta(self.index.meta_copy or self._chunk(0).meta)
+
+    def entry(self, name: str) -> Entry:
+        """The index's entry of a tensor.
+
+        Raises:
+            TensorNotFoundError: There is none of that name.
+        """
+        at = self.index.position(name)
+        if at is None:
+            raise TensorNotFoundError(name, self.index.names)
+        return self.index.entry(at)
+
+    def record(self, name: str) -> TensorRecord:
+        """The record of a tensor; of its target, if it is an alias."""
+        return self._locate(name)[0]
+
+    def layer_name(self, name: str) -> str:
+        """Name of the layer that holds a tensor."""
+        return self._layer(self.entry(name).chunk)[1].name
+
+    def stored_nbytes(self, name: str) -> int:
+        """Bytes of a tensor's sections as stored; 0 for an alias."""
+        if self.entry(name).target is not None:
+            return 0
+        record, chunk, first = self._locate(name)
+        return sum(entry.nbytes for entry in chunk.sections[first : first + record.n_sections()])
+
+    def _chunk(self, at: int) -> ChunkHead:
+        """The head of the chunk at this place of the chunk list."""
+        start, end = self.index.chunk_offsets[at], self.index.chunk_offsets[at + 1]
+        first = self._input.read_at(start, min(end - start, self.TAIL_NBYTES), "a chunk")
+        if len(first) < CHUNK_HEAD_NBYTES:
+            raise FormatError(f"index: chunk {at} has {len(first)} bytes", clause="IDX-001", offset=start)
+        chunk = container.read_chunk_head(_Part(self._input, start, start, first))
+        if chunk.type != self.index.chunk_types[at] or chunk.end() != end:
+            raise FormatError(f"index: chunk {at} is said to be {self.index.chunk_types[at]!r} up to byte {end}, and is"
+                              f" {chunk.type!r} up to {chunk.end()}", clause="IDX-001", offset=start)  # fmt: skip
+        return chunk
+
+    def _layer(self, at: int) -> tuple[ChunkHead, LayerInfo]:
+        if at not in self._layers:
+            chunk = self._chunk(at)
+            n_before = self.index.chunk_types[:at].count(b"BOOK")
+            info = LayerInfo.parse(chunk, _LazyBooks(self, n_before))  # type: ignore[arg-type]
+            self._check_layer(at, info)
+            if len(self._layers) >= 64:  # heads only, but a model may have thousands
+                self._layers.pop(next(iter(self._layers)))
+            self._layers[at] = chunk, info
+        return self._layers[at]
+
+    def _check_layer(self, at: int, info: LayerInfo) -> None:
+        """Compare a layer's records with the index (IDX-003)."""
+        first = self.index.first_of_chunk.get(at, 0)
+        n = sum(1 for _ in takewhile(lambda chunk: chunk == at, islice(self.index.chunks, first, None)))
+        if n != len(info.records):
+            raise FormatError(f"layer {info.name!r} has {len(info.records)} tensors, in the index {n}",
+                              clause="IDX-003")  # fmt: skip
+        for position, record in enumerate(info.records):
+            entry = self.index.entry(first + position)
+            said = (entry.name, entry.target)
+            found: tuple[str, str | None] = (record.name, None)
+            if isinstance(record, AliasRecord):
+                found = (record.name, record.target)
+            else:
+                said += (entry.dtype, entry.shape)  # type: ignore[assignment]
+                found += (record.dtype, record.shape)  # type: ignore[assignment]
+            if said != found:
+                raise FormatError(f"tensor {record.name!r} is {found} in its layer, in the index {said}",
+                                  clause="IDX-003")  # fmt: skip
+
+    def _locate(self, name: str) -> tuple[TensorRecord, ChunkHead, int]:
+        """Record of a tensor or its target, its chunk, and the number of its first section."""
+        entry = self.entry(name)
+        if entry.target is not None:
+            self._layer(entry.chunk)  # the alias's own record is compared too
+            target = self.entry(entry.target)
+            if (target.dtype, target.shape) != (entry.dtype, entry.shape):
+                raise FormatError(f"index: alias {name!r} and its target differ in dtype or shape", clause="IDX-001")
+            entry = target
+        chunk, info = self._layer(entry.chunk)
+        record = info.records[entry.position]
+        assert isinstance(record, TensorRecord)
+        return record, chunk, info.first_sections[entry.position]
+
+    def book(self, number: int) -> tuple[BookRecord, Floats]:
+        """Record and values of a BOOK chunk."""
+        if number not in self._books:
+            places = [at for at, type in enumerate(self.index.chunk_types) if type == b"BOOK"]
+            chunk = self._chunk(places[number])
+            record = parse_book_chunk(chunk)
+            start, end = next(chunk.spans())
+            container.check_size(chunk.sections[0], record.nbytes, f"BOOK {number}", start)
+            self._check_padding(chunk.data_offset, start)
+            stored = self._input.read_at(start, end - start, f"BOOK {number}")
+            section = container.plain_section(stored, chunk.sections[0], record.nbytes, f"BOOK {number}", start)
+            self._books[number] = record, tables.decode(section, record.dtype, f"BOOK {number}", "BOK-002")
+        return self._books[number]
+
+    def _check_padding(self, start: int, end: int) -> None:
+        if end > start:
+            container.check_padding(self._input.read_at(start, end - start, "padding"), start)
+
+    def _spans(self, chunk: ChunkHead) -> list[tuple[int, int]]:
+        """Where the sections of a chunk lie; the last chunk asked for is remembered."""
+        if self._last_spans[0] != chunk.offset:
+            self._last_spans = chunk.offset, list(chunk.spans())
+        return self._last_spans[1]
+
+    def tensor(self, name: str, budget: Budget | None = None) -> Array:
+        """A tensor, decoded.
+
+        Raises:
+            TensorNotFoundError: There is none of that name.
+            VqmError: Its part of the file is refused.
+        """
+        record, chunk, first = self._locate(name)
+        (budget or Budget()).take(record)
+        return self._decode(record, chunk, first, None)
+
+    def rows(self, name: str, start: int, stop: int, budget: Budget | None = None) -> Array:
+        """Elements ``start:stop`` of the first axis, decoding only the blocks that hold some of them.
+
+        Where the tensor is stored in another order than its own, all of it is decoded.
+        """
+        record, chunk, first = self._locate(name)
+        if not record.n_elements or record.layout.axes is not None or record.layout.order:
+            return self.tensor(name, budget)[start:stop]
+        part = TensorRecord(record.name, record.dtype, (max(stop - start, 0), *record.shape[1:]))
+        (budget or Budget()).take(part)
+        if not part.n_elements:
+            return allocate(part)
+        return self._decode(record, chunk, first, (start, stop))
+
+    def _decode(self, record: TensorRecord, chunk: ChunkHead, first: int, rows: tuple[int, int] | None) -> Array:
+        """A tensor, or rows ``start:stop`` of its first axis, which are a run of elements in stored order."""
+        if not record.n_elements:
+            return allocate(record)
+        sections = _Sections(self._input, chunk, self._spans(chunk), first)
+        resident = sections.read(0, record.resident_nbytes(), f"a resident section of tensor {record.name!r}")
+        books = {number: self.book(number)[1] for number in record.book_numbers()}
+        decoder = TensorDecoder(record, resident, books)
+        row_elements = record.n_elements // record.shape[0] if record.shape else 1
+        low, high = (0, record.n_elements) if rows is None else (rows[0] * row_elements, rows[1] * row_elements)
+        wanted = [i for i in range(decoder.view.n_blocks) if _overlaps(decoder.element_range(i), low, high)]
+        # What the wanted blocks cover; without rows, everything, and in whatever order
+        origin, end = low, high
+        if rows is not None:
+            origin = decoder.element_range(wanted[0])[0]
+            end = decoder.element_range(wanted[-1])[1]
+        array: Array | None = None
+        for i in wanted:
+            block = decoder.view.block(i)
+            at = len(resident) + i * record.n_payload()
+            payloads = sections.read(at, record.payload_nbytes(block), f"block {i} of tensor {record.name!r}")
+            if array is None:  # REA-002: only now
+                array = allocate(record) if rows is None else np.empty(end - origin, record.dtype_info.numpy)
+            decoder.decode_block(block, payloads, array, origin)
+        assert array is not None
+        if rows is None:
+            return array
+        return array[low - origin : high - origin].reshape(-1, *record.shape[1:])
+
+
+def _overlaps(span: tuple[int, int], low: int, high: int) -> bool:
+    return span[0] < high and span[1] > low
+
+
+class _Sections:
+    """The sections of one tensor.
+
+    Args:
+        spans: Where the sections of its chunk lie.
+        first: Number of its first section in the chunk.
+    """
+
+    def __init__(self, source: RandomInput, chunk: ChunkHead, spans: list[tuple[int, int]], first: int) -> None:
+        self._source, self._chunk, self._spans, self._first = source, chunk, spans, first
+
+    def read(self, at: int, sizes: list[list[int]], where: str) -> list[bytes]:
+        """Plain bytes of consecutive sections, in one read.
+
+        Args:
+            at: Number of the first one, counted from the tensor's first.
+            sizes: Their plain sizes, a list per stage.
+        """
+        first = self._first + at
+        nbytes = [size for stage_sizes in sizes for size in stage_sizes]
+        if not nbytes:
+            return []
+        start = self._spans[first - 1][1] if first else self._chunk.data_offset
+        end = self._spans[first + len(nbytes) - 1][1]
+        data = memoryview(self._source.read_at(start, end - start, where))
+        sections = []
+        done = start
+        for i, plain_nbytes in enumerate(nbytes, first):
+            low, high = self._spans[i]
+            entry = self._chunk.sections[i]
+            container.check_size(entry, plain_nbytes, where, low)
+            container.check_padding(bytes(data[done - start : low - start]), done)
+            stored = bytes(data[low - start : high - start])
+            sections.append(container.plain_section(stored, entry, plain_nbytes, where, low))
+            done = high
+        return sections
+
+
+class _LazyBooks:
+    """The BOOK records before a layer, read when one is used."""
+
+    def __init__(self, reader: IndexedReader, n: int) -> None:
+        self._reader, self._n = reader, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, number: int) -> BookRecord:
+        return self._reader.book(number)[0]
+

@@ -1,0 +1,151 @@
+"""Reading a file in one pass, from any stream (SPEC 14.1)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy.typing as npt
+
+from . import container, limits
+from .codecs import tables
+from .codecs.tables import Floats
+from .container import FOOTER_NBYTES, HEADER_NBYTES, ChunkHead, StreamInput
+from .errors import ChecksumError, FormatError, LimitError
+from .index import Index
+from .layers import Budget, LayerInfo, parse_book_chunk, parse_meta
+from .records import AliasRecord, BookRecord, Record
+from .tensor import TensorDecoder, allocate
+
+Array = npt.NDArray[Any]
+
+
+class SequentialReader:
+    """Reads a stream front to back, which need not seek, checking everything (SPEC 14.1).
+
+    Args:
+        stream: Opened in binary mode.
+        budget: What may be decoded.
+        check_digest: Whether the SHA-256 of the file is computed and compared, besides the CRCs.
+        keep_total: Whether the caller keeps all layers, so that they count together against the budget.
+
+    Attributes:
+        metadata: The user's metadata.
+        digest: The SHA-256 that the index states, once all layers have been read.
+
+    Raises:
+        VqmError: The file is refused.
+    """
+
+    def __init__(self, stream: BinaryIO, budget: Budget | None = None, *, check_digest: bool = False,
+                 keep_total: bool = True) -> None:  # fmt: skip
+        self._input = StreamInput(stream)
+        self._budget = budget or Budget()
+        self._keep_total = keep_total
+        self._check_digest = check_digest
+        self._index = Index()
+        self.digest = b""
+        self._books: list[BookRecord] = []
+        self._book_values: dict[int, Floats] = {}
+        if check_digest:
+            self._input.hasher = hashlib.sha256()
+        self._header = self._input.read(HEADER_NBYTES, "the header")
+        container.check_header(self._header)
+        chunk = container.read_chunk_head(self._input)
+        if chunk.type != b"META":
+            raise FormatError(f"the first chunk is {chunk.type.decode()}, not META", clause="FIL-001",
+                              offset=chunk.offset)  # fmt: skip
+        self.metadata = parse_meta(chunk.meta)
+        self._note(chunk, [])
+
+    def layers(self) -> Iterator[tuple[LayerInfo, dict[str, Array]]]:
+        """The layers in file order, each decoded when it is asked for; at the end the index and the footer.
+
+        Yields:
+            Records, and the arrays of the tensors that are no aliases.
+        """
+        while True:
+            digest = self._input.hasher.digest() if self._input.hasher is not None else b""  # type: ignore[attr-defined]
+            chunk = container.read_chunk_head(self._input)
+            match chunk.type:
+                case b"META":
+                    raise FormatError("a second META chunk", clause="FIL-001", offset=chunk.offset)
+                case b"INDX":
+                    self._finish(chunk, digest)
+                    return
+                case b"BOOK":
+                    self._read_book(chunk)
+                case b"LAYR":
+                    if not self._keep_total:
+                        self._budget.used_nbytes = sum(book.nbytes for book in self._books)
+                    info = LayerInfo.parse(chunk, self._books)
+                    self._index.check_names(info.records)
+                    arrays = self._read_tensors(chunk, info)
+                    self._note(chunk, info.records)
+                    yield info, arrays
+                    del arrays
+                case _:
+                    for i, entry in enumerate(chunk.sections):
+                        container.read_section(self._input, entry, None, f"section {i} of the {chunk.label}")
+                    self._note(chunk, [])
+
+    def _note(self, chunk: ChunkHead, records: list[Record]) -> None:
+        if len(self._index.chunk_types) >= limits.MAX_CHUNKS:
+            raise LimitError(f"more than {limits.MAX_CHUNKS} chunks", clause="LIM-001", offset=chunk.offset)
+        self._index.add_chunk(chunk.type, self._input.offset - chunk.offset, records, chunk.meta)
+
+    def _read_book(self, chunk: ChunkHead) -> None:
+        record = parse_book_chunk(chunk)
+        self._budget.take_bytes(record.nbytes, "a BOOK")
+        section = container.read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}")
+        number = len(self._books)
+        self._book_values[number] = tables.decode(section, record.dtype, f"BOOK {number}", "BOK-002")
+        self._books.append(record)
+        self._note(chunk, [])
+
+    def _read_tensors(self, chunk: ChunkHead, info: LayerInfo) -> dict[str, Array]:
+        entries = iter(chunk.sections)
+        arrays: dict[str, Array] = {}
+
+        def read(sizes: list[list[int]], where: str) -> list[bytes]:
+            return [container.read_section(self._input, next(entries), nbytes, where)
+                    for stage_sizes in sizes for nbytes in stage_sizes]  # fmt: skip
+
+        for record in info.records:
+            if isinstance(record, AliasRecord):
+                continue
+            self._budget.take(record)
+            if not record.n_elements:
+                arrays[record.name] = allocate(record)
+                continue
+            resident = read(record.resident_nbytes(), f"a resident section of tensor {record.name!r}")
+            decoder = TensorDecoder(record, resident, self._book_values)
+            array: Array | None = None
+            for i in range(decoder.view.n_blocks):
+                block = decoder.view.block(i)
+                payloads = read(record.payload_nbytes(block), f"block {i} of tensor {record.name!r}")
+                if array is None:  # REA-002: only now
+                    array = allocate(record)
+                decoder.decode_block(block, payloads, array)
+            assert array is not None
+            arrays[record.name] = array
+        return arrays
+
+    def _finish(self, chunk: ChunkHead, digest: bytes) -> None:
+        found = Index.parse(chunk.meta)
+        self._index.digest = self.digest = found.digest
+        if self._index.pack() != chunk.meta:
+            raise FormatError("the index does not agree with the chunks", clause="IDX-001", offset=chunk.offset)
+        if self._check_digest and digest != found.digest:
+            raise ChecksumError(f"the file's SHA-256 is {digest.hex()}, not {found.digest.hex()}", clause="IDX-002",
+                                offset=chunk.offset)  # fmt: skip
+        offset = self._input.offset
+        header, index_offset = container.read_footer(self._input.read(FOOTER_NBYTES, "the footer"), offset)
+        if header != self._header:
+            raise FormatError("the footer does not repeat the header", clause="FTR-002", offset=offset)
+        if index_offset != chunk.offset:
+            raise FormatError(f"index_offset is {index_offset}, but the index is at {chunk.offset}", clause="FTR-003",
+                              offset=offset)  # fmt: skip
+        if not self._input.at_end():
+            raise FormatError("bytes follow the footer", clause="FTR-001", offset=self._input.offset)
