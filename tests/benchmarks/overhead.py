@@ -55,11 +55,11 @@ def container(folder: Path, model: str, tensors: dict[str, np.ndarray], **option
 
     elapsed = seconds(save)
     assert report is not None
-    with open(path, "rb") as stream:
-        index_offset = IndexedReader(stream).index.chunk_offsets[-1]
+    footer_offset = report.file_nbytes - FOOTER_NBYTES
+    _, index_offset = read_footer(path.read_bytes()[footer_offset:], footer_offset)
     return {"model": model, "tensors": len(tensors), "file_nbytes": report.file_nbytes, "ratio": report.ratio,
             "overhead_nbytes": report.overhead_nbytes, "save_seconds": elapsed,
-            "index_nbytes": report.file_nbytes - FOOTER_NBYTES - index_offset}  # fmt: skip
+            "index_nbytes": footer_offset - index_offset}  # fmt: skip
 
 
 def efficientnet() -> dict[str, np.ndarray]:

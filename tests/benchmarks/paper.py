@@ -162,23 +162,23 @@ def _both_axes(*settings: str) -> tuple[str, ...]:
 
 OURS = "grid"
 FAMILIES = (
-    Family("svd", "SVD, 8-bit factors", "#8c8c8c", "v", tuple(
+    Family("svd", "SVD, 8-bit factors", "#707070", "v", tuple(
         f"svd:bits={bits}" for bits in (0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 3.0, 4.0)
     )),
     Family("binary", "binarization", "#b8860b", "s", (
         "binary:scale=none", "binary:scale=tensor", "binary:scale=row", "binary:scale=column",
     )),
     Family("kmeans", "k-means", "#2a7ab9", "o", tuple(f"kmeans:entries={k}" for k in (2, 3, 4, 5, 6, 8, 12, 16, 32))),
-    Family("rq-rows", "RQ of whole rows", "#d98cb3", "P", _both_axes(
+    Family("rq-rows", "RQ of whole rows", "#e59abf", "P", _both_axes(
         *(f"rq:dim=0,entries={k},stages={t}" for k, t in ((16, 2), (64, 1), (64, 2), (64, 4), (128, 4))),
     )),
-    Family("rq", "RQ of segments", "#9b59b6", "X", tuple(
+    Family("rq", "RQ of segments", "#9b59b6", "p", tuple(
         f"rq:dim={dim},entries={k},stages={t}"
         for dim, k, t in (*((8, k, 2) for k in (16, 32, 64, 128, 256)), *((4, k, 2) for k in (16, 32, 64)))
     )),
     Family("pq", "PQ", "#2e9e5b", "D", _both_axes(
-        *(f"pq:dim=2,entries={k}" for k in (4, 8, 16, 32)),
-        *(f"pq:dim=4,entries={k}" for k in (8, 16, 32, 64, 128)),
+        *(f"pq:dim=2,entries={k}" for k in (4, 8, 16)),
+        *(f"pq:dim=4,entries={k}" for k in (8, 16, 32, 64)),
         *(f"pq:dim=8,entries={k}" for k in (16, 64)),
     )),
     Family(OURS, "vqformat's default", "#d1382c", "*", tuple(map(str, (4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96)))),
@@ -321,24 +321,24 @@ def draw(points: Sequence[Point], titles: dict[str, str], path: Path) -> None:
     from matplotlib import pyplot
 
     pyplot.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = pyplot.subplots(1, len(titles), figsize=(4.6 * len(titles), 4.9), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(titles), figsize=(4.6 * len(titles), 5.2), squeeze=False)
     for i, (axis, (name, title)) in enumerate(zip(axes[0], titles.items(), strict=True)):
         _panel(axis, [p for p in points if p.network == name], title, is_first=not i)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False, columnspacing=1.6,
                   handletextpad=0.5)  # fmt: skip
     figure.tight_layout(rect=(0, 0.12, 1, 1), w_pad=1.8)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=120)
 
 
 def _panel(axis: Axes, points: Sequence[Point], title: str, *, is_first: bool) -> None:
     reference = points[0].accuracy + points[0].drop
-    low, high = reference - 6, reference + 0.7
+    low, high = reference - 4.2, reference + 0.4
     axis.axvspan(*PAPER_RANGE, color="#f3efe2", zorder=0, lw=0)
     axis.axhline(reference - ALLOWED_DROP, color="#444444", lw=1, ls=(0, (4, 3)), zorder=1)
     axis.axhline(reference, color="#444444", lw=1, zorder=1)
     svd = [p for p in points if p.family == "svd"]
-    axis.plot([p.formula_ratio for p in svd], [p.accuracy for p in svd], "v:", color="#8c8c8c", ms=4.5, lw=1.4,
+    axis.plot([p.formula_ratio for p in svd], [p.accuracy for p in svd], "v:", color="#707070", ms=4.5, lw=1.4,
               label="SVD, float32 factors", zorder=2)  # fmt: skip
     for family in FAMILIES:
         own = [p for p in points if p.family == family.name]
@@ -350,16 +350,17 @@ def _panel(axis: Axes, points: Sequence[Point], title: str, *, is_first: bool) -
                   ms=size * 0.7, alpha=0.3, mew=0, zorder=2)  # fmt: skip
         axis.plot([p.dense_ratio for p in best], [p.accuracy for p in best], color=family.colour, marker=family.marker,
                   ms=size, mew=0.6, mec="white", lw=2.4 if is_ours else 1.6, label=family.label,
+                  ls="" if family.name == "binary" else "-",
                   zorder=4 if is_ours else 3)  # fmt: skip
-    axis.set(xscale="log", xlim=(2.7, 170), ylim=(low, high), title=title, xlabel="compression of the dense layers")
+    axis.set(xscale="log", xlim=(2.7, 170), ylim=(low, high), xlabel="compression of the dense layers")
+    axis.set_title(f"{title} ({reference:.2f} %)", pad=24)
     ticks = (4, 8, 16, 32, 64, 128)
     axis.set_xticks(ticks, [f"{tick}×" for tick in ticks])
     axis.minorticks_off()
     axis.grid(axis="y", color="#e6e6e6", lw=0.8, zorder=0)
     axis.set_axisbelow(True)
-    axis.text(2.85, reference + 0.07, f"uncompressed {reference:.2f} %", fontsize=10, color="#444444", va="bottom")
-    axis.text(2.85, reference - ALLOWED_DROP - 0.07, "1 point less", fontsize=10, color="#444444", va="top")
-    axis.text(math.sqrt(PAPER_RANGE[0] * PAPER_RANGE[1]), low + 0.12, "paper:\n16–24×", fontsize=10, color="#8a7a45",
+    axis.text(175, reference - ALLOWED_DROP, "−1\npoint", fontsize=10, color="#444444", ha="left", va="center")
+    axis.text(math.sqrt(PAPER_RANGE[0] * PAPER_RANGE[1]), high, "the paper: 16–24×", fontsize=10.5, color="#8a7a45",
               ha="center", va="bottom")  # fmt: skip
     if is_first:
         axis.set_ylabel("test accuracy, %")

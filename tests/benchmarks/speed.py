@@ -50,6 +50,7 @@ def decoding(memcpy: Memcpy, repeats: int) -> list[dict[str, Any]]:
     cases = [(entries, step, False) for entries, step in FIXED.items()]
     cases += [(entries, step, True) for entries, step in CODED.items()]
     results = []
+    copies = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "grid.vqm")
         for entries, step, is_coded in cases:
@@ -57,11 +58,13 @@ def decoding(memcpy: Memcpy, repeats: int) -> list[dict[str, Any]]:
             with vqformat.safe_open(path) as file:
                 works: dict[str, Callable[[], Any]] = {
                     "memcpy": memcpy,
+                    "copy": weights.copy,
                     "load_file": lambda: vqformat.load_file(path),
                     "safe_open": lambda file=file: file["w"],
                 }
                 times = time_together(works, repeats)
             speed = {name: weights.nbytes / median(elapsed) / 1e9 for name, elapsed in times.items()}
+            copies.append(speed.pop("copy"))
             bits = 8 * path.stat().st_size / weights.size
             results.append({"entries": entries, "is_coded": is_coded, "planes": planes, "bits": bits, **speed})
     print("decoding, GB/s of float32 out")
@@ -71,6 +74,7 @@ def decoding(memcpy: Memcpy, repeats: int) -> list[dict[str, Any]]:
           f"{r['memcpy']:.2f}", f"{r['load_file']:.2f}", f"{r['load_file'] / r['memcpy']:.2f}", f"{r['safe_open']:.2f}",
           f"{r['safe_open'] / r['memcpy']:.2f}") for r in results],
     )  # fmt: skip
+    print(f"a copy into new memory, which decoding needs too: {median(copies):.2f} GB/s")
     return results
 
 

@@ -16,6 +16,8 @@ from ..codecs.lowrank import LowRankDecoder
 from ..codecs.tables import Floats
 from ..container import Section
 from ..dtypes import BY_NAME
+from ..errors import EncodeError
+from ..limits import MAX_BLOCK_ELEMENTS
 from ..records import (
     ORDER_COLUMNS,
     ORDER_ROWS,
@@ -104,13 +106,22 @@ def choose_blocks(layout: Layout, n_rows: int, n_columns: int, unit: int = 1, *,
     Args:
         unit: Column ranges are a multiple of this, the least common one of all dims.
         whole_rows: Never cut a row.
+
+    Raises:
+        EncodeError: No block would be within its limit (LAY-005).
     """
     if n_rows * n_columns <= BLOCK_ELEMENTS * 3 // 2:
         return replace(layout, block_rows=0, block_columns=0)
     if n_columns <= BLOCK_ELEMENTS * 2 or whole_rows:
-        rows = max(1, BLOCK_ELEMENTS // n_columns)
-        return replace(layout, block_rows=0 if rows >= n_rows else rows, block_columns=0)
-    return replace(layout, block_rows=1, block_columns=BLOCK_ELEMENTS // unit * unit)
+        rows, columns = max(1, BLOCK_ELEMENTS // n_columns), 0
+    else:
+        rows, columns = 1, max(1, BLOCK_ELEMENTS // unit) * unit
+    if rows * (columns or n_columns) > MAX_BLOCK_ELEMENTS:
+        raise EncodeError(f"a block would have {rows * (columns or n_columns)} elements; at most {MAX_BLOCK_ELEMENTS}"
+                          " are allowed: rows are too long for this method, try axis=columns")  # fmt: skip
+    if columns >= n_columns:
+        columns = 0
+    return replace(layout, block_rows=0 if rows >= n_rows and not columns else rows, block_columns=columns)
 
 
 def assemble(

@@ -137,7 +137,7 @@ class _Encoder:
         method, is_wildcard = self.options.recipe.method_for(tensor.name)
         if method is None:
             return None
-        if quantize.is_vector_method(method):
+        if quantize.is_vector_method(method) or method.name == "uniform":
             is_matrix = len(tensor.shape) > 1 and BY_NAME[tensor.dtype].arithmetic
             if is_wildcard and not is_matrix:
                 return None
