@@ -144,3 +144,85 @@ def test_a_short_file_never_causes_a_large_allocation() -> None:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 5 << 20
+
+
+def peak_of(data: bytes, **bounds: int) -> int:
+    """Peak memory of a refused load."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(VqmError):
+            vqformat.load(data, **bounds)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_step_for_each_element_makes_no_table_of_all_entries() -> None:
+    """65,536 entries for each of 4,096 elements would be 1 GiB."""
+    import vqmbuilder
+
+    steps = vqmbuilder.section(np.ones(4096, "<f4").tobytes())
+    codes = vqmbuilder.section(bytes(2 * 4096))
+    record = ["w", 11, [64, 64], [None, 1, 0, 0, 0], [[1, 1, 65536, [1, 0], 0, 1, 1, None, []]]]
+    chunk = vqmbuilder.chunk(b"LAYR", ["", [record]], [steps, codes])
+    data = vqmbuilder.file(chunk).build()
+    tracemalloc.start()
+    with pytest.raises(VqmError, match="index"):  # the builder's index does not know the tensor
+        vqformat.load(data)
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+
+
+def test_tables_count_against_the_callers_bound() -> None:
+    import vqmbuilder
+
+    table = vqmbuilder.libzstd_section(bytes(4 << 26))
+    codes = vqmbuilder.section(bytes(8))
+    record = ["w", 11, [4, 4096], [None, 1, 0, 0, 0], [[1, 1024, 65536, [0, 11], 0, 0, 0, None, []]]]
+    chunk = vqmbuilder.chunk(b"LAYR", ["", [record]], [table, codes])
+
+    assert peak_of(vqmbuilder.file(chunk).build(), max_total_bytes=1 << 24) < 4 << 20
+
+
+def test_an_index_of_many_names_is_refused_before_they_are_split() -> None:
+    import vqmbuilder
+
+    data = vqmbuilder.file(index={4: b"a\0" * (1 << 21)}).build()
+
+    tracemalloc.start()
+    with pytest.raises(VqmError):
+        by_index(data)
+    assert tracemalloc.get_traced_memory()[1] < 30 << 20
+    tracemalloc.stop()
+
+
+def test_threads_may_share_an_open_file() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = {f"layer{i}.w": np.full(3, i, np.int32) for i in range(200)}
+    with safe_open(io.BytesIO(vqformat.save(model))) as f, ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            for name, found in zip(model, pool.map(f.get_tensor, model), strict=True):
+                assert np.array_equal(found, model[name])
+
+
+def test_a_file_that_gives_less_than_asked_is_read_on() -> None:
+    class Short(io.BytesIO):
+        def read(self, n: int | None = -1) -> bytes:
+            return super().read(n if n is None or n < 2 else (n + 1) // 2)
+
+    with safe_open(Short(DATA)) as f:
+        assert {name: f[name].tobytes() for name in f} == {name: a.tobytes() for name, a in EXPECTED.items()}
+
+
+def test_a_callers_floating_point_traps_do_not_reach_decoding() -> None:
+    data = vqformat.save({"w": np.linspace(-1e-4, 1e-4, 4096, dtype=np.float16).reshape(64, 64)}, bits=3)
+    with np.errstate(all="raise"):
+        vqformat.load(data)
+
+
+def test_no_temporary_file_is_left_by_metadata_that_is_too_large(tmp_path: Any) -> None:
+    with pytest.raises(vqformat.EncodeError):
+        vqformat.save_file({}, tmp_path / "x.vqm", {"k": "x" * (17 << 20)})
+
+    assert list(tmp_path.iterdir()) == []

@@ -223,16 +223,27 @@ def read_chunk_head(source: Readable) -> ChunkHead:
     return ChunkHead(type, b"" if is_ancillary else meta, sections, offset, offset + CHUNK_HEAD_NBYTES + len(body))
 
 
-def read_section(source: Readable, entry: SectionEntry, plain_nbytes: int | None, where: str) -> bytes:
-    """The next section of a sequential source, as its plain bytes.
+def skip_section(source: Readable, entry: SectionEntry, where: str) -> None:
+    """Check the next section of a sequential source, whose plain size is not known, and forget it (CHK-003)."""
+    _skip_padding(source, entry, where)
+    offset, left, crc = source.offset, entry.nbytes, 0
+    while left:
+        piece = source.read(min(left, _PIECE_NBYTES), where)
+        crc = zlib.crc32(piece, crc)
+        left -= len(piece)
+    _compare_crc(crc, entry.crc, where, "SEC-001", offset)
 
-    Args:
-        plain_nbytes: Size that it must have; None for a section of an unknown chunk, returned as stored.
-    """
-    check_size(entry, plain_nbytes, where, source.offset)
+
+def _skip_padding(source: Readable, entry: SectionEntry, where: str) -> None:
     n_padding = entry.start(source.offset) - source.offset
     if n_padding:
         check_padding(source.read(n_padding, f"padding before {where}"), source.offset - n_padding)
+
+
+def read_section(source: Readable, entry: SectionEntry, plain_nbytes: int, where: str) -> bytes:
+    """The next section of a sequential source, as its plain bytes, of which there must be so many."""
+    check_size(entry, plain_nbytes, where, source.offset)
+    _skip_padding(source, entry, where)
     offset = source.offset
     return plain_section(source.read(entry.nbytes, where), entry, plain_nbytes, where, offset)
 
@@ -243,25 +254,24 @@ def check_padding(padding: bytes, offset: int) -> None:
         raise FormatError("padding before a section is not zero", clause="SEC-003", offset=offset)
 
 
-def check_size(entry: SectionEntry, plain_nbytes: int | None, where: str, offset: int) -> None:
+def check_size(entry: SectionEntry, plain_nbytes: int, where: str, offset: int) -> None:
     """Raise unless the table gives a section a size that it can have (SEC-004)."""
-    if plain_nbytes is None:
-        return
     if entry.nbytes >= plain_nbytes if entry.is_zstd else entry.nbytes != plain_nbytes:
         how = f"a zstd frame of {entry.nbytes} bytes, not less than" if entry.is_zstd else f"{entry.nbytes} bytes, not"
         raise FormatError(f"{where} has {how} {plain_nbytes}", clause="SEC-004", offset=offset)
 
 
-def plain_section(stored: bytes, entry: SectionEntry, plain_nbytes: int | None, where: str, offset: int) -> bytes:
+def plain_section(stored: bytes, entry: SectionEntry, plain_nbytes: int, where: str, offset: int) -> bytes:
     """Plain bytes of a stored section whose size was checked (SEC-001, SEC-005..010)."""
     _check_crc(stored, entry.crc, where, "SEC-001", offset)
-    if plain_nbytes is not None and entry.is_zstd:
-        return decompress(stored, plain_nbytes, where)
-    return stored
+    return decompress(stored, plain_nbytes, where) if entry.is_zstd else stored
 
 
 def _check_crc(data: bytes, crc: int, what: str, clause: str, offset: int) -> None:
-    found = zlib.crc32(data)
+    _compare_crc(zlib.crc32(data), crc, what, clause, offset)
+
+
+def _compare_crc(found: int, crc: int, what: str, clause: str, offset: int) -> None:
     if found != crc:
         raise ChecksumError(f"{what} is damaged: CRC-32 {found:08x}, not {crc:08x}", clause=clause, offset=offset)
 
@@ -275,7 +285,7 @@ def decompress(stored: bytes, plain_nbytes: int, where: str) -> bytes:
         raise LimitError(f"{where}: its zstd window is {window_nbytes} bytes; at most {limits.MAX_WINDOW_NBYTES} are"
                          " allowed", clause="SEC-007")  # fmt: skip
     try:
-        # Into a buffer of the stated size: a hostile frame may hold more
+        # With the content size in its header a frame is decompressed into a buffer of just that size
         plain: bytes = zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as err:
         raise FormatError(f"{where}: its zstd frame is damaged, or bytes follow it: {err}", clause="SEC-010") from err

@@ -82,13 +82,15 @@ class TensorNotFoundError(VqmError, KeyError):
     """No tensor has this name."""
 
     def __init__(self, name: str, names: Iterable[str] = ()) -> None:
-        near = difflib.get_close_matches(name, list(names), n=3) if isinstance(name, str) else []
-        hint = f"; near matches: {', '.join(map(repr, near))}" if near else ""
         self.name = name
-        super().__init__(f"no tensor {name!r}{hint}")
+        self._names = names
+        super().__init__(name)
 
-    def __str__(self) -> str:  # KeyError would show the repr of the message
-        return str(self.args[0])
+    def __str__(self) -> str:
+        """The message, with near matches: looked for only when it is shown."""
+        near = difflib.get_close_matches(self.name, list(self._names), n=3) if isinstance(self.name, str) else []
+        hint = f"; near matches: {', '.join(map(repr, near))}" if near else ""
+        return f"no tensor {self.name!r}{hint}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return TensorNotFoundError, (self.name,)
+        return TensorNotFoundError, (self.name, list(self._names))

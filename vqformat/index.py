@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from . import metadata
 from .container import HEADER_NBYTES
 from .dtypes import BY_NAME, by_id
 from .errors import FormatError, LimitError
-from .limits import MAX_CHUNKS, MAX_META_COPY_NBYTES, MAX_TENSORS
+from .limits import MAX_CHUNKS, MAX_META_COPY_NBYTES, MAX_RANK, MAX_TENSORS
 from .records import AliasRecord, Record, TensorRecord
 
 NO_DIGEST = bytes(32)
@@ -80,8 +81,8 @@ class Index:
                 at = self._positions.get(record.target)
                 is_good = new.get(record.target) is False if at is None else not self.targets[at]
                 if not is_good:
-                    raise FormatError(f"tensor {record.name!r}: its target {record.target!r} is no earlier tensor that"
-                                      " is not an alias", clause="ALI-001")  # fmt: skip
+                    raise FormatError(f"tensor {record.name!r}: its target {record.target!r:.200} is no earlier tensor"
+                                      " that is not an alias", clause="ALI-001")  # fmt: skip
             new[record.name] = isinstance(record, AliasRecord)
         if len(self.names) + len(records) > MAX_TENSORS:
             raise LimitError(f"more than {MAX_TENSORS} tensors", clause="LIM-001")
@@ -101,12 +102,17 @@ class Index:
                      at - self.first_of_chunk[chunk], self.names[target - 1] if target else None)  # fmt: skip
 
     @cached_property
-    def first_of_chunk(self) -> dict[int, int]:
-        """Position of the first tensor of each chunk."""
-        first: dict[int, int] = {}
-        for at, chunk in enumerate(self.chunks):
-            first.setdefault(chunk, at)
-        return first
+    def first_of_chunk(self) -> list[int]:
+        """Position of the first tensor of each chunk, and at the end the number of all."""
+        n_tensors = [0] * len(self.chunk_types)
+        for chunk in self.chunks:
+            n_tensors[chunk] += 1
+        return list(accumulate(n_tensors, initial=0))
+
+    @cached_property
+    def books(self) -> list[int]:
+        """The chunks that are BOOKs, in file order."""
+        return [at for at, type in enumerate(self.chunk_types) if type == b"BOOK"]
 
     @cached_property
     def chunk_offsets(self) -> list[int]:
@@ -144,14 +150,16 @@ class Index:
         if len(types) % 4 or not types:
             _fail(f"chunk_types has {len(types)} bytes, not 4 for each chunk")
         n_chunks, n = len(types) // 4, len(dtypes)
-        if n_chunks > MAX_CHUNKS or n > MAX_TENSORS:
+        if n_chunks + 1 > MAX_CHUNKS or n > MAX_TENSORS:  # INDX counts
             raise LimitError(f"index of {n_chunks} chunks and {n} tensors", clause="LIM-001")
         chunk_types = [types[4 * i : 4 * i + 4] for i in range(n_chunks)]
         if chunk_types[0] != b"META" or b"META" in chunk_types[1:] or b"INDX" in chunk_types:
             _fail("META is not the first chunk and the only one of its type, or INDX is listed")
+        if names.count(0) != n or len(ranks) != n:  # counted before anything is made of them
+            _fail(f"{names.count(0)} names, {n} dtypes and {len(ranks)} ranks")
+        if ranks and max(ranks) > MAX_RANK:
+            raise LimitError(f"index: a shape has {max(ranks)} axes; at most {MAX_RANK} are allowed", clause="TEN-003")
         name_list = _split_names(names)
-        if len(name_list) != n or len(ranks) != n:
-            _fail(f"{len(name_list)} names, {n} dtypes and {len(ranks)} ranks")
         index = cls(
             meta_copy=meta_copy,
             chunk_types=chunk_types,

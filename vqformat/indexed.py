@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 import threading
-from itertools import islice, takewhile
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -41,6 +41,11 @@ class RandomInput:
             with self._lock:
                 self._stream.seek(offset)
                 data = self._stream.read(n)
+                while 0 < len(data) < n:  # a raw file may give less than it has
+                    more = self._stream.read(n - len(data))
+                    if not more:
+                        break
+                    data += more
             if len(data) == n:
                 return data
         raise TruncatedError(f"{what} needs bytes {offset} to {offset + n}, but the file has {self.nbytes}",
@@ -77,6 +82,7 @@ class IndexedReader:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._input = RandomInput(stream)
+        self._lock = threading.RLock()  # of the two memories below: several threads may read
         self._layers: dict[int, tuple[ChunkHead, LayerInfo]] = {}
         self._books: dict[int, tuple[BookRecord, Floats]] = {}
         self._last_spans: tuple[int, list[tuple[int, int]]] = -1, []
@@ -118,7 +124,7 @@ class IndexedReader:
         return index
 
     def metadata(self) -> dict[str, Any]:
-        """The user's metadata, from the index or else from META."""
+        """The user's metadata, from the index if that has it (SPEC 14.2), else from META."""
         return parse_meta(self.index.meta_copy or self._chunk(0).meta)
 
     def entry(self, name: str) -> Entry:
@@ -160,20 +166,22 @@ class IndexedReader:
         return chunk
 
     def _layer(self, at: int) -> tuple[ChunkHead, LayerInfo]:
-        if at not in self._layers:
-            chunk = self._chunk(at)
-            n_before = self.index.chunk_types[:at].count(b"BOOK")
-            info = LayerInfo.parse(chunk, _LazyBooks(self, n_before))  # type: ignore[arg-type]
-            self._check_layer(at, info)
-            if len(self._layers) >= 64:  # heads only, but a model may have thousands
-                self._layers.pop(next(iter(self._layers)))
-            self._layers[at] = chunk, info
-        return self._layers[at]
+        with self._lock:
+            found = self._layers.get(at)
+            if found is None:
+                chunk = self._chunk(at)
+                n_before = bisect.bisect_left(self.index.books, at)
+                info = LayerInfo.parse(chunk, _LazyBooks(self, n_before))  # type: ignore[arg-type]
+                self._check_layer(at, info)
+                if len(self._layers) >= 64:  # heads only, but a model may have thousands
+                    self._layers.pop(next(iter(self._layers)))
+                found = self._layers[at] = chunk, info
+            return found
 
     def _check_layer(self, at: int, info: LayerInfo) -> None:
         """Compare a layer's records with the index (IDX-003)."""
-        first = self.index.first_of_chunk.get(at, 0)
-        n = sum(1 for _ in takewhile(lambda chunk: chunk == at, islice(self.index.chunks, first, None)))
+        first = self.index.first_of_chunk[at]
+        n = self.index.first_of_chunk[at + 1] - first
         if n != len(info.records):
             raise FormatError(f"layer {info.name!r} has {len(info.records)} tensors, in the index {n}",
                               clause="IDX-003")  # fmt: skip
@@ -207,8 +215,7 @@ class IndexedReader:
     def book(self, number: int) -> tuple[BookRecord, Floats]:
         """Record and values of a BOOK chunk."""
         if number not in self._books:
-            places = [at for at, type in enumerate(self.index.chunk_types) if type == b"BOOK"]
-            chunk = self._chunk(places[number])
+            chunk = self._chunk(self.index.books[number])
             record = parse_book_chunk(chunk)
             start, end = next(chunk.spans())
             container.check_size(chunk.sections[0], record.nbytes, f"BOOK {number}", start)
@@ -224,9 +231,10 @@ class IndexedReader:
 
     def _spans(self, chunk: ChunkHead) -> list[tuple[int, int]]:
         """Where the sections of a chunk lie; the last chunk asked for is remembered."""
-        if self._last_spans[0] != chunk.offset:
-            self._last_spans = chunk.offset, list(chunk.spans())
-        return self._last_spans[1]
+        last = self._last_spans
+        if last[0] != chunk.offset:
+            last = self._last_spans = chunk.offset, list(chunk.spans())
+        return last[1]
 
     def tensor(self, name: str, budget: Budget | None = None) -> Array:
         """A tensor, decoded.

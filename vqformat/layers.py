@@ -11,6 +11,8 @@ from .container import ChunkHead
 from .errors import FormatError, LimitError
 from .records import BookRecord, Record, TensorRecord
 
+_FREE_RESIDENT_NBYTES = 1 << 20
+
 
 @dataclass
 class Budget:
@@ -36,7 +38,11 @@ class Budget:
         if nbytes > self.max_tensor_nbytes:
             raise LimitError(f"tensor {record.name!r} has {nbytes} bytes; max_tensor_bytes is {self.max_tensor_nbytes}",
                              clause="LIM-002")  # fmt: skip
-        self.take_bytes(nbytes, f"tensor {record.name!r}")
+        resident_nbytes = sum(map(sum, record.resident_nbytes())) if record.stages else 0
+        if resident_nbytes <= _FREE_RESIDENT_NBYTES:  # so that a bound can be the bytes of the tensors, exactly
+            resident_nbytes = 0
+        self.take_bytes(nbytes + resident_nbytes, f"tensor {record.name!r}")
+        self.used_nbytes -= resident_nbytes  # held only while it is decoded
 
     def take_bytes(self, nbytes: int, what: str) -> None:
         """Count bytes that are about to be held.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -126,8 +127,7 @@ def verify(filename: Path | BinaryIO) -> str:
     """
     with opened(filename) as stream:
         reader = SequentialReader(stream, check_digest=True, keep_total=False)
-        for _ in reader.layers():
-            pass
+        deque(reader.layers(), maxlen=0)  # none is kept while the next is read
         return reader.digest.hex()
 
 
@@ -237,7 +237,7 @@ class safe_open(Mapping[str, Any]):
 
     def get_slice(self, name: str) -> TensorSlice:
         """A tensor to be indexed: ``f.get_slice(name)[10:20]`` decodes the blocks that it needs."""
-        self._reader.entry(name)
+        self._reader.record(name)  # what the index says of it is compared with the chunk before it is believed
         return TensorSlice(self, name)
 
     def metadata(self) -> dict[str, Any]:
@@ -263,7 +263,7 @@ class safe_open(Mapping[str, Any]):
             return array
         from .torch import from_numpy
 
-        return from_numpy(array).to(self._device)
+        return from_numpy(np.asarray(array)).to(self._device)
 
 
 class TensorSlice:
@@ -278,14 +278,14 @@ class TensorSlice:
         return list(self._entry.shape)
 
     def get_dtype(self) -> str:
-        """dtype in safetensors' spelling, ``"F32"``."""
-        return self._entry.dtype.upper()
+        """dtype in safetensors' spelling where that has one, such as ``"F32"`` or ``"F8_E4M3"``."""
+        return {"f8_e4m3fn": "F8_E4M3"}.get(self._entry.dtype, self._entry.dtype.upper())
 
     def __getitem__(self, index: Any) -> Any:
         key = index if isinstance(index, tuple) else (index,)
         shape = self._entry.shape
         first = key[0] if key else slice(None)
-        if not shape or not isinstance(first, (int, np.integer, slice)):
+        if not shape or isinstance(first, bool) or not isinstance(first, (int, np.integer, slice)):
             return self._file._give(self._file._reader.tensor(self._name, self._file._budget())[index])
         if isinstance(first, slice):
             rows = range(shape[0])[first]

@@ -123,7 +123,11 @@ def parse_tensor(meta: Any, books: list[BookRecord]) -> Record:
     fields = _Fields(meta, 2 if is_alias else 5, where)
     name = _parse_name(fields)
     if is_alias:
-        return AliasRecord(name, fields.string("target"))
+        target = fields.string("target")
+        if len(target.encode()) > limits.MAX_NAME_NBYTES:
+            fields.fail(f"target has {len(target.encode())} bytes; at most {limits.MAX_NAME_NBYTES} are allowed",
+                        "ALI-001", LimitError)  # fmt: skip
+        return AliasRecord(name, target)
     id = fields.integer("dtype", 0, None, "TEN-006")
     try:
         dtype = by_id(id)
@@ -178,12 +182,12 @@ def _parse_shape(fields: _Fields) -> tuple[int, ...]:
         if type(size) is not int or size < 0:
             fields.fail(f"shape holds {size!r:.80}, not an integer from 0 up", "TEN-003")
     if prod(size for size in sizes if size) > limits.MAX_SHAPE_PRODUCT:
-        fields.fail(f"shape {sizes} has a product above {limits.MAX_SHAPE_PRODUCT}", "TEN-003", LimitError)
+        fields.fail(f"shape {sizes!r:.200} has a product above {limits.MAX_SHAPE_PRODUCT}", "TEN-003", LimitError)
     return tuple(sizes)
 
 
 def _stage_id(stage: Any, where: str) -> int:
-    if not isinstance(stage, list) or not stage or type(stage[0]) is not int:
+    if not isinstance(stage, list) or not stage or type(stage[0]) is not int or stage[0] < 0:
         raise FormatError(f"{where}: a stage is {stage!r:.80}, not an array that begins with its id", clause="MET-008")
     if stage[0] not in _PARSE_STAGE:
         raise UnsupportedError(f"{where}: unknown stage id {stage[0]}", clause="TEN-006")
@@ -202,7 +206,7 @@ def _parse_view(meta: Any, shape: tuple[int, ...], dtype: DType, is_raw: bool, w
             if not isinstance(axes, list) or any(type(axis) is not int for axis in axes):
                 fields.fail(f"axes is {axes!r:.80}, neither nil nor an array of integers", "MET-008")
             if sorted(axes) != list(range(rank)) or axes == list(range(rank)):
-                fields.fail(f"axes {axes} is no permutation of {rank} axes, or the identity", "LAY-001")
+                fields.fail(f"axes {axes!r:.80} is no permutation of {rank} axes, or the identity", "LAY-001")
         n_row_axes = fields.integer("n_row_axes", 0, None, "LAY-001")
         if n_row_axes > rank:
             fields.fail(f"n_row_axes is {n_row_axes}; at most {rank} are there", "LAY-001")
@@ -315,7 +319,7 @@ def _parse_planes(meta: Any, entries: int, where: str) -> Planes:
     if planes:
         covered = prod(base for base, _ in planes)
         if covered < entries or covered // planes[-1][0] >= entries:
-            raise FormatError(f"{where}: planes {meta} do not fit {entries} entries", clause="COD-004")
+            raise FormatError(f"{where}: planes {meta!r:.80} do not fit {entries} entries", clause="COD-004")
     return tuple(planes)
 
 

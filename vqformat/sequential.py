@@ -87,11 +87,11 @@ class SequentialReader:
                     del arrays
                 case _:
                     for i, entry in enumerate(chunk.sections):
-                        container.read_section(self._input, entry, None, f"section {i} of the {chunk.label}")
+                        container.skip_section(self._input, entry, f"section {i} of the {chunk.label}")
                     self._note(chunk, [])
 
     def _note(self, chunk: ChunkHead, records: list[Record]) -> None:
-        if len(self._index.chunk_types) >= limits.MAX_CHUNKS:
+        if len(self._index.chunk_types) >= limits.MAX_CHUNKS - 1:  # INDX counts
             raise LimitError(f"more than {limits.MAX_CHUNKS} chunks", clause="LIM-001", offset=chunk.offset)
         self._index.add_chunk(chunk.type, self._input.offset - chunk.offset, records, chunk.meta)
 

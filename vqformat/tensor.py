@@ -96,6 +96,10 @@ class TensorDecoder:
         Raises:
             FormatError: A code, bool or padding bit breaks a rule; the message names the tensor.
         """
+        with np.errstate(all="ignore"):  # subnormals are no error, whatever the caller has set
+            self._decode_block(block, payloads, out, origin)
+
+    def _decode_block(self, block: Block, payloads: list[bytes], out: npt.NDArray[Any], origin: int) -> None:
         if self.record.is_raw:
             start = block.row * self.view.n_columns + block.column - origin
             stage = self.record.stages[0]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from . import __version__, container, metadata
 from .container import HEADER, Section
 from .errors import EncodeError, FormatError
 from .index import Index
-from .limits import MAX_META_NBYTES
+from .limits import MAX_CHUNKS, MAX_INDEX_NBYTES, MAX_META_NBYTES, MAX_SECTIONS
+from .parse import parse_tensor
 from .records import AliasRecord, BookRecord, TensorRecord
 
 
@@ -52,11 +54,15 @@ class Writer:
         meta = metadata.pack([f"vqformat {__version__}", user_metadata or {}])
         self._output = _Output(target, overwrite)
         self._index = Index()
-        self._n_books = 0
         self._is_closed = False
         self.section_nbytes = 0
-        self._output.write(HEADER)
-        self._write_chunk(b"META", meta, [], [])
+        self._books: list[BookRecord] = []
+        try:
+            self._output.write(HEADER)
+            self._write_chunk(b"META", meta, [], [])
+        except BaseException:
+            self._output.discard()
+            raise
 
     @property
     def nbytes(self) -> int:
@@ -70,8 +76,8 @@ class Writer:
             Its number, for ``SharedSource``.
         """
         self._write_chunk(b"BOOK", metadata.pack(record.to_metadata()), [section], [])
-        self._n_books += 1
-        return self._n_books - 1
+        self._books.append(record)
+        return len(self._books) - 1
 
     def add_layer(self, name: str, tensors: Sequence[EncodedTensor | AliasRecord]) -> None:
         """Write a layer: tensors that follow each other.
@@ -81,6 +87,8 @@ class Writer:
         """
         records = [tensor if isinstance(tensor, AliasRecord) else tensor.record for tensor in tensors]
         try:
+            for record in records:  # what a reader would refuse is not written (LIM-001)
+                parse_tensor(record.to_metadata(), self._books)
             self._index.check_names(records)
         except FormatError as err:
             raise EncodeError(err.message) from err
@@ -89,8 +97,10 @@ class Writer:
         self._write_chunk(b"LAYR", meta, sections, records)
 
     def _write_chunk(self, type: bytes, meta: bytes, sections: list[Section], records: list[Any]) -> None:
-        if type != b"INDX" and len(meta) > MAX_META_NBYTES:
+        if len(meta) > MAX_META_NBYTES:
             raise EncodeError(f"the metadata has {len(meta)} bytes; at most {MAX_META_NBYTES} are allowed")
+        if len(sections) > MAX_SECTIONS or len(self._index.chunk_types) >= MAX_CHUNKS - 1:
+            raise EncodeError(f"{len(sections)} sections in a chunk, or more than {MAX_CHUNKS} chunks, are too many")
         start = self._output.offset
         entries = [section.entry for section in sections]
         self._output.write(container.pack_chunk_head(type, meta, entries))
@@ -107,9 +117,16 @@ class Writer:
         self._is_closed = True
         index_offset = self._output.offset
         self._index.digest = self._output.digest()
-        self._output.write(container.pack_chunk_head(b"INDX", self._index.pack(), []))
-        self._output.write(container.pack_footer(index_offset))
-        self._output.commit()
+        try:
+            meta = self._index.pack()
+            if len(meta) > MAX_INDEX_NBYTES:
+                raise EncodeError(f"the index has {len(meta)} bytes; at most {MAX_INDEX_NBYTES} are allowed")
+            self._output.write(container.pack_chunk_head(b"INDX", meta, []))
+            self._output.write(container.pack_footer(index_offset))
+            self._output.commit()
+        except BaseException:
+            self._output.discard()
+            raise
 
     def __enter__(self) -> Writer:
         return self
@@ -140,12 +157,11 @@ class _Output:
                 self._stream: BinaryIO = open(path, "wb")  # noqa: SIM115  (closed by commit and discard)
                 self._is_own = True
                 return
-            self._path = path
+            self._path = path.resolve()  # a link stays; what it leads to is replaced
             self._check_absent()
-            handle, temporary = tempfile.mkstemp(prefix=f".{self._path.name[:100]}.", suffix=".tmp",
-                                                 dir=self._path.parent)  # fmt: skip
-            self._temporary = Path(temporary)
-            self._stream = os.fdopen(handle, "wb")
+            # As a plain open would make it: the umask decides who may read
+            self._temporary = self._path.with_name(f".{self._path.name[:100]}.{secrets.token_hex(6)}.tmp")
+            self._stream = open(self._temporary, "xb")  # noqa: SIM115
         else:
             self._stream = target
 
@@ -174,9 +190,8 @@ class _Output:
             os.fsync(self._stream.fileno())
             self._stream.close()
             self._check_absent()
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(self._temporary, 0o666 & ~umask)
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(self._temporary, self._path.stat().st_mode & 0o777)  # that of the file it replaces
             os.replace(self._temporary, self._path)
         except BaseException:
             self.discard()

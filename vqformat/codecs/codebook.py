@@ -40,6 +40,7 @@ class CodebookDecoder:
         self.stage = stage
         self._view = view
         self._book_columns = stage.book_grid(view)[1]
+        self._steps: Floats | None = None
         sections = iter(resident)
         groups = prod(stage.book_grid(view))
         with np.errstate(over="ignore", under="ignore"):
@@ -48,7 +49,8 @@ class CodebookDecoder:
                     steps = tables.decode(next(sections), "f32", "steps")
                     furthest = max(abs(zero), abs(stage.entries - 1 - zero))
                     bound = np.float32(furthest) * tables.largest(steps)
-                    book = progression(steps, zero, stage.entries)
+                    book = progression(steps[:1], zero, stage.entries)
+                    self._steps = steps if groups > 1 else None  # a table of all groups could be of any size
                 case TableSource(dtype):
                     book = tables.decode(next(sections), dtype, "codebook")
                     bound = tables.largest(book)
@@ -56,7 +58,7 @@ class CodebookDecoder:
                     assert shared is not None
                     book = shared
                     bound = tables.largest(book)
-            self._book: Floats = book.reshape(groups * stage.entries, stage.dim)
+            self._book: Floats = book.reshape(-1, stage.dim)
             self._scales: Floats | None = None
             if stage.scale is not None:
                 scales = tables.decode(next(sections), stage.scale.dtype, "scales")
@@ -88,7 +90,12 @@ class CodebookDecoder:
         rows = codes.astype(np.intp).reshape(block.n_rows, n_subvectors)
         if stage.book_rows or stage.book_columns:
             first = block.column // stage.dim
-            rows += self._book_offsets(block, np.arange(first, first + n_subvectors))
+            groups = self._groups(block, np.arange(first, first + n_subvectors))
+            if self._steps is not None and isinstance(stage.source, ProgressionSource):
+                np.multiply((rows - stage.source.zero).astype(np.float32), self._steps[groups], out=out)
+                self._multiply_scales(block, out)
+                return
+            rows += groups * stage.entries
         if n_subvectors * stage.dim == block.n_columns and out.flags.c_contiguous:
             target = out.reshape(block.n_rows, n_subvectors, stage.dim)
             if stage.dim == 1:
@@ -100,8 +107,8 @@ class CodebookDecoder:
             out[...] = values[:, : block.n_columns]  # SPEC 9.1: the padding is dropped
         self._multiply_scales(block, out)
 
-    def _book_offsets(self, block: Block, subvectors: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """First row, in the stacked codebooks, of the one that serves each subvector: (n_rows or 1, n_subvectors)."""
+    def _groups(self, block: Block, subvectors: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """The codebook that serves each subvector: (n_rows or 1, n_subvectors)."""
         stage = self.stage
         group = np.zeros((1, subvectors.size), np.intp)
         if stage.book_columns:
@@ -109,7 +116,7 @@ class CodebookDecoder:
         if stage.book_rows:
             row_group = np.arange(block.row, block.row_end) // stage.book_rows
             group = group + row_group[:, None] * self._book_columns
-        return group * stage.entries
+        return group
 
     def _multiply_scales(self, block: Block, out: Floats) -> None:
         scale = self.stage.scale
