@@ -14,7 +14,7 @@ import pytest
 from conftest import FIXTURES, ROOT
 
 import vqformat
-from vqformat import VqmError, safe_open
+from vqformat import VqmError, container, safe_open
 from vqformat.bits import pack_nibbles
 from vqformat.dtypes import of_array
 
@@ -143,6 +143,14 @@ def test_the_smallest_file_of_the_spec_is_the_fixture() -> None:
     assert [int(offset, 16) for offset, _ in lines] == [
         sum(len(bytes.fromhex(text)) for _, text in lines[:i]) for i in range(len(lines))
     ]
+
+
+def test_the_worked_frame_of_the_spec_is_one() -> None:
+    lines = re.search(r"its header in bits:\n\n```\n(.*?)```", (ROOT / "SPEC.md").read_text(), re.DOTALL)
+    assert lines is not None
+    frame = "".join(re.findall(r"^((?:[0-9A-F]{2} ?)+) ", lines[1], re.MULTILINE))
+
+    assert container.decompress(bytes.fromhex(frame), 64, "the example") == bytes(64)
 
 
 def test_every_rule_of_the_spec_is_enforced_in_code_and_shown_by_a_test() -> None:
