@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +17,7 @@ from vqformat.bits import pack_nibbles
 from vqformat.dtypes import BY_NAME
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError, TensorNotFoundError
+from vqformat.files import NewFile
 
 from .source import RESERVED_PREFIX, Source
 
@@ -49,14 +47,13 @@ def export(source: Source, dst: Path, *, names: Iterable[str] | None, overwrite:
     kind = _WRITERS.get(dst.suffix.lower())
     if kind is None:
         raise ConversionError(f"{str(dst)!r} does not say which format is wanted; end it in {', '.join(_WRITERS)}")
-    check_absent(dst, overwrite)
     tensors = select(source.tensors, names)
     notes: list[str] = []
     if kind == "pytorch":
         write = _pytorch_writer()
     else:
         write = _write_safetensors if kind == "safetensors" else _write_npz
-    with replacing(dst, overwrite=overwrite) as stream:
+    with NewFile(dst, overwrite=overwrite) as stream:
         write(stream, tensors, source, notes)
     return notes
 
@@ -80,33 +77,6 @@ def select(tensors: list[SourceTensor], names: Iterable[str] | None) -> list[Sou
             alias_of = None if first == tensor.name else first
             result.append(SourceTensor(tensor.name, tensor.dtype, tensor.shape, tensor.load, alias_of))
     return result
-
-
-def check_absent(path: Path, overwrite: bool) -> None:
-    """Raise unless a file of that name may be written."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder")
-    if not overwrite and path.exists():
-        raise FileExistsError(f"{str(path)!r} exists; it was not replaced")
-
-
-@contextmanager
-def replacing(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
-    """A stream to a temporary file in the same folder, which gets its name when all is written."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        check_absent(path, overwrite)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _pytorch_writer() -> Any:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from . import __version__, container, metadata
 from .container import HEADER, Section
 from .errors import EncodeError, FormatError
+from .files import NewFile
 from .index import Index
 from .limits import MAX_CHUNKS, MAX_INDEX_NBYTES, MAX_META_NBYTES, MAX_SECTIONS
 from .parse import parse_tensor
@@ -141,34 +139,17 @@ class Writer:
 
 
 class _Output:
-    """Bytes to a stream or, by way of a temporary file, to a path."""
+    """Bytes to a stream, or to a file that gets its name at the end; counts and digests them."""
 
     def __init__(self, target: str | os.PathLike[str] | BinaryIO, overwrite: bool) -> None:
         self.offset = 0
         self._digest = hashlib.sha256()
-        self._path: Path | None = None
-        self._is_own = False
-        self._overwrite = overwrite
+        self._file: NewFile | None = None
         if isinstance(target, (str, os.PathLike)):
-            path = Path(target)
-            if path.is_dir():
-                raise IsADirectoryError(f"{str(path)!r} is a folder")
-            if path.exists() and not path.is_file():  # a device or a pipe is written to, never replaced
-                self._stream: BinaryIO = open(path, "wb")  # noqa: SIM115  (closed by commit and discard)
-                self._is_own = True
-                return
-            self._path = path.resolve()  # a link stays; what it leads to is replaced
-            self._check_absent()
-            # As a plain open would make it: the umask decides who may read
-            self._temporary = self._path.with_name(f".{self._path.name[:100]}.{secrets.token_hex(6)}.tmp")
-            self._stream = open(self._temporary, "xb")  # noqa: SIM115
+            self._file = NewFile(target, overwrite=overwrite)
+            self._stream = self._file.stream
         else:
             self._stream = target
-
-    def _check_absent(self) -> None:
-        assert self._path is not None
-        if not self._overwrite and self._path.exists():
-            raise FileExistsError(f"{str(self._path)!r} exists; it was not replaced")
 
     def write(self, data: bytes) -> None:
         if data:
@@ -180,27 +161,11 @@ class _Output:
         return self._digest.digest()
 
     def commit(self) -> None:
-        if self._path is None:
+        if self._file is not None:
+            self._file.commit()
+        else:
             self._stream.flush()
-            if self._is_own:
-                self._stream.close()
-            return
-        try:
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-            self._stream.close()
-            self._check_absent()
-            with contextlib.suppress(FileNotFoundError):
-                os.chmod(self._temporary, self._path.stat().st_mode & 0o777)  # that of the file it replaces
-            os.replace(self._temporary, self._path)
-        except BaseException:
-            self.discard()
-            raise
 
     def discard(self) -> None:
-        if self._is_own or self._path is not None:
-            self._stream.close()
-        if self._path is not None:
-            self._temporary.unlink(missing_ok=True)
-
-
+        if self._file is not None:
+            self._file.discard()

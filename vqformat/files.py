@@ -1,0 +1,78 @@
+"""Files that get their name when they are complete: nothing that was there is lost to a failure."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+
+class NewFile:
+    """A file to be written; its bytes go to a temporary one in the same folder.
+
+    As a context manager it gives the stream, and ends by ``commit``, or by ``discard`` on an exception.
+
+    Args:
+        path: Its name. A device or a pipe is written to directly and never replaced; a link stays.
+        overwrite: Whether a file of that name may be replaced.
+
+    Raises:
+        FileExistsError: The file exists and ``overwrite`` is false.
+        OSError: It cannot be made.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool) -> None:
+        self._path = Path(path).resolve()
+        self._overwrite = overwrite
+        self._temporary: Path | None = None
+        if self._path.is_dir():
+            raise IsADirectoryError(f"{str(path)!r} is a folder")
+        if self._path.exists() and not self._path.is_file():
+            self.stream: BinaryIO = open(self._path, "wb")  # noqa: SIM115
+            return
+        self._check_absent()
+        # Made as a plain open would make it: the umask decides who may read it
+        self._temporary = self._path.with_name(f".{self._path.name[:100]}.{secrets.token_hex(6)}.tmp")
+        self.stream = open(self._temporary, "xb")  # noqa: SIM115
+
+    def _check_absent(self) -> None:
+        if not self._overwrite and self._path.exists():
+            raise FileExistsError(f"{str(self._path)!r} exists; it was not replaced")
+
+    def commit(self) -> None:
+        """Give the file its name, with the permissions of the one that it replaces."""
+        try:
+            self.stream.flush()
+            if self._temporary is None:
+                self.stream.close()
+                return
+            os.fsync(self.stream.fileno())
+            self.stream.close()
+            self._check_absent()
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(self._temporary, self._path.stat().st_mode & 0o777)
+            os.replace(self._temporary, self._path)
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        with contextlib.suppress(OSError):  # what it could not flush is thrown away
+            self.stream.close()
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> BinaryIO:
+        return self.stream
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.discard()
