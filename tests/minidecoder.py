@@ -22,7 +22,7 @@ import zstandard
 MAGIC = b"\x89VQM\r\n\x1a\n"
 MAX_META, MAX_INDEX_META, MAX_DEPTH, MAX_VALUES = 1 << 24, 1 << 28, 16, 1 << 20  # section 13
 MAX_SECTIONS, MAX_CHUNKS, MAX_TENSORS, MAX_NAME, MAX_AXES = 1 << 22, 1 << 20, 1 << 20, 1024, 32
-MAX_SIZE, MAX_STAGES, MAX_ENTRIES, MAX_DIM, MAX_GROUPS = (1 << 60) - 1, 16, 65536, 4096, 1 << 20
+MAX_SIZE, MAX_STAGES, MAX_ENTRIES, MAX_DIM, MAX_GROUPS = (1 << 58) - 1, 16, 65536, 4096, 1 << 20
 MAX_RANK, MAX_FACTOR, MAX_RESIDENT, MAX_BLOCK, MAX_WINDOW = 65536, 1 << 24, 1 << 28, 1 << 22, 1 << 23
 DTYPES = ["bool", "u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64", "f16", "bf16", "f32", "f64", "c64", "c128",
           "f8_e4m3fn", "f8_e5m2", "f8_e4m3fnuz", "f8_e5m2fnuz", "f8_e8m0fnu", "u4", "i4", "f4_e2m1fn"]  # section 7.1
@@ -265,11 +265,12 @@ def low_rank_stage(record: Any, view: View) -> Stage:  # section 11
 class Plan:  # section 7: a checked record; which sections its tensor has, and how its elements come from them
     def __init__(self, record: Any, books: Sequence[Book]) -> None:
         need(record, "MET-008", type(record) is list and len(record) in (2, 5))
-        self.name, self.target, self.n_bytes, self.n_sections = kind_of(record[0], str), None, 0, 0
+        self.name, self.target, self.n_bytes, self.n_resident, self.n_sections = kind_of(record[0], str), None, 0, 0, 0
         need(self.name, "TEN-001", self.name, "TEN-001 limit", len(self.name.encode()) <= MAX_NAME,
              "TEN-001", "\0" not in self.name)
         if len(record) == 2:
             self.target = kind_of(record[1], str)
+            need(self.target, "ALI-001 limit", len(self.target.encode()) <= MAX_NAME)
             return
         _, self.dtype, shape, layout, stages = record
         integer(self.dtype, "TEN-006", 0, len(DTYPES) - 1, "unsupported")
@@ -287,18 +288,18 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
         need((ids, self.dtype), "TEN-005", self.is_raw or (0 not in ids and F16 <= self.dtype <= C128))
         # Section 7.2
         layout = [None, 0, 0, 0, 0] if layout is None else layout
-        axes, n_row_axes, self.order, block_rows, block_columns = kind_of(layout, list, 5)
+        axes, n_row_axes, self.order, *block = kind_of(layout, list, 5)
         sizes = [*shape, 2] if self.dtype in (C64, C128) and not self.is_raw else shape
         identity = list(range(len(sizes)))
         need(axes, "LAY-001", axes is None or sorted(map(integer, kind_of(axes, list))) == identity != axes)
         integer(n_row_axes, "LAY-001", most=len(sizes))
         integer(self.order, "LAY-003", 0, 3, "unsupported")
+        block_rows, block_columns = map(integer, block)
         need(layout, "LAY-002", not self.is_raw or (axes is None and self.order == 0))
         strides = [(sizes[axis], math.prod(sizes[axis + 1:])) for axis in axes or identity]
         self.axes = strides[:n_row_axes], strides[n_row_axes:]
         rows, columns = (math.prod(size for size, _ in part) for part in self.axes)
-        bands = integer(block_rows) < rows and integer(block_columns) == 0
-        need(layout, "LAY-004", bands or (block_rows == 1 and 1 <= block_columns < columns))
+        need(layout, "LAY-004", block_rows < rows if block_columns == 0 else block_rows == 1 <= block_columns < columns)
         self.block = block_rows or rows, block_columns or columns
         view = self.view = rows, columns, self.block[1]
         need(layout, "LAY-005 limit", math.prod(self.block) <= MAX_BLOCK)
@@ -310,6 +311,7 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
                            for stage in stages]
         residents = [n for i, n in enumerate(view[:2]) if self.order >> i & 1]  # the classes
         residents += [size for sizes, *_ in self.stages for size in sizes]
+        self.n_resident = sum(residents)
         need(residents, "TEN-007 limit", max([0, *residents]) <= MAX_RESIDENT)
         self.k = WORD_NBYTES[self.dtype] if self.split or self.stages else 1  # bytes of a word
         n_blocks = ceil_div(rows, self.block[0]) * ceil_div(columns, self.block[1])
@@ -448,7 +450,7 @@ class Model:
                 need(plan.target, "ALI-001", plan.target in self.index and self.index[plan.target][3] == 0)
                 plan.dtype, plan.shape = self.index[plan.target][:2]
                 target = 1 + list(self.index).index(plan.target)
-            need(plan.name, "LIM-002 limit", plan.n_bytes <= min(self.max_tensor_bytes, self.budget))
+            need(plan.name, "LIM-002 limit", plan.n_bytes <= min(self.max_tensor_bytes, self.budget - plan.n_resident))
             self.budget -= plan.n_bytes
             self.index[plan.name] = plan.dtype, plan.shape, len(self.chunks), target
         for plan in plans:

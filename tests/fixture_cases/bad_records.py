@@ -79,14 +79,14 @@ def records() -> Iterator[Case]:
     yield one("ten-002-alias", FORMAT, "an alias with the name of a tensor", "TEN-002", a, b, alias("b", a))
     yield one("ten-002-tensor", FORMAT, "a tensor with the name of an alias", "TEN-002", a, alias("b", a), b)
     yield bad("ten-003-rank", LIMIT, "rank 33; sibling: valid/shapes.vqm", "TEN-003", (2,), [1] * 33, item_u8)
-    yield bad("ten-003-product", LIMIT, "2^60 elements", "TEN-003", (2,), [2**30, 2**30])
+    yield bad("ten-003-product", LIMIT, "2^58 elements", "TEN-003", (2,), [2**29, 2**29])
     yield bad(
         "ten-003-product-of-non-zero",
         LIMIT,
-        "sizes whose product without the 0 is 2^60",
+        "sizes whose product without the 0 is 2^58; sibling: valid/empty-tensors.vqm",
         "TEN-003",
         (2,),
-        [2**31, 0, 2**29],
+        [2**31, 0, 2**27],
         zero,
     )
     yield bad(
@@ -170,6 +170,13 @@ def records() -> Iterator[Case]:
     )
     yield one(
         "ali-001-missing", FORMAT, "the target does not exist", "ALI-001", a, replace(alias("b", a), record=["b", "c"])
+    )
+    yield invalid(
+        "ali-001-long",
+        LIMIT,
+        "a target of 1,025 bytes",
+        "ALI-001",
+        file(layr("", a, replace(alias("b", a), record=["b", "n" * 1025]), is_compressed=True)),
     )
     yield one("ali-001-later", FORMAT, "the target comes later", "ALI-001", alias("0", a), a)
     yield one("ali-001-itself", FORMAT, "an alias of itself", "ALI-001", a, replace(alias("b", a), record=["b", "b"]))
@@ -275,7 +282,7 @@ def layouts() -> Iterator[Case]:
     yield layout(
         "lay-005-range", LIMIT, "a range of 4,194,305 columns", "LAY-005", [None, 0, 0, 1, n], edit(a, (2,), [2**30])
     )
-    yield layout("lay-005-shape-hostile", LIMIT, "2^59 elements in one block", "LAY-005", None, edit(a, (2,), [2**59]))
+    yield layout("lay-005-shape-hostile", LIMIT, "2^57 elements in one block", "LAY-005", None, edit(a, (2,), [2**57]))
     row_classes = tensor("a", "f32", [3, 6], stage, layout=Layout(n_row_axes=1, order=1), row_classes=[1, 0, 1])
     yield one(
         "sec-004-classes", FORMAT, "a class too many", "SEC-004", with_section(row_classes, 0, section(b"\1\0\1\0"))

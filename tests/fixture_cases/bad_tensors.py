@@ -195,10 +195,12 @@ def kinds() -> Iterator[Case]:
         ("axes-integer", (3,), [0, 0, 0, 0, 0], "axes that are 0"),
         ("n-row-axes-nil", (3,), [None, None, 0, 0, 0], "n_row_axes that is nil"),
         ("block-columns-negative", (3,), [None, 0, 0, 1, -2], "block_columns that is negative"),
+        ("block-columns-text", (3,), [None, 1, 0, 4, "a"], "block_columns that is a string; block_rows is all rows"),
         ("stages-nil", (4,), None, "stages that are nil"),
         ("stage-integer", (4,), [0], "a stage that is an integer"),
         ("stage-empty", (4,), [[]], "a stage without fields"),
         ("stage-id-nil", (4,), [[None, 0]], "a stage id that is nil"),
+        ("stage-id-negative", (4,), [[-1, 0]], "a stage id that is negative"),
         ("raw-short", (4,), [[0]], "a raw stage of one field"),
         ("split-nil", (4,), [[0, None]], "a split that is nil"),
     ]:
@@ -206,7 +208,7 @@ def kinds() -> Iterator[Case]:
             f"met-008-{name}",
             FORMAT,
             comment + "; sibling: valid/base-raw.vqm",
-            "MET-008 LAY-004" if "block-columns" in name else "MET-008",
+            "MET-008 LAY-004" if name == "block-columns-negative" else "MET-008",
             edit(a, path, value),
         )
     for name, record in [

@@ -6,6 +6,7 @@ import numpy as np
 from vqmbuilder import (
     file,
     layr,
+    libzstd_section,
 )
 from vqmtensors import (
     BF16,
@@ -114,6 +115,15 @@ def sources() -> list[Case]:
             )
         )
     progression = Codebook(codes(4, (4, 6), 9), steps=scales(5, 4), zero=4, entries=9, book_rows=3, book_columns=4)
+    turns = [np.add.outer(n * np.arange(64), np.arange(64)) % 64 for n in (2, 3)]  # each row is the one above, moved
+    elements = Codebook(
+        65_535 - turns[0] * 1_040,
+        steps=scales(13, 64)[turns[1].reshape(-1)],
+        zero=32_768,
+        entries=65_536,
+        book_rows=1,
+        book_columns=1,
+    )
     low = Codebook(codes(6, (1, 5), 5), steps=np.array([0.1], F32), zero=-(2**23), entries=5)
     high = Codebook(
         codes(6, (1, 5), 5), steps=np.array([-0.1], F32), zero=2**23, entries=5, scale=Scale(np.array([0.7], F32))
@@ -127,6 +137,12 @@ def sources() -> list[Case]:
             "steps by groups of rows and columns",
             "CBK-005",
             file(layr("", tensor("a", "f32", [4, 6], progression, layout=ROWS))),
+        ),
+        valid(
+            "progression-each-element",
+            "a step for each element of 65,536 entries: 16 KiB of steps, and 1 GiB if all entries were computed",
+            "CBK-003 CBK-005",
+            file(layr("", tensor("a", "f32", [64, 64], elements, layout=ROWS, seal=libzstd_section))),
         ),
         valid(
             "progression-zero-limits",
