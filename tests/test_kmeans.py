@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -52,6 +52,7 @@ def test_few_distinct_scalars_are_exact() -> None:
     assert nearest_1d(values, levels).tolist() == [3, 0, 3, 1, 0, 2]
 
 
+@example(np.array([-1.5845634e29, 2.0**44, 0, 1], np.float32), 3)  # sums in which the small values drown
 @given(hnp.arrays(np.float32, st.integers(1, 60), elements=floats), st.integers(1, 20))
 def test_scalars_get_the_nearest_of_ascending_levels(values: np.ndarray, entries: int) -> None:
     levels = kmeans_1d(values, entries).astype(np.float32)
@@ -63,6 +64,13 @@ def test_scalars_get_the_nearest_of_ascending_levels(values: np.ndarray, entries
     errors = np.abs(values[:, None].astype(np.float64) - levels)
     slack = 1e-6 * np.abs(levels).max()  # bounds are rounded to float32
     assert (errors[np.arange(values.size), codes] <= errors.min(axis=1) + slack).all()
+
+
+def test_neighbouring_floats_are_exact() -> None:
+    for values in ([0, 1e-45], [-1e-45, 0], [1, np.nextafter(np.float32(1), np.float32(2))], [-1, -0.99999994]):
+        array = np.array(values, np.float32)
+        levels = kmeans_1d(array, 2)
+        assert levels[nearest_1d(array, levels)].tolist() == array.tolist()
 
 
 def test_many_scalars_get_the_same_codes_as_few() -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..codecs.tables import Floats
-from ..errors import EncodeError
 from .uniform import ROUNDING
 
 SAMPLE = 1 << 15
@@ -35,7 +34,7 @@ class Statistics:
     def of(cls, values: Floats) -> Statistics:
         flat = values.reshape(-1)
         stride = max(1, flat.size // SAMPLE) | 1  # odd, so that no column of an even number is favoured
-        return cls(flat.size, math.sqrt(float(np.vdot(flat, flat)) / max(flat.size, 1)), flat[::stride].copy())
+        return cls(flat.size, root_mean_square(flat), flat[::stride].copy())
 
     def entropy_nbytes(self, step: float) -> float:
         """Estimate of the bytes that its codes take at a step: their entropy."""
@@ -43,6 +42,12 @@ class Statistics:
         _, counts = np.unique(codes, return_counts=True)
         share = counts / counts.sum()
         return float(-(share * np.log2(share)).sum()) * self.n_values / 8
+
+
+def root_mean_square(values: Floats) -> float:
+    """Of all values, in any order; squares beyond the range of float32 do no harm."""
+    flat = values.reshape(-1)
+    return math.sqrt(float(np.einsum("i,i->", flat, flat, dtype=np.float64)) / max(flat.size, 1))
 
 
 class Steps:
@@ -53,6 +58,11 @@ class Steps:
         energy = sum(s.deviation**2 * s.n_values for s in statistics)
         n_values = sum(s.n_values for s in statistics)
         self.reference = math.sqrt(energy / n_values) if n_values and energy else 1.0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no tensor has a step to choose."""
+        return not self._statistics
 
     def step(self, statistics: Statistics, relative: float) -> float:
         """Step of a tensor when the global step is ``relative`` times the model's root mean square."""
@@ -66,18 +76,17 @@ class Steps:
         return sum(s.entropy_nbytes(self.step(s, relative)) for s in self._statistics)
 
 
-def meet(steps: Steps, target_nbytes: float, encode: Callable[[float], int]) -> float:
-    """The relative step whose file comes just under the target.
+def meet(steps: Steps, target_nbytes: float, encode: Callable[[float], int]) -> None:
+    """Try relative steps until a file comes just under the target.
+
+    The largest file not above the target is the one to keep; if there is none, even the coarsest step was tried.
 
     Args:
         encode: Encodes the model at a relative step and returns the bytes of the file.
-
-    Returns:
-        The step of the best file that was encoded: the largest one not above the target.
-
-    Raises:
-        EncodeError: Even the coarsest step gives a larger file.
     """
+    if steps.is_empty:
+        encode(_COARSEST_STEP)
+        return
     tried: dict[float, int] = {}
     correction, fixed = 1.0, 0.0
     step = _solve(lambda s: steps.estimate(s), target_nbytes)
@@ -86,20 +95,15 @@ def meet(steps: Steps, target_nbytes: float, encode: Callable[[float], int]) -> 
             break
         tried[step] = encode(step)
         if target_nbytes * (1 - _TOLERANCE) <= tried[step] <= target_nbytes:
-            return step
+            return
         estimate = steps.estimate(step)
         if len(tried) == 1:
             fixed = max(0.0, tried[step] - 1.02 * estimate)
         correction = max(tried[step] - fixed, 1.0) / max(estimate, 1.0)
         wanted = (target_nbytes * (1 - _TOLERANCE / 2) - fixed) / correction
         step = _between(tried, target_nbytes, _solve(lambda s: steps.estimate(s), wanted))
-    fitting = [(nbytes, step) for step, nbytes in tried.items() if nbytes <= target_nbytes]
-    if fitting:
-        return max(fitting)[1]
-    coarsest = encode(_COARSEST_STEP)
-    if coarsest > target_nbytes:
-        raise EncodeError(f"a file of {target_nbytes:.0f} bytes was asked for; the smallest possible has {coarsest}")
-    return _COARSEST_STEP
+    if min(tried.values()) > target_nbytes and _COARSEST_STEP not in tried:
+        encode(_COARSEST_STEP)
 
 
 def _solve(estimate: Callable[[float], float], target: float) -> float:

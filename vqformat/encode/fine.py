@@ -47,13 +47,15 @@ def encode_fine(name: str, dtype: str, array: npt.NDArray[Any]) -> tuple[Encoded
 
 
 def _round_fraction(values: npt.NDArray[Any], word: np.dtype[Any], fraction_bits: int) -> npt.NDArray[Any]:
-    """Values with the lowest bits of the fraction rounded off to nearest; non-finite ones as they are."""
+    """Values with the lowest bits of the fraction rounded off to nearest; non-finite and subnormal ones as they are."""
     dropped = fraction_bits - FRACTION_BITS
     words = values.view(word)
     half = word.type(1 << (dropped - 1))
     # A carry into the exponent is the right rounding; one into infinity is not, so the largest are cut off instead
     rounded = ((words + half) & ~word.type((1 << dropped) - 1)).view(values.dtype)
-    return np.where(np.isfinite(rounded), rounded, values)
+    # Subnormals have fewer bits of fraction, so that the error would not be relative to them
+    is_rounded = np.isfinite(rounded) & (np.abs(values) >= np.finfo(values.dtype).tiny)
+    return np.where(is_rounded, rounded, values)
 
 
 def _cost(tensor: EncodedTensor) -> int:

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..codecs.tables import Floats
+from ..errors import EncodeError
+from ..limits import MAX_RIGHT_FACTOR
 from ..records import AxisScale, LowRankStage
 from .assemble import QuantizedStage
 from .sampling import Doubles, Seed, uniforms
@@ -14,6 +16,7 @@ from .scales import encode_scales, group_size
 _EXACT_UP_TO = 384  # the shorter side of a matrix that is decomposed whole
 _OVERSAMPLING = 16
 _POWER_ROUNDS = 6
+_WHOLE_UP_TO = 16  # the shorter side of a matrix that ``bits`` does not cut the rank of
 
 
 def quantize_low_rank(matrix: Floats, rank: int, factor_bits: int = 8, *, seed: Seed = 0) -> QuantizedStage:
@@ -29,11 +32,18 @@ def quantize_low_rank(matrix: Floats, rank: int, factor_bits: int = 8, *, seed: 
         matrix: ``(R, C)``, finite.
         rank: At least 1; made smaller if the matrix has no more.
         factor_bits: From 2 to 16: integers up to ``2^(factor_bits − 1) − 1``.
+
+    Raises:
+        EncodeError: The right factor would have more elements than is allowed.
     """
     n_rows, n_columns = matrix.shape
+    rank = min(rank, n_rows, n_columns)
+    if rank * n_columns > MAX_RIGHT_FACTOR:
+        raise EncodeError(f"a rank of {rank} and {n_columns} columns make a right factor of {rank * n_columns}"
+                          f" elements; at most {MAX_RIGHT_FACTOR} are allowed: try a lower rank, or axis=columns")
     largest = float(np.abs(matrix).max(initial=0)) or 1.0
     scaled = matrix.astype(np.float64) / largest
-    left, right = _factors(scaled, min(rank, n_rows, n_columns), seed)
+    left, right = _factors(scaled, rank, seed)
     half = float(np.sqrt(largest))
     top = (1 << (factor_bits - 1)) - 1
     row_dtype, row_section, left_integers, left_rounded = _round_rows(left * half, top)
@@ -50,8 +60,14 @@ def quantize_low_rank(matrix: Floats, rank: int, factor_bits: int = 8, *, seed: 
 
 
 def rank_for_bits(n_rows: int, n_columns: int, bits: float, factor_bits: int) -> int:
-    """The largest rank whose factors take no more than so many bits an element of the matrix; at least 1."""
-    return max(1, int(bits * n_rows * n_columns / (factor_bits * (n_rows + n_columns))))
+    """The largest rank whose factors take no more than so many bits an element of the matrix.
+
+    At least 1, and the whole rank of a matrix that has few rows or columns: the output layers of classifiers take
+    few bits and mind a rank of 1 or 2. Less where the right factor would exceed its limit (LOW-001).
+    """
+    shorter = min(n_rows, n_columns)
+    rank = shorter if shorter <= _WHOLE_UP_TO else int(bits * n_rows * n_columns / (factor_bits * (n_rows + n_columns)))
+    return max(1, min(rank, shorter, MAX_RIGHT_FACTOR // n_columns))
 
 
 def _factors(matrix: Doubles, rank: int, seed: Seed) -> tuple[Doubles, Doubles]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, BinaryIO, cast
 
@@ -20,18 +22,22 @@ from ..records import AliasRecord, Layout, make_view
 from ..writer import EncodedTensor, Writer
 from . import fine, quantize
 from .assemble import QuantizedStage, assemble
-from .budget import Statistics, Steps, meet
+from .budget import Statistics, Steps, meet, root_mean_square
 from .orient import by_columns, by_rows, reals, view_matrix
 from .recipe import Method, Recipe
 from .report import Report, TensorReport, sqnr_db
-from .source import SourceTensor, check_name, fits_float32, native
+from .source import SourceTensor, check_name, check_shape, fits_float32, native
 from .uniform import encode_uniform
 
 Array = npt.NDArray[Any]
-SMALLEST_COARSE = 256  # elements; tensors below it, and those of one axis, are coded finely
+SMALLEST_COARSE = 256  # elements; tensors below it are coded finely
+SMALLEST_COARSE_VECTOR = 1 << 16  # elements of a tensor of one axis: shorter ones are biases, norms and the like
 _MAX_LAYER_TENSORS = 256
 _MAX_LAYER_NBYTES = 1 << 26  # decoded
-DEFAULT_STEP = 0.25  # times the root mean square of all weights on grids: at most a point lost on six networks
+_EXACT = 0.0  # in place of a step: what the encoder may choose is stored exactly
+_EXACT_FROM = 0.5  # of the bytes of the tensors: smaller budgets are below what floats compress to
+_LEAST_SQNR_DB = 1.0  # of a tensor on a grid; less is hardly better than nothing
+DEFAULT_STEP = 0.18  # times the root mean square of all weights on grids: at most a point lost on six networks
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,16 @@ class Options:
         asked = [name for name, value in given.items() if value is not None]
         if len(asked) > 1:
             raise EncodeError(f"{' and '.join(asked)} exclude each other")
+        if self.lossless and self.recipe is not None:
+            raise EncodeError("lossless and a recipe exclude each other; the recipe's default can be lossless")
         for name, value in (("bits", self.bits), ("ratio", self.ratio)):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise EncodeError(f"{name} is {value}; a number above 0 is allowed")
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if value is not None and not (is_number and math.isfinite(value) and value > 0):
+                raise EncodeError(f"{name} is {value!r}; a number above 0 is allowed")
+
+    @property
+    def has_budget(self) -> bool:
+        return self.bits is not None or self.ratio is not None
 
 
 def encode_model(
@@ -90,6 +103,7 @@ def layer_name(tensor: str) -> str:
 class _Result:
     encoded: EncodedTensor | AliasRecord
     report: TensorReport
+    notes: tuple[str, ...] = ()
 
 
 class _Encoder:
@@ -99,12 +113,15 @@ class _Encoder:
         self.tensors = tensors
         self.options = options
         self._statistics: dict[str, Statistics] = {}
-        self._fixed: dict[str, _Result] = {}  # results that no step changes
+        self._steps = Steps([])
+        self._fixed: dict[str, _Result] = {}  # results that no step changes, where there is a budget
+        self._fallen: dict[str, str] = {}  # why a tensor is not coded by the method of its wildcard
         self._books: dict[str, quantize.SharedBook] = {}
         self._book_numbers: dict[str, int] = {}
         names = set()
         for tensor in tensors:
             check_name(tensor.name)
+            check_shape(tensor.name, tensor.shape)
             if tensor.name in names:
                 raise EncodeError(f"two tensors have the name {tensor.name!r}")
             names.add(tensor.name)
@@ -118,8 +135,8 @@ class _Encoder:
         self, target: str | os.PathLike[str] | BinaryIO, metadata: dict[str, Any] | None, overwrite: bool
     ) -> Report:
         with Writer(target, metadata, overwrite=overwrite) as writer:
-            self._gather()
             self._train_books()
+            self._gather()
             goal = self._goal_nbytes()
             if goal is None:
                 results = self._encode(DEFAULT_STEP)
@@ -132,7 +149,7 @@ class _Encoder:
         """What the recipe asks for; None where the encoder chooses."""
         if self.options.lossless:
             return quantize.LOSSLESS
-        if self.options.recipe is None:
+        if self.options.recipe is None or tensor.name in self._fallen:
             return None
         method, is_wildcard = self.options.recipe.method_for(tensor.name)
         if method is None:
@@ -147,19 +164,36 @@ class _Encoder:
 
     def _is_coarse(self, tensor: SourceTensor) -> bool:
         """Whether the encoder may put the tensor on a grid."""
-        return BY_NAME[tensor.dtype].arithmetic and len(tensor.shape) > 1 and prod(tensor.shape) >= SMALLEST_COARSE
+        if not BY_NAME[tensor.dtype].arithmetic or not tensor.shape:
+            return False
+        return prod(tensor.shape) >= (SMALLEST_COARSE if len(tensor.shape) > 1 else SMALLEST_COARSE_VECTOR)
 
     def _gather(self) -> None:
-        """First pass: deviation and a sample of each tensor whose step is to be chosen."""
+        """First pass: deviation and a sample of each tensor whose step is to be chosen.
+
+        With a budget, vector methods are run too: where one fails, the tensor needs a step.
+        """
         for tensor in self.tensors:
             if tensor.alias_of is not None or not prod(tensor.shape):
                 continue
             method = self._method(tensor)
-            if (method is None and self._is_coarse(tensor)) or (method is not None and method.name == "uniform"):
+            if self.options.has_budget and method is not None and method.is_vector:
+                result = self._encode_tensor(tensor, DEFAULT_STEP)
+                if tensor.name not in self._fallen:
+                    self._fixed[tensor.name] = result
+                    continue
+                method = None
+            if self._has_step(tensor, method):
                 array = tensor.load()
                 if fits_float32(array):
                     self._statistics[tensor.name] = Statistics.of(reals(array))
         self._steps = Steps(list(self._statistics.values()))
+
+    def _has_step(self, tensor: SourceTensor, method: Method | None) -> bool:
+        """Whether the encoder is to choose the tensor's step."""
+        if method is None:
+            return self._is_coarse(tensor)
+        return method.name == "uniform" and not quantize.has_fixed_step(method)
 
     def _train_books(self) -> None:
         """Codebooks that several tensors share, before the first of them is written."""
@@ -176,31 +210,67 @@ class _Encoder:
                                   + ", ".join(sorted(map(str, methods))))  # fmt: skip
             method = next(iter(methods))
             assert method is not None
-            matrices = [view_matrix(reals(tensor.load()), _layout(method, tensor)) for tensor in members]
-            self._books[name] = quantize.train_shared(matrices, method, seed=self.options.seed)
+            arrays = [(tensor, native(tensor)) for tensor in members]
+            matrices = [view_matrix(reals(array), _layout(method, tensor)) for tensor, array in arrays
+                        if fits_float32(array)]  # fmt: skip
+            if matrices:
+                self._books[name] = quantize.train_shared(matrices, method, seed=self.options.seed)
 
     # Budgets
 
     def _goal_nbytes(self) -> float | None:
+        if not self._n_weights():
+            return None  # nothing to make smaller
         if self.options.bits is not None:
-            return self.options.bits * sum(prod(t.shape) for t in self.tensors if t.alias_of is None) / 8
+            return self.options.bits * self._n_weights() / 8
         if self.options.ratio is not None:
             return self._source_nbytes() / self.options.ratio
         return None
+
+    def _n_weights(self) -> int:
+        return sum(prod(tensor.shape) for tensor in self.tensors if tensor.alias_of is None)
 
     def _source_nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors if tensor.alias_of is None)
 
     def _meet(self, goal: float, metadata: dict[str, Any] | None) -> list[_Result]:
-        """Results whose file just meets the budget."""
-        kept: dict[float, list[_Result]] = {}
+        """Results whose file just meets the budget.
+
+        Raises:
+            EncodeError: Even the coarsest steps give a larger file.
+        """
+        best: list[_Result] = []
+        best_nbytes = 0
+        smallest_nbytes = sys.maxsize
 
         def encode(step: float) -> int:
-            kept[step] = list(self._encode(step))
+            nonlocal best, best_nbytes, smallest_nbytes
+            results = list(self._encode(step))
             with Writer(cast(BinaryIO, _Nowhere()), metadata) as writer:
-                return self._write_all(writer, kept[step]).file_nbytes
+                nbytes = self._write_all(writer, results).file_nbytes
+            smallest_nbytes = min(smallest_nbytes, nbytes)
+            if best_nbytes < nbytes <= goal:
+                best, best_nbytes = results, nbytes
+            return nbytes
 
-        return kept[meet(self._steps, goal, encode)]
+        if goal >= _EXACT_FROM * self._source_nbytes() and encode(_EXACT) <= goal:
+            return best
+        meet(self._steps, goal, encode)
+        if not best:
+            raise EncodeError(self._unmet(goal, smallest_nbytes))
+        return best
+
+    def _unmet(self, goal: float, smallest_nbytes: int) -> str:
+        """Why a budget cannot be met, and what can."""
+        fixed_nbytes = sum(result.report.stored_nbytes for result in self._fixed.values())
+        if self.options.bits is not None:
+            bits = math.ceil(800 * smallest_nbytes / self._n_weights()) / 100
+            possible = f"{bits:.2f} bits a weight are"
+        else:
+            ratio = math.floor(100 * self._source_nbytes() / smallest_nbytes) / 100
+            possible = f"a ratio of {ratio:.2f} is"
+        return (f"a file of {goal:.0f} bytes was asked for; the smallest possible has {smallest_nbytes}: {possible}"
+                f" possible, with {fixed_nbytes} bytes in tensors that no step changes")  # fmt: skip
 
     # Encoding
 
@@ -209,10 +279,10 @@ class _Encoder:
         done = 0
         for tensor in self.tensors:
             result = self._fixed.get(tensor.name)
-            if result is None:
+            if result is None or (relative_step == _EXACT and self._method(tensor) is None):
                 result = self._encode_tensor(tensor, relative_step)
-                has_budget = self.options.bits is not None or self.options.ratio is not None
-                if has_budget and tensor.name not in self._statistics:
+                is_fixed = relative_step != _EXACT and tensor.name not in self._statistics
+                if self.options.has_budget and is_fixed:
                     self._fixed[tensor.name] = result
             done += prod(tensor.shape)
             if self.options.progress is not None:
@@ -230,24 +300,47 @@ class _Encoder:
         if method is not None and method.name == "raw":
             return self._result(tensor, fine.encode_raw(tensor.name, tensor.dtype, array), math.inf)
         is_arithmetic = BY_NAME[tensor.dtype].arithmetic and fits_float32(array)
-        if not is_arithmetic or (method is not None and method.name == "lossless"):
+        is_exact = relative_step == _EXACT if method is None else method.name == "lossless"
+        if not is_arithmetic or is_exact:
             return self._result(tensor, fine.encode_exact(tensor.name, tensor.dtype, array), math.inf)
         if method is not None and quantize.is_vector_method(method):
             try:
                 return self._encode_by_method(tensor, array, method)
             except EncodeError as err:
-                raise EncodeError(f"tensor {tensor.name!r}: {err}") from err
-        statistics = self._statistics.get(tensor.name)
-        if statistics is None or (method is not None and method.name == "fine"):
-            encoded, rounded = fine.encode_fine(tensor.name, tensor.dtype, array)
-            sqnr = sqnr_db(reals(array), reals(rounded))
-            return self._result(tensor, encoded, sqnr, None if math.isinf(sqnr) else "rounded finely")
+                assert self.options.recipe is not None
+                if not self.options.recipe.method_for(tensor.name).is_wildcard:
+                    raise EncodeError(f"tensor {tensor.name!r}: {err}") from err
+                self._fallen[tensor.name] = f"tensor {tensor.name!r}: {err}; the encoder chose in place of {method}"
+                method = None
+        if method is not None and method.name == "fine":
+            return self._encode_finely(tensor, array)
+        if method is None and not self._is_coarse(tensor):
+            return self._encode_finely(tensor, array)
+        return self._encode_on_grid(tensor, array, method, relative_step)
+
+    def _encode_finely(self, tensor: SourceTensor, array: Array) -> _Result:
+        encoded, rounded = fine.encode_fine(tensor.name, tensor.dtype, array)
+        sqnr = sqnr_db(reals(array), reals(rounded))
+        return self._result(tensor, encoded, sqnr, None if math.isinf(sqnr) else "rounded finely")
+
+    def _encode_on_grid(
+        self, tensor: SourceTensor, array: Array, method: Method | None, relative_step: float
+    ) -> _Result:
         values = reals(array)
-        step = self._steps.step(statistics, relative_step)
-        if method is not None:
-            step = quantize.uniform_step(method, statistics.deviation, step)
+        if method is not None and quantize.has_fixed_step(method):
+            step = quantize.uniform_step(method, root_mean_square(values), 0.0)
+        else:
+            statistics = self._statistics.get(tensor.name) or Statistics.of(values)
+            steps = Steps([statistics]) if self._steps.is_empty else self._steps
+            step = steps.step(statistics, relative_step or DEFAULT_STEP)
         encoded, sqnr = encode_uniform(tensor.name, tensor.dtype, tensor.shape, values, step)
-        return self._result(tensor, encoded, sqnr)
+        result = self._result(tensor, encoded, sqnr)
+        if method is not None or sqnr >= _LEAST_SQNR_DB:
+            return result
+        if not self.options.has_budget:
+            return self._encode_finely(tensor, array)
+        note = f"tensor {tensor.name!r} has an SQNR of {sqnr:.1f} dB only: the budget leaves it no more bits"
+        return replace(result, notes=(*result.notes, note))
 
     def _encode_by_method(self, tensor: SourceTensor, array: Array, method: Method) -> _Result:
         values = reals(array)
@@ -259,6 +352,7 @@ class _Encoder:
         if name:
             stages = quantize.quantize_with_book(matrix, view, method, self._books[name], self._book_number(name),
                                                  seed=self.options.seed, dtype=tensor.dtype)  # fmt: skip
+            self._book_numbers.setdefault(name, self._book_number(name))
         else:
             stages = quantize.quantize(matrix, view, method, seed=self.options.seed, dtype=tensor.dtype)
         encoded = assemble(tensor.name, tensor.dtype, tensor.shape, layout, stages)
@@ -268,12 +362,13 @@ class _Encoder:
         return self._result(tensor, encoded, sqnr_db(matrix, decoded))
 
     def _book_number(self, name: str) -> int:
-        return self._book_numbers.setdefault(name, len(self._book_numbers))
+        """Of a shared codebook: they are numbered as they come to be used."""
+        return self._book_numbers.get(name, len(self._book_numbers))
 
     def _result(self, tensor: SourceTensor, encoded: EncodedTensor, sqnr: float, method: str | None = None) -> _Result:
         report = TensorReport(tensor.name, tensor.dtype, tensor.shape, method or describe(encoded.record),
                               encoded.stored_nbytes, sqnr)  # fmt: skip
-        return _Result(encoded, report)
+        return _Result(encoded, report, (self._fallen[tensor.name],) if tensor.name in self._fallen else ())
 
     # Writing
 
@@ -289,6 +384,7 @@ class _Encoder:
         written: set[int] = set()
         for result in results:
             report.tensors.append(result.report)
+            report.notes.extend(result.notes)
             is_full = len(layer) >= _MAX_LAYER_TENSORS or layer_nbytes >= _MAX_LAYER_NBYTES
             if layer and (name != layer_name(result.report.name) or is_full):
                 self._write_layer(writer, name or "", layer, written)

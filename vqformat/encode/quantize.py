@@ -106,6 +106,11 @@ def train_shared(matrices: Sequence[Floats], method: Method, *, seed: int = 0) -
     return SharedBook(record, entropy.sections([tables.encode(values, dtype)])[0], values.reshape(-1))
 
 
+def has_fixed_step(method: Method) -> bool:
+    """Whether it is a uniform grid that says its step, or its bits, itself."""
+    return method.name == "uniform" and bool(method.get("step") or method.get("bits"))
+
+
 def uniform_step(method: Method, deviation: float, step: float) -> float:
     """The step of a uniform grid.
 

@@ -87,8 +87,9 @@ def _lloyd_1d(
         ends = np.concatenate(([0], np.searchsorted(ordered, bounds), [n]))
         mass = np.diff(ends if masses is None else masses[ends]).astype(np.float64)
         used = mass > 0
-        means = np.diff(sums[ends])[used] / mass[used]
         first, last = ordered[ends[:-1][used]], ordered[ends[1:][used] - 1]
+        # Differences of prefix sums lose what is small beside the sum: a mean may land outside its cell
+        means = np.clip(np.diff(sums[ends])[used] / mass[used], first, last)
         widths = last.astype(np.float64) - first
         costs = mass[used] * widths**2
         n_empty = levels.size - means.size
@@ -97,8 +98,8 @@ def _lloyd_1d(
             split = split[widths[split] > 0]
             if split.size:
                 quarter = widths[split] / 4
-                added = means[split] + quarter
-                means[split] -= quarter
+                added = np.minimum(means[split] + quarter, last[split])
+                means[split] = np.maximum(means[split] - quarter, first[split])
                 means = np.concatenate((means, added))
             levels = np.sort(means)
             continue
@@ -110,7 +111,13 @@ def _lloyd_1d(
 
 
 def _midpoints(levels: npt.NDArray[np.floating]) -> Floats:
-    return ((levels[1:].astype(np.float64) + levels[:-1]) / 2).astype(np.float32)
+    """The least float32 that is nearer to the upper of two levels, or as near: bounds are rounded up.
+
+    Rounded to nearest, the bound between 0 and the least subnormal would be 0 and belong to the latter.
+    """
+    exact = (levels[1:].astype(np.float64) + levels[:-1]) / 2
+    bounds = exact.astype(np.float32)
+    return np.where(bounds < exact, np.nextafter(bounds, np.float32(np.inf)), bounds)
 
 
 def nearest_1d(values: Floats, levels: npt.NDArray[np.floating]) -> Codes:

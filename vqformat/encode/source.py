@@ -12,11 +12,13 @@ import numpy.typing as npt
 
 from ..dtypes import BY_NAME
 from ..errors import EncodeError
-from ..limits import MAX_NAME_NBYTES
+from ..limits import MAX_NAME_NBYTES, MAX_RANK
 from .orient import reals
 
 Array = npt.NDArray[Any]
 _LARGEST = float(np.finfo(np.float32).max) / 16  # room for sums of stages and for products with scales
+_SMALLEST = 2.0**-110  # of a tensor's largest magnitude: steps and scales far below it are still normal numbers
+_SHAPE_PRODUCT = 1 << 58  # its bytes, at 16 an element, still fit 64-bit integers of either sign
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,18 @@ def check_name(name: str) -> None:
         raise EncodeError(f"the name {name[:40]!r}… has {nbytes} bytes; at most {MAX_NAME_NBYTES} are allowed")
 
 
+def check_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Raise EncodeError unless a tensor may have this shape (TEN-003)."""
+    if len(shape) > MAX_RANK:
+        raise EncodeError(f"tensor {name!r} has {len(shape)} axes; at most {MAX_RANK} are allowed")
+    product = prod(size for size in shape if size)
+    if product >= _SHAPE_PRODUCT:
+        raise EncodeError(f"tensor {name!r} has shape {shape}, whose sizes other than 0 have the product {product};"
+                          f" it must be below {_SHAPE_PRODUCT}")  # fmt: skip
+
+
 def native(tensor: SourceTensor) -> Array:
-    """A tensor's array: C order, little-endian.
+    """A tensor's array: C order, little-endian, its bools 0 or 1.
 
     Raises:
         EncodeError: It is not what the source announced.
@@ -64,12 +76,18 @@ def native(tensor: SourceTensor) -> Array:
     expected = BY_NAME[tensor.dtype].numpy
     if array.dtype.name != expected.name:
         raise EncodeError(f"tensor {tensor.name!r} was announced as {expected} and is {array.dtype}")
+    if expected == np.bool_:
+        array = array.view(np.uint8) != 0  # DTY-001
     return np.ascontiguousarray(array, dtype=expected).reshape(tensor.shape)  # ascontiguousarray makes 0-d 1-d
 
 
 def fits_float32(array: Array) -> bool:
-    """Whether all values are finite in float32 (SPEC 7: others can only be stored raw)."""
-    with np.errstate(all="ignore"):  # NaN and what overflows are what is asked for
-        values = reals(array)
+    """Whether float32 holds all values well: finite (SPEC 7: others can only be stored raw), and not all tiny."""
+    values = reals(array) if array.dtype.itemsize < 4 else np.ascontiguousarray(array)
+    if np.iscomplexobj(values):
+        values = values.reshape(-1).view(values.real.dtype)
+    with np.errstate(invalid="ignore"):  # NaN is what is asked for
         low, high = float(values.min(initial=0)), float(values.max(initial=0))
-    return low > -_LARGEST and high < _LARGEST  # false for NaN
+    if not (low > -_LARGEST and high < _LARGEST):  # NaN among others
+        return False
+    return low == high == 0 or max(-low, high) >= _SMALLEST
