@@ -28,12 +28,11 @@ from .recipe import Method, Recipe
 from .report import Report, TensorReport, sqnr_db
 from .source import SourceTensor, check_name, check_shape, fits_float32, native
 from .uniform import encode_uniform
+from .writing import Nowhere, Result, write_results
 
 Array = npt.NDArray[Any]
 SMALLEST_COARSE = 256  # elements; tensors below it are coded finely
 SMALLEST_COARSE_VECTOR = 1 << 16  # elements of a tensor of one axis: shorter ones are biases, norms and the like
-_MAX_LAYER_TENSORS = 256
-_MAX_LAYER_NBYTES = 1 << 26  # decoded
 _EXACT = 0.0  # in place of a step: what the encoder may choose is stored exactly
 _EXACT_FROM = 0.5  # of the bytes of the tensors: smaller budgets are below what floats compress to
 _LEAST_SQNR_DB = 1.0  # of a tensor on a grid; less is hardly better than nothing
@@ -94,18 +93,6 @@ def encode_model(
     return _Encoder(tensors, options or Options()).write(target, metadata, overwrite)
 
 
-def layer_name(tensor: str) -> str:
-    """The tensor's name up to its last ``.`` or ``/`` (SPEC section 17)."""
-    return tensor[: max(tensor.rfind("."), tensor.rfind("/"), 0)]
-
-
-@dataclass(frozen=True)
-class _Result:
-    encoded: EncodedTensor | AliasRecord
-    report: TensorReport
-    notes: tuple[str, ...] = ()
-
-
 class _Encoder:
     """Encodes one model; holds what the passes learn."""
 
@@ -114,7 +101,7 @@ class _Encoder:
         self.options = options
         self._statistics: dict[str, Statistics] = {}
         self._steps = Steps([])
-        self._fixed: dict[str, _Result] = {}  # results that no step changes, where there is a budget
+        self._fixed: dict[str, Result] = {}  # results that no step changes, where there is a budget
         self._fallen: dict[str, str] = {}  # why a tensor is not coded by the method of its wildcard
         self._books: dict[str, quantize.SharedBook] = {}
         self._book_numbers: dict[str, int] = {}
@@ -233,20 +220,20 @@ class _Encoder:
     def _source_nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors if tensor.alias_of is None)
 
-    def _meet(self, goal: float, metadata: dict[str, Any] | None) -> list[_Result]:
+    def _meet(self, goal: float, metadata: dict[str, Any] | None) -> list[Result]:
         """Results whose file just meets the budget.
 
         Raises:
             EncodeError: Even the coarsest steps give a larger file.
         """
-        best: list[_Result] = []
+        best: list[Result] = []
         best_nbytes = 0
         smallest_nbytes = sys.maxsize
 
         def encode(step: float) -> int:
             nonlocal best, best_nbytes, smallest_nbytes
             results = list(self._encode(step))
-            with Writer(cast(BinaryIO, _Nowhere()), metadata) as writer:
+            with Writer(cast(BinaryIO, Nowhere()), metadata) as writer:
                 nbytes = self._write_all(writer, results).file_nbytes
             smallest_nbytes = min(smallest_nbytes, nbytes)
             if best_nbytes < nbytes <= goal:
@@ -274,7 +261,7 @@ class _Encoder:
 
     # Encoding
 
-    def _encode(self, relative_step: float) -> Iterator[_Result]:
+    def _encode(self, relative_step: float) -> Iterator[Result]:
         total = sum(prod(tensor.shape) for tensor in self.tensors)
         done = 0
         for tensor in self.tensors:
@@ -289,10 +276,10 @@ class _Encoder:
                 self.options.progress(tensor.name, done, total)
             yield result
 
-    def _encode_tensor(self, tensor: SourceTensor, relative_step: float) -> _Result:
+    def _encode_tensor(self, tensor: SourceTensor, relative_step: float) -> Result:
         if tensor.alias_of is not None:
             report = TensorReport(tensor.name, tensor.dtype, tensor.shape, f"alias of {tensor.alias_of}", 0, math.nan)
-            return _Result(AliasRecord(tensor.name, tensor.alias_of), report)
+            return Result(AliasRecord(tensor.name, tensor.alias_of), report)
         array = native(tensor)
         if not array.size:
             return self._result(tensor, fine.encode_exact(tensor.name, tensor.dtype, array), math.nan)
@@ -318,14 +305,14 @@ class _Encoder:
             return self._encode_finely(tensor, array)
         return self._encode_on_grid(tensor, array, method, relative_step)
 
-    def _encode_finely(self, tensor: SourceTensor, array: Array) -> _Result:
+    def _encode_finely(self, tensor: SourceTensor, array: Array) -> Result:
         encoded, rounded = fine.encode_fine(tensor.name, tensor.dtype, array)
         sqnr = sqnr_db(reals(array), reals(rounded))
         return self._result(tensor, encoded, sqnr, None if math.isinf(sqnr) else "rounded finely")
 
     def _encode_on_grid(
         self, tensor: SourceTensor, array: Array, method: Method | None, relative_step: float
-    ) -> _Result:
+    ) -> Result:
         values = reals(array)
         if method is not None and quantize.has_fixed_step(method):
             step = quantize.uniform_step(method, root_mean_square(values), 0.0)
@@ -342,7 +329,7 @@ class _Encoder:
         note = f"tensor {tensor.name!r} has an SQNR of {sqnr:.1f} dB only: the budget leaves it no more bits"
         return replace(result, notes=(*result.notes, note))
 
-    def _encode_by_method(self, tensor: SourceTensor, array: Array, method: Method) -> _Result:
+    def _encode_by_method(self, tensor: SourceTensor, array: Array, method: Method) -> Result:
         values = reals(array)
         layout = _layout(method, tensor)
         matrix = np.ascontiguousarray(view_matrix(values, layout))
@@ -365,59 +352,16 @@ class _Encoder:
         """Of a shared codebook: they are numbered as they come to be used."""
         return self._book_numbers.get(name, len(self._book_numbers))
 
-    def _result(self, tensor: SourceTensor, encoded: EncodedTensor, sqnr: float, method: str | None = None) -> _Result:
+    def _result(self, tensor: SourceTensor, encoded: EncodedTensor, sqnr: float, method: str | None = None) -> Result:
         report = TensorReport(tensor.name, tensor.dtype, tensor.shape, method or describe(encoded.record),
                               encoded.stored_nbytes, sqnr)  # fmt: skip
-        return _Result(encoded, report, (self._fallen[tensor.name],) if tensor.name in self._fallen else ())
+        return Result(encoded, report, (self._fallen[tensor.name],) if tensor.name in self._fallen else ())
 
-    # Writing
+    def _write_all(self, writer: Writer, results: Iterable[Result]) -> Report:
+        return write_results(writer, results, self._numbered_book, self._source_nbytes())
 
-    def _write_all(self, writer: Writer, results: Iterable[_Result]) -> Report:
-        """Write results in layers: tensors that follow each other and whose names have the same beginning.
-
-        Where no name has a beginning, a layer could be the whole model: it ends when it is large.
-        """
-        report = Report(source_nbytes=self._source_nbytes())
-        layer: list[EncodedTensor | AliasRecord] = []
-        layer_nbytes = 0
-        name = None
-        written: set[int] = set()
-        for result in results:
-            report.tensors.append(result.report)
-            report.notes.extend(result.notes)
-            is_full = len(layer) >= _MAX_LAYER_TENSORS or layer_nbytes >= _MAX_LAYER_NBYTES
-            if layer and (name != layer_name(result.report.name) or is_full):
-                self._write_layer(writer, name or "", layer, written)
-                layer, layer_nbytes = [], 0
-            name = layer_name(result.report.name)
-            layer.append(result.encoded)
-            layer_nbytes += result.report.n_elements * 4
-        if layer:
-            self._write_layer(writer, name or "", layer, written)
-        writer.close()
-        report.file_nbytes, report.section_nbytes = writer.nbytes, writer.section_nbytes
-        return report
-
-    def _write_layer(
-        self, writer: Writer, name: str, layer: list[EncodedTensor | AliasRecord], written: set[int]
-    ) -> None:
-        for tensor in layer:
-            for number in tensor.record.book_numbers() if isinstance(tensor, EncodedTensor) else ():
-                if number not in written:
-                    book = next(self._books[n] for n, k in self._book_numbers.items() if k == number)
-                    assert writer.add_book(book.record, book.section) == number
-                    written.add(number)
-        writer.add_layer(name, layer)
-
-
-class _Nowhere:
-    """A stream that forgets, to learn the size of a file."""
-
-    def write(self, data: bytes) -> int:
-        return len(data)
-
-    def flush(self) -> None:
-        pass
+    def _numbered_book(self, number: int) -> quantize.SharedBook:
+        return next(self._books[name] for name, n in self._book_numbers.items() if n == number)
 
 
 def _layout(method: Method, tensor: SourceTensor) -> Layout:
