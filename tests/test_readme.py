@@ -12,7 +12,7 @@ import pytest
 from conftest import CHECKPOINT, ROOT
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 LINES = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 SETUP = [line for line in LINES if line.startswith("python3 -m venv")]
 SHELL = [line for line in LINES if line not in SETUP]
@@ -63,7 +63,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_first_commands_table_is_the_one_shown(folder: Path) -> None:
-    shown = next(text for text in re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+    shown = next(text for kind, text in BLOCKS if not kind)
     done = subprocess.run([sys.executable, "-m", "vqformat", "convert", CHECKPOINT, "-o", "lenet.vqm"], cwd=folder,
                           capture_output=True, text=True, check=False)  # fmt: skip
 
