@@ -783,3 +783,16 @@ def test_no_bar_without_tqdm(run: Run, archive: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "tqdm", None)
     result = run("convert", archive)
     assert (result.code, result.err) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [["convert", "", "-o", "x.vqm"], ["convert", "x.pt", "-o", ""],
+                                       ["convert", "x.pt", "--method", ""], ["info", ""]])  # fmt: skip
+def test_an_empty_argument_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from vqformat.cli import main
+
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert "empty" in capsys.readouterr().err

@@ -741,3 +741,14 @@ def test_numpy_and_safetensors_need_no_torch(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ImportError, match=r"pip install 'vqformat\[torch\]'"):
         extract(tmp_path / "a.vqm", tmp_path / "b.pt")
     assert not (tmp_path / "b.pt").exists()
+
+
+def test_a_damaged_meta_chunk_is_found_though_the_index_has_a_copy(tmp_path: Path) -> None:
+    path = tmp_path / "m.vqm"
+    vqformat.save_file({"w": np.zeros(3, np.float32)}, path, {"k": "v"})
+    data = bytearray(path.read_bytes())
+    data[20] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(vqformat.VqmError):
+        open_source(path)

@@ -418,3 +418,13 @@ def test_lossless_keeps_every_bit_of_a_checkpoint(lenet: Model) -> None:
 
     assert all(loaded[name].tobytes() == array.tobytes() for name, array in lenet.items())
     assert report.file_nbytes < 897_000  # 1,066,440 bytes of float32
+
+
+def test_a_method_that_cannot_code_infinity_says_so() -> None:
+    model = {"w": np.full((30, 30), np.inf, np.float32)}
+
+    with pytest.raises(EncodeError, match="infinity"):
+        vqm.save(model, recipe={"w": "kmeans:entries=4"})
+    loaded, report = saved_and_loaded(model, recipe="kmeans:entries=4")
+    assert np.isinf(loaded["w"]).all()
+    assert "infinity" in report.notes[0]

@@ -127,6 +127,13 @@ class IndexedReader:
         """The user's metadata, from the index if that has it (SPEC 14.2), else from META."""
         return parse_meta(self.index.meta_copy or self._chunk(0).meta)
 
+    def check_metadata(self) -> None:
+        """Read META too, which loading by the index does without, and compare its copy (IDX-001)."""
+        meta = self._chunk(0).meta
+        if self.index.meta_copy and self.index.meta_copy != meta:
+            raise FormatError("the index's copy of META differs from META", clause="IDX-001",
+                              offset=self.index.chunk_offsets[0])  # fmt: skip
+
     def entry(self, name: str) -> Entry:
         """The index's entry of a tensor.
 

@@ -186,6 +186,10 @@ class safe_open(Mapping[str, Any]):
         if framework not in ("np", "numpy", "pt", "torch"):
             raise ValueError(f"framework is {framework!r}; 'np', 'numpy', 'pt' and 'torch' are allowed")
         self._is_torch = framework in ("pt", "torch")
+        if self._is_torch:
+            from .torch import from_numpy  # fails here where torch is missing, not at the first tensor
+
+            self._from_numpy = from_numpy
         if not self._is_torch and str(device) != "cpu":
             raise ValueError(f"device is {device!r}; arrays are on 'cpu'")
         self._device = device
@@ -261,9 +265,7 @@ class safe_open(Mapping[str, Any]):
     def _give(self, array: Array) -> Any:
         if not self._is_torch:
             return array
-        from .torch import from_numpy
-
-        return from_numpy(np.asarray(array)).to(self._device)
+        return self._from_numpy(np.asarray(array)).to(self._device)
 
 
 class TensorSlice:
@@ -309,6 +311,8 @@ class opened:
         if isinstance(self._source, (str, os.PathLike)):
             self._own = open(self._source, "rb")
             return self._own
+        if not hasattr(self._source, "read"):
+            raise TypeError(f"a path or a binary stream is wanted, not {type(self._source).__name__}")
         return self._source
 
     def __exit__(self, kind: object, err: object, trace: object) -> None:
@@ -329,6 +333,8 @@ def source_tensors(tensors: Mapping[str, Array]) -> list[SourceTensor]:
     """Arrays as the encoder takes them; equal views of one memory as aliases (WRI-002)."""
     from .encode.source import SourceTensor
 
+    if not isinstance(tensors, Mapping):
+        raise EncodeError(f"tensors is a {type(tensors).__name__}, not a mapping from names to arrays")
     sources = []
     seen: dict[tuple[Any, ...], str] = {}
     for name, value in tensors.items():

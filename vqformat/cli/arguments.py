@@ -63,8 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     convert = add("convert", "convert", "compress a checkpoint to a .vqm file", _METHOD_HELP + _methods())
-    convert.add_argument("source", metavar="SRC", help="PyTorch checkpoint, safetensors (a file, or the index or folder"
-                         " of a sharded model), .npz, .npy or .vqm; its content tells which; - is stdin")  # fmt: skip
+    kinds = ("PyTorch checkpoint, safetensors (a file, or the index or folder of a sharded model), .npz, .npy or .vqm;"
+             " its content tells which; - is stdin")  # fmt: skip
+    convert.add_argument("source", metavar="SRC", type=_given, help=kinds)
     _add_output(convert, "FILE.vqm", "default: beside SRC, its suffix replaced by .vqm; - is stdout, and the table goes"
                 " to stderr", required=False)  # fmt: skip
     size = convert.add_mutually_exclusive_group()
@@ -73,29 +74,29 @@ def build_parser() -> argparse.ArgumentParser:
     size.add_argument("--lossless", action="store_true", help="keep every bit")
     convert.add_argument("--layer", action="append", default=[], metavar="PATTERN=METHOD",
                          help="how to encode the tensors that match; may be given often")  # fmt: skip
-    convert.add_argument("--method", metavar="METHOD", help="how to encode the others")
+    convert.add_argument("--method", type=_given, metavar="METHOD", help="how to encode the others")
     convert.add_argument("--seed", type=_seed, default=0, metavar="N", help="of random choices; the same input, options"
                          " and seed give the same bytes (default: 0)")  # fmt: skip
     _add_common(convert)
 
     info = add("info", "inspect", "show what is in a .vqm file, without reading its data")
-    info.add_argument("file", metavar="FILE", help="- is stdin")
+    info.add_argument("file", type=_given, metavar="FILE", help="- is stdin")
     _add_names(info)
     _add_common(info)
 
     verify = add("verify", "inspect", "read .vqm files completely and check every byte, CRC-32 and SHA-256")
-    verify.add_argument("files", metavar="FILE", nargs="+", help="- is stdin")
+    verify.add_argument("files", type=_given, metavar="FILE", nargs="+", help="- is stdin")
     _add_common(verify)
 
     extract = add("extract", "convert", "write the tensors of a .vqm file in another format")
-    extract.add_argument("file", metavar="FILE", help="- is stdin")
+    extract.add_argument("file", type=_given, metavar="FILE", help="- is stdin")
     _add_names(extract)
     _add_output(extract, "OUT", "its suffix tells the format: .pt (.pth, .bin), .safetensors or .npz", required=True)
     _add_common(extract)
 
     diff = add("diff", "diff", "compare the tensors of two files of any kind that convert reads", _DIFF_HELP)
-    diff.add_argument("original", metavar="A", help="- is stdin")
-    diff.add_argument("other", metavar="B", help="- is stdin")
+    diff.add_argument("original", type=_given, metavar="A", help="- is stdin")
+    diff.add_argument("other", type=_given, metavar="B", help="- is stdin")
     _add_common(diff)
     return parser
 
@@ -106,7 +107,7 @@ def _methods() -> str:
 
 
 def _add_output(parser: argparse.ArgumentParser, metavar: str, help: str, *, required: bool) -> None:
-    parser.add_argument("-o", "--output", metavar=metavar, required=required, help=help)
+    parser.add_argument("-o", "--output", type=_given, metavar=metavar, required=required, help=help)
     parser.add_argument("-f", "--force", action="store_true", help="replace the output if it exists")
 
 
@@ -120,6 +121,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("-q", "--quiet", action="store_true", help="print less")
     amount.add_argument("-v", "--verbose", action="store_true", help="print more")
+
+
+def _given(text: str) -> str:
+    """Any text but none: an unset shell variable is no name."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
 
 
 def _positive(text: str) -> float:

@@ -29,7 +29,7 @@ def run_convert(args: argparse.Namespace) -> int:
     """Compress a checkpoint."""
     recipe = _recipe(args)
     to_stdout = args.output == STDIO
-    output = Path(args.output) if args.output else default_output(args.source)
+    output = default_output(args.source) if args.output is None else Path(args.output)
     with contextlib.ExitStack() as stack:
         target: Any = output
         if to_stdout:
@@ -58,7 +58,7 @@ def run_convert(args: argparse.Namespace) -> int:
 
 
 def _recipe(args: argparse.Namespace) -> Recipe | None:
-    if not (args.layer or args.method):
+    if not args.layer and args.method is None:
         return None
     if args.lossless:
         raise UsageError("--lossless leaves nothing to --layer and --method to decide")

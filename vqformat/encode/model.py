@@ -287,6 +287,8 @@ class _Encoder:
         if method is not None and method.name == "raw":
             return self._result(tensor, fine.encode_raw(tensor.name, tensor.dtype, array), math.inf)
         is_arithmetic = BY_NAME[tensor.dtype].arithmetic and fits_float32(array)
+        if not is_arithmetic and method is not None and method.name not in ("lossless", "fine"):
+            self._fall(tensor, method, "it holds NaN, infinity or values beyond float32")
         is_exact = relative_step == _EXACT if method is None else method.name == "lossless"
         if not is_arithmetic or is_exact:
             return self._result(tensor, fine.encode_exact(tensor.name, tensor.dtype, array), math.inf)
@@ -294,16 +296,24 @@ class _Encoder:
             try:
                 return self._encode_by_method(tensor, array, method)
             except EncodeError as err:
-                assert self.options.recipe is not None
-                if not self.options.recipe.method_for(tensor.name).is_wildcard:
-                    raise EncodeError(f"tensor {tensor.name!r}: {err}") from err
-                self._fallen[tensor.name] = f"tensor {tensor.name!r}: {err}; the encoder chose in place of {method}"
+                self._fall(tensor, method, str(err))
                 method = None
         if method is not None and method.name == "fine":
             return self._encode_finely(tensor, array)
         if method is None and not self._is_coarse(tensor):
             return self._encode_finely(tensor, array)
         return self._encode_on_grid(tensor, array, method, relative_step)
+
+    def _fall(self, tensor: SourceTensor, method: Method, why: str) -> None:
+        """Note that a method cannot code a tensor; one that was asked for by its very name must.
+
+        Raises:
+            EncodeError: It was.
+        """
+        assert self.options.recipe is not None
+        if not self.options.recipe.method_for(tensor.name).is_wildcard:
+            raise EncodeError(f"tensor {tensor.name!r}: {why}; {method} cannot code it")
+        self._fallen[tensor.name] = f"tensor {tensor.name!r}: {why}; the encoder chose in place of {method}"
 
     def _encode_finely(self, tensor: SourceTensor, array: Array) -> Result:
         encoded, rounded = fine.encode_fine(tensor.name, tensor.dtype, array)
