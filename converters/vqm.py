@@ -26,7 +26,7 @@ def open_vqm(path: Path) -> Source:
         for name in file:
             info = file.info(name)
             tensors.append(SourceTensor(name, info.dtype, info.shape, _loader(file, name), info.alias_of))
-        file._reader.check_metadata()
+        file.check_metadata()
         metadata = file.metadata()
     except BaseException:
         file.close()

@@ -248,6 +248,14 @@ class safe_open(Mapping[str, Any]):
         """The user's metadata."""
         return self._reader.metadata()
 
+    def check_metadata(self) -> None:
+        """Compare the copy of the metadata in the index, which ``metadata`` gives, with the metadata itself.
+
+        Raises:
+            FormatError: They differ, or the latter is damaged.
+        """
+        self._reader.check_metadata()
+
     def info(self, name: str) -> TensorInfo:
         """What the file says of a tensor.
 

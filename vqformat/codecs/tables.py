@@ -24,15 +24,19 @@ def decode(section: bytes, dtype: str, what: str, clause: str = "CBK-008") -> Fl
     Raises:
         FormatError: A value is not finite.
     """
-    if dtype == "bf16":  # widened by hand, so that tables need no ml_dtypes
-        values = (np.frombuffer(section, "<u2").astype("<u4") << 16).view("<f4")
-    else:
-        values = np.frombuffer(section, BY_NAME[dtype].numpy).astype(np.float32)
+    values = widen(section, dtype)
     finite = np.isfinite(values)
     if not finite.all():
         at = int(np.argmin(finite))
         raise FormatError(f"value {at} of the {what} is {values[at]}, which is not finite", clause=clause)
     return values
+
+
+def widen(section: bytes, dtype: str) -> Floats:
+    """A plain section as ``(n,)`` float32, exactly, finite or not."""
+    if dtype == "bf16":  # by hand, so that tables need no ml_dtypes
+        return (np.frombuffer(section, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(section, BY_NAME[dtype].numpy).astype(np.float32)
 
 
 def largest(values: Floats) -> np.float32:

@@ -12,8 +12,8 @@ from ..codecs.tables import Floats
 from .uniform import ROUNDING
 
 SAMPLE = 1 << 15
-# One absolute step for all tensors is best (at 1 point of loss 43x against 34x and 27x on Caffe's LeNet for steps in
-# proportion to the deviation to the 0, 0.35 and 0.7), but a tensor of small weights must not vanish beside a large one.
+# One absolute step for all tensors is best: Caffe's LeNet at 32x loses 0.4, 0.9 and 1.4 points with steps in proportion
+# to the deviation to the 0, 0.35 and 0.7. But a tensor of small weights must not vanish beside a large one.
 _LARGEST_STEP = 3.0  # times a tensor's deviation: beyond it nearly everything becomes 0
 _LARGEST_SHARE = 4.0  # times the step that the tensor would have if all had its deviation
 _SMALLEST_STEP: float = 2.0**-14

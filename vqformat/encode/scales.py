@@ -89,7 +89,7 @@ def choose_table_dtype(
     for dtype in ("f16", "bf16"):
         with np.errstate(over="ignore"):
             section = tables.encode(books, dtype)
-        rounded = np.frombuffer(section, "<f2").astype(np.float32) if dtype == "f16" else _widen_bf16(section)
+        rounded = tables.widen(section, dtype)
         if not np.isfinite(rounded).all():
             continue
         moved = np.square(rounded.reshape(books.shape).astype(np.float64) - books).sum(axis=2)
@@ -100,10 +100,6 @@ def choose_table_dtype(
         if cost < least:
             best, least = dtype, cost
     return best
-
-
-def _widen_bf16(section: bytes) -> Floats:
-    return (np.frombuffer(section, "<u2").astype("<u4") << 16).view("<f4")
 
 
 def group_size(size: int, n: int) -> int:

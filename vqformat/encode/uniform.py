@@ -18,6 +18,7 @@ from ..writer import EncodedTensor
 from . import entropy
 from .assemble import QuantizedStage, assemble
 from .orient import Orientation, orientations
+from .scales import table_dtype
 
 ROUNDING = 0.38  # |w| / step + ROUNDING is rounded down: below 0.5 more values become 0, which saves more than it costs
 _ALIGNED_ZERO = 7  # the code of 0 modulo 15, so that -1, 0, 1 (or -7 .. 7) share their high digit: SPEC section 10
@@ -60,7 +61,8 @@ def quantize_uniform(
         step: Distance of grid points; made larger if there would be more points than a codebook holds.
         largest: No value may be larger (VAL-002).
     """
-    step = max(step, float(np.abs(matrix).max(initial=0)) / _MAX_CODE, float(np.finfo(np.float32).tiny))
+    furthest = max(float(matrix.max(initial=0)), -float(matrix.min(initial=0)))
+    step = max(step, furthest / _MAX_CODE, float(np.finfo(np.float32).tiny))
     flat = matrix.reshape(-1)
     grid = np.empty(flat.size, np.int16)
     for start in range(0, flat.size, _PIECE):  # in pieces that stay in the cache
@@ -92,14 +94,6 @@ def quantize_uniform(
     stored = tables.decode(table, dtype, "codebook").astype(np.float64)
     noise = energy - 2 * float(stored @ sums) + float(stored**2 @ counts)
     return Grid(QuantizedStage(stage, [table], codes.reshape(matrix.shape)), energy, max(noise, 0.0))
-
-
-def table_dtype(values: npt.NDArray[np.floating]) -> str:
-    """``f16`` where it holds all values to 11 bits, else ``f32``."""
-    magnitudes = np.abs(values[values != 0])
-    if magnitudes.size == 0 or (magnitudes.max() < 6e4 and magnitudes.min() > 6.2e-5):
-        return "f16"
-    return "f32"
 
 
 def encode_uniform(
