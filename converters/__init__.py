@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from vqformat.encode.model import Options, encode_model
 from vqformat.encode.report import Report
 from vqformat.errors import ConversionError
 from vqformat.numpy import as_recipe
 
-from .detect import detect_format
+from .detect import Kind, detect_format
 from .source import Source
 
 __all__ = ["Source", "convert", "extract", "open_source"]
 
 
 def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO, *, options: Options | None = None,
-            metadata: Mapping[str, Any] | None = None, overwrite: bool = False, **keywords: Any) -> Report:  # fmt: skip
+            metadata: Mapping[str, Any] | None = None, include_optimizer: bool = False, overwrite: bool = False,
+            **keywords: Any) -> Report:  # fmt: skip
     """Compress a checkpoint into a ``.vqm``.
 
     Args:
@@ -32,6 +34,8 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
         dst: Path, or a binary stream.
         options: What is asked of the encoder; or give its parts as keywords, as to ``vqformat.save_file``.
         metadata: Added to what the checkpoint has.
+        include_optimizer: Whether the state of training that lies beside the weights (the optimizer's, epoch numbers)
+            is kept too. Its tensors are stored exactly, unless a pattern of the recipe names them.
         overwrite: Whether ``dst`` may be replaced.
 
     Returns:
@@ -50,7 +54,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
         raise TypeError(f"options and {', '.join(keywords)} exclude each other")
     if not overwrite and isinstance(dst, (str, os.PathLike)) and os.path.exists(dst):
         raise FileExistsError(f"{os.fspath(dst)!r} exists; it was not replaced")  # said before the work is done
-    with open_source(src) as source:
+    with open_source(src, include_optimizer=include_optimizer) as source:
         stored = {**source.stored_metadata(), **(metadata or {})}
         report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite)
         report.notes.extend(source.notes)
@@ -87,8 +91,30 @@ def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: 
         return export(source, Path(dst), names=names, overwrite=overwrite)
 
 
-def open_source(path: str | os.PathLike[str]) -> Source:
+# Kind -> module and function that opens it
+_READERS: dict[Kind, tuple[str, str]] = {
+    "vqm": ("vqm", "open_vqm"),
+    "pytorch": ("pytorch", "open_pytorch"),
+    "pytorch-index": ("pytorch", "open_sharded"),
+    "torchscript": ("torchscript", "open_torchscript"),
+    "safetensors": ("safetensors", "open_safetensors"),
+    "safetensors-index": ("safetensors", "open_sharded"),
+    "keras": ("keras", "open_keras"),
+    "keras-shards": ("keras", "open_shards"),
+    "hdf5": ("keras", "open_hdf5"),
+    "onnx": ("onnx", "open_onnx"),
+    "gguf": ("gguf", "open_gguf"),
+    "npz": ("npz", "open_npz"),
+    "npy": ("npz", "open_npy"),
+}
+_WITH_OPTIMIZER = ("pytorch", "keras", "keras-shards", "hdf5")
+
+
+def open_source(path: str | os.PathLike[str], *, include_optimizer: bool = False) -> Source:
     """Open a checkpoint of any format that can be read, told by its content.
+
+    Args:
+        include_optimizer: Whether the state of training that lies beside the weights is kept too.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -96,28 +122,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         ImportError: A package for the format is not installed; the message says which.
     """
     kind, file = detect_format(Path(path))
-    match kind:
-        case "vqm":
-            from .vqm import open_vqm
-
-            return open_vqm(file)
-        case "pytorch" | "pytorch-legacy":
-            from .pytorch import open_pytorch
-
-            return open_pytorch(file)
-        case "safetensors":
-            from .safetensors import open_safetensors
-
-            return open_safetensors(file)
-        case "safetensors-index":
-            from .safetensors import open_sharded
-
-            return open_sharded(file)
-        case "npz":
-            from .npz import open_npz
-
-            return open_npz(file)
-        case "npy":
-            from .npz import open_npy
-
-            return open_npy(file)
+    module, function = _READERS[kind]
+    open_it = getattr(import_module(f".{module}", __package__), function)
+    if kind in _WITH_OPTIMIZER:
+        return cast(Source, open_it(file, include_optimizer=include_optimizer))
+    return cast(Source, open_it(file))

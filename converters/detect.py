@@ -9,18 +9,21 @@ from typing import Any, Literal
 
 from vqformat.errors import ConversionError
 
-Kind = Literal["vqm", "pytorch", "pytorch-legacy", "safetensors", "safetensors-index", "npz", "npy"]
+Kind = Literal[
+    "vqm", "pytorch", "pytorch-index", "torchscript", "safetensors", "safetensors-index", "keras", "keras-shards",
+    "hdf5", "onnx", "gguf", "npz", "npy",
+]  # fmt: skip
 
-READABLE = "PyTorch checkpoints (.pt, .pth), safetensors (also sharded), NumPy .npz and .npy, and .vqm can be read"
+READABLE = ("PyTorch checkpoints (.pt, .pth, .bin, also sharded; TorchScript), safetensors (also sharded), Keras"
+            " (.keras, .weights.h5, .h5), HDF5, ONNX, GGUF, NumPy .npz and .npy, and .vqm can be read")  # fmt: skip
 MAX_JSON_NBYTES = 100_000_000
 
 _VQM = b"\x89VQM"
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 _TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, pickled
 # What people hand over by mistake, and what would help
 _OTHERS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; fetch the file with: git lfs pull"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-    (b"GGUF", "a GGUF file, whose weights are already quantized; start from the original checkpoint"),
     (b"\x1f\x8b", "compressed with gzip; decompress it first"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd; decompress it first"),
     (b"BZh", "compressed with bzip2; decompress it first"),
@@ -50,17 +53,20 @@ def detect_format(path: Path) -> tuple[Kind, Path]:
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _of_zip(path), path
     if head.startswith(_TORCH_LEGACY):
-        return "pytorch-legacy", path
+        return "pytorch", path
+    if head.startswith(b"GGUF"):
+        return "gguf", path
+    if _is_hdf5(path, size):
+        return "hdf5", path
     if len(head) > 8 and head[8:9] in b"{ " and int.from_bytes(head[:8], "little") <= MAX_JSON_NBYTES:
         return "safetensors", path
-    if head.lstrip()[:1] == b"{" and is_index(path):
-        return "safetensors-index", path
+    if head.lstrip()[:1] == b"{":
+        kind = _of_index(path)
+        if kind is not None:
+            return kind, path
+    if _is_onnx(head) or path.suffix.lower() == ".onnx":
+        return "onnx", path
     raise ConversionError(f"{str(path)!r} is {_describe(head, size)}")
-
-
-def is_index(path: Path) -> bool:
-    """Whether a file is the index of a sharded safetensors model."""
-    return isinstance(read_json(path).get("weight_map"), dict)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -74,40 +80,85 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _of_index(path: Path) -> Kind | None:
+    """Which sharded model a JSON file is the index of, by the suffixes of its shards."""
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict):
+        return None
+    shards = [str(shard) for place in places.values() for shard in (place if isinstance(place, list) else [place])]
+    if shards and all(shard.endswith(".weights.h5") for shard in shards):
+        return "keras-shards"
+    if shards and all(shard.endswith((".bin", ".pt", ".pth")) for shard in shards):
+        return "pytorch-index"
+    return "safetensors-index"
+
+
+# What a folder is looked through for, in this order
+_IN_FOLDER: tuple[tuple[str, Kind], ...] = (
+    ("*.safetensors.index.json", "safetensors-index"), ("*.safetensors", "safetensors"),
+    ("*.bin.index.json", "pytorch-index"), ("pytorch_model.bin", "pytorch"),
+    ("model.weights.json", "keras-shards"), ("model.weights.h5", "keras"),
+)  # fmt: skip
+
+
 def _in_folder(folder: Path) -> tuple[Kind, Path]:
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    files = sorted(folder.glob("*.safetensors"))
-    if len(indexes) == 1:
-        return "safetensors-index", indexes[0]
-    if not indexes and len(files) == 1:
-        return "safetensors", files[0]
-    found = [file.name for file in indexes or files]
-    what = f"a folder of {', '.join(map(repr, found[:8]))}" if found else "a folder without a checkpoint that is known"
-    raise ConversionError(f"{str(folder)!r} is {what}; give a file, or a folder with one *.safetensors.index.json or"
-                          " one *.safetensors")  # fmt: skip
+    for pattern, kind in _IN_FOLDER:
+        files = sorted(folder.glob(pattern))
+        if len(files) == 1:
+            if kind == "keras":  # an unpacked .keras: the configuration lies beside the weights
+                return (kind, folder) if (folder / "config.json").is_file() else ("hdf5", files[0])
+            return kind, files[0]
+        if files:
+            found = ", ".join(repr(file.name) for file in files[:8])
+            raise ConversionError(f"{str(folder)!r} is a folder of {found}; give one of them")
+    raise ConversionError(f"{str(folder)!r} is a folder without a checkpoint that is known; give a file, or a folder"
+                          f" with one of {', '.join(pattern for pattern, _ in _IN_FOLDER)}")  # fmt: skip
 
 
 def _of_zip(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            is_encrypted = any(member.flag_bits & 1 for member in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as err:
-        raise ConversionError(f"{str(path)!r} begins as a zip archive (PyTorch, NumPy), but is damaged or cut short:"
-                              f" {err}; fetch or save it again") from err  # fmt: skip
+        raise ConversionError(f"{str(path)!r} begins as a zip archive (PyTorch, Keras, NumPy), but is damaged or cut"
+                              f" short: {err}; fetch or save it again") from err  # fmt: skip
+    if is_encrypted:
+        raise ConversionError(f"{str(path)!r} is an encrypted zip archive; decrypt it first")
     tails = {name.split("/", 1)[-1] for name in names}
     if "data.pkl" in tails:
-        if "constants.pkl" in tails:
-            raise ConversionError(f"{str(path)!r} is a TorchScript archive; load it with torch.jit.load and save its"
-                                  " state dict: torch.save(model.state_dict(), …)")  # fmt: skip
-        return "pytorch"
+        return "torchscript" if "constants.pkl" in tails else "pytorch"
+    if "config.json" in names and names_of_weights(names):
+        return "keras"
     if any(name.endswith(".npy") for name in names):
         return "npz"
-    if "model.weights.h5" in names:
-        raise ConversionError(f"{str(path)!r} is a Keras model; {READABLE}")
     if not names:
         raise ConversionError(f"{str(path)!r} is a zip archive without members; {READABLE}")
     some = ", ".join(map(repr, names[:4])) + (", …" if len(names) > 4 else "")
-    raise ConversionError(f"{str(path)!r} is a zip archive of {some}, neither of PyTorch nor of NumPy; {READABLE}")
+    raise ConversionError(f"{str(path)!r} is a zip archive of {some}, which is no checkpoint; {READABLE}")
+
+
+def names_of_weights(names: list[str]) -> list[str]:
+    """Of the members of a Keras archive, those that may have the weights."""
+    return [name for name in names if name in ("model.weights.h5", "model.weights.npz", "model.weights.json")]
+
+
+def _is_hdf5(path: Path, size: int) -> bool:
+    """Whether HDF5's signature is where it may be: at 0, or at 512 times a power of two, after a user block."""
+    offset = 0
+    with open(path, "rb") as stream:
+        while offset + len(_HDF5) <= size:
+            stream.seek(offset)
+            if stream.read(len(_HDF5)) == _HDF5:
+                return True
+            offset = 2 * offset or 512
+    return False
+
+
+def _is_onnx(head: bytes) -> bool:
+    """Whether this begins as a ModelProto does: ir_version, then another of its fields."""
+    fields = {field << 3 | kind for field, kind in ((2, 2), (3, 2), (4, 2), (5, 0), (6, 2), (7, 2), (8, 2), (14, 2))}
+    return len(head) > 2 and head[0] == 0x08 and 0 < head[1] < 32 and head[2] in fields
 
 
 def _describe(head: bytes, size: int) -> str:
@@ -126,7 +177,7 @@ def _describe(head: bytes, size: int) -> str:
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return f"a web page or XML, not a checkpoint: perhaps a download that failed; {READABLE}"
     if start.startswith((b"{", b"[")):
-        return f"text that looks like JSON, without the weight_map of a safetensors index; {READABLE}"
+        return f"text that looks like JSON, without the weight_map of a sharded model; {READABLE}"
     if _is_text(head):
         return f"a text file; {READABLE}"
     return f"no checkpoint that is known: {size} bytes that begin with {head[:8].hex(' ')}; {READABLE}"

@@ -49,7 +49,7 @@ class _LeftOut:
         pass
 
 
-def open_pytorch(path: Path) -> Source:
+def open_pytorch(path: Path, *, include_optimizer: bool = False) -> Source:
     """Open a checkpoint; the tensors of a zip file are mapped, not read, until they are asked for.
 
     Raises:

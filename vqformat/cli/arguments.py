@@ -63,8 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     convert = add("convert", "convert", "compress a checkpoint to a .vqm file", _METHOD_HELP + _methods())
-    kinds = ("PyTorch checkpoint, safetensors (a file, or the index or folder of a sharded model), .npz, .npy or .vqm;"
-             " its content tells which; - is stdin")  # fmt: skip
+    kinds = ("PyTorch checkpoint or safetensors (a file, or the index or folder of a sharded model), Keras .keras,"
+             " .weights.h5 or .h5, HDF5, TorchScript, ONNX, GGUF, .npz, .npy or .vqm; its content tells which; - is stdin")
     convert.add_argument("source", metavar="SRC", type=_given, help=kinds)
     _add_output(convert, "FILE.vqm", "default: beside SRC, its suffix replaced by .vqm; - is stdout, and the table goes"
                 " to stderr", required=False)  # fmt: skip
@@ -75,6 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--layer", action="append", default=[], metavar="PATTERN=METHOD",
                          help="how to encode the tensors that match; may be given often")  # fmt: skip
     convert.add_argument("--method", type=_given, metavar="METHOD", help="how to encode the others")
+    convert.add_argument("--include-optimizer", action="store_true", help="keep the state of training beside the"
+                         " weights, such as the optimizer's, exactly (default: left out)")  # fmt: skip
     convert.add_argument("--seed", type=_seed, default=0, metavar="N", help="of random choices; the same input, options"
                          " and seed give the same bytes (default: 0)")  # fmt: skip
     _add_common(convert)
@@ -91,7 +93,8 @@ def build_parser() -> argparse.ArgumentParser:
     extract = add("extract", "convert", "write the tensors of a .vqm file in another format")
     extract.add_argument("file", type=_given, metavar="FILE", help="- is stdin")
     _add_names(extract)
-    _add_output(extract, "OUT", "its suffix tells the format: .pt (.pth, .bin), .safetensors or .npz", required=True)
+    _add_output(extract, "OUT", "its suffix tells the format: .pt (.pth, .bin), .safetensors,"
+                " .npz, .keras, .weights.h5, .h5 (.hdf5) or .onnx", required=True)
     _add_common(extract)
 
     diff = add("diff", "diff", "compare the tensors of two files of any kind that convert reads", _DIFF_HELP)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vqformat.converters import convert, extract
+from vqformat.converters.export import SUFFIXES
 
 from ..encode.recipe import Recipe
 from ..errors import EncodeError
@@ -21,8 +22,6 @@ from .text import count, counted, decibel, escape, number, one_line, shape_text,
 
 if TYPE_CHECKING:
     from ..encode.report import Report
-
-_EXTRACTED = (".pt", ".pth", ".bin", ".safetensors", ".npz")
 
 
 def run_convert(args: argparse.Namespace) -> int:
@@ -42,7 +41,8 @@ def run_convert(args: argparse.Namespace) -> int:
         source = stack.enter_context(local_path(args.source))
         progress = stack.enter_context(progress_bar(quiet=args.quiet, unit=" weights"))
         report = convert(source, target, recipe=recipe, bits=args.bits, ratio=args.ratio, lossless=args.lossless,
-                         seed=args.seed, progress=progress, overwrite=args.force)  # fmt: skip
+                         seed=args.seed, progress=progress, include_optimizer=args.include_optimizer,
+                         overwrite=args.force)  # fmt: skip
     seconds = time.monotonic() - start
     where: TextIO = sys.stderr if to_stdout else sys.stdout
     if args.json:
@@ -102,8 +102,8 @@ def _report_table(report: Report, *, verbose: bool) -> list[str]:
 
 def run_extract(args: argparse.Namespace) -> int:
     """Write tensors in another format."""
-    if not args.output.lower().endswith(_EXTRACTED):
-        raise UsageError(f"-o {args.output!r}: the suffix tells the format: {', '.join(_EXTRACTED)}")
+    if not args.output.lower().endswith(SUFFIXES):
+        raise UsageError(f"-o {args.output!r}: the suffix tells the format: {', '.join(SUFFIXES)}")
     output = Path(args.output)
     check_output(output, args.file, force=args.force)
     with local_path(args.file) as source:

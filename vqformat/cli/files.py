@@ -17,8 +17,9 @@ from .arguments import UsageError
 from .text import describe_error, escape
 
 STDIO = "-"
-_SUFFIXES = (".safetensors.index.json", ".safetensors", ".pth.tar", ".pt.tar", ".pt", ".pth", ".th", ".tar", ".ckpt",
-             ".bin", ".pkl", ".pickle", ".npz", ".npy", ".h5", ".hdf5", ".keras", ".vqm")  # fmt: skip
+_SUFFIXES = (".safetensors.index.json", ".safetensors", ".bin.index.json", ".pth.tar", ".pt.tar", ".pt", ".pth", ".th",
+             ".tar", ".ckpt", ".bin", ".pkl", ".pickle", ".jit", ".npz", ".npy", ".weights.json", ".weights.h5", ".h5",
+             ".hdf5", ".keras", ".onnx", ".gguf", ".vqm")  # fmt: skip
 
 
 class FileError(Exception):

@@ -134,7 +134,7 @@ class _Encoder:
 
     def _method(self, tensor: SourceTensor) -> Method | None:
         """What the recipe asks for; None where the encoder chooses."""
-        if self.options.lossless:
+        if self.options.lossless or (tensor.is_exact and not self._is_named(tensor)):
             return quantize.LOSSLESS
         if self.options.recipe is None or tensor.name in self._fallen:
             return None
@@ -148,6 +148,10 @@ class _Encoder:
             if not BY_NAME[tensor.dtype].arithmetic:
                 raise EncodeError(f"tensor {tensor.name!r} has dtype {tensor.dtype}, which {method} cannot code")
         return method
+
+    def _is_named(self, tensor: SourceTensor) -> bool:
+        """Whether a pattern of the recipe decides about the tensor."""
+        return self.options.recipe is not None and self.options.recipe.names(tensor.name)
 
     def _is_coarse(self, tensor: SourceTensor) -> bool:
         """Whether the encoder may put the tensor on a grid."""

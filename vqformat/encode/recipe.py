@@ -297,6 +297,10 @@ class Recipe:
                 return Match(method, True)
         return Match(self.default, True)
 
+    def names(self, name: str) -> bool:
+        """Whether a pattern, and not only the default, decides about a tensor."""
+        return name in self._rules or any(fnmatchcase(name, pattern) for pattern in self._rules)
+
     def unused(self, names: Iterable[str]) -> list[str]:
         """Patterns that decide nothing for these names; a misspelt one is among them."""
         used = set()

@@ -29,6 +29,7 @@ class SourceTensor:
         dtype: Name in SPEC 7.1.
         load: Its array, of any strides and byte order; 4-bit elements take a byte each.
         alias_of: Name of an earlier tensor that it shares everything with.
+        is_exact: Whether every bit is kept, unless a pattern of the recipe names the tensor: it is no weight.
     """
 
     name: str
@@ -36,6 +37,7 @@ class SourceTensor:
     shape: tuple[int, ...]
     load: Callable[[], Array]
     alias_of: str | None = None
+    is_exact: bool = False
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,43 @@
+"""Tensors as a NumPy archive."""
+
+from __future__ import annotations
+
+import zipfile
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from vqformat.dtypes import BY_NAME
+from vqformat.encode.source import SourceTensor
+from vqformat.errors import ConversionError
+
+from ..source import Source
+
+
+def write_npz(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
+    """As ``numpy.savez`` writes, with a fixed date; dtypes that NumPy lacks are widened, without loss."""
+    with zipfile.ZipFile(stream, "w") as archive:
+        for tensor in tensors:
+            if "\0" in tensor.name:
+                raise ConversionError(f"tensor {tensor.name!r}: a NumPy archive cannot hold a name with U+0000")
+            array = tensor.load()
+            wide = _numpy_dtype(tensor.dtype)
+            if array.dtype != wide:
+                array = array.astype(wide)
+                notes.append(f"{tensor.name!r} has dtype {tensor.dtype}, which NumPy does not have: stored as {wide},"
+                             " same values")  # fmt: skip
+            with archive.open(zipfile.ZipInfo(tensor.name + ".npy"), "w", force_zip64=True) as member:
+                npy.write_array(member, array, allow_pickle=False)
+            if tensor.alias_of is not None:
+                notes.append(f"{tensor.name!r} is tied to {tensor.alias_of!r}; NumPy cannot tell: stored as a copy")
+    if source.metadata:
+        notes.append("a NumPy archive has no metadata: left out")
+
+
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    """The narrowest common dtype that holds all values: for those of ml_dtypes float32, for 4-bit integers 8 bits."""
+    info = BY_NAME[name]
+    if name in ("u4", "i4"):
+        return np.dtype(info.numpy_name.replace("4", "8"))
+    return info.numpy if hasattr(np, info.numpy_name) else np.dtype("<f4")
