@@ -1,0 +1,295 @@
+"""ONNX models as a source: initializers and large constants are the tensors, the rest of the graph goes along.
+
+Nothing of the onnx package but its protobuf classes is used: its checker, its shape inference and its reader of
+external data are not meant for files of strangers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vqformat.bits import unpack_nibbles
+from vqformat.dtypes import BY_NAME
+from vqformat.encode.source import SourceTensor, check_name, check_shape
+from vqformat.errors import ConversionError, EncodeError
+from vqformat.limits import MAX_RANK
+
+from .source import Source
+
+try:
+    from google.protobuf.message import DecodeError
+    from onnx import FunctionProto, GraphProto, ModelProto, TensorProto
+except ImportError as err:
+    raise ImportError("ONNX models need the onnx package; run: pip install 'vqformat[onnx]'") from err
+
+MAX_NBYTES = (1 << 31) - 1  # of a protobuf message
+MAX_GRAPH_NBYTES = 15 << 20  # leaves room for other metadata in META, of which SPEC allows 16 MiB
+_FEW = 16  # elements; so few floats are rather Resize's scales or the bounds of a Clip than weights: kept exactly
+
+# TensorProto.DataType -> SPEC name, and the field of the values where they are not in raw_data
+_DTYPES = {
+    1: ("f32", "float_data"), 2: ("u8", "int32_data"), 3: ("i8", "int32_data"), 4: ("u16", "int32_data"),
+    5: ("i16", "int32_data"), 6: ("i32", "int32_data"), 7: ("i64", "int64_data"), 9: ("bool", "int32_data"),
+    10: ("f16", "int32_data"), 11: ("f64", "double_data"), 12: ("u32", "uint64_data"), 13: ("u64", "uint64_data"),
+    14: ("c64", "float_data"), 15: ("c128", "double_data"), 16: ("bf16", "int32_data"),
+    17: ("f8_e4m3fn", "int32_data"), 18: ("f8_e4m3fnuz", "int32_data"), 19: ("f8_e5m2", "int32_data"),
+    20: ("f8_e5m2fnuz", "int32_data"), 21: ("u4", "int32_data"), 22: ("i4", "int32_data"),
+    23: ("f4_e2m1fn", "int32_data"), 24: ("f8_e8m0fnu", "int32_data"),
+}  # fmt: skip
+_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+_WORDS = {"float_data": "<f4", "double_data": "<f8", "int32_data": "<i4", "int64_data": "<i8", "uint64_data": "<u8"}
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """An initializer, or the value of a Constant, that a ``.vqm`` can hold."""
+
+    name: str
+    proto: TensorProto
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return BY_NAME[self.dtype].nbytes(self.count)
+
+    def strip(self) -> None:
+        """Remove the data, and where it lies outside also its place."""
+        for field in _FIELDS:
+            self.proto.ClearField(field)
+        if self.count:  # an empty raw_data is left as it is, set or not
+            self.proto.ClearField("raw_data")
+        if self.proto.data_location == TensorProto.EXTERNAL:
+            self.proto.ClearField("data_location")
+            self.proto.ClearField("external_data")
+
+
+def open_onnx(path: Path) -> Source:
+    """Open a model; it is read whole, except for what lies in files beside it.
+
+    Raises:
+        ConversionError: It is damaged or no ONNX model, or names a file that is not beside it.
+        EncodeError: A shape is larger than a ``.vqm`` can have.
+    """
+    what = repr(str(path))
+    if path.stat().st_size > MAX_NBYTES:
+        raise ConversionError(f"{what} has more than the 2 GiB that an ONNX model can have")
+    return _open(path, parse_model(path.read_bytes(), what))
+
+
+def parse_model(data: bytes, what: str) -> ModelProto:
+    """A model with a graph, from its bytes.
+
+    Raises:
+        ConversionError: They are none.
+    """
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except (DecodeError, UnicodeDecodeError) as err:
+        raise ConversionError(f"{what} is no ONNX model, or damaged or cut short ({err})") from err
+    if not model.HasField("graph"):
+        raise ConversionError(f"{what} is no ONNX model, or cut short: it has no graph")
+    return model
+
+
+def initializers(model: ModelProto) -> tuple[list[Initializer], list[TensorProto], list[TensorProto], set[str]]:
+    """The tensors of all graphs, found the same way before and after their data are removed.
+
+    Returns:
+        Those that are taken, of which later ones of a name that is in use are numbered: ``w#2``; initializers that stay
+        in the graph; constants of nodes that do; and why.
+    """
+    taken: dict[str, Initializer] = {}
+    left: list[TensorProto] = []
+    constants: list[TensorProto] = []
+    reasons: set[str] = set()
+    seen: Counter[str] = Counter()
+
+    def take(name: str, proto: TensorProto, others: list[TensorProto]) -> None:
+        reason = _why_left(name, proto)
+        if reason:
+            others.append(proto)
+            reasons.add(reason)
+            return
+        unique = name
+        while unique in taken:
+            seen[name] += 1
+            unique = f"{name}#{seen[name] + 1}"
+        taken[unique] = Initializer(unique, proto, _DTYPES[proto.data_type][0], tuple(proto.dims))
+
+    for graph in _graphs(model):
+        if isinstance(graph, GraphProto):
+            for proto in graph.initializer:
+                take(proto.name, proto, left)
+            if graph.sparse_initializer:
+                left += [sparse.values for sparse in graph.sparse_initializer]
+                reasons.add("sparse")
+        for node in graph.node:
+            for attribute in node.attribute:
+                constants += attribute.tensors
+                if attribute.HasField("t"):
+                    count = prod(attribute.t.dims[:MAX_RANK])  # a longer product could take hours
+                    if node.op_type == "Constant" and len(node.output) == 1 and count > _FEW:
+                        take(node.output[0], attribute.t, constants)  # where exporters put weights of inner graphs
+                    else:
+                        constants.append(attribute.t)
+    return list(taken.values()), left, constants, reasons
+
+
+def _graphs(model: ModelProto) -> Iterator[GraphProto | FunctionProto]:
+    """All graphs, each before those inside it; protobuf bounds how deep they are nested."""
+    waiting: list[GraphProto | FunctionProto] = [*reversed(model.functions), model.graph]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        inner: list[GraphProto | FunctionProto] = []
+        for node in graph.node:
+            for attribute in node.attribute:
+                inner += [attribute.g] * attribute.HasField("g")
+                inner += attribute.graphs
+        waiting += reversed(inner)
+
+
+def _why_left(name: str, proto: TensorProto) -> str:
+    """Why this cannot become a tensor, from what is left of it without its data; empty if it can."""
+    if proto.data_type not in _DTYPES:
+        known = {value: name.lower() for name, value in TensorProto.DataType.items()}
+        return f"dtype {known.get(proto.data_type, proto.data_type)}"
+    if len(proto.dims) > MAX_RANK:
+        return f"more than {MAX_RANK} axes"
+    try:
+        check_name(name if isinstance(name, str) else "")  # bytes where it is no UTF-8
+    except EncodeError:
+        return "a name that a .vqm cannot have"
+    return ""
+
+
+def _open(path: Path, model: ModelProto) -> Source:
+    taken, left, constants, reasons = initializers(model)
+    notes: list[str] = []
+    tensors = []
+    for each in taken:
+        load = _loader(path, each)
+        tensors.append(SourceTensor(each.name, each.dtype, each.shape, load, is_exact=each.count <= _FEW))
+        each.strip()
+    if left:
+        notes.append(f"{_of(left, 'initializer')} in the graph, not compressed: {', '.join(sorted(reasons))}")
+    if constants:
+        notes.append(f"{_of(constants, 'constant')} in nodes of the graph, not compressed")
+    outside = [proto for proto in left + constants if proto.data_location == TensorProto.EXTERNAL]
+    if outside:
+        entries = [entry for proto in outside for entry in proto.external_data]
+        places = sorted({repr(entry.value) for entry in entries if entry.key == "location"})
+        notes.append(f"{len(outside)} of them keep their data in {', '.join(places[:8])}, which the graph still needs"
+                     " beside it")  # fmt: skip
+    origin: dict[str, Any] = {"format": "onnx"}
+    graph = model.SerializeToString(deterministic=True)
+    if len(graph) <= MAX_GRAPH_NBYTES:
+        origin["graph"] = graph
+    else:
+        notes.append(f"left out the graph: it has {len(graph):,} bytes without the initializers, and"
+                     f" {MAX_GRAPH_NBYTES:,} are allowed; the .vqm cannot be extracted to .onnx")  # fmt: skip
+    return Source("onnx", tensors, {}, notes, origin)
+
+
+def _of(protos: list[TensorProto], what: str) -> str:
+    nbytes = sum(proto.ByteSize() for proto in protos)
+    return f"{len(protos)} {what}{'s stay' if len(protos) > 1 else ' stays'} ({nbytes:,} bytes)"
+
+
+def _loader(path: Path, each: Initializer) -> Callable[[], npt.NDArray[Any]]:
+    where = f"{str(path)!r}: tensor {each.name!r}"
+    if any(size < 0 for size in each.shape) or each.proto.HasField("segment"):
+        raise ConversionError(f"{where} has shape {each.shape} or is a part of a tensor, which cannot be read")
+    check_shape(each.name, each.shape)
+    dtype, shape, nbytes = each.dtype, each.shape, each.nbytes
+    if each.proto.data_location == TensorProto.EXTERNAL:
+        file, offset = _outside(path, each, where)
+
+        def load() -> npt.NDArray[Any]:
+            data = np.fromfile(file, np.uint8, nbytes, offset=offset)
+            if data.size < nbytes:
+                raise ConversionError(f"{file!r} became shorter while it was read")
+            return _array(data, dtype, shape)
+
+        return load
+    kept = _inside(each, where)
+    return lambda: _array(np.frombuffer(kept, np.uint8), dtype, shape)
+
+
+def _outside(path: Path, each: Initializer, where: str) -> tuple[str, int]:
+    """File and offset of external data. A model must not point elsewhere: the file lies beside it."""
+    entries = {entry.key: entry.value if isinstance(entry.value, str) else "" for entry in each.proto.external_data}
+    location = entries.get("location", "")
+    if location in ("", ".", "..") or "\0" in location or set(location) & set("/\\:"):
+        raise ConversionError(f"{where} has its data in {location!r}; a plain file name is allowed")
+    file = os.path.realpath(path.parent / location)
+    # Beside the model, or beside what it is a link to: caches of downloads are folders of links
+    beside = (os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path)))
+    if os.path.dirname(file) not in beside:
+        raise ConversionError(f"{where} has its data in {location!r}, a link that leads out of the folder")
+    if not os.path.isfile(file):
+        raise ConversionError(f"{where} has its data in {location!r}, which is not beside it")
+    numbers = [entries.get("offset", "0"), entries.get("length", str(each.nbytes))]
+    if not all(number.isascii() and number.isdecimal() and len(number) < 20 for number in numbers):
+        raise ConversionError(f"{where} has offset and length {numbers} in {location!r}")
+    offset, length = map(int, numbers)
+    size = os.path.getsize(file)
+    if length != each.nbytes or offset + length > size:
+        raise ConversionError(f"{where} of shape {each.shape} and dtype {each.dtype} needs {each.nbytes} bytes, but"
+                              f" lies in {length} at {offset} of {location!r}, which has {size}")  # fmt: skip
+    return file, offset
+
+
+def _inside(each: Initializer, where: str) -> bytes:
+    """Data as raw_data has it; nothing is allocated before its size is known to be right."""
+    field = _DTYPES[each.proto.data_type][1]
+    others = [other for other in _FIELDS if other != field and len(getattr(each.proto, other))]
+    values = getattr(each.proto, field)
+    raw: bytes = each.proto.raw_data
+    if others or (raw and len(values)):
+        raise ConversionError(f"{where} has its data twice, or in the wrong field")
+    if not len(values):
+        if len(raw) != each.nbytes:
+            raise ConversionError(f"{where} of shape {each.shape} and dtype {each.dtype} needs {each.nbytes} bytes, but"
+                                  f" {len(raw)} are there")  # fmt: skip
+        return raw
+    info = BY_NAME[each.dtype]
+    expected = (each.count + 1) // 2 if info.bits == 4 else each.count * (1 + info.is_complex)
+    if len(values) != expected:
+        raise ConversionError(f"{where} of shape {each.shape} and dtype {each.dtype} needs {expected} values, but"
+                              f" {len(values)} are there")  # fmt: skip
+    words = np.dtype(_WORDS[field])
+    if words.kind == "f":  # protobuf packs them as they are; Python's floats would lose payloads of NaN
+        packed = TensorProto()
+        getattr(packed, field).MergeFrom(values)
+        message: bytes = packed.SerializeToString()
+        return message[-expected * words.itemsize :]
+    array: npt.NDArray[Any] = np.fromiter(values, words, expected)
+    array = array != 0 if each.dtype == "bool" else array.astype(f"<u{max(info.bits // 8, 1)}")
+    return array.tobytes()
+
+
+def _array(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    info = BY_NAME[dtype]
+    if dtype == "bool":
+        data = (data != 0).view(np.uint8)
+    if info.bits == 4:
+        data = unpack_nibbles(data, 2 * data.size)[: prod(shape)]
+        if dtype == "i4":  # ml_dtypes keeps the sign in the byte's upper half
+            data = (data ^ np.uint8(8)) - np.uint8(8)
+    return data.view(info.numpy).reshape(shape)
