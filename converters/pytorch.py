@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
+from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError, EncodeError
 
+from .detect import detect_format
+from .sharding import check_shard, read_shards
 from .source import Source
 
 try:
@@ -17,14 +23,15 @@ try:
 except ImportError as err:
     raise ImportError("PyTorch checkpoints need PyTorch; run: pip install 'vqformat[torch]'") from err
 
-from vqformat.torch import source_tensors
+from vqformat.torch import source_tensors, to_numpy
+
+from .checkpoint import MAX_DEPTH, to_json
 
 OLDEST_TORCH = (2, 10)  # before: CVE-2025-32434 (code runs in spite of weights_only), CVE-2026-24747 (heap corruption)
 
 # Where the state dict lies in a checkpoint, if several of its parts have tensors
 _STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "params")
 _TRAINING_PREFIXES = ("optim", "sched", "lr_sched", "scaler", "amp", "rng")  # state of a training run, no weights
-_MAX_DEPTH = 64
 
 # Objects without weights that checkpoints often hold. The unpickler gets _LeftOut in their place: nothing of
 # theirs is imported or run. Any other name is refused by PyTorch.
@@ -52,33 +59,104 @@ class _LeftOut:
 def open_pytorch(path: Path, *, include_optimizer: bool = False) -> Source:
     """Open a checkpoint; the tensors of a zip file are mapped, not read, until they are asked for.
 
+    Args:
+        include_optimizer: Whether all that lies beside the state dict is kept too: its tensors are exact, and
+            ``origin["checkpoint"]`` tells where each has its place.
+
     Raises:
         ConversionError: It is damaged, has no tensors, or would need code to be run.
         ImportError: PyTorch is too old to read a checkpoint safely.
     """
     checkpoint = _load(path)
     notes: list[str] = []
-    state, nesting = _find_state(checkpoint, notes)
-    tensors = _flatten(path, state, notes)
-    if not tensors:
-        raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint without tensors: it holds {_summary(checkpoint)};"
-                              " save a state dict: torch.save(model.state_dict(), …)")  # fmt: skip
-    try:
-        sources = source_tensors(tensors, notes)
-    except EncodeError as err:
-        raise ConversionError(f"{str(path)!r}: {err}") from err
+    left_out: list[str] = []
+    state, nesting = _find_state(checkpoint, left_out)
+    tensors = _flatten(path, state, notes, left_out)
     origin: dict[str, Any] = {"format": "pytorch"}
     if nesting:
         origin["nesting"] = nesting
+    weights = set(tensors)
+    if include_optimizer:
+        try:
+            structure = to_json(checkpoint, tensors, notes)
+        except ConversionError as err:
+            raise ConversionError(f"{str(path)!r}: {err}") from err
+        if checkpoint is not state or left_out or notes:  # more than a plain state dict
+            origin["checkpoint"] = structure
+    else:
+        notes.extend(left_out)
+        if _count(checkpoint) > len({id(tensor) for tensor in tensors.values()}):
+            notes.append("--include-optimizer keeps what was left out")
+    if not tensors:
+        raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint without tensors: it holds {_summary(checkpoint)};"
+                              " save a state dict: torch.save(model.state_dict(), …)")  # fmt: skip
+    sources = [replace(source, is_exact=source.name not in weights) for source in _sources(path, tensors, notes)]
     return Source("pytorch", sources, {}, notes, origin)
 
 
-def _load(path: Path) -> Any:
+def open_sharded(index: Path) -> Source:
+    """Open a sharded model by its ``*.bin.index.json``: shards in order of their names, one of them open at a time.
+
+    Raises:
+        ConversionError: A shard is missing or damaged, or does not have what the index says.
+        ImportError: PyTorch is too old to read a checkpoint safely.
+    """
+    opened = _OpenShard()
+    notes: list[str] = []
+    sources: list[SourceTensor] = []
+    for shard, placed in read_shards(index).items():
+        path = index.parent / shard
+        kind, _ = detect_format(path)
+        if kind != "pytorch":
+            raise ConversionError(f"{str(path)!r} is of format {kind}; the shard of a PyTorch checkpoint was expected")
+        _check_zip(path)
+        tensors = opened.tensors(path, notes)
+        check_shard(index, shard, placed, tensors, notes)
+        wanted = {name: tensor for name, tensor in tensors.items() if name in placed}
+        sources.extend(replace(source, load=opened.loader(path, source.name))
+                       for source in _sources(path, wanted, notes))  # fmt: skip
+    return Source("pytorch", sources, {}, notes, {"format": "pytorch"}, opened.close)
+
+
+class _OpenShard:
+    """The shard that was asked for last: pages of a mapped one go when it does, a legacy one is all in memory."""
+
+    def __init__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._path: Path | None = None
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def tensors(self, path: Path, notes: list[str]) -> dict[str, torch.Tensor]:
+        if path != self._path:
+            self.close()  # before the next is loaded
+            self._tensors, self._path = _flatten(path, _load(path, is_checked=True), notes, notes), path
+        return self._tensors
+
+    def loader(self, path: Path, name: str) -> Callable[[], npt.NDArray[Any]]:
+        def load() -> npt.NDArray[Any]:
+            tensor = self.tensors(path, []).get(name)
+            if tensor is None:
+                raise ConversionError(f"{str(path)!r} changed while it was read: {name!r} is not there any more")
+            return to_numpy(tensor, name)
+
+        return load
+
+
+def _sources(path: Path, tensors: Mapping[str, torch.Tensor], notes: list[str]) -> list[SourceTensor]:
+    try:
+        return source_tensors(tensors, notes)
+    except EncodeError as err:
+        raise ConversionError(f"{str(path)!r}: {err}") from err
+
+
+def _load(path: Path, *, is_checked: bool = False) -> Any:
     numbers = re.findall(r"\d+", torch.__version__)[:2]
     if tuple(map(int, numbers)) < OLDEST_TORCH:
         raise ImportError(f"PyTorch {torch.__version__} cannot read checkpoints safely (CVE-2026-24747); run:"
                           f" pip install 'torch>={'.'.join(map(str, OLDEST_TORCH))}'")  # fmt: skip
-    can_map = _check_zip(path)
+    can_map = _can_map(path) if is_checked else _check_zip(path)
     try:
         with torch.serialization.safe_globals([(_LeftOut, name) for name in _HARMLESS]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
@@ -92,25 +170,42 @@ def _check_zip(path: Path) -> bool:
     """Compare the CRCs of a zip file, which torch.load does not.
 
     Returns:
-        Whether it can be mapped: it is a zip file and its members are stored as they are.
+        Whether it can be mapped, as ``_can_map``.
 
     Raises:
         ConversionError: A member is damaged.
     """
+    for member, archive in _members(path):
+        if not member.CRC:  # torch.serialization.set_crc32_options(False) writes 0
+            continue
+        try:
+            with archive.open(member) as stream:
+                while stream.read(1 << 20):
+                    pass
+        except Exception as err:  # besides BadZipFile: zlib.error, NotImplementedError, RuntimeError, OSError, …
+            raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint whose part {member.filename!r} is damaged"
+                                  f" ({err}); fetch or save it again") from err  # fmt: skip
+    return _can_map(path)
+
+
+def _can_map(path: Path) -> bool:
+    """Whether a checkpoint can be mapped: it is a zip file and its members are stored as they are."""
+    methods = {member.compress_type for member, _ in _members(path)}
+    return methods == {zipfile.ZIP_STORED}
+
+
+def _members(path: Path) -> Iterator[tuple[zipfile.ZipInfo, zipfile.ZipFile]]:
+    """Members of a zip file; none of a legacy file. One that is both is refused: torch.load does not map it."""
     if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
+        return
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as err:
+        raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint and a zip archive that is damaged; fetch"
+                              " or save it again") from err  # fmt: skip
+    with archive:
         for member in archive.infolist():
-            if not member.CRC:  # torch.serialization.set_crc32_options(False) writes 0
-                continue
-            try:
-                with archive.open(member) as stream:
-                    while stream.read(1 << 20):
-                        pass
-            except Exception as err:  # besides BadZipFile: zlib.error, NotImplementedError, RuntimeError, OSError, …
-                raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint whose part {member.filename!r} is damaged"
-                                      f" ({err}); fetch or save it again") from err  # fmt: skip
-        return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+            yield member, archive
 
 
 def _reason(err: Exception) -> str:
@@ -128,11 +223,11 @@ def _reason(err: Exception) -> str:
     return f"is a PyTorch checkpoint that is damaged or cut short ({first}); fetch or save it again"
 
 
-def _find_state(checkpoint: Any, notes: list[str]) -> tuple[Any, list[str]]:
+def _find_state(checkpoint: Any, left_out: list[str]) -> tuple[Any, list[str]]:
     """The part of a checkpoint that is the state dict, and the keys that lead to it."""
     nesting: list[str] = []
     state = checkpoint
-    while isinstance(state, Mapping) and len(nesting) < _MAX_DEPTH:
+    while isinstance(state, Mapping) and len(nesting) < MAX_DEPTH:
         key = next((key for key in _STATE_KEYS if isinstance(state.get(key), Mapping) and _count(state[key])), None)
         if key is None:
             branches = [key for key, value in state.items() if isinstance(value, Mapping) and _count(value)]
@@ -143,14 +238,19 @@ def _find_state(checkpoint: Any, notes: list[str]) -> tuple[Any, list[str]]:
                 break
         for other, value in state.items():
             if other != key:
-                notes.append(f"left out {_path(nesting, other)!r} ({_summary(value)})")
+                left_out.append(f"left out {_path(nesting, other)!r} ({_summary(value)})")
         nesting.append(key)
         state = state[key]
     return state, nesting
 
 
-def _flatten(path: Path, state: Any, notes: list[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict by name; those of nested ones by names joined with a dot."""
+def _flatten(path: Path, state: Any, notes: list[str], left_out: list[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict by name; those of nested ones by names joined with a dot.
+
+    Args:
+        notes: Gets a line for what has another name than a user expects.
+        left_out: Gets one for what is no tensor of the model.
+    """
     if isinstance(state, torch.Tensor):
         notes.append("the checkpoint is a single tensor; its name is 'tensor'")
         return {"tensor": state}
@@ -158,8 +258,8 @@ def _flatten(path: Path, state: Any, notes: list[str]) -> dict[str, torch.Tensor
     visited = {id(state): "the checkpoint"}  # each container once: shared ones could make 2^n names, or a cycle
 
     def visit(container: Any, keys: list[str]) -> None:
-        if len(keys) > _MAX_DEPTH:
-            raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint nested deeper than {_MAX_DEPTH} levels")
+        if len(keys) > MAX_DEPTH:
+            raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint nested deeper than {MAX_DEPTH} levels")
         for key, value in _items(container):
             name = _path(keys, key)
             if isinstance(value, torch.Tensor):
@@ -167,9 +267,9 @@ def _flatten(path: Path, state: Any, notes: list[str]) -> dict[str, torch.Tensor
                     raise ConversionError(f"{str(path)!r}: two tensors would have the name {name!r}")
                 tensors[name] = value
             elif not _count(value) or str(key).lower().startswith(_TRAINING_PREFIXES):
-                notes.append(f"left out {name!r} ({_summary(value)})")
+                left_out.append(f"left out {name!r} ({_summary(value)})")
             elif id(value) in visited:
-                notes.append(f"left out {name!r}: it is the same object as {visited[id(value)]}")
+                left_out.append(f"left out {name!r}: it is the same object as {visited[id(value)]}")
             else:
                 visited[id(value)] = repr(name)
                 notes.append(f"the names of the tensors in {name!r} begin with {name + '.'!r}")
@@ -191,14 +291,15 @@ def _path(keys: list[str], key: Any) -> str:
 
 
 def _count(value: Any) -> int:
-    """Tensors in nested containers; each container is counted once, so that cycles end."""
+    """Tensors in nested containers; each object is counted once, so that cycles end."""
     count = 0
     seen: set[int] = set()
     pending = [value]
     while pending:
         item = pending.pop()
         if isinstance(item, torch.Tensor):
-            count += 1
+            count += id(item) not in seen
+            seen.add(id(item))
         elif isinstance(item, (Mapping, list, tuple)) and id(item) not in seen:
             seen.add(id(item))
             pending.extend(inner for _, inner in _items(item))

@@ -16,7 +16,7 @@ from vqformat.dtypes import BY_NAME
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError
 
-from .detect import read_json
+from .sharding import check_shard, read_shards
 from .source import Source, take_metadata
 
 try:
@@ -50,34 +50,15 @@ def open_sharded(index: Path) -> Source:
     Raises:
         ConversionError: A shard is missing or damaged, or does not have what the index says.
     """
-    places = read_json(index)["weight_map"]
-    shards = sorted({_shard_name(index, shard) for shard in places.values()})
-    absent = [shard for shard in shards if not (index.parent / shard).is_file()]
-    if absent:
-        raise ConversionError(f"{str(index)!r} names shards that are not beside it: {', '.join(map(repr, absent))}")
     notes: list[str] = []
     tensors: list[SourceTensor] = []
     metadata: dict[str, Any] = {}
-    for shard in shards:
+    for shard, placed in read_shards(index).items():
         found, more = _read(index.parent / shard)
         metadata = {**more, **metadata}
-        names = {tensor.name for tensor in found}
-        lost = [name for name, place in places.items() if place == shard and name not in names]
-        if lost:
-            raise ConversionError(f"{str(index)!r} says that {shard!r} has tensor {lost[0]!r}, but it has not")
-        for tensor in found:
-            if places.get(tensor.name) == shard:
-                tensors.append(tensor)
-            else:
-                notes.append(f"left out {tensor.name!r} of {shard!r}: the index does not place it there")
+        check_shard(index, shard, placed, [tensor.name for tensor in found], notes)
+        tensors.extend(tensor for tensor in found if tensor.name in placed)
     return Source("safetensors", tensors, take_metadata(metadata, notes), notes, {"format": "safetensors"})
-
-
-def _shard_name(index: Path, shard: Any) -> str:
-    # A file must not point elsewhere: shards lie beside their index
-    if not isinstance(shard, str) or not shard or shard in (".", "..") or "\0" in shard or set(shard) & set("/\\:"):
-        raise ConversionError(f"{str(index)!r} names the shard {shard!r}; a plain file name is allowed")
-    return shard
 
 
 def _read(path: Path) -> tuple[list[SourceTensor], dict[str, Any]]:

@@ -1,11 +1,12 @@
-"""Tensors as a PyTorch state dict."""
+"""Tensors as a PyTorch checkpoint: a state dict, where it lay in the checkpoint that it came from (SPEC section 17)."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vqformat.encode.source import SourceTensor
+from vqformat.errors import ConversionError
 
 from ..source import Source
 
@@ -16,8 +17,17 @@ except ImportError as err:
 
 from vqformat.torch import from_numpy
 
+from ..checkpoint import MAX_DEPTH, from_json
+
 
 def write_pytorch(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
+    """Write a checkpoint; a part of the tensors is written as a plain state dict.
+
+    Raises:
+        ConversionError: ``vqm.source`` does not tell what it should.
+    """
+    is_whole = len(tensors) == len(source.tensors) and source.origin.get("format") == "pytorch"
+    nesting = _nesting(source.origin) if is_whole else []  # before anything is decoded
     state: OrderedDict[str, torch.Tensor] = OrderedDict()
     for tensor in tensors:
         if tensor.alias_of is not None:
@@ -27,6 +37,24 @@ def write_pytorch(stream: BinaryIO, tensors: list[SourceTensor], source: Source,
         if tensor.dtype in ("u4", "i4"):
             notes.append(f"{tensor.name!r} has dtype {tensor.dtype}, which PyTorch does not have: stored as"
                          f" {state[tensor.name].dtype}")  # fmt: skip
-    torch.save(state, stream)
+    checkpoint: Any = state
+    if is_whole and "checkpoint" in source.origin:
+        checkpoint = from_json(source.origin["checkpoint"], state)
+    else:
+        for key in reversed(nesting):
+            checkpoint = {key: checkpoint}
+    if nesting:
+        notes.append(f"the state dict lies under {', '.join(map(repr, nesting))}, as in the source: torch.load(…)"
+                     + "".join(f"[{key!r}]" for key in nesting))  # fmt: skip
+    torch.save(checkpoint, stream)
     if source.metadata:
         notes.append("a state dict has no metadata: left out")
+
+
+def _nesting(origin: dict[str, Any]) -> list[str]:
+    """The keys that lead to the state dict."""
+    nesting = origin.get("nesting", [])
+    if not isinstance(nesting, list) or len(nesting) > MAX_DEPTH or not all(isinstance(key, str) for key in nesting):
+        raise ConversionError("the nesting of the PyTorch checkpoint in vqm.source is no array of at most"
+                              f" {MAX_DEPTH} strings; extract to .safetensors or .npz")  # fmt: skip
+    return nesting

@@ -1,0 +1,389 @@
+"""TorchScript archives as a source: parameters and buffers, without PyTorch, and without running what is in them."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import re
+from collections.abc import Callable, Iterator
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vqformat.dtypes import BY_NAME
+from vqformat.encode.source import SourceTensor
+from vqformat.errors import ConversionError
+from vqformat.limits import MAX_RANK, MAX_TENSORS
+
+from .archive import Archive
+from .source import Source
+
+_MAX_PICKLE_NBYTES = 64 << 20
+_MAX_CODE_NBYTES = 16 << 20  # of one file
+_MAX_CLASSES = 1 << 16
+_MAX_DEPTH = 64
+_LONGEST_TEXT = 500
+_LARGEST = (1 << 63) - 1  # size or stride
+_MAX_EXPANDED_NBYTES = 64 << 20  # of a tensor that repeats elements of its storage (stride 0)
+
+# Storage type -> SPEC name
+_DTYPES = {
+    "BoolStorage": "bool", "ByteStorage": "u8", "CharStorage": "i8", "UInt16Storage": "u16", "ShortStorage": "i16",
+    "UInt32Storage": "u32", "IntStorage": "i32", "UInt64Storage": "u64", "LongStorage": "i64", "HalfStorage": "f16",
+    "BFloat16Storage": "bf16", "FloatStorage": "f32", "DoubleStorage": "f64", "ComplexFloatStorage": "c64",
+    "ComplexDoubleStorage": "c128", "Float8_e4m3fnStorage": "f8_e4m3fn", "Float8_e5m2Storage": "f8_e5m2",
+    "Float8_e4m3fnuzStorage": "f8_e4m3fnuz", "Float8_e5m2fnuzStorage": "f8_e5m2fnuz",
+    "Float8_e8m0fnuStorage": "f8_e8m0fnu",
+}  # fmt: skip
+
+# What PyTorch's own pickler writes; the others are not needed to hold a model
+_OPCODES = frozenset({
+    "PROTO", "STOP", "MARK", "POP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4",
+    "BINFLOAT", "BINUNICODE", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+    "EMPTY_DICT", "SETITEM", "SETITEMS", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "GLOBAL", "NEWOBJ", "BUILD",
+    "REDUCE", "BINPERSID",
+})  # fmt: skip
+
+
+def open_torchscript(path: Path) -> Source:
+    """Open an archive written by ``torch.jit.save``; tensors have the names of ``state_dict()``, in its order.
+
+    Raises:
+        ConversionError: It is damaged, has no tensors, or something in it cannot be honest.
+    """
+    archive = Archive(path)
+    try:
+        return _Model(archive).source()
+    except BaseException:
+        archive.close()
+        raise
+
+
+# What the unpickler makes. A pickle may set attributes of any object that lets it, so that these do not: tuples have no
+# attributes, the others take or refuse what they are given.
+
+
+class _Storage(NamedTuple):
+    dtype: str
+    key: str
+
+
+class _Tensor(NamedTuple):
+    """A tensor as the pickle has it: sizes and strides in elements, nothing checked."""
+
+    storage: Any
+    offset: Any
+    shape: Any
+    stride: Any
+    is_conj: bool
+    is_neg: bool
+
+
+class _Object:
+    """Stands for an object of a class of the archive's code; its attributes are in ``state``."""
+
+    module = ""
+    name = ""
+    state: Any = None
+
+    def __new__(cls, *_: Any) -> _Object:
+        return object.__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Function:
+    """A function that a pickle may call."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _PickleError("it changes a function")
+
+
+class _Opaque(_Function):
+    """Stands for what is no tensor of ours; called it is itself."""
+
+    __slots__ = ("what",)
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __call__(self, *_: Any) -> _Opaque:
+        return self
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any = False, _hooks: Any = None,
+                    view: Any = None) -> _Tensor:  # fmt: skip
+    view = view if isinstance(view, dict) else {}
+    return _Tensor(storage, offset, shape, stride, bool(view.get("conj")), bool(view.get("neg")))
+
+
+_SAME = _Function(lambda value, *_: value)
+
+_GLOBALS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): dict,
+    ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
+    ("torch._utils", "_rebuild_parameter"): _SAME,
+    ("torch._utils", "_rebuild_qtensor"): _Opaque("a quantized tensor"),
+    ("torch.jit._pickle", "build_tensor_from_id"): _Opaque("a tensor of an old archive"),
+    **{("torch.jit._pickle", f"build_{kind}list"): _SAME for kind in ("int", "tensor", "double", "bool")},
+    ("torch.jit._pickle", "restore_type_tag"): _SAME,
+    ("torch", "device"): _Opaque("a device"),
+    ("torch", "per_tensor_affine"): None,
+    ("torch", "per_channel_affine"): None,
+    ("torch", "per_channel_affine_float_qparams"): None,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds the objects above and nothing else: no name is imported, no code is run."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._classes: dict[tuple[str, str], type[_Object]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _GLOBALS:
+            return _GLOBALS[module, name]
+        if module == "torch" and name.endswith("Storage"):
+            return _DTYPES.get(name, name)
+        if module != "__torch__" and not module.startswith("__torch__."):
+            raise _PickleError(f"it needs {module[:80]}.{name[:80]}; nothing but tensors is loaded, since a pickle can"
+                               " run code")  # fmt: skip
+        if (module, name) not in self._classes:
+            if len(self._classes) == _MAX_CLASSES:
+                raise _PickleError(f"it has more than {_MAX_CLASSES} classes")
+            self._classes[module, name] = type("_Object", (_Object,), {"module": module, "name": name})
+        return self._classes[module, name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, _device, _count = pid
+        if kind != "storage" or not isinstance(dtype, str) or not isinstance(key, str):
+            raise _PickleError("a storage is described in another way than PyTorch does")
+        return _Storage(dtype, key)
+
+
+class _PickleError(Exception):
+    pass
+
+
+class _Model:
+    """An archive whose pickle has been read."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self._path = archive.path
+        self._members = set(archive.names())
+        tops = [name.removesuffix("data.pkl") for name in archive.names() if re.fullmatch(r"([^/]+/)?data\.pkl", name)]
+        if len(tops) != 1:
+            raise self._refuse(f"it has {len(tops)} members data.pkl")
+        self._top = tops[0]
+        if self._read("byteorder", 16).strip() == b"big":
+            raise self._refuse("its tensors are big-endian; save it again on a little-endian machine")
+        self._notes: list[str] = []
+        self._codes: dict[str, str] = {}
+        self._opened: tuple[str, BinaryIO] | None = None
+        self._root = self._unpickle()
+
+    def _refuse(self, why: str) -> ConversionError:
+        # Foreign names have any length and any characters
+        why = "".join(c if c.isprintable() else "?" for c in why[:_LONGEST_TEXT]) + "…" * (len(why) > _LONGEST_TEXT)
+        return ConversionError(f"{str(self._path)!r} is a TorchScript archive that cannot be read: {why}")
+
+    def _read(self, name: str, limit: int) -> bytes:
+        """A member, or nothing if there is none."""
+        name = self._top + name
+        if name not in self._members:
+            return b""
+        if self._archive.nbytes(name) > limit:
+            raise self._refuse(f"{name!r} has {self._archive.nbytes(name)} bytes; at most {limit} are allowed")
+        return self._archive.read(name)
+
+    def _unpickle(self) -> _Object:
+        data = self._read("data.pkl", _MAX_PICKLE_NBYTES)
+        try:
+            for opcode, argument, _ in pickletools.genops(data):
+                if opcode.name not in _OPCODES:
+                    raise _PickleError(f"its pickle has the opcode {opcode.name}, which PyTorch does not write")
+                if opcode.name == "LONG_BINPUT" and (argument or 0) > len(data):  # sizes a table
+                    raise _PickleError(f"its pickle counts {argument} objects in {len(data)} bytes")
+            root = _Unpickler(data).load()
+        except MemoryError:
+            raise
+        except _PickleError as err:
+            raise self._refuse(str(err)) from err
+        except Exception as err:  # a damaged pickle raises anything: UnpicklingError, EOFError, KeyError, TypeError, …
+            raise self._refuse(f"its pickle is damaged ({type(err).__name__}); fetch or save it again") from err
+        if not isinstance(root, _Object) or not isinstance(root.state, dict):
+            raise self._refuse("it holds no module")
+        return root
+
+    def source(self) -> Source:
+        """The tensors by name; those that share everything as aliases."""
+        found: dict[str, _Tensor] = {}
+        for name, tensor in self._walk(self._root, [], [0]):
+            if name in found:
+                raise self._refuse(f"two tensors would have the name {name!r}")
+            found[name] = tensor
+        if not found:
+            raise self._refuse("its module has no parameters and no buffers")
+        sources = []
+        targets: dict[Any, str] = {}
+        for name, tensor in found.items():
+            dtype, shape = self._check(name, tensor)
+            target = targets.setdefault(tensor, name) if prod(shape) else name
+            sources.append(SourceTensor(name, dtype, shape, self._loader(name, tensor),
+                                        None if target == name else target))  # fmt: skip
+        self._notes.append("left out the code of the archive: its tensors alone are kept")
+        if any(name.startswith(self._top + "constants/") for name in self._members):
+            self._notes.append("left out the constants of the code")
+        return Source("torchscript", sources, {}, self._notes, {"format": "torchscript"}, self._close)
+
+    def _walk(self, value: Any, keys: list[str], count: list[int]) -> Iterator[tuple[str, _Tensor]]:
+        """Tensors in a module: its own, then those of the modules in it."""
+        if len(keys) > _MAX_DEPTH:
+            raise self._refuse(f"its modules are nested deeper than {_MAX_DEPTH} levels")
+        declared = self._declared(value) if isinstance(value, _Object) else None
+        items = _items(value.state if isinstance(value, _Object) else value)
+        if declared is not None:
+            items.sort(key=lambda item: declared.get(item[0], len(declared)))
+        inner: list[tuple[Any, list[str]]] = []
+        for key, item in items:
+            path = [*keys, key]
+            count[0] += 1
+            if count[0] > MAX_TENSORS:  # objects that are shared could make 2^n names
+                raise self._refuse(f"it has more than {MAX_TENSORS} attributes")
+            if isinstance(item, _Tensor) and (declared is None or key in declared):
+                yield ".".join(path), item
+            elif isinstance(item.state if isinstance(item, _Object) else declared is None and item, (dict, list)):
+                inner.append((item, path))
+            elif what := _what(item):
+                self._notes.append(f"left out {'.'.join(path)!r}: {what}")
+        for item, path in inner:
+            yield from self._walk(item, path, count)
+
+    def _declared(self, module: _Object) -> dict[str, int] | None:
+        """Names of a module's parameters, then of its buffers, as its code declares them; None if that is not there.
+
+        The code is text here: it is searched, not run.
+        """
+        if module.module not in self._codes:
+            member = f"code/{module.module.replace('.', '/')}.py"
+            self._codes[module.module] = self._read(member, _MAX_CODE_NBYTES).decode(errors="replace")
+        start = re.search(rf"^class {re.escape(module.name)}\b.*\n((?:[ \t].*\n?)*)", self._codes[module.module], re.M)
+        if start is None:
+            return None
+        declared: list[str] = []
+        for kind in ("parameters", "buffers"):
+            names = re.search(rf"^  __{kind}__ = \[(.*)\]$", start[1], re.M)
+            if names is None:
+                return None
+            declared += re.findall(r'"([^"]*)"', names[1])
+        return {name: i for i, name in enumerate(declared)}
+
+    def _check(self, name: str, tensor: _Tensor) -> tuple[str, tuple[int, ...]]:
+        """Dtype and shape of a tensor that lies within its storage."""
+        storage, shape, stride = tensor.storage, tensor.shape, tensor.stride
+        if not isinstance(storage, _Storage):
+            raise self._refuse(f"tensor {name!r} has no storage")
+        info = BY_NAME.get(storage.dtype)
+        if info is None:
+            raise self._refuse(f"tensor {name!r} has dtype {storage.dtype.removesuffix('Storage')}, which a .vqm"
+                               " cannot hold")  # fmt: skip
+        sizes = (tensor.offset, *shape, *stride) if isinstance(shape, tuple) and isinstance(stride, tuple) else ()
+        if not sizes or len(shape) != len(stride) or len(shape) > MAX_RANK or not all(
+                type(size) is int and 0 <= size <= _LARGEST for size in sizes):  # fmt: skip
+            raise self._refuse(f"tensor {name!r} has offset {_brief(tensor.offset)}, shape {_brief(shape)} and strides"
+                               f" {_brief(stride)}")  # fmt: skip
+        member = self._member(storage)
+        if member not in self._members:
+            raise self._refuse(f"tensor {name!r} is in {member!r}, which is not there")
+        have = self._archive.nbytes(member)
+        last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+        itemsize = info.numpy.itemsize
+        needed = (tensor.offset + last + 1) * itemsize if prod(shape) else 0
+        if needed > have:
+            raise self._refuse(f"tensor {name!r} of shape {_brief(shape)} needs {needed} bytes, but {member!r} has"
+                               f" {have}; fetch or save it again")  # fmt: skip
+        if prod(shape) * itemsize > max(have, _MAX_EXPANDED_NBYTES):
+            raise self._refuse(f"tensor {name!r} of shape {_brief(shape)} is {prod(shape) * itemsize} bytes that repeat"
+                               f" {have}; at most {_MAX_EXPANDED_NBYTES} are allowed")  # fmt: skip
+        return storage.dtype, shape
+
+    def _member(self, storage: _Storage) -> str:
+        return f"{self._top}data/{storage.key}"
+
+    def _loader(self, name: str, tensor: _Tensor) -> Callable[[], npt.NDArray[Any]]:
+        dtype = BY_NAME[tensor.storage.dtype].numpy
+
+        def load() -> npt.NDArray[Any]:
+            if not prod(tensor.shape):
+                return np.empty(tensor.shape, dtype)
+            last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
+            stream = self._open(self._member(tensor.storage))
+            stream.seek(tensor.offset * dtype.itemsize)
+            data = stream.read((last + 1) * dtype.itemsize)
+            if len(data) != (last + 1) * dtype.itemsize:
+                raise ConversionError(f"{str(self._path)!r} became shorter while {name!r} was read")
+            if tensor.storage.dtype == "bool":
+                data = (np.frombuffer(data, np.uint8) != 0).tobytes()
+            strides = [step * dtype.itemsize for step in tensor.stride]
+            array: npt.NDArray[Any] = np.ndarray(tensor.shape, dtype, data, strides=strides)
+            array = np.conj(array) if tensor.is_conj else array
+            return np.negative(array) if tensor.is_neg else array
+
+        return load
+
+    def _open(self, member: str) -> BinaryIO:
+        """A storage; the last one stays open, since its CRC is compared whenever it is opened."""
+        if self._opened is None or self._opened[0] != member:
+            self._close_storage()
+            self._opened = member, self._archive.open(member)
+        return self._opened[1]
+
+    def _close_storage(self) -> None:
+        if self._opened is not None:
+            self._opened[1].close()
+            self._opened = None
+
+    def _close(self) -> None:
+        self._close_storage()
+        self._archive.close()
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    return [(_brief(key), item) for key, item in pairs]
+
+
+def _what(value: Any) -> str:
+    """Why a value is left out, if it may have numbers that a user would miss."""
+    if isinstance(value, _Opaque):
+        return value.what
+    if isinstance(value, _Tensor):
+        return "an attribute that is neither a parameter nor a buffer"
+    if isinstance(value, _Object):
+        return f"packed weights or another object of {value.name[:80]!r}"
+    if isinstance(value, (dict, list, tuple)) and any(isinstance(item, _Tensor) for _, item in _items(value)):
+        return f"a {type(value).__name__} with tensors that are neither parameters nor buffers"
+    return ""
+
+
+def _brief(value: Any) -> str:
+    """A value of a pickle as text, however large or deep it is."""
+    if isinstance(value, tuple) and len(value) <= MAX_RANK:
+        return f"({', '.join(_brief(item) if isinstance(item, int) else '…' for item in value)})"
+    is_short = isinstance(value, str) or (isinstance(value, int) and -_LARGEST <= value <= _LARGEST)
+    return str(value) if is_short else f"a {type(value).__name__}"
