@@ -1,7 +1,7 @@
 """Checkpoints of other formats to ``.vqm`` and back (SPEC section 17).
 
 ``convert`` compresses a checkpoint, ``extract`` writes one from a ``.vqm``, ``open_source`` opens any of them. What a
-format needs (torch, safetensors) is imported when a file of it is met.
+format needs (torch, h5py, onnx, …) is imported when a file of it is met.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
     """Compress a checkpoint into a ``.vqm``.
 
     Args:
-        src: Checkpoint, told by its content: PyTorch (zip or legacy), safetensors (a file, the index of a sharded
-            model, or the folder of one), NumPy archive or array, or another ``.vqm``.
+        src: Checkpoint, told by its content: PyTorch (zip, legacy, TorchScript), safetensors, Keras (``.keras``,
+            ``.weights.h5``, legacy ``.h5``), HDF5, ONNX, GGUF, NumPy archive or array, or another ``.vqm``. Of a
+            sharded model, the index or the folder.
         dst: Path, or a binary stream.
         options: What is asked of the encoder; or give its parts as keywords, as to ``vqformat.save_file``.
         metadata: Added to what the checkpoint has.
@@ -65,12 +66,14 @@ def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: 
             overwrite: bool = False) -> list[str]:  # fmt: skip
     """Write the tensors of a ``.vqm`` to a checkpoint of another format.
 
-    Names, shapes and dtypes stay. Tied tensors are tied in a state dict, and copies elsewhere. NumPy has no bfloat16,
-    no 8-bit floats and nothing below 8 bits: those are widened, to the same values. A state dict is put together in
-    memory; the other formats take one tensor at a time.
+    Names, shapes and dtypes stay. If the source was of the same format, its layout comes back too: a state dict under
+    the keys where it lay, Keras's groups and configuration, ONNX's graph. Tied tensors are tied in a state dict and in
+    HDF5, and copies elsewhere. NumPy has no bfloat16, no 8-bit floats and nothing below 8 bits: those are widened, to
+    the same values. A state dict and an ONNX model are put together in memory; the others take one tensor at a time.
 
     Args:
-        dst: Its ending says the format: ``.pt``, ``.pth`` or ``.bin`` (a state dict), ``.safetensors``, ``.npz``.
+        dst: Its ending says the format: ``.pt``, ``.pth`` or ``.bin``, ``.safetensors``, ``.npz``, ``.h5`` or
+            ``.hdf5``; ``.keras``, ``.weights.h5`` and ``.onnx`` if the source was one.
         names: Names or patterns (``*``, ``?``, ``[…]``) of the tensors wanted; None for all.
         overwrite: Whether ``dst`` may be replaced.
 

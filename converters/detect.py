@@ -56,7 +56,7 @@ def detect_format(path: Path) -> tuple[Kind, Path]:
         return "pytorch", path
     if head.startswith(b"GGUF"):
         return "gguf", path
-    if _is_hdf5(path, size):
+    if hdf5_offset(path) is not None:
         return "hdf5", path
     if len(head) > 8 and head[8:9] in b"{ " and int.from_bytes(head[:8], "little") <= MAX_JSON_NBYTES:
         return "safetensors", path
@@ -71,10 +71,11 @@ def detect_format(path: Path) -> tuple[Kind, Path]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one where the file holds none."""
-    with open(path, "rb") as stream:
-        text = stream.read(MAX_JSON_NBYTES + 1)
+    if path.stat().st_size > MAX_JSON_NBYTES:
+        return {}
+    text = path.read_bytes()
     try:
-        value = json.loads(text) if len(text) <= MAX_JSON_NBYTES else None
+        value = json.loads(text)
     except (ValueError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {}
@@ -143,16 +144,17 @@ def names_of_weights(names: list[str]) -> list[str]:
     return [name for name in names if name in ("model.weights.h5", "model.weights.npz", "model.weights.json")]
 
 
-def _is_hdf5(path: Path, size: int) -> bool:
-    """Whether HDF5's signature is where it may be: at 0, or at 512 times a power of two, after a user block."""
+def hdf5_offset(path: Path) -> int | None:
+    """Where HDF5's signature is: at 0, or after a user block at 512 times a power of two; None if there is none."""
     offset = 0
     with open(path, "rb") as stream:
+        size = stream.seek(0, 2)
         while offset + len(_HDF5) <= size:
             stream.seek(offset)
             if stream.read(len(_HDF5)) == _HDF5:
-                return True
+                return offset
             offset = 2 * offset or 512
-    return False
+    return None
 
 
 def _is_onnx(head: bytes) -> bool:

@@ -17,7 +17,7 @@ class Source:
     """An opened checkpoint; a context manager.
 
     Attributes:
-        format: ``"pytorch"``, ``"safetensors"``, ``"npz"``, ``"npy"`` or ``"vqm"``.
+        format: ``"vqm"``, or what ``vqm.source`` of SPEC section 17 has as ``format``.
         tensors: In the file's order; each is loaded when it is asked for, so that one is in memory at a time.
         metadata: The user's metadata.
         notes: What a user should know: what was left out, what is stored twice.
@@ -45,7 +45,9 @@ class Source:
 
     def stored_metadata(self) -> dict[str, Any]:
         """The metadata of a ``.vqm`` made from this source."""
-        return {**self.metadata, ORIGIN_KEY: self.origin} if self.origin else dict(self.metadata)
+        exact = [tensor.name for tensor in self.tensors if tensor.is_exact]
+        origin = {**self.origin, "exact": exact} if exact else self.origin
+        return {**self.metadata, ORIGIN_KEY: origin} if origin else dict(self.metadata)
 
 
 def take_metadata(metadata: dict[str, Any], notes: list[str]) -> dict[str, Any]:

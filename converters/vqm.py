@@ -22,17 +22,22 @@ def open_vqm(path: Path) -> Source:
     """
     file = safe_open(path)
     try:
+        file.check_metadata()
+        metadata = file.metadata()
+        origin = metadata.pop(ORIGIN_KEY, None)
+        if not isinstance(origin, dict):
+            origin = {}
+        exact = origin.pop("exact", None)  # names; anybody may have written it
+        names = {name for name in exact if isinstance(name, str)} if isinstance(exact, list) else set()
         tensors = []
         for name in file:
             info = file.info(name)
-            tensors.append(SourceTensor(name, info.dtype, info.shape, _loader(file, name), info.alias_of))
-        file.check_metadata()
-        metadata = file.metadata()
+            load = _loader(file, name)
+            tensors.append(SourceTensor(name, info.dtype, info.shape, load, info.alias_of, is_exact=name in names))
     except BaseException:
         file.close()
         raise
-    origin = metadata.pop(ORIGIN_KEY, None)
-    return Source("vqm", tensors, metadata, [], origin if isinstance(origin, dict) else {}, file.close)
+    return Source("vqm", tensors, metadata, [], origin, file.close)
 
 
 def _loader(file: safe_open, name: str) -> Callable[[], npt.NDArray[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ PYTHON = [text for kind, text in BLOCKS if kind == "python"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that README's lines start from, and what the lines before have made."""
+    os.environ["KERAS_BACKEND"] = "torch"
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
     folder = tmp_path_factory.mktemp("readme")
@@ -29,6 +31,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state["conv1.weight"] = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     torch.save(state, folder / "model.pt")
     safetensors.save_file(state, folder / "model.safetensors")
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(8, 3), keras.layers.Flatten(),
+                              keras.layers.Dense(10)])  # fmt: skip
+    model.compile("adam", "mse")
+    model.save(folder / "model.keras")
+    model.save(folder / "legacy.h5")
     return folder
 
 
@@ -51,7 +59,8 @@ def test_each_command_runs(line: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("text", PYTHON)
 def test_each_snippet_runs(text: str, folder: Path) -> None:
-    command = [sys.executable, "-W", "error", "-c", text]
+    keras_warns = "ignore:__array__ implementation:DeprecationWarning"
+    command = [sys.executable, "-W", "error", "-W", keras_warns, "-c", text]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr

@@ -16,13 +16,18 @@ from ..source import Source
 
 Write = Callable[[BinaryIO, list[SourceTensor], Source, list[str]], None]
 
-# Suffix -> module and function that writes such a file to a stream, and appends to a list of notes
+# Suffix, the longer ones first -> module and function that writes such a file and appends to a list of notes
 _WRITERS = {
+    ".weights.h5": ("keras", "write_weights"),
+    ".keras": ("keras", "write_keras"),
+    ".h5": ("hdf5", "write_hdf5"),
+    ".hdf5": ("hdf5", "write_hdf5"),
     ".pt": ("pytorch", "write_pytorch"),
     ".pth": ("pytorch", "write_pytorch"),
     ".bin": ("pytorch", "write_pytorch"),
     ".safetensors": ("safetensors", "write_safetensors"),
     ".npz": ("npz", "write_npz"),
+    ".onnx": ("onnx", "write_onnx"),
 }
 SUFFIXES = tuple(_WRITERS)
 

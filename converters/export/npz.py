@@ -22,7 +22,7 @@ def write_npz(stream: BinaryIO, tensors: list[SourceTensor], source: Source, not
             if "\0" in tensor.name:
                 raise ConversionError(f"tensor {tensor.name!r}: a NumPy archive cannot hold a name with U+0000")
             array = tensor.load()
-            wide = _numpy_dtype(tensor.dtype)
+            wide = numpy_dtype(tensor.dtype)
             if array.dtype != wide:
                 array = array.astype(wide)
                 notes.append(f"{tensor.name!r} has dtype {tensor.dtype}, which NumPy does not have: stored as {wide},"
@@ -35,7 +35,7 @@ def write_npz(stream: BinaryIO, tensors: list[SourceTensor], source: Source, not
         notes.append("a NumPy archive has no metadata: left out")
 
 
-def _numpy_dtype(name: str) -> np.dtype[Any]:
+def numpy_dtype(name: str) -> np.dtype[Any]:
     """The narrowest common dtype that holds all values: for those of ml_dtypes float32, for 4-bit integers 8 bits."""
     info = BY_NAME[name]
     if name in ("u4", "i4"):

@@ -153,6 +153,10 @@ def _summary(file: str, contents: _Contents, *, verbose: bool) -> list[str]:
              f"format    vqm {contents.version}, written by {escape(shorten(contents.generator))}",
              f"content   {', '.join(parts)}", f"size      {size}", f"digest    {contents.digest.hex()}"]  # fmt: skip
     pairs = list(contents.metadata.items())
+    source = contents.metadata.get("vqm.source")
+    if not verbose and isinstance(source, dict) and isinstance(source.get("format"), str):
+        lines.append(f"source    {escape(shorten(source['format']))}")  # the rest, for extract, can be long
+        pairs.remove(("vqm.source", source))
     shown = pairs if verbose else pairs[:_SHOWN_METADATA]
     for i, (key, value) in enumerate(shown):
         text = escape(value) if isinstance(value, str) else repr(value)

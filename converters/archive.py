@@ -1,0 +1,137 @@
+"""Zip archives read in place: nothing is unpacked to disk, and what cannot be honest is refused."""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+from vqformat.errors import ConversionError
+
+from .region import Region
+
+MAX_INFLATED_NBYTES = 1 << 30  # of a compressed member: it is held in memory
+_HEADER_NBYTES = 30  # before a member's data, at least
+_PIECE = 1 << 20
+
+
+class Archive:
+    """A zip archive whose directory has been checked; a context manager.
+
+    Raises:
+        ConversionError: It is damaged or encrypted; or a member has a name that leads elsewhere, is there twice, or is
+            a link.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as err:
+            raise ConversionError(f"{str(path)!r} is a zip archive that is damaged or cut short ({err}); fetch or save"
+                                  " it again") from err  # fmt: skip
+        try:
+            self._members: dict[str, zipfile.ZipInfo] = {}
+            end = 0
+            for member in sorted(self._zip.infolist(), key=lambda member: member.header_offset):
+                if member.header_offset < end:
+                    raise self.refuse(member.filename, "overlaps the member before it")
+                end = member.header_offset + _HEADER_NBYTES + member.compress_size
+            for member in self._zip.infolist():
+                self._check(member)
+                self._members[member.filename] = member
+        except BaseException:
+            self._zip.close()
+            raise
+
+    def _check(self, member: zipfile.ZipInfo) -> None:
+        name = member.orig_filename
+        if member.flag_bits & 1:
+            raise self.refuse(name, "is encrypted; decrypt it first")
+        if member.filename in self._members:
+            raise self.refuse(name, "is there twice")
+        if is_unsafe(name):
+            raise self.refuse(name, "has a name that leads out of the archive")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise self.refuse(name, "is a link")
+
+    def refuse(self, name: str, why: str) -> ConversionError:
+        """The error that says what is wrong with a member."""
+        return ConversionError(f"{str(self.path)!r}: member {name!r} {why}")
+
+    def names(self) -> list[str]:
+        """Names of the members that are no folders, in the archive's order."""
+        return [name for name, member in self._members.items() if not member.is_dir()]
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a member, as the directory says."""
+        return self._members[name].file_size
+
+    def read(self, name: str) -> bytes:
+        """A whole member, its CRC compared.
+
+        Raises:
+            ConversionError: It is damaged, or too large to be held in memory.
+        """
+        size = self.nbytes(name)
+        if size > MAX_INFLATED_NBYTES:
+            raise self.refuse(name, f"has {size} bytes; at most {MAX_INFLATED_NBYTES} are read into memory: store it"
+                              " uncompressed (zip -0)")  # fmt: skip
+        pieces = io.BytesIO()
+        self._copy(name, pieces)
+        return pieces.getvalue()
+
+    def region(self, name: str) -> Region:
+        """A member, its CRC compared: in the file where it is stored as it is, else in memory.
+
+        Raises:
+            ConversionError: It is damaged, or compressed and too large to be held in memory.
+        """
+        member = self._members[name]
+        label = f"{str(self.path)!r}, member {name!r}"
+        if member.compress_type != zipfile.ZIP_STORED:
+            data = self.read(name)
+            return Region(self.path, label, 0, len(data), name, data)
+        self._copy(name, None)
+        with open(self.path, "rb") as stream:
+            stream.seek(member.header_offset + 26)  # of the local header, which _copy has compared
+            start = member.header_offset + _HEADER_NBYTES + sum(struct.unpack("<HH", stream.read(4)))
+        return Region(self.path, label, start, member.file_size, name)
+
+    def open(self, name: str) -> BinaryIO:
+        """A member to read anywhere in; raises as ``region`` does."""
+        return self.region(name).open()
+
+    def _copy(self, name: str, target: BinaryIO | None) -> None:
+        """Read a member to its end, where its CRC is compared; into memory at most as much as it says it has."""
+        nbytes = 0
+        try:
+            with self._zip.open(name) as source:
+                while piece := source.read(_PIECE):
+                    nbytes += len(piece)
+                    if target is not None:
+                        target.write(piece)
+            if nbytes != self.nbytes(name):
+                raise ValueError(f"{nbytes} bytes instead of {self.nbytes(name)}")
+        except MemoryError:
+            raise
+        except Exception as err:  # besides BadZipFile: zlib.error, EOFError, NotImplementedError, RuntimeError, OSError
+            raise self.refuse(name, f"is damaged ({err}); fetch or save the file again") from err
+
+    def close(self) -> None:
+        self._zip.close()
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.close()
+
+
+def is_unsafe(name: str) -> bool:
+    """Whether a member's name, unpacked by somebody, would lead out of where it is unpacked."""
+    parts = name.split("/")
+    return not name or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in parts[0]

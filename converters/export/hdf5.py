@@ -1,0 +1,99 @@
+"""Tensors as an HDF5 file: the tree that they came from, or one made of their names."""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from vqformat.encode.source import SourceTensor
+from vqformat.errors import ConversionError
+
+from ..layout import ASCII, UTF8, Attribute, Layout, check_path
+from ..source import Source
+from .npz import numpy_dtype
+
+try:
+    import h5py
+except ImportError as err:
+    raise ImportError("Keras and HDF5 files need h5py; run: pip install 'vqformat[keras]'") from err
+
+FROM_HDF5 = ("keras", "keras-weights", "keras-legacy", "hdf5")
+
+
+def write_hdf5(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
+    """The tree of a Keras or HDF5 source; else a dataset for each tensor, with groups where its name has ``/``.
+
+    Of a selection only the datasets are written. bfloat16 is stored as Keras does: raw, with an attribute ``dtype``.
+
+    Raises:
+        ConversionError: A name cannot be a path, or the metadata of the file are malformed.
+    """
+    kind = source.origin.get("format")
+    if kind not in FROM_HDF5 or "datasets" not in source.origin:
+        layout = Layout({tensor.name: tensor.name for tensor in tensors})
+        said: Attribute = UTF8, [], ["bfloat16"]
+        layout.attributes = {(tensor.name, "dtype"): said for tensor in tensors if tensor.dtype == "bf16"}
+        write_tree(stream, tensors, layout, notes)
+        return
+    layout = Layout.from_metadata(source.origin)
+    names = {tensor.name for tensor in tensors}
+    if not names.issuperset(layout.datasets.values()):
+        datasets = {path: name for path, name in layout.datasets.items() if name in names}
+        layout = Layout(datasets, [], {key: value for key, value in layout.attributes.items() if key[0] in datasets})
+        notes.append("a selection: the source's groups and their attributes were left out")
+    elif kind in ("keras", "keras-weights"):
+        notes.append("Keras loads this file under a name that ends in .weights.h5")
+    write_tree(stream, tensors, layout, notes)
+
+
+def write_tree(stream: BinaryIO, tensors: list[SourceTensor], layout: Layout, notes: list[str]) -> None:
+    """Write datasets where a layout has them, and its groups and attributes; one tensor in memory at a time."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    placed = set(layout.datasets.values())
+    places = [*layout.datasets.items(), *((name, name) for name in by_name if name not in placed)]
+    attributes = layout.attribute_arrays()
+    written: dict[str, str] = {}  # tensor that is not an alias -> path of its dataset
+    with h5py.File(stream, "w") as file:
+        for path, name in places:
+            check_path(path)
+            tensor = by_name[name]
+            first = written.setdefault(tensor.alias_of or name, path)
+            try:
+                if first != path:
+                    file[path] = file[first]
+                    continue
+                file.create_dataset(path, data=_storable(tensor, notes))
+            except (ValueError, RuntimeError, TypeError, OSError) as err:
+                if getattr(err, "errno", None):
+                    raise  # the disk's, not HDF5's
+                raise ConversionError(f"tensor {name!r} cannot be the dataset {path!r}: another name is in the"
+                                      f" way ({err}); extract to .safetensors or .npz") from err  # fmt: skip
+        for path in layout.groups:
+            file.require_group(path)
+        for (path, name), (kind, value) in attributes.items():
+            _write_attribute(file.require_group(path) if path not in layout.datasets and path else file[path or "/"],
+                             name, kind, value)  # fmt: skip
+
+
+def _write_attribute(owner: Any, name: str, kind: str, value: Any) -> None:
+    try:
+        if kind in (UTF8, ASCII):
+            owner.attrs.create(name, value if value.shape else value[()], dtype=h5py.string_dtype(kind))
+        else:
+            owner.attrs.create(name, value)
+    except (ValueError, RuntimeError, TypeError, OSError) as err:
+        raise ConversionError(f"attribute {name!r} of {owner.name!r} cannot be written ({err})") from err
+
+
+def _storable(tensor: SourceTensor, notes: list[str]) -> npt.NDArray[Any]:
+    """The array as HDF5 holds it; dtypes that it lacks are widened, to the same values."""
+    array = np.asarray(tensor.load())
+    if tensor.dtype == "bf16":
+        return array  # h5py writes raw elements of 2 bytes
+    wide = numpy_dtype(tensor.dtype)
+    if array.dtype == wide:
+        return array
+    notes.append(f"{tensor.name!r} has dtype {tensor.dtype}, which HDF5 does not have: stored as {wide}, same values")
+    return array.astype(wide)

@@ -1,0 +1,68 @@
+"""Tensors as Keras 3 files: ``.weights.h5`` and ``.keras``, put together from what the source kept of itself."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from vqformat.encode.source import SourceTensor
+from vqformat.errors import ConversionError
+
+from ..archive import is_unsafe
+from ..keras import CONFIG, WEIGHTS
+from ..layout import Layout
+from ..source import Source
+from .hdf5 import write_tree
+
+
+def write_weights(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
+    """A ``.weights.h5`` for ``model.load_weights``.
+
+    Raises:
+        ConversionError: The source was no Keras 3 file, or tensors of it are not selected.
+    """
+    layout = _layout(tensors, source, ".weights.h5", ("keras", "keras-weights"))
+    write_tree(stream, tensors, layout, notes)
+
+
+def write_keras(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
+    """A ``.keras`` archive for ``keras.saving.load_model``, its other members as they were in the source.
+
+    Raises:
+        ConversionError: The source was no ``.keras``, or tensors of it are not selected.
+    """
+    layout = _layout(tensors, source, ".keras", ("keras",))
+    members = source.origin.get("members")
+    if not isinstance(members, dict) or CONFIG not in members:
+        raise ConversionError(f"a .keras needs the {CONFIG} of its source, which was left out; extract to .weights.h5")
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, data in sorted(members.items()):
+            if is_unsafe(name) or name == WEIGHTS or not isinstance(data, bytes):
+                raise ConversionError(f"vqm.source has a member {name!r}, which no .keras can have")
+            archive.writestr(zipfile.ZipInfo(name), data)
+        # HDF5 is written here and there, a member of an archive front to back
+        with tempfile.TemporaryFile(dir=Path(stream.name).parent) as weights:
+            write_tree(cast(BinaryIO, weights), tensors, layout, notes)
+            weights.seek(0)
+            with archive.open(zipfile.ZipInfo(WEIGHTS), "w", force_zip64=True) as member:
+                shutil.copyfileobj(weights, member, 1 << 20)
+
+
+def _layout(tensors: list[SourceTensor], source: Source, suffix: str, kinds: tuple[str, ...]) -> Layout:
+    kind = source.origin.get("format")
+    if kind not in kinds:
+        came = f"came from {kind}" if isinstance(kind, str) else "does not say what it came from"
+        works = ".h5" if kind in ("keras-legacy", "hdf5") else ".safetensors, .pt, .npz or .h5"
+        works = ".weights.h5" if kind == "keras-weights" else works
+        raise ConversionError(f"the file {came}, so no {suffix} can be made that Keras would load; extract to {works}")
+    if "datasets" not in source.origin:
+        raise ConversionError(f"the layout of the source was left out, so no {suffix} can be made; extract to .h5")
+    layout = Layout.from_metadata(source.origin)
+    lost = sorted(set(layout.datasets.values()) - {tensor.name for tensor in tensors})
+    if lost:
+        raise ConversionError(f"a {suffix} needs all tensors of its model, and {lost[0]!r} is not among those selected;"
+                              " extract to .h5 or .safetensors")  # fmt: skip
+    return layout

@@ -1,0 +1,266 @@
+"""HDF5 files read safely: the datasets of a tree, and all else that is needed to write the tree again.
+
+libhdf5 only tells where things are, in a process of its own (``hdf5_walk.py``). What it tells is checked against the
+file, and the values are read here: a dataset is taken only if all its bytes are in the file itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from math import prod
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from vqformat.dtypes import BY_NAME, of_array
+from vqformat.encode.source import check_shape
+from vqformat.errors import ConversionError, EncodeError
+
+from .hdf5_chunks import Chunks
+from .layout import ASCII, UTF8, Attribute
+from .region import Region
+
+SILENCE_S = 20.0  # after which a process that tells nothing more is stopped, at the latest twice as long
+_PROGRAM = """import sys
+sys.path[:] = sys.argv[5:]
+from vqformat.converters.hdf5_walk import main
+main()"""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset of a tree.
+
+    Attributes:
+        path: From the root, without a leading slash.
+        dtype: Name in SPEC 7.1; None for two bytes that nothing says the meaning of.
+        first: The path by which the same object was met first: its own, unless it has several.
+        load: Reads its values.
+    """
+
+    path: str
+    dtype: str | None
+    shape: tuple[int, ...]
+    first: str
+    load: Callable[[], npt.NDArray[Any]]
+
+
+@dataclass
+class Tree:
+    """What is in an HDF5 file.
+
+    Attributes:
+        datasets: By path.
+        groups: Paths of the groups that have nothing in them.
+        attributes: By path of their owner, and name.
+        notes: What was left out.
+    """
+
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+    groups: list[str] = field(default_factory=list)
+    attributes: dict[tuple[str, str], Attribute] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def attribute(self, path: str, name: str) -> Any:
+        """An attribute's strings as a list, a single one as such; None if it is not there or of another type."""
+        if (path, name) not in self.attributes:
+            return None
+        kind, shape, data = self.attributes[path, name]
+        if kind.startswith("|S"):
+            size = int(kind[2:])
+            data = [data[start : start + size].rstrip(b"\0") for start in range(0, len(data), size)] if size else []
+        elif kind not in (UTF8, ASCII):
+            return [] if shape == [0] else None  # an empty list of names is one of no floats
+        texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in data]
+        return texts if shape else texts[0] if texts else ""
+
+    def names(self, path: str, name: str) -> list[str] | None:
+        """A list of strings that Keras may have split over ``name0``, ``name1``, …; None if there is none.
+
+        The limit of HDF5 is 64 KiB an attribute (Keras 2, ``load_attributes_from_hdf5_group``).
+        """
+        whole = self.attribute(path, name)
+        if isinstance(whole, list):
+            return whole
+        parts: list[str] = []
+        number = 0
+        while isinstance(part := self.attribute(path, f"{name}{number}"), list):
+            parts += part
+            number += 1
+        return parts if number else None
+
+
+def read_tree(region: Region) -> Tree:
+    """What is in an HDF5 file.
+
+    Raises:
+        ConversionError: It is damaged, or has what is refused.
+        ImportError: h5py is not installed, or its libhdf5 is too old to read a foreign file safely.
+    """
+    if find_spec("h5py") is None:
+        raise ImportError("Keras and HDF5 files need h5py; run: pip install 'vqformat[keras]'")
+    tree = Tree()
+    pending: list[tuple[str, str, tuple[int, ...], str, Callable[[], npt.NDArray[Any]]]] = []
+    stored_nbytes = 0
+    for kind, *fields in _told(region):
+        match kind, fields:
+            case "note", (text,):
+                tree.notes.append(text)
+            case "group", (path,):
+                tree.groups.append(path)
+            case "attribute", (owner, name, *value):
+                tree.attributes[owner, name] = (value[0], value[1], value[2])
+            case "dataset", (path, dtype, shape, first, place):
+                if path == first:  # what has several names is stored once
+                    stored_nbytes += _stored_nbytes(region, path, dtype, shape, place)
+                    if stored_nbytes > region.size:
+                        raise ConversionError(f"{region.label}: {path!r} and the datasets before it have"
+                                              f" {stored_nbytes} bytes stored, in a file of {region.size}")  # fmt: skip
+                pending.append((path, dtype, tuple(shape), first, _loader(region, path, tuple(shape), dtype, place)))
+    for path, dtype, shape, first, load in pending:
+        name = _dtype_name(region, tree, path if path in tree.datasets else first, dtype)
+        tree.datasets[path] = Dataset(path, name, shape, first, load)
+    return tree
+
+
+def _told(region: Region) -> Iterator[list[Any]]:
+    """What ``hdf5_walk`` tells of a file; ends without an error only if it comes to its end.
+
+    Raises:
+        ConversionError: The file was refused, or libhdf5 did not survive it.
+        ImportError: libhdf5 is too old.
+    """
+    command = [sys.executable, "-c", _PROGRAM, str(region.path), str(region.start), str(region.size), region.member,
+               *sys.path]  # fmt: skip
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    heard, finished, is_late = threading.Event(), threading.Event(), False
+
+    def watch() -> None:
+        nonlocal is_late
+        while not finished.wait(SILENCE_S):
+            if not heard.is_set():
+                is_late = True
+                process.kill()
+                return
+            heard.clear()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        assert process.stdout is not None
+        unpacker = msgpack.Unpacker(raw=False, max_buffer_size=1 << 28, use_list=True)
+        while data := process.stdout.read1(1 << 16):  # type: ignore[attr-defined]
+            heard.set()
+            unpacker.feed(data)
+            for message in unpacker:
+                match message:
+                    case ["end"]:
+                        return
+                    case ["old", version]:
+                        raise ImportError(f"HDF5 {version} cannot read foreign files safely (CVE-2026-26200); run:"
+                                          " pip install --upgrade h5py")  # fmt: skip
+                    case ["refused", text]:
+                        raise ConversionError(f"{region.label}: {text}")
+                    case ["damaged", text]:
+                        raise _damaged(region, text)
+                    case _:
+                        yield message
+        code = process.wait()
+        what = f"reading it took more than {SILENCE_S:.0f} s" if is_late else f"libhdf5 crashed on it, exit code {code}"
+        raise _damaged(region, what)
+    finally:
+        finished.set()
+        process.kill()
+        process.wait()
+        with contextlib.suppress(AttributeError):
+            process.stdout.close()  # type: ignore[union-attr]
+
+
+def _damaged(region: Region, why: str) -> ConversionError:
+    return ConversionError(f"{region.label} is an HDF5 file that is damaged or cut short ({why}); fetch or save it"
+                           " again")  # fmt: skip
+
+
+def _dtype_name(region: Region, tree: Tree, path: str, dtype: str) -> str | None:
+    if dtype == "bool":
+        return "bool"
+    numbers = np.dtype(dtype)
+    if numbers.kind == "V":
+        said = tree.attribute(path, "dtype")  # Keras says so: raw bytes and the name of their dtype
+        if numbers.itemsize == 2 and said in ("bfloat16", None):
+            return "bf16" if said else None
+        raise ConversionError(f"{region.label}: {path!r} has elements of {numbers.itemsize} bytes without a meaning;"
+                              " store it as float32")  # fmt: skip
+    try:
+        return of_array(np.empty(0, numbers), path).name
+    except EncodeError as err:
+        raise ConversionError(f"{region.label}: {err}") from err
+
+
+def _stored_nbytes(region: Region, path: str, dtype: str, shape: list[int], place: list[Any]) -> int:
+    """Bytes that a dataset takes in the file.
+
+    Raises:
+        ConversionError: They cannot be what its shape needs, or are not in the file. So no small file can say that it
+            holds a large tensor, and no value comes from nowhere.
+    """
+    try:
+        check_shape(path, tuple(shape))
+    except EncodeError as err:
+        raise ConversionError(f"{region.label}: {err}") from err
+    nbytes = prod(shape) * _storage_dtype(dtype).itemsize
+    match place:
+        case ["bytes", data]:
+            if len(data) != nbytes:
+                raise ConversionError(f"{region.label}: {path!r} needs {nbytes} bytes, and {len(data)} are stored")
+            return 0
+        case ["at", offset]:
+            if offset + nbytes > region.size:
+                raise ConversionError(f"{region.label}: {path!r} of shape {tuple(shape)} needs {nbytes} bytes at"
+                                      f" {offset}, beyond the end at {region.size}")  # fmt: skip
+            return nbytes
+        case ["chunks", steps, filters, table]:
+            chunks = Chunks(region, tuple(shape), tuple(steps), filters, table, _storage_dtype(dtype))
+            try:
+                return chunks.check()
+            except ValueError as err:
+                raise ConversionError(f"{region.label}: {path!r} {err}") from err
+        case _:
+            raise _damaged(region, f"{path!r} lies nowhere")
+
+
+def _storage_dtype(dtype: str) -> np.dtype[Any]:
+    return np.dtype(np.uint8) if dtype == "bool" else np.dtype(dtype)
+
+
+def _loader(
+    region: Region, path: str, shape: tuple[int, ...], dtype: str, place: list[Any]
+) -> Callable[[], npt.NDArray[Any]]:
+    storage = _storage_dtype(dtype)
+
+    def load() -> npt.NDArray[Any]:
+        try:
+            match place:
+                case ["bytes", data]:
+                    array = np.frombuffer(bytearray(data), storage).reshape(shape)
+                case ["at", offset]:
+                    array = np.empty(shape, storage)
+                    region.fill(array, offset)
+                case ["chunks", steps, filters, table]:
+                    array = Chunks(region, shape, tuple(steps), filters, table, storage).read()
+        except ValueError as err:
+            raise ConversionError(f"{region.label}: dataset {path!r} is damaged ({err}); save it again") from err
+        if dtype == "bool":
+            truth: npt.NDArray[Any] = array != 0
+            return truth
+        return array.view(BY_NAME["bf16"].numpy) if storage.kind == "V" else array
+
+    return load

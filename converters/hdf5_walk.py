@@ -1,0 +1,305 @@
+"""What is in an HDF5 file, told by libhdf5 in a process of its own.
+
+libhdf5 hangs on hostile files and takes gigabytes for small ones, whatever its version. So this module runs as a
+program: it walks a file, reads no values, and writes what it finds to its standard output, a MessagePack array each:
+
+    ["group", path]                                             without members
+    ["dataset", path, dtype, shape, first path, place]          place: ["at", offset], ["bytes", data] or
+                                                                ["chunks", shape, filters, table]
+    ["attribute", path of the owner, name, type, shape, data]
+    ["note", text]
+    ["end"], ["refused", text], ["damaged", text], ["old", version of libhdf5]
+
+The process that asked (``hdf5.py``) checks all sizes and reads the values itself. Only hard links are followed, and no
+other file is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import msgpack
+import numpy as np
+from h5py import h5d, h5i, h5l, h5o, h5s, h5t
+
+from .archive import Archive
+from .hdf5_chunks import ENTRY
+from .layout import ASCII, UTF8
+from .region import Region
+
+OLDEST_HDF5 = (1, 14, 4)  # before: heap overflows on hostile files (CVE-2026-26200 among others)
+MAX_LEVELS = 100  # groups in groups
+MAX_OBJECTS = 1 << 20
+MAX_ATTRIBUTE_NBYTES = 1 << 24  # of all attributes
+MAX_CHUNKS = 1 << 22  # of a dataset
+MEMORY_NBYTES = 1 << 29  # that libhdf5 may take
+
+
+class RefusedError(Exception):
+    """A file that is not read, with the reason."""
+
+
+def walk(file: Any, out: BinaryIO) -> None:
+    """Write what is in a file.
+
+    Raises:
+        RefusedError: It has what is not read.
+    """
+    _Walk(file, out).run()
+
+
+class _Walk:
+    def __init__(self, file: Any, out: BinaryIO) -> None:
+        self._file = file
+        self._out = out
+        self._attribute_nbytes = 0
+        self._seen: dict[tuple[int, int], str] = {}  # address of an object -> its first path
+
+    def run(self) -> None:
+        root = h5o.open(self._file.id, b"/")
+        self._remember(root, "")
+        self._tell_attributes(h5py.Group(root), "")
+        pending = [self._members(root, "", 0)]
+        while pending:  # without recursion, whatever the depth
+            deeper = next(pending[-1], None)
+            if deeper is None:
+                pending.pop()
+            else:
+                pending.append(self._members(*deeper))
+
+    def _tell(self, *fields: Any) -> None:
+        self._out.write(msgpack.packb(fields))
+        self._out.flush()  # whoever waits sees that the work goes on
+
+    def _members(self, group: Any, path: str, level: int) -> Iterator[tuple[Any, str, int]]:
+        """Tell what is in a group; yield the groups in it."""
+        keys = sorted(group, key=_natural)
+        if not keys and path:
+            self._tell("group", path)
+        for key in keys:
+            try:
+                name = key.decode()
+            except UnicodeDecodeError:
+                raise RefusedError(f"group {path or '/'!r} has a member {key!r}, whose name is not UTF-8") from None
+            inner = f"{path}/{name}" if path else name
+            kind = group.links.get_info(key).type
+            if kind != h5l.TYPE_HARD:
+                what = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "a link to another file"}.get(kind, "a link")
+                raise RefusedError(f"{inner!r} is {what}; only what is in the file itself is read")
+            if name in ("", ".", "..") or "/" in name:
+                raise RefusedError(f"group {path or '/'!r} has a member {name!r}, a name that no HDF5 object can have")
+            opened = h5o.open(group, key)
+            first = self._remember(opened, inner)
+            match h5i.get_type(opened):
+                case h5i.GROUP:
+                    if first != inner:
+                        raise RefusedError(f"{inner!r} is the group {first or '/'!r} again; a group has one place")
+                    if level >= MAX_LEVELS:
+                        raise RefusedError(f"{inner[:200]!r} lies in more than {MAX_LEVELS} groups")
+                    self._tell_attributes(h5py.Group(opened), inner)
+                    yield opened, inner, level + 1
+                case h5i.DATASET:
+                    self._tell_dataset(opened, inner, first)
+                case _:
+                    self._tell("note", f"left out {inner!r}: a named datatype, no tensor")
+
+    def _remember(self, opened: Any, path: str) -> str:
+        """The first path by which an object was met."""
+        if len(self._seen) >= MAX_OBJECTS:
+            raise RefusedError(f"it has more than {MAX_OBJECTS} objects")
+        info = h5o.get_info(opened)
+        return self._seen.setdefault((info.fileno, info.addr), path)
+
+    # Datasets
+
+    def _tell_dataset(self, opened: Any, path: str, first: str) -> None:
+        plan, kind, space = opened.get_create_plist(), opened.get_type(), opened.get_space()
+        layout = plan.get_layout()
+        if layout == h5d.VIRTUAL:
+            raise RefusedError(f"{path!r} is a virtual dataset: its values are in other files, which are not read")
+        if layout != h5d.CHUNKED and plan.get_external_count():
+            raise RefusedError(f"{path!r} has its values in another file, which is not read")
+        if space.get_simple_extent_type() == h5s.NULL:
+            self._tell("note", f"left out {path!r}: it has no values")
+            return
+        dtype = _dtype(kind, path)
+        if dtype is None:
+            self._tell("note", f"left out {path!r}: {_what(kind)}, no numbers")
+            return
+        shape = space.get_simple_extent_dims()
+        place: tuple[Any, ...]
+        if not prod(shape):
+            place = "bytes", b""
+        elif layout == h5d.CHUNKED:
+            place = self._chunks(opened, plan, path, shape)
+        elif layout == h5d.COMPACT:
+            if prod(shape) > 1 << 16:  # it lies in a header of at most 64 KiB
+                raise RefusedError(f"{path!r} of shape {shape} cannot be stored in a header")
+            array = np.zeros(shape, dtype)
+            opened.read(h5s.ALL, h5s.ALL, array, kind)
+            place = "bytes", array.tobytes()
+        else:
+            offset = opened.get_offset()
+            if offset is None or not opened.get_storage_size():
+                raise RefusedError(f"{path!r} of shape {shape} was never written; its values are not stored")
+            place = "at", offset
+        self._tell_attributes(h5py.Dataset(opened), path)
+        self._tell("dataset", path, dtype.str if dtype != np.bool_ else "bool", shape, first, place)
+
+    def _chunks(self, opened: Any, plan: Any, path: str, shape: tuple[int, ...]) -> tuple[Any, ...]:
+        """Where the chunks of a dataset are, in the order of their places in it."""
+        steps = plan.get_chunk()
+        filters = [plan.get_filter(number) for number in range(plan.get_nfilters())]
+        counts = [-(-size // step) for size, step in zip(shape, steps, strict=True)]
+        found = opened.get_num_chunks()
+        if found != prod(counts):
+            raise RefusedError(f"{path!r} of shape {shape} has {prod(counts)} chunks, and {found} of them are stored")
+        if found > MAX_CHUNKS:
+            raise RefusedError(f"{path!r} has {found} chunks; at most {MAX_CHUNKS} are read")
+        table = bytearray(ENTRY.size * found)
+        places = set()
+
+        def take(chunk: Any) -> None:
+            place = 0
+            for start, step, count in zip(chunk.chunk_offset, steps, counts, strict=True):
+                if start % step or start // step >= count:
+                    raise RefusedError(f"{path!r} has a chunk at {chunk.chunk_offset}, where none can be")
+                place = place * count + start // step
+            places.add(place)
+            ENTRY.pack_into(table, ENTRY.size * place, chunk.byte_offset or 0, chunk.size, chunk.filter_mask)
+
+        opened.chunk_iter(take)
+        if len(places) != found:
+            raise RefusedError(f"{path!r} has several chunks in one place")
+        filters = [[code, name.decode(errors="replace"), list(parameters)] for code, _, parameters, name in filters]
+        return "chunks", steps, filters, bytes(table)
+
+    # Attributes
+
+    def _tell_attributes(self, owner: Any, path: str) -> None:
+        for name in owner.attrs:
+            attribute = owner.attrs.get_id(name)
+            try:
+                kept = self._attribute(owner, attribute, name)
+            except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as err:
+                raise RefusedError(f"attribute {name!r} of {path or '/'!r} cannot be read ({err})") from err
+            if kept is None:
+                is_null = attribute.get_space().get_simple_extent_type() == h5s.NULL
+                what = "no value" if is_null else _what(attribute.get_type())
+                self._tell("note", f"left out attribute {name!r} of {path or '/'!r}: {what}")
+            else:
+                self._tell("attribute", path, name, *kept)
+
+    def _attribute(self, owner: Any, attribute: Any, name: str) -> tuple[str, list[int], Any] | None:
+        """Type, shape and data of an attribute; None if it is of a type that is not kept."""
+        if attribute.get_space().get_simple_extent_type() == h5s.NULL:
+            return None
+        shape, kind = list(attribute.shape), attribute.get_type()
+        self._count(prod(shape) * kind.get_size())
+        if isinstance(kind, h5t.TypeStringID) and kind.is_variable_str():
+            values = owner.attrs[name]
+            texts = [_text(value) for value in (values.reshape(-1).tolist() if shape else [values])]
+            self._count(sum(map(len, texts)))
+            return UTF8 if kind.get_cset() == h5t.CSET_UTF8 else ASCII, shape, texts
+        dtype = None if isinstance(kind, h5t.TypeOpaqueID) else attribute.dtype
+        if dtype is None or dtype.kind not in "biufS":
+            return None
+        values = np.asarray(owner.attrs[name])
+        if values.shape != tuple(shape):
+            return None
+        little = dtype.newbyteorder("<")
+        return little.str, shape, values.astype(little).tobytes()
+
+    def _count(self, nbytes: int) -> None:
+        self._attribute_nbytes += nbytes
+        if self._attribute_nbytes > MAX_ATTRIBUTE_NBYTES:
+            raise RefusedError(f"it has more than {MAX_ATTRIBUTE_NBYTES} bytes of attributes")
+
+
+def _dtype(kind: Any, path: str) -> np.dtype[Any] | None:
+    """The NumPy dtype of which the elements of a dataset have the very bytes; None if they are no numbers.
+
+    Raises:
+        RefusedError: They are numbers of a form that NumPy does not have.
+    """
+    if isinstance(kind, h5t.TypeOpaqueID):
+        return np.dtype(f"V{kind.get_size()}")
+    try:
+        dtype: np.dtype[Any] = kind.dtype
+    except (TypeError, ValueError, NotImplementedError):
+        return None
+    if dtype.kind not in "biufc":
+        return None
+    base = kind.get_super() if isinstance(kind, h5t.TypeEnumID) and dtype.kind != "b" else kind
+    same = h5t.py_create(dtype, logical=dtype.kind == "b")
+    if not base.equal(same) and not (dtype.kind == "c" and _is_pair(kind, dtype)):
+        raise RefusedError(f"{path!r} has numbers of a type of {kind.get_size()} bytes that NumPy does not have; store"
+                           " it as float32")  # fmt: skip
+    return dtype
+
+
+def _is_pair(kind: Any, dtype: np.dtype[Any]) -> bool:
+    """Whether a compound is a complex number: two floats, one behind the other."""
+    half = np.dtype(f"{dtype.byteorder}f{dtype.itemsize // 2}")
+    return (isinstance(kind, h5t.TypeCompoundID) and kind.get_nmembers() == 2 and kind.get_size() == dtype.itemsize
+            and [kind.get_member_offset(i) for i in (0, 1)] == [0, half.itemsize]
+            and all(kind.get_member_type(i).equal(h5t.py_create(half)) for i in (0, 1)))  # fmt: skip
+
+
+def _text(value: Any) -> str | bytes:
+    raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+    try:
+        return str(raw, "utf-8")
+    except UnicodeDecodeError:
+        return bytes(raw)
+
+
+def _what(kind: Any) -> str:
+    names = {h5t.TypeStringID: "text", h5t.TypeReferenceID: "references", h5t.TypeVlenID: "lists of varying length",
+             h5t.TypeCompoundID: "records of several fields", h5t.TypeOpaqueID: "bytes without a meaning",
+             h5t.TypeArrayID: "arrays in arrays"}  # fmt: skip
+    return names.get(type(kind), "a type that is not kept")
+
+
+def _natural(key: bytes) -> list[Any]:
+    """Sorts ``dense_2`` before ``dense_10``."""
+    return [(int(part), part) if part.isdigit() else (-1, part) for part in re.split(rb"(\d{1,18})", key)]
+
+
+def main() -> None:
+    """Arguments: path, start, size and name of a member; walk the HDF5 file that they say where to find."""
+    path, start, size, member = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    is_compressed = bool(member) and not start
+    region = Archive(path).region(member) if is_compressed else Region(path, "", start, size)
+    with contextlib.suppress(ImportError):  # no such module on Windows
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as status:
+            used = int(status.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_NBYTES, used + MEMORY_NBYTES))
+    out = sys.stdout.buffer
+    try:
+        if h5py.version.hdf5_version_tuple < OLDEST_HDF5:
+            raise ImportError
+        with region.open() as stream, h5py.File(stream, "r") as file:
+            walk(file, out)
+        last = ["end"]
+    except ImportError:
+        last = ["old", h5py.version.hdf5_version]
+    except RefusedError as err:
+        last = ["refused", str(err)]
+    except Exception as err:  # a damaged file makes h5py raise OSError, KeyError, RuntimeError, TypeError, …
+        last = ["damaged", str(err) or type(err).__name__]
+    out.write(msgpack.packb(last))
+    out.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Names of Keras's variables as its users see them, from where they lie in its files; nothing is imported or built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from vqformat.errors import ConversionError
+
+from .hdf5 import Dataset, Tree
+
+OPTIMIZER = "optimizer"  # its group in Keras 3, and how names of its variables begin
+LEGACY_OPTIMIZER = "optimizer_weights"  # its group in whole legacy files
+_LEGACY_TOP = "top_level_model_weights"  # variables of the model itself, in the legacy files of TensorFlow 2.6 and on
+
+# Keras 3 numbers the variables of a layer. What they are, by the layer's class as Keras writes it into paths and names:
+# (name, number of axes) of each, where None is any number. A class has several lines where its variables are optional.
+_CONVOLUTION = ((("kernel", 3), ("bias", 1)), (("kernel", 4), ("bias", 1)), (("kernel", 5), ("bias", 1)),
+                (("kernel", 3),), (("kernel", 4),), (("kernel", 5),))  # fmt: skip
+_SEPARABLE = ("depthwise_kernel", "pointwise_kernel")
+_SEPARABLE_CONVOLUTION = tuple((*((name, rank) for name in _SEPARABLE), *bias)
+                               for rank in (3, 4) for bias in ((("bias", 1),), ()))  # fmt: skip
+_EINSUM = ((("kernel", None), ("bias", None)), (("kernel", None),))
+_RECURRENT = ((("kernel", None), ("recurrent_kernel", None), ("bias", None)),
+              (("kernel", None), ("recurrent_kernel", None)))  # fmt: skip
+_GAMMA_BETA = (("gamma", 1), ("beta", 1))
+_MOVING = (("moving_mean", 1), ("moving_variance", 1))
+_Variables = tuple[tuple[tuple[str, int | None], ...], ...]
+_CLASSES: Mapping[str, _Variables] = {
+    "dense": ((("kernel", 2), ("bias", 1)), (("kernel", 2),)),
+    "einsum_dense": _EINSUM,
+    "embedding": ((("embeddings", 2),),),
+    "attention": ((("scale", 0),),),
+    "additive_attention": ((("scale", 1),),),
+    "separable_conv1d": _SEPARABLE_CONVOLUTION,
+    "separable_conv2d": _SEPARABLE_CONVOLUTION,
+    "batch_normalization": ((*_GAMMA_BETA, *_MOVING), _MOVING),
+    "layer_normalization": ((("gamma", None), ("beta", None)),),
+    "group_normalization": (_GAMMA_BETA,),
+    "rms_normalization": ((("scale", None),),),
+    "normalization": ((("mean", None), ("variance", None), ("count", 0)),),
+    "p_re_lu": ((("alpha", None),),),
+    "seed_generator": ((("seed_generator_state", 1),),),
+    "cell": _RECURRENT,  # the attribute of an RNN that holds its cell, of whatever class
+    **{f"{kind}_cell": _RECURRENT for kind in ("lstm", "gru", "simple_rnn", "conv_lstm")},
+    **{f"{part}_dense": _EINSUM for part in ("query", "key", "value", "output")},  # of attention
+    **{f"{kind}conv{axes}d{turn}": _CONVOLUTION
+       for kind in ("", "depthwise_") for axes in (1, 2, 3) for turn in ("", "_transpose")},
+}  # fmt: skip
+
+
+def names_in_keras3(tree: Tree) -> dict[str, str]:
+    """Path -> name, for a tree of groups ``…/vars`` that number their variables.
+
+    ``layers/dense_1/vars/0`` is ``hid/kernel`` if the attribute ``name`` of ``layers/dense_1/vars`` is ``hid``, else
+    ``dense_1/kernel`` (Keras 3, ``saving_lib._save_state``). A variable of an unknown class keeps its number.
+    """
+    by_layer: dict[str, list[str]] = {}
+    for path in tree.datasets:
+        layer, _, key = path.rpartition("/")
+        is_numbered = (layer == "vars" or layer.endswith("/vars")) and key.isdecimal()
+        by_layer.setdefault(layer if is_numbered else path, []).append(path)
+    names: dict[str, str] = {}
+    for layer, paths in by_layer.items():
+        if paths == [layer]:
+            names[layer] = layer  # not of a layer's variables
+            continue
+        place = layer.removesuffix("vars").rstrip("/")
+        shown = _shown_layer(tree, place)
+        variables = _variables(tree, place, [tree.datasets[path] for path in paths])
+        for path, variable in zip(paths, variables, strict=True):
+            names[path] = f"{shown}/{variable}" if shown else path
+    return _unique(names)
+
+
+def _shown_layer(tree: Tree, place: str) -> str:
+    """A layer's name with those of the layers that it is in."""
+    shown: list[str] = []
+    parts = place.split("/") if place else []
+    for level, part in enumerate(parts, 1):
+        if part == OPTIMIZER and level == 1:
+            shown.append(part)
+            continue
+        name = tree.attribute("/".join([*parts[:level], "vars"]), "name")
+        if isinstance(name, str) and name:
+            shown.append(name)
+        elif part not in ("layers", "_layer_checkpoint_dependencies"):
+            shown.append(part)
+    return "/".join(shown)
+
+
+def _variables(tree: Tree, place: str, datasets: Sequence[Dataset]) -> list[str]:
+    """Names of a layer's variables, or their numbers."""
+    name = tree.attribute(f"{place}/vars", "name")
+    for candidate in (place.rpartition("/")[2], name):
+        if not isinstance(candidate, str):
+            continue
+        for variables in _CLASSES.get(re.sub(r"_\d+$", "", candidate.lstrip("_")), ()):
+            if len(variables) == len(datasets) and all(
+                rank in (None, len(dataset.shape)) for (_, rank), dataset in zip(variables, datasets, strict=True)
+            ):
+                return [name for name, _ in variables]
+    return [dataset.path.rpartition("/")[2] for dataset in datasets]
+
+
+def names_in_legacy(tree: Tree, root: str, where: str) -> dict[str, str]:
+    """Path -> name, in the order of ``layer_names`` and ``weight_names``, for a tree of Keras 1 and 2.
+
+    Args:
+        root: Path of the group that has ``layer_names``.
+        where: The file in error texts.
+
+    Raises:
+        ConversionError: An attribute names what is not there.
+    """
+    names: dict[str, str] = {}
+
+    def take(group: str, shown: Callable[[str], str]) -> None:
+        for weight in tree.names(group, "weight_names") or []:
+            path = f"{group}/{weight}" if group else weight
+            if path not in tree.datasets or path in names:
+                what = "a second time" if path in names else "which is not there"
+                raise ConversionError(f"{where}: weight_names of {group or '/'!r} has {weight!r}, {what}")
+            names[path] = shown(re.sub(r":\d+$", "", weight))
+
+    layers = tree.names(root, "layer_names") or []
+    groups = _groups(tree)
+    for layer in layers:
+        group = f"{root}/{layer}" if root else layer
+        if group not in groups:
+            what = "a second time" if layers.count(layer) > 1 else "which is not there"
+            raise ConversionError(f"{where}: layer_names of {root or '/'!r} has {layer!r}, {what}")
+        groups.remove(group)
+        take(group, lambda weight, layer=layer: _legacy_name(layer, weight))  # type: ignore[misc]
+    top = f"{root}/{_LEGACY_TOP}" if root else _LEGACY_TOP
+    take(top, lambda weight: weight)
+    if root:
+        take(LEGACY_OPTIMIZER, lambda weight: f"{OPTIMIZER}/{weight}")
+    for path in tree.datasets:
+        names.setdefault(path, path)
+    return _unique(names)
+
+
+def _groups(tree: Tree) -> set[str]:
+    """Paths of all groups that have members or attributes, or neither."""
+    groups = {owner for owner, _ in tree.attributes} | set(tree.groups)
+    for path in [*tree.datasets, *tree.groups]:
+        while path := path.rpartition("/")[0]:
+            groups.add(path)
+    return groups - tree.datasets.keys()
+
+
+def _legacy_name(layer: str, weight: str) -> str:
+    """``dense/kernel`` for the weight ``dense_1/kernel``, ``sequential/dense/kernel``, ``dense_W`` or ``kernel``."""
+    for count in ("", r"_\d+"):  # TensorFlow counted scopes of the same name up: dense_1/kernel
+        scoped = re.fullmatch(rf"(?:.*?/)??{re.escape(layer)}{count}/(.+)", weight, re.DOTALL)
+        if scoped:
+            return f"{layer}/{scoped[1]}"
+    return f"{layer}/{weight if '/' in weight else weight.removeprefix(layer + '_')}"
+
+
+def _unique(names: dict[str, str]) -> dict[str, str]:
+    """The names, with the path in place of those that clash."""
+    count: dict[str, int] = {}
+    for name in names.values():
+        count[name] = count.get(name, 0) + 1
+    taken = {name for name, times in count.items() if times == 1}
+    return {path: name if name in taken else path for path, name in names.items()}

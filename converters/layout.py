@@ -1,0 +1,111 @@
+"""How an HDF5 tree stands in ``vqm.source``, so that it can be written again (SPEC section 17)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vqformat.errors import ConversionError
+
+UTF8, ASCII = "utf-8", "ascii"  # types of attributes that are strings
+
+# An attribute's type, shape and data: the name of a NumPy dtype and bytes, or one of these two and a list of strings
+Attribute = tuple[str, list[int], Any]
+
+
+@dataclass
+class Layout:
+    """An HDF5 file but for the values of its datasets.
+
+    Attributes:
+        datasets: Path of a dataset -> name of the tensor that it holds.
+        groups: Paths of the groups that have nothing in them.
+        attributes: By path of their owner, and name.
+    """
+
+    datasets: dict[str, str] = field(default_factory=dict)
+    groups: list[str] = field(default_factory=list)
+    attributes: dict[tuple[str, str], Attribute] = field(default_factory=dict)
+
+    def without(self, prefix: str) -> Layout:
+        """The layout without a group and all that is in it."""
+
+        def is_kept(path: str) -> bool:
+            return path != prefix and not path.startswith(prefix + "/")
+
+        return Layout({path: name for path, name in self.datasets.items() if is_kept(path)},
+                      [path for path in self.groups if is_kept(path)],
+                      {key: value for key, value in self.attributes.items() if is_kept(key[0])})  # fmt: skip
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Fields of ``vqm.source``."""
+        return {"datasets": [[path, name] for path, name in self.datasets.items()], "groups": self.groups,
+                "attributes": [[*key, *value] for key, value in self.attributes.items()]}  # fmt: skip
+
+    @classmethod
+    def from_metadata(cls, origin: dict[str, Any]) -> Layout:
+        """The inverse, for an origin that anybody may have written.
+
+        Raises:
+            ConversionError: It is not what ``to_metadata`` makes.
+        """
+        datasets, groups, attributes = (origin.get(key) for key in ("datasets", "groups", "attributes"))
+        if not (_is_table(datasets, (str, str)) and _is_table(attributes, (str, str, str, list, object))
+                and isinstance(groups, list) and all(isinstance(path, str) for path in groups)):  # fmt: skip
+            raise ConversionError("the file says that it came from HDF5, but its vqm.source does not say how; extract"
+                                  " to .safetensors, .npz or .pt")  # fmt: skip
+        assert isinstance(datasets, list) and isinstance(attributes, list)
+        for path in [*groups, *(path for path, _ in datasets), *(path for path, *_ in attributes)]:
+            if path:
+                check_path(path)
+        layout = cls({path: name for path, name in datasets}, groups)
+        for path, name, *value in attributes:
+            _attribute_array(path, name, *value)
+            layout.attributes[path, name] = (value[0], value[1], value[2])
+        return layout
+
+    def attribute_arrays(self) -> dict[tuple[str, str], tuple[str, npt.NDArray[Any]]]:
+        """Type and value of each attribute, as h5py takes them."""
+        return {key: (value[0], _attribute_array(*key, *value)) for key, value in self.attributes.items()}
+
+
+def check_path(path: str) -> None:
+    """Raise ConversionError unless an HDF5 object may have this path."""
+    if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
+        raise ConversionError(f"{path!r} cannot be the path of an HDF5 object; extract to .safetensors or .npz")
+
+
+def _attribute_array(path: str, name: str, kind: Any, shape: Any, data: Any) -> npt.NDArray[Any]:
+    """An attribute's value, its size checked before memory is taken."""
+    try:
+        sizes = [int(size) for size in shape]
+        if not name or "\0" in name or len(sizes) > 32 or any(size < 0 for size in sizes):
+            raise ValueError(f"shape {shape}")
+        if kind in (UTF8, ASCII):
+            if prod(sizes) != len(data) or not all(map(_is_text, data)):
+                raise ValueError(f"{len(data)} strings")
+            array = np.empty(len(data), object)
+            array[:] = [text.encode() if isinstance(text, str) else text for text in data]
+            return array.reshape(sizes)
+        dtype = np.dtype(kind)
+        if dtype.kind not in "biufS" or dtype.str != kind or len(data) != prod(sizes) * dtype.itemsize:
+            raise ValueError(f"{kind} of {len(data)} bytes")
+        if not dtype.itemsize:
+            return np.zeros(sizes, dtype)
+        return np.frombuffer(bytes(data), dtype).reshape(sizes)
+    except (TypeError, ValueError, IndexError) as err:
+        raise ConversionError(f"vqm.source: attribute {name!r} of {path!r} is no attribute ({err})") from err
+
+
+def _is_text(value: Any) -> bool:
+    return (isinstance(value, str) and "\0" not in value) or (isinstance(value, bytes) and 0 not in value)
+
+
+def _is_table(rows: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(rows, list) and all(
+        isinstance(row, list) and len(row) == len(kinds) and all(map(isinstance, row, kinds)) for row in rows
+    )

@@ -1,0 +1,88 @@
+"""The bytes of a file in a file: part of one on disk, or bytes in memory."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bytes ``start`` to ``start + size`` of a file, or ``data``.
+
+    Attributes:
+        label: What it is, in error texts.
+        member: Name of the archive's member that it is, or empty.
+        data: The bytes, where they are not in the file as they are.
+    """
+
+    path: Path
+    label: str
+    start: int
+    size: int
+    member: str = ""
+    data: bytes | None = None
+
+    @classmethod
+    def of_file(cls, path: Path, start: int = 0) -> Region:
+        """A file, from a byte on."""
+        return cls(path, f"{str(path)!r}", start, path.stat().st_size - start)
+
+    def fill(self, array: npt.NDArray[Any], offset: int) -> None:
+        """Read the bytes at an offset into an array in C order.
+
+        Raises:
+            ValueError: They are not all there.
+        """
+        target = memoryview(array.reshape(-1).view(np.uint8).data)
+        if not 0 <= offset <= self.size - len(target):
+            raise ValueError(f"{len(target)} bytes at {offset}, beyond the end at {self.size}")
+        if self.data is not None:
+            target[:] = self.data[offset : offset + len(target)]
+            return
+        with open(self.path, "rb") as stream:
+            stream.seek(self.start + offset)
+            if stream.readinto(target) != len(target):
+                raise ValueError("the file became shorter while it was read")
+
+    def open(self) -> BinaryIO:
+        """The bytes as a file."""
+        if self.data is not None:
+            return io.BytesIO(self.data)
+        return _Window(open(self.path, "rb"), self.start, self.size)  # type: ignore[return-value]
+
+
+class _Window(io.RawIOBase):
+    """Part of a file, as a file."""
+
+    def __init__(self, stream: BinaryIO, start: int, size: int) -> None:
+        self._stream, self._start, self._size, self._position = stream, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        wanted = max(0, min(len(buffer), self._size - self._position))
+        self._stream.seek(self._start + self._position)
+        count = self._stream.readinto(memoryview(buffer)[:wanted])  # type: ignore[attr-defined]
+        self._position += count
+        return int(count)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
