@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import pickle
-import pickletools
 import re
 from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,33 +18,14 @@ from vqformat.limits import MAX_RANK, MAX_TENSORS
 
 from .archive import Archive
 from .source import Source
+from .torchscript_pickle import Object, Opaque, PickleError, Storage, Tensor, unpickle
 
 _MAX_PICKLE_NBYTES = 64 << 20
 _MAX_CODE_NBYTES = 16 << 20  # of one file
-_MAX_CLASSES = 1 << 16
 _MAX_DEPTH = 64
 _LONGEST_TEXT = 500
 _LARGEST = (1 << 63) - 1  # size or stride
 _MAX_EXPANDED_NBYTES = 64 << 20  # of a tensor that repeats elements of its storage (stride 0)
-
-# Storage type -> SPEC name
-_DTYPES = {
-    "BoolStorage": "bool", "ByteStorage": "u8", "CharStorage": "i8", "UInt16Storage": "u16", "ShortStorage": "i16",
-    "UInt32Storage": "u32", "IntStorage": "i32", "UInt64Storage": "u64", "LongStorage": "i64", "HalfStorage": "f16",
-    "BFloat16Storage": "bf16", "FloatStorage": "f32", "DoubleStorage": "f64", "ComplexFloatStorage": "c64",
-    "ComplexDoubleStorage": "c128", "Float8_e4m3fnStorage": "f8_e4m3fn", "Float8_e5m2Storage": "f8_e5m2",
-    "Float8_e4m3fnuzStorage": "f8_e4m3fnuz", "Float8_e5m2fnuzStorage": "f8_e5m2fnuz",
-    "Float8_e8m0fnuStorage": "f8_e8m0fnu",
-}  # fmt: skip
-
-# What PyTorch's own pickler writes; the others are not needed to hold a model
-_OPCODES = frozenset({
-    "PROTO", "STOP", "MARK", "POP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4",
-    "BINFLOAT", "BINUNICODE", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
-    "EMPTY_DICT", "SETITEM", "SETITEMS", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "GLOBAL", "NEWOBJ", "BUILD",
-    "REDUCE", "BINPERSID",
-})  # fmt: skip
-
 
 def open_torchscript(path: Path) -> Source:
     """Open an archive written by ``torch.jit.save``; tensors have the names of ``state_dict()``, in its order.
@@ -61,122 +39,6 @@ def open_torchscript(path: Path) -> Source:
     except BaseException:
         archive.close()
         raise
-
-
-# What the unpickler makes. A pickle may set attributes of any object that lets it, so that these do not: tuples have no
-# attributes, the others take or refuse what they are given.
-
-
-class _Storage(NamedTuple):
-    dtype: str
-    key: str
-
-
-class _Tensor(NamedTuple):
-    """A tensor as the pickle has it: sizes and strides in elements, nothing checked."""
-
-    storage: Any
-    offset: Any
-    shape: Any
-    stride: Any
-    is_conj: bool
-    is_neg: bool
-
-
-class _Object:
-    """Stands for an object of a class of the archive's code; its attributes are in ``state``."""
-
-    module = ""
-    name = ""
-    state: Any = None
-
-    def __new__(cls, *_: Any) -> _Object:
-        return object.__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Function:
-    """A function that a pickle may call."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
-
-    def __setstate__(self, state: Any) -> None:
-        raise _PickleError("it changes a function")
-
-
-class _Opaque(_Function):
-    """Stands for what is no tensor of ours; called it is itself."""
-
-    __slots__ = ("what",)
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __call__(self, *_: Any) -> _Opaque:
-        return self
-
-
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any = False, _hooks: Any = None,
-                    view: Any = None) -> _Tensor:  # fmt: skip
-    view = view if isinstance(view, dict) else {}
-    return _Tensor(storage, offset, shape, stride, bool(view.get("conj")), bool(view.get("neg")))
-
-
-_SAME = _Function(lambda value, *_: value)
-
-_GLOBALS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): dict,
-    ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
-    ("torch._utils", "_rebuild_parameter"): _SAME,
-    ("torch._utils", "_rebuild_qtensor"): _Opaque("a quantized tensor"),
-    ("torch.jit._pickle", "build_tensor_from_id"): _Opaque("a tensor of an old archive"),
-    **{("torch.jit._pickle", f"build_{kind}list"): _SAME for kind in ("int", "tensor", "double", "bool")},
-    ("torch.jit._pickle", "restore_type_tag"): _SAME,
-    ("torch", "device"): _Opaque("a device"),
-    ("torch", "per_tensor_affine"): None,
-    ("torch", "per_channel_affine"): None,
-    ("torch", "per_channel_affine_float_qparams"): None,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds the objects above and nothing else: no name is imported, no code is run."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data))
-        self._classes: dict[tuple[str, str], type[_Object]] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _GLOBALS:
-            return _GLOBALS[module, name]
-        if module == "torch" and name.endswith("Storage"):
-            return _DTYPES.get(name, name)
-        if module != "__torch__" and not module.startswith("__torch__."):
-            raise _PickleError(f"it needs {module[:80]}.{name[:80]}; nothing but tensors is loaded, since a pickle can"
-                               " run code")  # fmt: skip
-        if (module, name) not in self._classes:
-            if len(self._classes) == _MAX_CLASSES:
-                raise _PickleError(f"it has more than {_MAX_CLASSES} classes")
-            self._classes[module, name] = type("_Object", (_Object,), {"module": module, "name": name})
-        return self._classes[module, name]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _device, _count = pid
-        if kind != "storage" or not isinstance(dtype, str) or not isinstance(key, str):
-            raise _PickleError("a storage is described in another way than PyTorch does")
-        return _Storage(dtype, key)
-
-
-class _PickleError(Exception):
-    pass
 
 
 class _Model:
@@ -211,28 +73,22 @@ class _Model:
             raise self._refuse(f"{name!r} has {self._archive.nbytes(name)} bytes; at most {limit} are allowed")
         return self._archive.read(name)
 
-    def _unpickle(self) -> _Object:
-        data = self._read("data.pkl", _MAX_PICKLE_NBYTES)
+    def _unpickle(self) -> Object:
         try:
-            for opcode, argument, _ in pickletools.genops(data):
-                if opcode.name not in _OPCODES:
-                    raise _PickleError(f"its pickle has the opcode {opcode.name}, which PyTorch does not write")
-                if opcode.name == "LONG_BINPUT" and (argument or 0) > len(data):  # sizes a table
-                    raise _PickleError(f"its pickle counts {argument} objects in {len(data)} bytes")
-            root = _Unpickler(data).load()
+            root = unpickle(self._read("data.pkl", _MAX_PICKLE_NBYTES))
         except MemoryError:
             raise
-        except _PickleError as err:
+        except PickleError as err:
             raise self._refuse(str(err)) from err
         except Exception as err:  # a damaged pickle raises anything: UnpicklingError, EOFError, KeyError, TypeError, …
             raise self._refuse(f"its pickle is damaged ({type(err).__name__}); fetch or save it again") from err
-        if not isinstance(root, _Object) or not isinstance(root.state, dict):
+        if not isinstance(root, Object) or not isinstance(root.state, dict):
             raise self._refuse("it holds no module")
         return root
 
     def source(self) -> Source:
         """The tensors by name; those that share everything as aliases."""
-        found: dict[str, _Tensor] = {}
+        found: dict[str, Tensor] = {}
         for name, tensor in self._walk(self._root, [], [0]):
             if name in found:
                 raise self._refuse(f"two tensors would have the name {name!r}")
@@ -251,12 +107,12 @@ class _Model:
             self._notes.append("left out the constants of the code")
         return Source("torchscript", sources, {}, self._notes, {"format": "torchscript"}, self._close)
 
-    def _walk(self, value: Any, keys: list[str], count: list[int]) -> Iterator[tuple[str, _Tensor]]:
+    def _walk(self, value: Any, keys: list[str], count: list[int]) -> Iterator[tuple[str, Tensor]]:
         """Tensors in a module: its own, then those of the modules in it."""
         if len(keys) > _MAX_DEPTH:
             raise self._refuse(f"its modules are nested deeper than {_MAX_DEPTH} levels")
-        declared = self._declared(value) if isinstance(value, _Object) else None
-        items = _items(value.state if isinstance(value, _Object) else value)
+        declared = self._declared(value) if isinstance(value, Object) else None
+        items = _items(value.state if isinstance(value, Object) else value)
         if declared is not None:
             items.sort(key=lambda item: declared.get(item[0], len(declared)))
         inner: list[tuple[Any, list[str]]] = []
@@ -265,16 +121,16 @@ class _Model:
             count[0] += 1
             if count[0] > MAX_TENSORS:  # objects that are shared could make 2^n names
                 raise self._refuse(f"it has more than {MAX_TENSORS} attributes")
-            if isinstance(item, _Tensor) and (declared is None or key in declared):
+            if isinstance(item, Tensor) and (declared is None or key in declared):
                 yield ".".join(path), item
-            elif isinstance(item.state if isinstance(item, _Object) else declared is None and item, (dict, list)):
+            elif isinstance(item.state if isinstance(item, Object) else declared is None and item, (dict, list)):
                 inner.append((item, path))
             elif what := _what(item):
                 self._notes.append(f"left out {'.'.join(path)!r}: {what}")
         for item, path in inner:
             yield from self._walk(item, path, count)
 
-    def _declared(self, module: _Object) -> dict[str, int] | None:
+    def _declared(self, module: Object) -> dict[str, int] | None:
         """Names of a module's parameters, then of its buffers, as its code declares them; None if that is not there.
 
         The code is text here: it is searched, not run.
@@ -293,10 +149,10 @@ class _Model:
             declared += re.findall(r'"([^"]*)"', names[1])
         return {name: i for i, name in enumerate(declared)}
 
-    def _check(self, name: str, tensor: _Tensor) -> tuple[str, tuple[int, ...]]:
+    def _check(self, name: str, tensor: Tensor) -> tuple[str, tuple[int, ...]]:
         """Dtype and shape of a tensor that lies within its storage."""
         storage, shape, stride = tensor.storage, tensor.shape, tensor.stride
-        if not isinstance(storage, _Storage):
+        if not isinstance(storage, Storage):
             raise self._refuse(f"tensor {name!r} has no storage")
         info = BY_NAME.get(storage.dtype)
         if info is None:
@@ -322,10 +178,10 @@ class _Model:
                                f" {have}; at most {_MAX_EXPANDED_NBYTES} are allowed")  # fmt: skip
         return storage.dtype, shape
 
-    def _member(self, storage: _Storage) -> str:
+    def _member(self, storage: Storage) -> str:
         return f"{self._top}data/{storage.key}"
 
-    def _loader(self, name: str, tensor: _Tensor) -> Callable[[], npt.NDArray[Any]]:
+    def _loader(self, name: str, tensor: Tensor) -> Callable[[], npt.NDArray[Any]]:
         dtype = BY_NAME[tensor.storage.dtype].numpy
 
         def load() -> npt.NDArray[Any]:
@@ -370,13 +226,13 @@ def _items(value: Any) -> list[tuple[str, Any]]:
 
 def _what(value: Any) -> str:
     """Why a value is left out, if it may have numbers that a user would miss."""
-    if isinstance(value, _Opaque):
+    if isinstance(value, Opaque):
         return value.what
-    if isinstance(value, _Tensor):
+    if isinstance(value, Tensor):
         return "an attribute that is neither a parameter nor a buffer"
-    if isinstance(value, _Object):
+    if isinstance(value, Object):
         return f"packed weights or another object of {value.name[:80]!r}"
-    if isinstance(value, (dict, list, tuple)) and any(isinstance(item, _Tensor) for _, item in _items(value)):
+    if isinstance(value, (dict, list, tuple)) and any(isinstance(item, Tensor) for _, item in _items(value)):
         return f"a {type(value).__name__} with tensors that are neither parameters nor buffers"
     return ""
 

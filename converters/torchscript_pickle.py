@@ -1,0 +1,160 @@
+"""The pickle of a TorchScript archive, read by an unpickler that knows placeholders only: no name in it is imported."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+_MAX_CLASSES = 1 << 16
+
+# Storage type -> SPEC name
+_DTYPES = {
+    "BoolStorage": "bool", "ByteStorage": "u8", "CharStorage": "i8", "UInt16Storage": "u16", "ShortStorage": "i16",
+    "UInt32Storage": "u32", "IntStorage": "i32", "UInt64Storage": "u64", "LongStorage": "i64", "HalfStorage": "f16",
+    "BFloat16Storage": "bf16", "FloatStorage": "f32", "DoubleStorage": "f64", "ComplexFloatStorage": "c64",
+    "ComplexDoubleStorage": "c128", "Float8_e4m3fnStorage": "f8_e4m3fn", "Float8_e5m2Storage": "f8_e5m2",
+    "Float8_e4m3fnuzStorage": "f8_e4m3fnuz", "Float8_e5m2fnuzStorage": "f8_e5m2fnuz",
+    "Float8_e8m0fnuStorage": "f8_e8m0fnu",
+}  # fmt: skip
+
+# What PyTorch's own pickler writes; the others are not needed to hold a model
+_OPCODES = frozenset({
+    "PROTO", "STOP", "MARK", "POP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4",
+    "BINFLOAT", "BINUNICODE", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+    "EMPTY_DICT", "SETITEM", "SETITEMS", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "GLOBAL", "NEWOBJ", "BUILD",
+    "REDUCE", "BINPERSID",
+})  # fmt: skip
+
+
+class PickleError(Exception):
+    """A pickle that is no model's, with the reason."""
+
+
+def unpickle(data: bytes) -> Any:
+    """What a pickle holds, in the objects below.
+
+    Raises:
+        PickleError: It needs what is no tensor, or was not written by PyTorch.
+        Exception: It is damaged; of any type, as ``pickle`` raises.
+    """
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name not in _OPCODES:
+            raise PickleError(f"its pickle has the opcode {opcode.name}, which PyTorch does not write")
+        if opcode.name == "LONG_BINPUT" and (argument or 0) > len(data):  # sizes a table
+            raise PickleError(f"its pickle counts {argument} objects in {len(data)} bytes")
+    return _Unpickler(data).load()
+
+
+# What the unpickler makes. A pickle may set attributes of any object that lets it, so that these do not: tuples have no
+# attributes, the others take or refuse what they are given.
+
+
+class Storage(NamedTuple):
+    dtype: str
+    key: str
+
+
+class Tensor(NamedTuple):
+    """A tensor as the pickle has it: sizes and strides in elements, nothing checked."""
+
+    storage: Any
+    offset: Any
+    shape: Any
+    stride: Any
+    is_conj: bool
+    is_neg: bool
+
+
+class Object:
+    """Stands for an object of a class of the archive's code; its attributes are in ``state``."""
+
+    module = ""
+    name = ""
+    state: Any = None
+
+    def __new__(cls, *_: Any) -> Object:
+        return object.__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Function:
+    """A function that a pickle may call."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise PickleError("it changes a function")
+
+
+class Opaque(_Function):
+    """Stands for what is no tensor of ours; called it is itself."""
+
+    __slots__ = ("what",)
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __call__(self, *_: Any) -> Opaque:
+        return self
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any = False, _hooks: Any = None,
+                    view: Any = None) -> Tensor:  # fmt: skip
+    view = view if isinstance(view, dict) else {}
+    return Tensor(storage, offset, shape, stride, bool(view.get("conj")), bool(view.get("neg")))
+
+
+_SAME = _Function(lambda value, *_: value)
+
+_GLOBALS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): dict,
+    ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
+    ("torch._utils", "_rebuild_parameter"): _SAME,
+    ("torch._utils", "_rebuild_qtensor"): Opaque("a quantized tensor"),
+    ("torch.jit._pickle", "build_tensor_from_id"): Opaque("a tensor of an old archive"),
+    **{("torch.jit._pickle", f"build_{kind}list"): _SAME for kind in ("int", "tensor", "double", "bool")},
+    ("torch.jit._pickle", "restore_type_tag"): _SAME,
+    ("torch", "device"): Opaque("a device"),
+    ("torch", "per_tensor_affine"): None,
+    ("torch", "per_channel_affine"): None,
+    ("torch", "per_channel_affine_float_qparams"): None,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds the objects above and nothing else: no name is imported, no code is run."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._classes: dict[tuple[str, str], type[Object]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _GLOBALS:
+            return _GLOBALS[module, name]
+        if module == "torch" and name.endswith("Storage"):
+            return _DTYPES.get(name, name)
+        if module != "__torch__" and not module.startswith("__torch__."):
+            raise PickleError(f"it needs {module[:80]}.{name[:80]}; nothing but tensors is loaded, since a pickle can"
+                               " run code")  # fmt: skip
+        if (module, name) not in self._classes:
+            if len(self._classes) == _MAX_CLASSES:
+                raise PickleError(f"it has more than {_MAX_CLASSES} classes")
+            self._classes[module, name] = type("Object", (Object,), {"module": module, "name": name})
+        return self._classes[module, name]
+
+    def persistent_load(self, pid: Any) -> Storage:
+        kind, dtype, key, _device, _count = pid
+        if kind != "storage" or not isinstance(dtype, str) or not isinstance(key, str):
+            raise PickleError("a storage is described in another way than PyTorch does")
+        return Storage(dtype, key)
