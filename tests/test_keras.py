@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import FIXTURES
 
 import vqformat
 from vqformat.converters import convert, extract, open_source
@@ -929,3 +930,13 @@ class TestPlainTree:
 
         with pytest.raises(ConversionError, match=r"a\.h5"):
             open_source(tmp_path / "a.h5")
+
+
+def test_the_fixture_gives_the_tree_that_the_spec_says(tmp_path: Path) -> None:
+    extract(FIXTURES / "valid" / "source-keras.vqm", tmp_path / "a.weights.h5")
+
+    with h5py.File(tmp_path / "a.weights.h5") as file:
+        assert file["layers/dense/vars/0"][:].tolist() == [[0, 1], [2, 3], [4, 5]]
+        assert file["layers/dense/vars/1"][:].tolist() == [0.5, -2]
+        assert file["layers/dense/vars"].attrs["name"] == "hid"
+        assert list(file["layers/flatten/vars"]) == []

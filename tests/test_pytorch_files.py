@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import FIXTURES
 
 import vqformat
 from vqformat.converters import convert, extract, open_source
@@ -598,3 +599,11 @@ def test_no_text_of_a_refusal_is_long(tmp_path: Path) -> None:
     with pytest.raises(ConversionError) as caught:
         open_source(tmp_path / "a.ts")
     assert len(re.sub(re.escape(str(tmp_path)), "", str(caught.value))) < 900
+
+
+def test_the_fixture_gives_the_checkpoint_that_the_spec_says(tmp_path: Path) -> None:
+    extract(FIXTURES / "valid" / "source-pytorch.vqm", tmp_path / "a.pt")
+
+    assert torch.load(tmp_path / "a.pt", weights_only=True) == {
+        "epoch": 3, "loss": float("inf"), "model": {"w": torch.tensor([1.0])},
+        "optimizer": {"state": {0: {"step": torch.tensor(7.0)}}, "betas": (0.9, 0.999)}}  # fmt: skip

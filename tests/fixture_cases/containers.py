@@ -107,6 +107,7 @@ def metadata() -> list[Case]:
             file(meta(order)),
         ),
         valid("metadata-depth-16", "metadata of the greatest depth", "MET-006", file(meta(deep))),
+        *sources(),
     ]
     for size, comment in [
         (65_536, "INDX has a copy"),
@@ -124,6 +125,30 @@ def metadata() -> list[Case]:
             valid(f"metadata-{size}-bytes", f"meta of {size:,} bytes: {comment}", "IDX-001 CHK-005 MET-002", model)
         )
     return out
+
+
+def sources() -> list[Case]:
+    """``vqm.source`` of SPEC 17, from which a file of the source's format can be written."""
+    keras = {
+        "format": "keras-weights",
+        "datasets": [["layers/dense/vars/0", "hid/kernel"], ["layers/dense/vars/1", "hid/bias"]],
+        "groups": ["layers/flatten/vars"],
+        "attributes": [["layers/dense/vars", "name", "utf-8", [], ["hid"]]],
+    }
+    checkpoint = (
+        '{"dict":[["epoch",3],["loss",{"float":"inf"}],["model",{"dict":[["w",{"tensor":"w"}]]}],'
+        '["optimizer",{"dict":[["state",{"dict":[[0,{"dict":[["step",{"tensor":"optimizer.state.0.step"}]]}]]}],'
+        '["betas",{"tuple":[0.9,0.999]}]]}]]}'
+    )
+    pytorch = {"format": "pytorch", "nesting": ["model"], "checkpoint": checkpoint, "exact": ["optimizer.state.0.step"]}
+    kernel = raw("hid/kernel", "f32", [3, 2], struct.pack("<6f", *range(6)))
+    layer = layr("hid", kernel, raw("hid/bias", "f32", [2], struct.pack("<2f", 0.5, -2)))
+    step = layr("optimizer.state.0", raw("optimizer.state.0.step", "f32", [], struct.pack("<f", 7)))
+    return [
+        valid("source-keras", "vqm.source of Keras weights", "MET-001", file(meta({"vqm.source": keras}), layer)),
+        valid("source-pytorch", "vqm.source of a PyTorch checkpoint with its optimizer", "MET-001",
+              file(meta({"vqm.source": pytorch}), layr("", raw("w", "f32", [1], struct.pack("<f", 1))), step)),
+    ]  # fmt: skip
 
 
 def chunks() -> list[Case]:
