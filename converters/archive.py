@@ -13,8 +13,9 @@ from vqformat.errors import ConversionError
 
 from .region import Region
 
-MAX_INFLATED_NBYTES = 1 << 30  # of a compressed member: it is held in memory
+MAX_INFLATED_NBYTES = 1 << 29  # of a compressed member: it is held in memory
 _HEADER_NBYTES = 30  # before a member's data, at least
+_MAX_NAME_NBYTES = 0xFFFF  # of a member, in the zip format
 _PIECE = 1 << 20
 
 
@@ -134,4 +135,5 @@ class Archive:
 def is_unsafe(name: str) -> bool:
     """Whether a member's name, unpacked by somebody, would lead out of where it is unpacked."""
     parts = name.split("/")
-    return not name or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in parts[0]
+    leads_out = name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in parts[0]
+    return leads_out or not 0 < len(name.encode(errors="replace")) <= _MAX_NAME_NBYTES

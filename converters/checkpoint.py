@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vqformat.errors import ConversionError
+from vqformat.limits import MAX_NAME_NBYTES
 
 MAX_DEPTH = 64
 MAX_TEXT_NBYTES = 8 << 20  # of the metadata's 16 MiB
@@ -27,7 +28,8 @@ def to_json(checkpoint: Any, tensors: dict[str, torch.Tensor], notes: list[str])
     Raises:
         ConversionError: It is too deep, or too long.
     """
-    text = json.dumps(_Writer(tensors, notes).write(checkpoint, []), separators=(",", ":"), allow_nan=False)
+    node = _Writer(tensors, notes).write(checkpoint, [])
+    text = json.dumps(None if node is _NOTHING else node, separators=(",", ":"), allow_nan=False)
     if len(text) > MAX_TEXT_NBYTES:
         raise ConversionError(f"what lies beside the tensors of the checkpoint takes {len(text)} bytes; at most"
                               f" {MAX_TEXT_NBYTES} are allowed: convert it without --include-optimizer")  # fmt: skip
@@ -57,6 +59,9 @@ class _Writer:
         name = self._names.get(id(tensor))
         if name is None:
             first = name = ".".join(keys) or "tensor"
+            if len(name) > MAX_NAME_NBYTES:
+                raise ConversionError(f"the name {name[:40]!r}… has {len(name)} characters; at most {MAX_NAME_NBYTES}"
+                                      " bytes are allowed")  # fmt: skip
             n = 2
             while name in self._tensors:
                 name, n = f"{first}#{n}", n + 1

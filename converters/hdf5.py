@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from math import prod
 from typing import Any
@@ -28,6 +28,7 @@ from .hdf5_chunks import Chunks
 from .layout import ASCII, UTF8, Attribute
 from .region import Region
 
+MAX_TOLD_NBYTES = 1 << 29
 SILENCE_S = 20.0  # after which a process that tells nothing more is stopped, at the latest twice as long
 _PROGRAM = """import sys
 sys.path[:] = sys.argv[5:]
@@ -108,7 +109,6 @@ def read_tree(region: Region) -> Tree:
     if find_spec("h5py") is None:
         raise ImportError("Keras and HDF5 files need h5py; run: pip install 'vqformat[keras]'")
     tree = Tree()
-    pending: list[tuple[str, str, tuple[int, ...], str, Callable[[], npt.NDArray[Any]]]] = []
     stored_nbytes = 0
     for kind, *fields in _told(region):
         match kind, fields:
@@ -118,16 +118,15 @@ def read_tree(region: Region) -> Tree:
                 tree.groups.append(path)
             case "attribute", (owner, name, *value):
                 tree.attributes[owner, name] = (value[0], value[1], value[2])
-            case "dataset", (path, dtype, shape, first, place):
-                if path == first:  # what has several names is stored once
-                    stored_nbytes += _stored_nbytes(region, path, dtype, shape, place)
-                    if stored_nbytes > region.size:
-                        raise ConversionError(f"{region.label}: {path!r} and the datasets before it have"
-                                              f" {stored_nbytes} bytes stored, in a file of {region.size}")  # fmt: skip
-                pending.append((path, dtype, tuple(shape), first, _loader(region, path, tuple(shape), dtype, place)))
-    for path, dtype, shape, first, load in pending:
-        name = _dtype_name(region, tree, path if path in tree.datasets else first, dtype)
-        tree.datasets[path] = Dataset(path, name, shape, first, load)
+            case "dataset", (path, dtype, shape, place):
+                stored_nbytes += _stored_nbytes(region, path, dtype, shape, place)
+                if stored_nbytes > region.size:
+                    raise ConversionError(f"{region.label}: {path!r} and the datasets before it have {stored_nbytes}"
+                                          f" bytes stored, in a file of {region.size}")  # fmt: skip
+                load = _loader(region, path, tuple(shape), dtype, place)
+                tree.datasets[path] = Dataset(path, _dtype_name(region, tree, path, dtype), tuple(shape), path, load)
+            case "link", (path, first) if first in tree.datasets:
+                tree.datasets[path] = replace(tree.datasets[first], path=path)
     return tree
 
 
@@ -156,9 +155,13 @@ def _told(region: Region) -> Iterator[list[Any]]:
     watcher.start()
     try:
         assert process.stdout is not None
+        told_nbytes = 0
         unpacker = msgpack.Unpacker(raw=False, max_buffer_size=1 << 28, use_list=True)
         while data := process.stdout.read1(1 << 16):  # type: ignore[attr-defined]
             heard.set()
+            told_nbytes += len(data)
+            if told_nbytes > MAX_TOLD_NBYTES:
+                raise ConversionError(f"{region.label}: all but its values takes more than {MAX_TOLD_NBYTES} bytes")
             unpacker.feed(data)
             for message in unpacker:
                 match message:

@@ -4,9 +4,10 @@ libhdf5 hangs on hostile files and takes gigabytes for small ones, whatever its 
 program: it walks a file, reads no values, and writes what it finds to its standard output, a MessagePack array each:
 
     ["group", path]                                             without members
-    ["dataset", path, dtype, shape, first path, place]          place: ["at", offset], ["bytes", data] or
+    ["attribute", path of the owner, name, type, shape, data]   before the dataset, if that is the owner
+    ["dataset", path, dtype, shape, place]                      place: ["at", offset], ["bytes", data] or
                                                                 ["chunks", shape, filters, table]
-    ["attribute", path of the owner, name, type, shape, data]
+    ["link", path, first path]                                  another name of a dataset, or of what was left out
     ["note", text]
     ["end"], ["refused", text], ["damaged", text], ["old", version of libhdf5]
 
@@ -31,12 +32,11 @@ from h5py import h5d, h5i, h5l, h5o, h5s, h5t
 
 from .archive import Archive
 from .hdf5_chunks import ENTRY
-from .layout import ASCII, UTF8
+from .layout import ASCII, MAX_LEVELS, MAX_PATH_NBYTES, UTF8
 from .region import Region
 
 OLDEST_HDF5 = (1, 14, 4)  # before: heap overflows on hostile files (CVE-2026-26200 among others)
-MAX_LEVELS = 100  # groups in groups
-MAX_OBJECTS = 1 << 20
+MAX_OBJECTS = 1 << 20  # links and attributes
 MAX_ATTRIBUTE_NBYTES = 1 << 24  # of all attributes
 MAX_CHUNKS = 1 << 22  # of a dataset
 MEMORY_NBYTES = 1 << 29  # that libhdf5 may take
@@ -60,6 +60,7 @@ class _Walk:
         self._file = file
         self._out = out
         self._attribute_nbytes = 0
+        self._n_objects = 0
         self._seen: dict[tuple[int, int], str] = {}  # address of an object -> its first path
 
     def run(self) -> None:
@@ -89,6 +90,9 @@ class _Walk:
             except UnicodeDecodeError:
                 raise RefusedError(f"group {path or '/'!r} has a member {key!r}, whose name is not UTF-8") from None
             inner = f"{path}/{name}" if path else name
+            if level >= MAX_LEVELS or len(inner.encode()) > MAX_PATH_NBYTES:
+                raise RefusedError(f"{inner[:100]!r}… lies in more than {MAX_LEVELS} groups, or its path is longer than"
+                                   f" {MAX_PATH_NBYTES} bytes")  # fmt: skip
             kind = group.links.get_info(key).type
             if kind != h5l.TYPE_HARD:
                 what = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "a link to another file"}.get(kind, "a link")
@@ -101,25 +105,29 @@ class _Walk:
                 case h5i.GROUP:
                     if first != inner:
                         raise RefusedError(f"{inner!r} is the group {first or '/'!r} again; a group has one place")
-                    if level >= MAX_LEVELS:
-                        raise RefusedError(f"{inner[:200]!r} lies in more than {MAX_LEVELS} groups")
                     self._tell_attributes(h5py.Group(opened), inner)
                     yield opened, inner, level + 1
+                case h5i.DATASET if first != inner:
+                    self._tell("link", inner, first)
                 case h5i.DATASET:
-                    self._tell_dataset(opened, inner, first)
+                    self._tell_dataset(opened, inner)
                 case _:
                     self._tell("note", f"left out {inner!r}: a named datatype, no tensor")
 
     def _remember(self, opened: Any, path: str) -> str:
         """The first path by which an object was met."""
-        if len(self._seen) >= MAX_OBJECTS:
-            raise RefusedError(f"it has more than {MAX_OBJECTS} objects")
+        self._count_object()
         info = h5o.get_info(opened)
         return self._seen.setdefault((info.fileno, info.addr), path)
 
+    def _count_object(self) -> None:
+        self._n_objects += 1
+        if self._n_objects > MAX_OBJECTS:
+            raise RefusedError(f"it has more than {MAX_OBJECTS} objects and attributes")
+
     # Datasets
 
-    def _tell_dataset(self, opened: Any, path: str, first: str) -> None:
+    def _tell_dataset(self, opened: Any, path: str) -> None:
         plan, kind, space = opened.get_create_plist(), opened.get_type(), opened.get_space()
         layout = plan.get_layout()
         if layout == h5d.VIRTUAL:
@@ -151,7 +159,7 @@ class _Walk:
                 raise RefusedError(f"{path!r} of shape {shape} was never written; its values are not stored")
             place = "at", offset
         self._tell_attributes(h5py.Dataset(opened), path)
-        self._tell("dataset", path, dtype.str if dtype != np.bool_ else "bool", shape, first, place)
+        self._tell("dataset", path, dtype.str if dtype != np.bool_ else "bool", shape, place)
 
     def _chunks(self, opened: Any, plan: Any, path: str, shape: tuple[int, ...]) -> tuple[Any, ...]:
         """Where the chunks of a dataset are, in the order of their places in it."""
@@ -185,6 +193,7 @@ class _Walk:
 
     def _tell_attributes(self, owner: Any, path: str) -> None:
         for name in owner.attrs:
+            self._count_object()
             attribute = owner.attrs.get_id(name)
             try:
                 kept = self._attribute(owner, attribute, name)

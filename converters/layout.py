@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -10,6 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vqformat.errors import ConversionError
+
+MAX_LEVELS = 100  # of groups in groups
+MAX_PATH_NBYTES = 4096
+MAX_GROUPS = 1 << 18
+MAX_OWNER_ATTRIBUTES = 1 << 12  # HDF5 takes quadratic time for them
 
 UTF8, ASCII = "utf-8", "ascii"  # types of attributes that are strings
 
@@ -59,9 +65,11 @@ class Layout:
             raise ConversionError("the file says that it came from HDF5, but its vqm.source does not say how; extract"
                                   " to .safetensors, .npz or .pt")  # fmt: skip
         assert isinstance(datasets, list) and isinstance(attributes, list)
-        for path in [*groups, *(path for path, _ in datasets), *(path for path, *_ in attributes)]:
-            if path:
-                check_path(path)
+        _check_paths({path for path, _ in datasets}, {*groups, *(path for path, *_ in attributes)} - {""})
+        counts = Counter(path for path, *_ in attributes)
+        if counts and max(counts.values()) > MAX_OWNER_ATTRIBUTES:
+            raise ConversionError(f"vqm.source: {max(counts.values())} attributes of one object; at most"
+                                  f" {MAX_OWNER_ATTRIBUTES} are written")  # fmt: skip
         layout = cls({path: name for path, name in datasets}, groups)
         for path, name, *value in attributes:
             _attribute_array(path, name, *value)
@@ -75,8 +83,24 @@ class Layout:
 
 def check_path(path: str) -> None:
     """Raise ConversionError unless an HDF5 object may have this path."""
-    if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
-        raise ConversionError(f"{path!r} cannot be the path of an HDF5 object; extract to .safetensors or .npz")
+    parts = path.split("/") if len(path) <= MAX_PATH_NBYTES else []
+    if "\0" in path or not 0 < len(parts) <= MAX_LEVELS or any(part in ("", ".", "..") for part in parts):
+        raise ConversionError(f"{path[:100]!r} cannot be the path of an HDF5 object; extract to .safetensors or .npz")
+
+
+def _check_paths(datasets: set[str], others: set[str]) -> None:
+    """Refuse paths that cannot be in one file: a dataset has no members."""
+    groups: set[str] = set()
+    for path in datasets | others:
+        check_path(path)
+        while (path := path.rpartition("/")[0]) and path not in groups:
+            groups.add(path)
+    groups |= others - datasets
+    if len(groups) > MAX_GROUPS:
+        raise ConversionError(f"vqm.source: {len(groups)} HDF5 groups; at most {MAX_GROUPS} are written")
+    both = groups & datasets
+    if both:
+        raise ConversionError(f"vqm.source: {min(both)!r} is a dataset and has members, which HDF5 cannot have")
 
 
 def _attribute_array(path: str, name: str, kind: Any, shape: Any, data: Any) -> npt.NDArray[Any]:
@@ -92,10 +116,9 @@ def _attribute_array(path: str, name: str, kind: Any, shape: Any, data: Any) -> 
             array[:] = [text.encode() if isinstance(text, str) else text for text in data]
             return array.reshape(sizes)
         dtype = np.dtype(kind)
-        if dtype.kind not in "biufS" or dtype.str != kind or len(data) != prod(sizes) * dtype.itemsize:
+        is_kept = dtype.kind in "biufS" and dtype.itemsize > 0 and dtype.str == kind
+        if not is_kept or len(data) != prod(sizes) * dtype.itemsize:
             raise ValueError(f"{kind} of {len(data)} bytes")
-        if not dtype.itemsize:
-            return np.zeros(sizes, dtype)
         return np.frombuffer(bytes(data), dtype).reshape(sizes)
     except (TypeError, ValueError, IndexError) as err:
         raise ConversionError(f"vqm.source: attribute {name!r} of {path!r} is no attribute ({err})") from err

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError, EncodeError
+from vqformat.limits import MAX_NAME_NBYTES
 
 from .detect import detect_format
 from .sharding import check_shard, read_shards
@@ -196,9 +197,9 @@ def _can_map(path: Path) -> bool:
 
 def _members(path: Path) -> Iterator[tuple[zipfile.ZipInfo, zipfile.ZipFile]]:
     """Members of a zip file; none of a legacy file. One that is both is refused: torch.load does not map it."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as err:
         raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint and a zip archive that is damaged; fetch"
@@ -263,6 +264,9 @@ def _flatten(path: Path, state: Any, notes: list[str], left_out: list[str]) -> d
         for key, value in _items(container):
             name = _path(keys, key)
             if isinstance(value, torch.Tensor):
+                if len(name) > MAX_NAME_NBYTES:
+                    raise ConversionError(f"{str(path)!r}: the name {name[:40]!r}… is longer than {MAX_NAME_NBYTES}"
+                                          " bytes")  # fmt: skip
                 if name in tensors:
                     raise ConversionError(f"{str(path)!r}: two tensors would have the name {name!r}")
                 tensors[name] = value
@@ -287,7 +291,8 @@ def _items(container: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _path(keys: list[str], key: Any) -> str:
-    return ".".join([*keys, str(key)])
+    """Keys joined; of a name that is too long, so much that it still is."""
+    return ".".join([*keys, str(key)])[: MAX_NAME_NBYTES + 1]
 
 
 def _count(value: Any) -> int:

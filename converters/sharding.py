@@ -10,6 +10,8 @@ from vqformat.errors import ConversionError
 
 from .detect import read_json
 
+_MAX_NAME_NBYTES = 255  # of a file, in most file systems
+
 
 def read_shards(index: Path) -> dict[str, set[str]]:
     """The names of the tensors in each shard, shards in order of their names; each is a file beside the index.
@@ -48,8 +50,10 @@ def shard_name(index: Path, shard: Any) -> str:
     Raises:
         ConversionError: It would lie elsewhere.
     """
-    if not isinstance(shard, str) or not shard or shard in (".", "..") or "\0" in shard or set(shard) & set("/\\:"):
-        raise ConversionError(f"{str(index)!r} names the shard {shard!r}; a plain file name is allowed")
+    is_name = isinstance(shard, str) and 0 < len(shard.encode(errors="replace")) <= _MAX_NAME_NBYTES
+    if not is_name or shard in (".", "..") or set(shard) & set("/\\:\0"):
+        raise ConversionError(f"{str(index)!r} names the shard {str(shard)[:100]!r}; a plain file name is allowed")
+    assert isinstance(shard, str)
     return shard
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from vqformat.dtypes import BY_NAME
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError
-from vqformat.limits import MAX_RANK, MAX_TENSORS
+from vqformat.limits import MAX_NAME_NBYTES, MAX_RANK, MAX_TENSORS
 
 from .archive import Archive
 from .source import Source
@@ -122,11 +122,14 @@ class _Model:
             if count[0] > MAX_TENSORS:  # objects that are shared could make 2^n names
                 raise self._refuse(f"it has more than {MAX_TENSORS} attributes")
             if isinstance(item, Tensor) and (declared is None or key in declared):
-                yield ".".join(path), item
+                name = ".".join(path)
+                if len(name) > MAX_NAME_NBYTES:
+                    raise self._refuse(f"the name {name[:40]!r}… is longer than {MAX_NAME_NBYTES} bytes")
+                yield name, item
             elif isinstance(item.state if isinstance(item, Object) else declared is None and item, (dict, list)):
                 inner.append((item, path))
             elif what := _what(item):
-                self._notes.append(f"left out {'.'.join(path)!r}: {what}")
+                self._notes.append(f"left out {'.'.join(path)[:_LONGEST_TEXT]!r}: {what}")
         for item, path in inner:
             yield from self._walk(item, path, count)
 

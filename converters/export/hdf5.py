@@ -71,10 +71,17 @@ def write_tree(stream: BinaryIO, tensors: list[SourceTensor], layout: Layout, no
                 raise ConversionError(f"tensor {name!r} cannot be the dataset {path!r}: another name is in the"
                                       f" way ({err}); extract to .safetensors or .npz") from err  # fmt: skip
         for path in layout.groups:
-            file.require_group(path)
+            _owner(file, path)
         for (path, name), (kind, value) in attributes.items():
-            _write_attribute(file.require_group(path) if path not in layout.datasets and path else file[path or "/"],
-                             name, kind, value)  # fmt: skip
+            _write_attribute(_owner(file, path), name, kind, value)
+
+
+def _owner(file: Any, path: str) -> Any:
+    """The root, a dataset that is there, or a group."""
+    try:
+        return file[path or "/"] if not path or path in file else file.require_group(path)
+    except (ValueError, RuntimeError, TypeError, KeyError) as err:
+        raise ConversionError(f"{path!r} cannot be an HDF5 group ({err})") from err
 
 
 def _write_attribute(owner: Any, name: str, kind: str, value: Any) -> None:

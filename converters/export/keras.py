@@ -41,7 +41,7 @@ def write_keras(stream: BinaryIO, tensors: list[SourceTensor], source: Source, n
     with zipfile.ZipFile(stream, "w") as archive:
         for name, data in sorted(members.items()):
             if is_unsafe(name) or name == WEIGHTS or not isinstance(data, bytes):
-                raise ConversionError(f"vqm.source has a member {name!r}, which no .keras can have")
+                raise ConversionError(f"vqm.source has a member {name[:100]!r}, which no .keras can have")
             archive.writestr(zipfile.ZipInfo(name), data)
         # HDF5 is written here and there, a member of an archive front to back
         with tempfile.TemporaryFile(dir=Path(stream.name).parent) as weights:
