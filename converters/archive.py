@@ -134,6 +134,6 @@ class Archive:
 
 def is_unsafe(name: str) -> bool:
     """Whether a member's name, unpacked by somebody, would lead out of where it is unpacked."""
-    parts = name.split("/")
-    leads_out = name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in parts[0]
-    return leads_out or not 0 < len(name.encode(errors="replace")) <= _MAX_NAME_NBYTES
+    parts = name.removesuffix("/").split("/")  # a folder ends in /
+    leads_out = any(part in ("", ".", "..") for part in parts) or set(name) & set("\\\0") or ":" in parts[0]
+    return bool(leads_out) or not 0 < len(name.encode(errors="replace")) <= _MAX_NAME_NBYTES

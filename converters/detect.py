@@ -102,6 +102,9 @@ _IN_FOLDER: tuple[tuple[str, Kind], ...] = (
 )  # fmt: skip
 
 
+_SUFFIXES = (".keras", ".h5", ".hdf5", ".pt", ".pth", ".th", ".ckpt", ".onnx", ".gguf", ".npz", ".npy", ".vqm")
+
+
 def _in_folder(folder: Path) -> tuple[Kind, Path]:
     for pattern, kind in _IN_FOLDER:
         files = sorted(folder.glob(pattern))
@@ -112,8 +115,12 @@ def _in_folder(folder: Path) -> tuple[Kind, Path]:
         if files:
             found = ", ".join(repr(file.name) for file in files[:8])
             raise ConversionError(f"{str(folder)!r} is a folder of {found}; give one of them")
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file())
+    if len(files) == 1:
+        return detect_format(files[0])
+    wanted = ", ".join([*(pattern for pattern, _ in _IN_FOLDER), *_SUFFIXES])
     raise ConversionError(f"{str(folder)!r} is a folder without a checkpoint that is known; give a file, or a folder"
-                          f" with one of {', '.join(pattern for pattern, _ in _IN_FOLDER)}")  # fmt: skip
+                          f" with one of {wanted}")  # fmt: skip
 
 
 def _of_zip(path: Path) -> Kind:
@@ -122,8 +129,9 @@ def _of_zip(path: Path) -> Kind:
             names = archive.namelist()
             is_encrypted = any(member.flag_bits & 1 for member in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as err:
+        what = "its end is missing" if "not a zip file" in str(err) else err
         raise ConversionError(f"{str(path)!r} begins as a zip archive (PyTorch, Keras, NumPy), but is damaged or cut"
-                              f" short: {err}; fetch or save it again") from err  # fmt: skip
+                              f" short: {what}; fetch or save it again") from err  # fmt: skip
     if is_encrypted:
         raise ConversionError(f"{str(path)!r} is an encrypted zip archive; decrypt it first")
     tails = {name.split("/", 1)[-1] for name in names}

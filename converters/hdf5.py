@@ -6,7 +6,6 @@ file, and the values are read here: a dataset is taken only if all its bytes are
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 import threading
@@ -23,11 +22,13 @@ import numpy.typing as npt
 from vqformat.dtypes import BY_NAME, of_array
 from vqformat.encode.source import check_shape
 from vqformat.errors import ConversionError, EncodeError
+from vqformat.limits import available_memory
 
 from .hdf5_chunks import Chunks
 from .layout import ASCII, UTF8, Attribute
 from .region import Region
 
+READY = b"\x89walk\r\n\x1a\n"  # with which the process begins: site-specific code may print before it
 MAX_TOLD_NBYTES = 1 << 29
 SILENCE_S = 20.0  # after which a process that tells nothing more is stopped, at the latest twice as long
 _PROGRAM = """import sys
@@ -151,17 +152,22 @@ def _told(region: Region) -> Iterator[list[Any]]:
                 return
             heard.clear()
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
     try:
+        threading.Thread(target=watch, daemon=True).start()
         assert process.stdout is not None
         told_nbytes = 0
+        rest: bytes | None = b""  # what came before READY
         unpacker = msgpack.Unpacker(raw=False, max_buffer_size=1 << 28, use_list=True)
         while data := process.stdout.read1(1 << 16):  # type: ignore[attr-defined]
             heard.set()
             told_nbytes += len(data)
             if told_nbytes > MAX_TOLD_NBYTES:
                 raise ConversionError(f"{region.label}: all but its values takes more than {MAX_TOLD_NBYTES} bytes")
+            if rest is not None:
+                rest += data
+                if READY not in rest:
+                    continue
+                data, rest = rest.partition(READY)[2], None
             unpacker.feed(data)
             for message in unpacker:
                 match message:
@@ -174,17 +180,25 @@ def _told(region: Region) -> Iterator[list[Any]]:
                         raise ConversionError(f"{region.label}: {text}")
                     case ["damaged", text]:
                         raise _damaged(region, text)
-                    case _:
+                    case [str(), *_]:
                         yield message
+                    case _:
+                        raise _damaged(region, "libhdf5 told nonsense of it")
         code = process.wait()
+        if rest is not None and not is_late:
+            raise ImportError("h5py cannot be used; what is wrong is said by: python -c 'import h5py'")
         what = f"reading it took more than {SILENCE_S:.0f} s" if is_late else f"libhdf5 crashed on it, exit code {code}"
         raise _damaged(region, what)
+    except (msgpack.UnpackException, ValueError) as err:
+        if isinstance(err, ConversionError):
+            raise
+        raise _damaged(region, "libhdf5 told nonsense of it") from err
     finally:
         finished.set()
         process.kill()
         process.wait()
-        with contextlib.suppress(AttributeError):
-            process.stdout.close()  # type: ignore[union-attr]
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _damaged(region: Region, why: str) -> ConversionError:
@@ -212,8 +226,8 @@ def _stored_nbytes(region: Region, path: str, dtype: str, shape: list[int], plac
     """Bytes that a dataset takes in the file.
 
     Raises:
-        ConversionError: They cannot be what its shape needs, or are not in the file. So no small file can say that it
-            holds a large tensor, and no value comes from nowhere.
+        ConversionError: They cannot be what its shape needs, or are not in the file. So no value comes from nowhere,
+            and a file holds at most as much as deflate can expand it to.
     """
     try:
         check_shape(path, tuple(shape))
@@ -250,6 +264,10 @@ def _loader(
     storage = _storage_dtype(dtype)
 
     def load() -> npt.NDArray[Any]:
+        nbytes, available = prod(shape) * storage.itemsize, available_memory()
+        if nbytes > available:
+            raise ConversionError(f"{region.label}: {path!r} of shape {shape} needs {nbytes} bytes of memory, and"
+                                  f" {available} are available")  # fmt: skip
         try:
             match place:
                 case ["bytes", data]:

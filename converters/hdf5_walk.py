@@ -17,10 +17,10 @@ other file is opened.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
 from collections.abc import Iterator
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,8 +31,9 @@ import numpy as np
 from h5py import h5d, h5i, h5l, h5o, h5s, h5t
 
 from .archive import Archive
+from .hdf5 import READY
 from .hdf5_chunks import ENTRY
-from .layout import ASCII, MAX_LEVELS, MAX_PATH_NBYTES, UTF8
+from .layout import ASCII, ATTRIBUTE_TYPE, MAX_LEVELS, MAX_PATH_NBYTES, UTF8
 from .region import Region
 
 OLDEST_HDF5 = (1, 14, 4)  # before: heap overflows on hostile files (CVE-2026-26200 among others)
@@ -156,7 +157,7 @@ class _Walk:
         else:
             offset = opened.get_offset()
             if offset is None or not opened.get_storage_size():
-                raise RefusedError(f"{path!r} of shape {shape} was never written; its values are not stored")
+                raise RefusedError(f"{path!r} of shape {shape} was never written: its values are not stored")
             place = "at", offset
         self._tell_attributes(h5py.Dataset(opened), path)
         self._tell("dataset", path, dtype.str if dtype != np.bool_ else "bool", shape, place)
@@ -168,7 +169,8 @@ class _Walk:
         counts = [-(-size // step) for size, step in zip(shape, steps, strict=True)]
         found = opened.get_num_chunks()
         if found != prod(counts):
-            raise RefusedError(f"{path!r} of shape {shape} has {prod(counts)} chunks, and {found} of them are stored")
+            raise RefusedError(f"{path!r} of shape {shape} has {prod(counts)} chunks, and {found} of them are stored;"
+                               " write it in full")  # fmt: skip
         if found > MAX_CHUNKS:
             raise RefusedError(f"{path!r} has {found} chunks; at most {MAX_CHUNKS} are read")
         table = bytearray(ENTRY.size * found)
@@ -186,14 +188,42 @@ class _Walk:
         opened.chunk_iter(take)
         if len(places) != found:
             raise RefusedError(f"{path!r} has several chunks in one place")
+        if filters:
+            self._mark_raw_edges(opened, path, shape, steps, table)
         filters = [[code, name.decode(errors="replace"), list(parameters)] for code, _, parameters, name in filters]
         return "chunks", steps, filters, bytes(table)
+
+    def _mark_raw_edges(
+        self, opened: Any, path: str, shape: tuple[int, ...], steps: tuple[int, ...], table: bytearray
+    ) -> None:
+        """Set the mask of chunks at the edge whose filters were skipped by an option of the dataset.
+
+        H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS (HDF5 1.10) leaves no other trace than what libhdf5 reads.
+        """
+        kind = opened.get_type()
+        raw_nbytes = prod(steps) * kind.get_size()
+        starts = product(*(range(0, size, step) for size, step in zip(shape, steps, strict=True)))
+        for number, start in enumerate(starts):
+            count = tuple(min(step, size - first) for first, step, size in zip(start, steps, shape, strict=True))
+            offset, size, mask = ENTRY.unpack_from(table, ENTRY.size * number)
+            if count == steps or size != raw_nbytes or mask:
+                continue
+            space = opened.get_space()
+            space.select_hyperslab(start, count)
+            values = np.empty(count, f"V{kind.get_size()}")
+            opened.read(h5s.create_simple(count), space, values, kind)
+            raw = np.frombuffer(opened.read_direct_chunk(start)[1], values.dtype).reshape(steps)
+            if raw[tuple(map(slice, count))].tobytes() == values.tobytes():
+                ENTRY.pack_into(table, ENTRY.size * number, offset, size, 0xFFFFFFFF)
 
     # Attributes
 
     def _tell_attributes(self, owner: Any, path: str) -> None:
         for name in owner.attrs:
             self._count_object()
+            if not isinstance(name, str) or not _is_unicode(name):
+                self._tell("note", f"left out an attribute of {path or '/'!r}: its name {name!r} is not UTF-8")
+                continue
             attribute = owner.attrs.get_id(name)
             try:
                 kept = self._attribute(owner, attribute, name)
@@ -217,8 +247,11 @@ class _Walk:
             texts = [_text(value) for value in (values.reshape(-1).tolist() if shape else [values])]
             self._count(sum(map(len, texts)))
             return UTF8 if kind.get_cset() == h5t.CSET_UTF8 else ASCII, shape, texts
-        dtype = None if isinstance(kind, h5t.TypeOpaqueID) else attribute.dtype
-        if dtype is None or dtype.kind not in "biufS":
+        try:
+            dtype = attribute.dtype
+        except TypeError:
+            return None
+        if isinstance(kind, h5t.TypeOpaqueID) or not ATTRIBUTE_TYPE.fullmatch(dtype.newbyteorder("<").str):
             return None
         values = np.asarray(owner.attrs[name])
         if values.shape != tuple(shape):
@@ -262,6 +295,14 @@ def _is_pair(kind: Any, dtype: np.dtype[Any]) -> bool:
             and all(kind.get_member_type(i).equal(h5t.py_create(half)) for i in (0, 1)))  # fmt: skip
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _text(value: Any) -> str | bytes:
     raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
     try:
@@ -287,13 +328,10 @@ def main() -> None:
     path, start, size, member = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     is_compressed = bool(member) and not start
     region = Archive(path).region(member) if is_compressed else Region(path, "", start, size)
-    with contextlib.suppress(ImportError):  # no such module on Windows
-        import resource
-
-        with open("/proc/self/statm", encoding="ascii") as status:
-            used = int(status.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_NBYTES, used + MEMORY_NBYTES))
     out = sys.stdout.buffer
+    out.write(READY)
+    out.flush()
+    _limit_memory()
     try:
         if h5py.version.hdf5_version_tuple < OLDEST_HDF5:
             raise ImportError
@@ -308,6 +346,20 @@ def main() -> None:
         last = ["damaged", str(err) or type(err).__name__]
     out.write(msgpack.packb(last))
     out.flush()
+
+
+def _limit_memory() -> None:
+    """Bound what this process may take, on Linux; elsewhere nothing does."""
+    try:
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as status:
+            limit = int(status.read().split()[0]) * resource.getpagesize() + MEMORY_NBYTES
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    except (ImportError, OSError, ValueError):
+        return
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,13 @@ from vqformat.metadata import pack
 from .archive import Archive
 from .detect import hdf5_offset, read_json
 from .hdf5 import Tree, read_tree
-from .keras_names import LEGACY_OPTIMIZER, OPTIMIZER, names_in_keras3, names_in_legacy
+from .keras_names import is_state, names_in_keras3, names_in_legacy
 from .layout import Layout
 from .region import Region
 from .source import Source
 
 WEIGHTS = "model.weights.h5"  # of an archive
 CONFIG = "config.json"
-STATE_GROUPS = {"keras": OPTIMIZER, "keras-weights": OPTIMIZER, "keras-legacy": LEGACY_OPTIMIZER}
 MAX_ORIGIN_NBYTES = 15 << 20  # of the 16 MiB that the metadata of a .vqm may have
 
 
@@ -47,8 +47,8 @@ def open_keras(path: Path, *, include_optimizer: bool = False) -> Source:
             members = {} if is_too_large else {name: archive.read(name) for name in others}
             region = archive.region(WEIGHTS)
     tree = read_tree(region)
-    source = _source("keras", region.label, tree, names_in_keras3(tree), include_optimizer=include_optimizer,
-                     members=members)  # fmt: skip
+    named = names_in_keras3(tree, region.label)
+    source = _source("keras", region.label, tree, named, include_optimizer=include_optimizer, members=members)
     if not members:
         source.origin.pop("members", None)
         source.notes.append(f"left out all members but {WEIGHTS}: they have more than {MAX_ORIGIN_NBYTES} bytes;"
@@ -86,7 +86,8 @@ def open_hdf5(path: Path, *, include_optimizer: bool = False) -> Source:
             names = names_in_legacy(tree, root, region.label)
             return _source("keras-legacy", region.label, tree, names, include_optimizer=include_optimizer)
     if any(path.rpartition("/")[0].rpartition("/")[2] == "vars" for path in tree.datasets):
-        return _source("keras-weights", region.label, tree, names_in_keras3(tree), include_optimizer=include_optimizer)
+        names = names_in_keras3(tree, region.label)
+        return _source("keras-weights", region.label, tree, names, include_optimizer=include_optimizer)
     if not tree.datasets:
         left_out = f" ({'; '.join(tree.notes[:4])})" if tree.notes else ""
         raise ConversionError(f"{region.label} is an HDF5 file without datasets of numbers{left_out}; save a model's"
@@ -116,7 +117,7 @@ def open_shards(index: Path, *, include_optimizer: bool = False) -> Source:
         whole.attributes.update(tree.attributes)
         whole.notes += tree.notes
         whole.groups += [group for group in tree.groups if group not in whole.groups]
-    names = names_in_keras3(whole)
+    names = names_in_keras3(whole, f"{str(index)!r}")
     return _source("keras-weights", f"{str(index)!r}", whole, names, include_optimizer=include_optimizer)
 
 
@@ -125,11 +126,11 @@ def _source(kind: str, label: str, tree: Tree, names: dict[str, str], *, include
     """A source from a tree and the names of its datasets, in the order of the names."""
     notes = list(tree.notes)
     layout = Layout(names, tree.groups, tree.attributes)
-    group = STATE_GROUPS.get(kind, "")
-    state = {path for path in names if group and path.startswith(group + "/")}
-    if state and not include_optimizer:
-        layout = layout.without(group)
-        notes.append(f"left out {group!r}, the optimizer's state ({len(state)} tensors); --include-optimizer keeps it")
+    state = {path for path in names if kind != "hdf5" and is_state(path)}
+    if not include_optimizer:
+        for group, count in Counter(path.split("/", 1)[0] for path in state).items():
+            layout = layout.without(group)
+            notes.append(f"left out {group!r}, the optimizer's state ({count} tensors); --include-optimizer keeps it")
     tensors = []
     unsaid = []
     first: dict[str, str] = {}  # path by which a dataset was first met -> name of its first tensor
@@ -148,8 +149,8 @@ def _source(kind: str, label: str, tree: Tree, names: dict[str, str], *, include
         tensors.append(SourceTensor(name, dataset.dtype or "bf16", dataset.shape, dataset.load,
                                     None if target == name else target, is_exact=path in state))  # fmt: skip
     if unsaid:
-        notes.append(f"taken as bfloat16: {unsaid[0]!r} and {len(unsaid) - 1} more have raw elements of 2 bytes, as"
-                     " Keras writes bfloat16")  # fmt: skip
+        notes.append(f"taken as bfloat16: {len(unsaid)} tensors of raw elements of 2 bytes, as Keras writes bfloat16"
+                     f" ({unsaid[0]!r}, …)")  # fmt: skip
     origin = {"format": kind, **layout.to_metadata(), **more}
     try:
         if len(pack(origin)) > MAX_ORIGIN_NBYTES:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from vqformat.errors import ConversionError
+from vqformat.limits import MAX_NAME_NBYTES
 
 from .hdf5 import Dataset, Tree
 
-OPTIMIZER = "optimizer"  # its group in Keras 3, and how names of its variables begin
+OPTIMIZER = "optimizer"  # how names of its variables begin
 LEGACY_OPTIMIZER = "optimizer_weights"  # its group in whole legacy files
 _LEGACY_TOP = "top_level_model_weights"  # variables of the model itself, in the legacy files of TensorFlow 2.6 and on
 
@@ -49,11 +51,23 @@ _CLASSES: Mapping[str, _Variables] = {
 }  # fmt: skip
 
 
-def names_in_keras3(tree: Tree) -> dict[str, str]:
+def is_state(path: str) -> bool:
+    """Whether a path is of an optimizer's state: a model may have several, such as ``generator_optimizer``."""
+    top = path.split("/", 1)[0]
+    return top in (OPTIMIZER, LEGACY_OPTIMIZER) or top.endswith("_" + OPTIMIZER)
+
+
+def names_in_keras3(tree: Tree, where: str) -> dict[str, str]:
     """Path -> name, for a tree of groups ``…/vars`` that number their variables.
 
     ``layers/dense_1/vars/0`` is ``hid/kernel`` if the attribute ``name`` of ``layers/dense_1/vars`` is ``hid``, else
     ``dense_1/kernel`` (Keras 3, ``saving_lib._save_state``). A variable of an unknown class keeps its number.
+
+    Args:
+        where: The file in error texts.
+
+    Raises:
+        ConversionError: A name is too long.
     """
     by_layer: dict[str, list[str]] = {}
     for path in tree.datasets:
@@ -67,6 +81,8 @@ def names_in_keras3(tree: Tree) -> dict[str, str]:
             continue
         place = layer.removesuffix("vars").rstrip("/")
         shown = _shown_layer(tree, place)
+        if len(shown) > MAX_NAME_NBYTES:
+            raise ConversionError(f"{where}: the layer at {place!r} has a name longer than {MAX_NAME_NBYTES} bytes")
         variables = _variables(tree, place, [tree.datasets[path] for path in paths])
         for path, variable in zip(paths, variables, strict=True):
             names[path] = f"{shown}/{variable}" if shown else path
@@ -78,11 +94,11 @@ def _shown_layer(tree: Tree, place: str) -> str:
     shown: list[str] = []
     parts = place.split("/") if place else []
     for level, part in enumerate(parts, 1):
-        if part == OPTIMIZER and level == 1:
+        if level == 1 and is_state(part):
             shown.append(part)
             continue
         name = tree.attribute("/".join([*parts[:level], "vars"]), "name")
-        if isinstance(name, str) and name:
+        if isinstance(name, str) and 0 < len(name) <= MAX_NAME_NBYTES:
             shown.append(name)
         elif part not in ("layers", "_layer_checkpoint_dependencies"):
             shown.append(part)
@@ -95,7 +111,10 @@ def _variables(tree: Tree, place: str, datasets: Sequence[Dataset]) -> list[str]
     for candidate in (place.rpartition("/")[2], name):
         if not isinstance(candidate, str):
             continue
-        for variables in _CLASSES.get(re.sub(r"_\d+$", "", candidate.lstrip("_")), ()):
+        kind = re.sub(r"_\d+$", "", candidate[:MAX_NAME_NBYTES].lstrip("_"))
+        if len({dataset.dtype for dataset in datasets}) > 1 and kind != "normalization":
+            continue  # quantized: integers, and scales among the other variables
+        for variables in _CLASSES.get(kind, ()):
             if len(variables) == len(datasets) and all(
                 rank in (None, len(dataset.shape)) for (_, rank), dataset in zip(variables, datasets, strict=True)
             ):
@@ -161,8 +180,6 @@ def _legacy_name(layer: str, weight: str) -> str:
 
 def _unique(names: dict[str, str]) -> dict[str, str]:
     """The names, with the path in place of those that clash."""
-    count: dict[str, int] = {}
-    for name in names.values():
-        count[name] = count.get(name, 0) + 1
-    taken = {name for name, times in count.items() if times == 1}
-    return {path: name if name in taken else path for path, name in names.items()}
+    while len(count := Counter(names.values())) < len(names):
+        names = {path: name if count[name] == 1 else path for path, name in names.items()}
+    return names

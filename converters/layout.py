@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
@@ -17,6 +18,7 @@ MAX_PATH_NBYTES = 4096
 MAX_GROUPS = 1 << 18
 MAX_OWNER_ATTRIBUTES = 1 << 12  # HDF5 takes quadratic time for them
 
+ATTRIBUTE_TYPE = re.compile(r"[<|][biuf][1248]|\|S[1-9]\d{0,7}")  # in NumPy's words, little-endian
 UTF8, ASCII = "utf-8", "ascii"  # types of attributes that are strings
 
 # An attribute's type, shape and data: the name of a NumPy dtype and bytes, or one of these two and a list of strings
@@ -108,20 +110,21 @@ def _attribute_array(path: str, name: str, kind: Any, shape: Any, data: Any) -> 
     try:
         sizes = [int(size) for size in shape]
         if not name or "\0" in name or len(sizes) > 32 or any(size < 0 for size in sizes):
-            raise ValueError(f"shape {shape}")
+            raise ValueError(f"shape {shape[:33]}")
         if kind in (UTF8, ASCII):
             if prod(sizes) != len(data) or not all(map(_is_text, data)):
                 raise ValueError(f"{len(data)} strings")
             array = np.empty(len(data), object)
             array[:] = [text.encode() if isinstance(text, str) else text for text in data]
             return array.reshape(sizes)
+        if not ATTRIBUTE_TYPE.fullmatch(kind):
+            raise ValueError(f"type {kind[:40]!r}")
         dtype = np.dtype(kind)
-        is_kept = dtype.kind in "biufS" and dtype.itemsize > 0 and dtype.str == kind
-        if not is_kept or len(data) != prod(sizes) * dtype.itemsize:
+        if len(data) != prod(sizes) * dtype.itemsize:
             raise ValueError(f"{kind} of {len(data)} bytes")
         return np.frombuffer(bytes(data), dtype).reshape(sizes)
     except (TypeError, ValueError, IndexError) as err:
-        raise ConversionError(f"vqm.source: attribute {name!r} of {path!r} is no attribute ({err})") from err
+        raise ConversionError(f"vqm.source: {name[:100]!r} of {path[:100]!r} is no attribute ({err})") from err
 
 
 def _is_text(value: Any) -> bool:

@@ -112,7 +112,7 @@ def test_the_same_model_makes_the_same_bytes(model: Any, tmp_path: Path) -> None
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
 def test_weights_of_another_model_or_framework_are_refused(model: Any, tmp_path: Path) -> None:
     vqformat.save_file({"w": np.ones(3, "f4")}, tmp_path / "other.vqm")
-    with pytest.raises(ConversionError, match="not from Keras"):
+    with pytest.raises(ConversionError, match="did not come from Keras"):
         load_weights(model, tmp_path / "other.vqm")
 
     save_model(keras.Sequential([keras.Input((4,)), L.Dense(2)]), tmp_path / "small.vqm")

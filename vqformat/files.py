@@ -36,7 +36,10 @@ class NewFile:
         self._check_absent()
         # Made as a plain open would make it: the umask decides who may read it
         self._temporary = self._path.with_name(f".{self._path.name[:100]}.{secrets.token_hex(6)}.tmp")
-        self.stream = open(self._temporary, "x+b")  # noqa: SIM115
+        try:
+            self.stream = open(self._temporary, "x+b")  # noqa: SIM115
+        except PermissionError as err:
+            raise PermissionError(err.errno, "nothing can be written to this folder", str(self._path.parent)) from err
 
     def _check_absent(self) -> None:
         if not self._overwrite and self._path.exists():

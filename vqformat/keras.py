@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 try:
     import keras
 except ImportError as err:
-    raise ImportError("vqformat.keras needs Keras 3 and a backend of it; run: pip install 'vqformat[keras]' keras torch"
-                      ) from err  # fmt: skip
+    raise ImportError("vqformat.keras needs Keras 3 and a backend of it; run: pip install 'vqformat[keras]' keras, and"
+                      " torch, tensorflow or jax") from err  # fmt: skip
 
-from .errors import ConversionError
+from .errors import ConversionError, EncodeError
 
 if TYPE_CHECKING:
     from .encode.report import Report
@@ -45,11 +45,13 @@ def save_model(model: keras.Model, filename: str | os.PathLike[str] | BinaryIO,
         What became of each variable, by names such as ``block1_conv1/kernel``.
 
     Raises:
-        EncodeError: The options cannot be met.
+        EncodeError: The model has no variables yet, or the options cannot be met.
         FileExistsError: The file exists and ``overwrite`` is false.
     """
     from .converters import convert
 
+    if not model.variables:
+        raise EncodeError("the model has no variables yet; build it first: give it an Input, or call it on some data")
     with tempfile.TemporaryDirectory(prefix="vqm-") as folder:
         unpacked = Path(folder) / "model"
         keras.saving.save_model(model, unpacked, zipped=False)
@@ -76,8 +78,8 @@ def load_weights(model: keras.Model, filename: str | os.PathLike[str], **keyword
     with open_source(filename) as source:
         kind = str(source.origin.get("format"))
     if kind not in _SUFFIXES:
-        raise ConversionError(f"{os.fspath(filename)!r} came from {kind}, not from Keras, so nothing tells which"
-                              " variable of the model a tensor is")  # fmt: skip
+        raise ConversionError(f"{os.fspath(filename)!r} did not come from Keras, so nothing tells which variable of the"
+                              " model a tensor is")  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="vqm-") as folder:
         weights = Path(folder) / f"model{_SUFFIXES[kind]}"
         extract(filename, weights)

@@ -19,6 +19,7 @@ try:
 except ImportError as err:
     raise ImportError("Keras and HDF5 files need h5py; run: pip install 'vqformat[keras]'") from err
 
+_LARGE_ATTRIBUTE_NBYTES = 64_000
 FROM_HDF5 = ("keras", "keras-weights", "keras-legacy", "hdf5")
 
 
@@ -55,7 +56,9 @@ def write_tree(stream: BinaryIO, tensors: list[SourceTensor], layout: Layout, no
     places = [*layout.datasets.items(), *((name, name) for name in by_name if name not in placed)]
     attributes = layout.attribute_arrays()
     written: dict[str, str] = {}  # tensor that is not an alias -> path of its dataset
-    with h5py.File(stream, "w") as file:
+    # Old HDF5 keeps attributes in a header of 64 KiB
+    is_large = any(value.nbytes >= _LARGE_ATTRIBUTE_NBYTES for _, value in attributes.values())
+    with h5py.File(stream, "w", libver="v108" if is_large else None) as file:
         for path, name in places:
             check_path(path)
             tensor = by_name[name]

@@ -40,7 +40,7 @@ def write_keras(stream: BinaryIO, tensors: list[SourceTensor], source: Source, n
         raise ConversionError(f"a .keras needs the {CONFIG} of its source, which was left out; extract to .weights.h5")
     with zipfile.ZipFile(stream, "w") as archive:
         for name, data in sorted(members.items()):
-            if is_unsafe(name) or name == WEIGHTS or not isinstance(data, bytes):
+            if is_unsafe(name) or name.endswith("/") or name == WEIGHTS or not isinstance(data, bytes):
                 raise ConversionError(f"vqm.source has a member {name[:100]!r}, which no .keras can have")
             archive.writestr(zipfile.ZipInfo(name), data)
         # HDF5 is written here and there, a member of an archive front to back
@@ -54,7 +54,7 @@ def write_keras(stream: BinaryIO, tensors: list[SourceTensor], source: Source, n
 def _layout(tensors: list[SourceTensor], source: Source, suffix: str, kinds: tuple[str, ...]) -> Layout:
     kind = source.origin.get("format")
     if kind not in kinds:
-        came = f"came from {kind}" if isinstance(kind, str) else "does not say what it came from"
+        came = f"came from {kind}" if isinstance(kind, str) else "does not say where it came from"
         works = ".h5" if kind in ("keras-legacy", "hdf5") else ".safetensors, .pt, .npz or .h5"
         works = ".weights.h5" if kind == "keras-weights" else works
         raise ConversionError(f"the file {came}, so no {suffix} can be made that Keras would load; extract to {works}")

@@ -37,6 +37,8 @@ def run_convert(args: argparse.Namespace) -> int:
             target = stack.enter_context(open(output, "wb"))
         else:
             check_output(output, args.source, force=args.force)
+            if output.name.lower().endswith(SUFFIXES):
+                raise UsageError(f"-o {args.output!r}: convert writes a .vqm, from which vqm extract makes such a file")
         start = time.monotonic()
         source = stack.enter_context(local_path(args.source))
         progress = stack.enter_context(progress_bar(quiet=args.quiet, unit=" weights"))
@@ -102,6 +104,8 @@ def _report_table(report: Report, *, verbose: bool) -> list[str]:
 
 def run_extract(args: argparse.Namespace) -> int:
     """Write tensors in another format."""
+    if args.output == STDIO:
+        raise UsageError("-o -: extract writes to a file only, whose suffix tells the format")
     if not args.output.lower().endswith(SUFFIXES):
         raise UsageError(f"-o {args.output!r}: the suffix tells the format: {', '.join(SUFFIXES)}")
     output = Path(args.output)
