@@ -16,6 +16,7 @@ from vqformat.dtypes import BY_NAME
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError
 
+from .export.safetensors import NAMES
 from .sharding import check_shard, read_shards
 from .source import Source, take_metadata
 
@@ -24,13 +25,7 @@ try:
 except ImportError as err:
     raise ImportError("safetensors files need its package; run: pip install 'vqformat[safetensors]'") from err
 
-# safetensors' name -> SPEC name; F6_E2M3 and F6_E3M2 have none
-DTYPES = {
-    "BOOL": "bool", "U8": "u8", "I8": "i8", "U16": "u16", "I16": "i16", "U32": "u32", "I32": "i32", "U64": "u64",
-    "I64": "i64", "F16": "f16", "BF16": "bf16", "F32": "f32", "F64": "f64", "C64": "c64", "F8_E4M3": "f8_e4m3fn",
-    "F8_E5M2": "f8_e5m2", "F8_E4M3FNUZ": "f8_e4m3fnuz", "F8_E5M2FNUZ": "f8_e5m2fnuz", "F8_E8M0": "f8_e8m0fnu",
-    "F4": "f4_e2m1fn",
-}  # fmt: skip
+DTYPES = {theirs: ours for ours, theirs in NAMES.items()}  # F6_E2M3 and F6_E3M2 have no name in SPEC
 
 
 def open_safetensors(path: Path) -> Source:

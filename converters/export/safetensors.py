@@ -14,7 +14,8 @@ from vqformat.errors import ConversionError
 
 from ..source import RESERVED_PREFIX, Source
 
-_SAFETENSORS = {
+# SPEC name -> safetensors' name
+NAMES = {
     "bool": "BOOL", "u8": "U8", "i8": "I8", "u16": "U16", "i16": "I16", "u32": "U32", "i32": "I32", "u64": "U64",
     "i64": "I64", "f16": "F16", "bf16": "BF16", "f32": "F32", "f64": "F64", "c64": "C64", "f8_e4m3fn": "F8_E4M3",
     "f8_e5m2": "F8_E5M2", "f8_e4m3fnuz": "F8_E4M3FNUZ", "f8_e5m2fnuz": "F8_E5M2FNUZ", "f8_e8m0fnu": "F8_E8M0",
@@ -25,7 +26,7 @@ _SAFETENSORS = {
 def write_safetensors(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
     """Header, then one tensor after another; data sorted by size of element, so that all of it is aligned."""
     for tensor in tensors:
-        if tensor.dtype not in _SAFETENSORS:
+        if tensor.dtype not in NAMES:
             raise ConversionError(f"tensor {tensor.name!r} has dtype {tensor.dtype}, which safetensors cannot hold;"
                                   " export to .pt or .npz")  # fmt: skip
         if tensor.dtype == "f4_e2m1fn" and (not tensor.shape or tensor.shape[-1] % 2):
@@ -41,7 +42,7 @@ def write_safetensors(stream: BinaryIO, tensors: list[SourceTensor], source: Sou
     offset = 0
     entries: dict[str, Any] = {}
     for tensor in order:
-        entries[tensor.name] = {"dtype": _SAFETENSORS[tensor.dtype], "shape": list(tensor.shape),
+        entries[tensor.name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape),
                                 "data_offsets": [offset, offset + tensor.nbytes]}  # fmt: skip
         offset += tensor.nbytes
     header = {"__metadata__": metadata} if metadata else {}
