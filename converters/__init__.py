@@ -1,4 +1,4 @@
-"""Checkpoints of other formats to ``.vqm`` and back (SPEC section 17).
+"""Checkpoints of other formats to ``.vqm`` and back (SPEC section 18).
 
 ``convert`` compresses a checkpoint, ``extract`` writes one from a ``.vqm``, ``open_source`` opens any of them. What a
 format needs (torch, h5py, onnx, …) is imported when a file of it is met.
@@ -12,7 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from vqformat.encode.model import Options, encode_model
+from vqformat.encode.model import encode_model
+from vqformat.encode.options import Options
 from vqformat.encode.report import Report
 from vqformat.errors import ConversionError
 from vqformat.numpy import as_recipe

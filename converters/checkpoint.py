@@ -1,4 +1,4 @@
-"""A PyTorch checkpoint's structure as JSON, its tensors by name (SPEC section 17): metadata has no floats."""
+"""A PyTorch checkpoint's structure as JSON, its tensors by name (SPEC section 18): metadata has no floats."""
 
 from __future__ import annotations
 

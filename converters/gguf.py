@@ -1,4 +1,4 @@
-"""GGUF files as a source: plain tensors exactly, quantized ones as the float32 that they stand for (SPEC section 17).
+"""GGUF files as a source: plain tensors exactly, quantized ones as the float32 that they stand for (SPEC section 18).
 
 The header is walked here, since gguf's own reader trusts every length; the package gives block sizes and dequantizes.
 """

@@ -1,4 +1,4 @@
-"""How an HDF5 tree stands in ``vqm.source``, so that it can be written again (SPEC section 17)."""
+"""How an HDF5 tree stands in ``vqm.source``, so that it can be written again (SPEC section 18)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vqformat.encode.source import SourceTensor
 
-RESERVED_PREFIX = "vqm."  # metadata keys of SPEC section 17
+RESERVED_PREFIX = "vqm."  # metadata keys of SPEC section 18
 ORIGIN_KEY = "vqm.source"
 
 
@@ -17,11 +17,11 @@ class Source:
     """An opened checkpoint; a context manager.
 
     Attributes:
-        format: ``"vqm"``, or what ``vqm.source`` of SPEC section 17 has as ``format``.
+        format: ``"vqm"``, or what ``vqm.source`` of SPEC section 18 has as ``format``.
         tensors: In the file's order; each is loaded when it is asked for, so that one is in memory at a time.
         metadata: The user's metadata.
         notes: What a user should know: what was left out, what is stored twice.
-        origin: ``vqm.source`` of SPEC section 17.
+        origin: ``vqm.source`` of SPEC section 18.
     """
 
     format: str
@@ -51,7 +51,7 @@ class Source:
 
 
 def take_metadata(metadata: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """A checkpoint's metadata without keys that SPEC section 17 reserves."""
+    """A checkpoint's metadata without keys that SPEC section 18 reserves."""
     reserved = [key for key in metadata if key.startswith(RESERVED_PREFIX)]
     if reserved:
         notes.append(f"left out metadata {', '.join(map(repr, reserved))}: keys that begin with 'vqm.' are reserved")

@@ -28,16 +28,18 @@ from fixture_cases import (
     bad_stages,
     bad_sums,
     bad_tensors,
+    bad_trellises,
     bases,
     codebooks,
     containers,
     raws,
     sums,
+    trellises,
     views,
 )
 
-VALID = (bases, containers, raws, codebooks, views, sums)
-INVALID = (bad_containers, bad_sections, bad_metadata, bad_tensors, bad_records, bad_stages, bad_sums)
+VALID = (bases, containers, raws, codebooks, views, sums, trellises)
+INVALID = (bad_containers, bad_sections, bad_metadata, bad_tensors, bad_records, bad_stages, bad_sums, bad_trellises)
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 

@@ -13,28 +13,30 @@ import struct
 import sys
 import zlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from itertools import product, zip_longest
+from itertools import accumulate, product, zip_longest
 from typing import Any, BinaryIO
 
 import zstandard
 
 MAGIC = b"\x89VQM\r\n\x1a\n"
-MAX_META, MAX_INDEX_META, MAX_DEPTH, MAX_VALUES = 1 << 24, 1 << 28, 16, 1 << 20  # section 13
+MAX_META, MAX_INDEX_META, MAX_DEPTH, MAX_VALUES = 1 << 24, 1 << 28, 16, 1 << 20  # section 14
 MAX_SECTIONS, MAX_CHUNKS, MAX_TENSORS, MAX_NAME, MAX_AXES = 1 << 22, 1 << 20, 1 << 20, 1024, 32
 MAX_SIZE, MAX_STAGES, MAX_ENTRIES, MAX_DIM, MAX_GROUPS = (1 << 58) - 1, 16, 65536, 4096, 1 << 20
-MAX_RANK, MAX_FACTOR, MAX_RESIDENT, MAX_BLOCK, MAX_WINDOW = 65536, 1 << 24, 1 << 28, 1 << 22, 1 << 23
+MAX_RANK, MAX_FACTOR, MAX_RESIDENT, MAX_BLOCK, MAX_WINDOW, MAX_FREQ = 65536, 1 << 24, 1 << 28, 1 << 22, 1 << 23, 1 << 22
 DTYPES = ["bool", "u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64", "f16", "bf16", "f32", "f64", "c64", "c128",
           "f8_e4m3fn", "f8_e5m2", "f8_e4m3fnuz", "f8_e5m2fnuz", "f8_e8m0fnu", "u4", "i4", "f4_e2m1fn"]  # section 7.1
 BITS = [8, 8, 8, 16, 16, 32, 32, 64, 64, 16, 16, 32, 64, 64, 128, 8, 8, 8, 8, 8, 4, 4, 4]
 BOOL, F16, BF16, F32, F64, C64, C128 = 0, 9, 10, 11, 12, 13, 14
 WORD_NBYTES = [{C64: 4, C128: 8}.get(dtype, bits // 8) for dtype, bits in enumerate(BITS)]  # section 8
 TABLE_DTYPE = "CBK-007 unsupported", F16, F32  # of tables, scales and BOOKs, as arguments of integer()
-N_FIELDS = {b"META": 2, b"BOOK": 4, b"LAYR": 2, b"INDX": 10}  # of a chunk's metadata
+N_FIELDS = {b"META": 2, b"BOOK": 4, b"FREQ": 3, b"LAYR": 2, b"INDX": 10}  # of a chunk's metadata
 OVERFLOW = {F16: 65520.0, BF16: float.fromhex("0x1.FFp127")}  # the least numbers that round to infinity
-Read = Callable[[int], bytes]  # gives the next section of a chunk, told its plain size
+Read = Callable[..., bytes]  # gives the next section of a chunk, told its plain size (ANS-001: at least, and the rest)
 Book = tuple[int, int, int, "array[float]"]  # dim, entries, groups, values
-View = tuple[int, int, int]  # rows, columns, columns of a block (all columns, where the file has 0)
+Freq = tuple[int, int, list["array[int]"]]  # precision, entries, each table as the starts of its codes and the end
+View = tuple[int, int, int, int]  # rows, columns, rows and columns of a block (all, where the file has 0)
 # Sizes of the resident sections, number of sections for a block, what reads the resident sections and gives the bound
 # of VAL-002, what reads a block's payload and gives its elements' values
 Stage = tuple[list[int], int, Callable[[Read], float], Callable[[Read, range, range], list[float]]]
@@ -142,12 +144,27 @@ def integer(value: Any, rule: str = "MET-008", least: int = 0, most: float = mat
     return int(value)
 
 
+def id_of(record: Any, rule: str, *known: int) -> int:  # the first field, tested before the number of the others
+    found = integer((kind_of(record, list) or [None])[0])
+    need(record, f"{rule} unsupported", found in known)
+    return found
+
+
 def floats(data: bytes, dtype: int, rule: str) -> array[float]:  # widened to f32, exactly
     if dtype == BF16:
         data = b"".join(b"\0\0" + data[i:i + 2] for i in range(0, len(data), 2))
     values = array("f", (value for (value,) in struct.iter_unpack("<e" if dtype == F16 else "<f", data)))
     need("a value of a table or scale is not finite", rule, all(map(math.isfinite, values)))
     return values
+
+
+def starts_of_codes(data: bytes, precision: int) -> array[int]:  # section 6: one table of a FREQ
+    weights = [b and (16 + (b - 1) % 16) << (b - 1) // 16 for b in data]
+    need("a table of zeros", "FRQ-003", any(weights))
+    rest, total = (1 << precision) - len(data) + weights.count(0), sum(weights)
+    frequencies = [w and 1 + w * rest // total for w in weights]
+    frequencies[weights.index(max(weights))] += (1 << precision) - sum(frequencies)
+    return array("H", accumulate(frequencies, initial=0))
 
 
 class Codes:  # section 10
@@ -195,32 +212,47 @@ class Grid:  # section 9.2: a table, steps or scales: ``size`` values for each g
         return max(map(abs, self.values))
 
 
+def scales_of(scale: Any, view: View) -> Grid:
+    dtype, *groups = [F32, 0, 0] if scale is None else kind_of(scale, list, 3)
+    scales = Grid(dtype, (groups[0], groups[1]), view[:2])
+    if scale is None:
+        scales.values.append(1.0)  # changes nothing
+    return scales
+
+
+def float_codes(signed: Any, exponent_bits: Any, fraction_bits: Any, exponent: Any) -> Book:  # section 9.3
+    for value, most in ((signed, 1), (exponent_bits, 5), (fraction_bits, 10)):
+        integer(value, "CBK-009", most=most)
+    need(exponent, "CBK-009", -120 <= kind_of(exponent, int) <= 60)
+    values = [math.ldexp(f + (1 << fraction_bits) * (e > 0), exponent + max(e - 1, 0))
+              for e, f in product(range(1 << exponent_bits), range(1 << fraction_bits))]
+    values += [-value for value in values] * signed
+    return 1, len(values), 1, array("f", values)
+
+
 def codebook_stage(record: Any, view: View, books: Sequence[Book]) -> Stage:  # section 9
     _, dim, entries, source, choice, book_rows, book_columns, scale, planes = kind_of(record, list, 9)
     integer(dim, "CBK-001", 1, MAX_DIM, "limit")
     integer(entries, "CBK-001", 1, MAX_ENTRIES, "limit")
-    source_id, detail = kind_of(source, list, 2)
-    is_table, is_steps, is_shared = (integer(source_id, "CBK-007", 0, 2, "unsupported") == i for i in (0, 1, 2))
-    if is_steps:
-        need(detail, "CBK-005", abs(kind_of(detail, int)) <= 1 << 23)  # zero
-    else:
-        detail = integer(detail, *TABLE_DTYPE) if is_table else integer(detail, "BOK-001", most=len(books) - 1)
+    source_id = id_of(source, "CBK-007", 0, 1, 2, 4)
+    _, detail, *details = kind_of(source, list, 5 if source_id == 4 else 2)
+    dtype = integer(detail, *TABLE_DTYPE) if source_id == 0 else F32
+    zero = detail if source_id == 1 else None
+    need(zero, "CBK-005", zero is None or abs(kind_of(zero, int)) <= 1 << 23)
+    book = (books[integer(detail, "BOK-001", most=len(books) - 1)] if source_id == 2 else
+            float_codes(detail, *details) if source_id == 4 else None)
     integer(choice, "CBK-004", 0, 0, "unsupported")
-    subvectors = view[0], ceil_div(view[1], dim)
-    table = Grid(detail if is_table else F32, (book_rows, book_columns), subvectors, 1 if is_steps else entries * dim)
-    dtype, rows, columns = [F32, 0, 0] if scale is None else kind_of(scale, list, 3)
-    scales = Grid(dtype, (rows, columns), view[:2])
-    if scale is None:
-        scales.values.append(1.0)  # changes nothing
+    subvectors, size = (view[0], ceil_div(view[1], dim)), entries * dim if zero is None else 1
+    table, scales = Grid(dtype, (book_rows, book_columns), subvectors, size), scales_of(scale, view)
     codes = Codes(entries, planes)
-    need((dim, view), "CBK-001", dim <= view[1], "CBK-002", view[2] == view[1] or view[2] % dim == 0,
-         "CBK-005", dim == 1 or not is_steps,
-         "CBK-006", not is_shared or books[detail][:3] == (dim, entries, table.n_groups))
-    table.values = books[detail][3] if is_shared else table.values
+    need((dim, view), "CBK-001", dim <= view[1], "CBK-002", view[3] == view[1] or view[3] % dim == 0,
+         "CBK-005", dim == 1 or zero is None, "CBK-006" if source_id == 2 else "CBK-009",
+         book is None or book[:3] == (dim, entries, table.n_groups))
+    table.values = table.values if book is None else book[3]
     residents = [grid.n_bytes for grid in (table, scales) if not grid.values]
 
     def load(read: Read) -> float:
-        largest = max(abs(detail), abs(entries - 1 - detail)) if is_steps else 1
+        largest = 1 if zero is None else max(abs(zero), abs(entries - 1 - zero))
         return f32(f32(largest * table.load(read)) * scales.load(read))
 
     def block(read: Read, rows: range, columns: range) -> list[float]:
@@ -228,8 +260,8 @@ def codebook_stage(record: Any, view: View, books: Sequence[Book]) -> Stage:  # 
         chosen, values = codes.read(read, len(rows) * per_row), []
         for (i, r), (j, c) in product(enumerate(rows), enumerate(columns)):
             code, group = chosen[i * per_row + j // dim], table.group(r, c // dim)
-            v = (f32((code - detail) * table.values[group]) if is_steps else
-                 table.values[(group * entries + code) * dim + c % dim])
+            v = (table.values[(group * entries + code) * dim + c % dim] if zero is None else
+                 f32((code - zero) * table.values[group]))
             values.append(f32(scales.values[scales.group(r, c)] * v))
         return values
 
@@ -238,7 +270,7 @@ def codebook_stage(record: Any, view: View, books: Sequence[Book]) -> Stage:  # 
 
 def low_rank_stage(record: Any, view: View) -> Stage:  # section 11
     _, rank, left, right, row_scale, column_scale = kind_of(record, list, 6)
-    n_rows, n_columns, block_columns = view
+    n_rows, n_columns, _, block_columns = view
     integer(rank, "LOW-001", 1, MAX_RANK, "limit")
     codes_u, codes_v = (Codes(integer(entries, "LOW-001", 2, 65535), planes) for factor in (left, right)
                         for entries, planes in [kind_of(factor, list, 2)])
@@ -262,8 +294,61 @@ def low_rank_stage(record: Any, view: View) -> Stage:  # section 11
     return [a.n_bytes, b.n_bytes, *codes_v.sizes(rank * n_columns)], len(codes_u.sizes(0)), load, block
 
 
+def trellis_stage(record: Any, view: View, freqs: Sequence[Freq]) -> Stage:  # section 12
+    _, source, trellis, scale, classes, freq, first, tile = kind_of(record, list, 8)
+    is_steps, (_, detail) = id_of(source, "CBK-007", 0, 1) == 1, kind_of(source, list, 2)
+    dtype, zero = (F32, detail) if is_steps else (integer(detail, *TABLE_DTYPE), None)
+    need(zero, "TRL-005", zero is None or abs(kind_of(zero, int)) <= 1 << 22)
+    n_books, polynomials = (1, [0, 0]) if trellis is None else (2, kind_of(trellis, list, 2))
+    feedback, forward = (integer(polynomial, "TRL-003", most=511) >> 1 for polynomial in polynomials)
+    scales = scales_of(scale, view)
+    integer(classes, "TRL-004", 0, 3, "unsupported")
+    precision, entries, tables = freqs[integer(freq, "FRQ-004", most=len(freqs) - 1)]
+    integer(first, "TRL-004", most=len(tables) - n_books)
+    i_end, j_end = (integer(n, "TRL-001", 1, most) for n, most in zip(kind_of(tile, list, 2), view[2:], strict=True))
+    need(tile, "TRL-002", i_end * j_end <= 64 * ceil_div(view[2], i_end) * ceil_div(view[3], j_end))
+    table = Grid(dtype, (0, 0), view[:2], n_books * entries if zero is None else 1)
+    n_classes, classes_of = [n * (classes >> i & 1) for i, n in enumerate(view[:2])], list[bytes]()  # rows, columns
+    residents = [table.n_bytes, 0 if scales.values else scales.n_bytes, *n_classes]  # 0: there is none
+
+    def load(read: Read) -> float:
+        largest = 1 if zero is None else max(abs(n_books * zero), abs(n_books * (entries - 1 - zero) + n_books - 1))
+        bound = f32(f32(largest * table.load(read)) * scales.load(read))
+        classes_of.extend(read(n) if n else b"" for n in n_classes)
+        k = sum(max(found, default=0) for found in classes_of)
+        need((first, k), "TRL-004", first + (k + 1) * n_books <= len(tables))
+        return bound
+
+    def block(read: Read, rows: range, columns: range) -> list[float]:
+        tiles = list(product(rows[::i_end], columns[::j_end]))  # 12.1: where they begin
+        data = read(4 * len(tiles), 2 * len(rows) * len(columns))
+        xs = [x for (x,) in struct.iter_unpack("<I", data[:4 * len(tiles)])]
+        words = struct.iter_unpack("<H", data[4 * len(tiles):])
+        need(min(xs), "ANS-001", min(xs) >= 1 << 16)
+        states, values = [0] * len(tiles), [0.0] * (len(rows) * len(columns))
+        for i, j, (t, (r, c)) in product(range(i_end), range(j_end), enumerate(tiles)):
+            r, c, q = r + i, c + j, states[t] & 1
+            if r >= rows.stop or c >= columns.stop:
+                continue
+            k = sum(found[at] for found, at in zip(classes_of, (r, c), strict=True) if found)
+            starts, slot = tables[first + k * n_books + q], xs[t] & (1 << precision) - 1
+            code = bisect_right(starts, slot) - 1  # the last of those that start there: it alone is not of frequency 0
+            xs[t] = (starts[code + 1] - starts[code]) * (xs[t] >> precision) + slot - starts[code]
+            if xs[t] < 1 << 16:
+                need((r, c), "ANS-002", word := next(words, ()))
+                xs[t] = xs[t] << 16 | word[0]
+            states[t] = states[t] >> 1 ^ q * feedback ^ (code & 1) * forward
+            v = (table.values[q * entries + code] if zero is None else
+                 f32((n_books * (code - zero) + q) * table.values[0]))
+            values[(r - rows.start) * len(columns) + c - columns.start] = f32(scales.values[scales.group(r, c)] * v)
+        need(xs, "ANS-003", {*xs} == {1 << 16} and not [*words])
+        return values
+
+    return [n for n in residents if n], 1, load, block
+
+
 class Plan:  # section 7: a checked record; which sections its tensor has, and how its elements come from them
-    def __init__(self, record: Any, books: Sequence[Book]) -> None:
+    def __init__(self, record: Any, books: Sequence[Book], freqs: Sequence[Freq]) -> None:
         need(record, "MET-008", type(record) is list and len(record) in (2, 5))
         self.name, self.target, self.n_bytes, self.n_resident, self.n_sections = kind_of(record[0], str), None, 0, 0, 0
         need(self.name, "TEN-001", self.name, "TEN-001 limit", len(self.name.encode()) <= MAX_NAME,
@@ -283,7 +368,7 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
             need(record, "TEN-004", layout is None and stages == [])
             return
         integer(len(kind_of(stages, list)), "TEN-004", 1, MAX_STAGES, "limit")
-        ids = [integer((kind_of(stage, list) or [None])[0], "TEN-006", 0, 2, "unsupported") for stage in stages]
+        ids = [id_of(stage, "TEN-006", 0, 1, 2, 4) for stage in stages]
         self.is_raw = ids == [0]
         need((ids, self.dtype), "TEN-005", self.is_raw or (0 not in ids and F16 <= self.dtype <= C128))
         # Section 7.2
@@ -301,17 +386,18 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
         rows, columns = (math.prod(size for size, _ in part) for part in self.axes)
         need(layout, "LAY-004", block_rows < rows if block_columns == 0 else block_rows == 1 <= block_columns < columns)
         self.block = block_rows or rows, block_columns or columns
-        view = self.view = rows, columns, self.block[1]
+        view = self.view = rows, columns, *self.block
         need(layout, "LAY-005 limit", math.prod(self.block) <= MAX_BLOCK)
         if self.is_raw:
             self.split = integer(kind_of(stages[0], list, 2)[1], "RAW-001", 0, 2, "unsupported")
             need(record, "RAW-001", self.split == 0 or self.bits > 8)
         else:
-            self.stages = [codebook_stage(stage, view, books) if stage[0] == 1 else low_rank_stage(stage, view)
+            self.stages = [codebook_stage(stage, view, books) if stage[0] == 1 else
+                           low_rank_stage(stage, view) if stage[0] == 2 else trellis_stage(stage, view, freqs)
                            for stage in stages]
         residents = [n for i, n in enumerate(view[:2]) if self.order >> i & 1]  # the classes
         residents += [size for sizes, *_ in self.stages for size in sizes]
-        self.n_resident = sum(residents)
+        self.n_resident = sum(residents) if sum(residents) > 1 << 20 else 0  # LIM-002
         need(residents, "TEN-007 limit", max([0, *residents]) <= MAX_RESIDENT)
         self.k = WORD_NBYTES[self.dtype] if self.split or self.stages else 1  # bytes of a word
         n_blocks = ceil_div(rows, self.block[0]) * ceil_div(columns, self.block[1])
@@ -367,12 +453,12 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
 
 
 class Model:
-    """Section 14.1: one pass over a file, for its ``metadata`` and ``tensors``."""
+    """Section 15.1: one pass over a file, for its ``metadata`` and ``tensors``."""
     def __init__(self, stream: BinaryIO, max_tensor_bytes: int, max_total_bytes: int) -> None:
         self.metadata, self.tensors = dict[str, Any](), dict[str, Tensor]()
         self.stream, self.offset, self.sha256 = stream, 0, hashlib.sha256()
         self.max_tensor_bytes, self.budget = max_tensor_bytes, max_total_bytes
-        self.books, self.chunks = list[Book](), list[tuple[bytes, int]]()  # type and length of each chunk
+        self.books, self.freqs, self.chunks = list[Book](), list[Freq](), list[tuple[bytes, int]]()  # types, lengths
         self.index = dict[str, tuple[int, tuple[int, ...], int, int]]()  # dtype, shape, chunk, target of each tensor
 
     def read(self, n_bytes: int) -> bytes:
@@ -405,8 +491,9 @@ class Model:
             parser = Meta(self.plain)
             fields = parser.value(1)
             need(what, "MET-005", parser.at == len(self.plain))
-            take: dict[bytes, Callable[..., None]] = {b"META": self.take_meta, b"BOOK": self.take_book,
-                                                      b"LAYR": self.take_layer, b"INDX": self.take_index}
+            take: dict[bytes, Callable[..., None]] = {
+                b"META": self.take_meta, b"BOOK": self.take_book, b"FREQ": self.take_freq, b"LAYR": self.take_layer,
+                b"INDX": self.take_index}
             take[kind](*kind_of(fields, list, N_FIELDS[kind]))
         else:
             for _ in range(n_sections):
@@ -414,11 +501,15 @@ class Model:
         self.chunks.append((kind, self.offset - start))  # FIL-002
         return bytes(kind)
 
-    def section(self, plain: int | None) -> bytes:  # the next one; without a plain size (ancillary) not decompressed
+    def section(self, plain: int | None, more: int = 0) -> bytes:
+        """The next one; without a plain size (ancillary) not decompressed. ANS-001: up to ``more`` bytes more."""
         length, crc = next(self.table)
         compressed, n_bytes = length >> 31, length & 0x7FFFFFFF
         what = f"{n_bytes} bytes at {self.offset}, plain {plain}"
-        need(what, "SEC-004", plain is None or (n_bytes < plain if compressed else n_bytes == plain))
+        if plain is not None:
+            fits = plain <= n_bytes <= plain + more and n_bytes % 2 == 0 and not compressed if more else (
+                n_bytes < plain if compressed else n_bytes == plain)
+            need(what, "ANS-001" if more else "SEC-004", fits)
         if not compressed and n_bytes >= 4096:  # SEC-002
             need(what, "SEC-003", not any(self.read(-self.offset % 64)))
         stored = self.read(n_bytes)
@@ -438,10 +529,20 @@ class Model:
         self.budget -= size
         self.books.append((dim, entries, groups, floats(self.section(size), dtype, "BOK-002")))
 
+    def take_freq(self, precision: Any, entries: Any, tables: Any) -> None:
+        integer(precision, "FRQ-001", 1, 14)
+        integer(entries, "FRQ-001", 1, 1 << precision)
+        integer(tables, "FRQ-001", 1, MAX_FREQ >> precision, "limit")
+        need(self.n_sections, "FRQ-002", self.n_sections == 1, "LIM-002 limit", tables * entries <= self.budget)
+        self.budget -= tables * entries
+        data = self.section(tables * entries)
+        self.freqs.append((precision, entries, [starts_of_codes(data[at:at + entries], precision)
+                                                for at in range(0, len(data), entries)]))
+
     def take_layer(self, name: Any, records: Any) -> None:
         need(name, "LIM-001 limit", len(kind_of(name, str).encode()) <= MAX_NAME)
         need(name, "LYR-001", kind_of(records, list), "LIM-001 limit", len(self.index) + len(records) <= MAX_TENSORS)
-        plans = [Plan(record, self.books) for record in records]
+        plans = [Plan(record, self.books, self.freqs) for record in records]
         need(self.n_sections, "LYR-002", sum(plan.n_sections for plan in plans) == self.n_sections)
         for plan in plans:  # REA-003: names and budgets come last
             need(plan.name, "TEN-002", plan.name not in self.index)

@@ -145,7 +145,7 @@ def test_version(run: Run) -> None:
     result = run("--version")
     assert result.code == 0
     assert result.out.startswith("vqm 0.")
-    assert "format version 1.0" in result.out
+    assert "format version 1.1" in result.out
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_info(run: Run, model: Path) -> None:
     result = run("info", model)
     assert (result.code, result.err) == (0, "")
     lines = result.out.splitlines()
-    assert "format    vqm 1.0, written by vqformat " in result.out
+    assert "format    vqm 1.1, written by vqformat " in result.out
     assert "content   2 layers, 6 tensors (1 alias), 10 weights" in lines
     assert r"metadata  note = x\x1b[31m" in lines
     rows = {line.split("  ")[0]: line.split() for line in lines}
@@ -215,7 +215,7 @@ def test_info_json(run: Run, model: Path) -> None:
     result = run("info", "--json", model)
     document = result.json
     nbytes = model.stat().st_size
-    assert document["format_version"] == "1.0"
+    assert document["format_version"] == "1.1"
     assert document["metadata"] == {"note": "x\x1b[31m", "vqm.source": {"format": "npz"}}
     assert (document["n_tensors"], document["n_layers"], document["n_books"], document["n_weights"]) == (6, 2, 0, 10)
     assert (document["file_nbytes"], document["section_nbytes"]) == (nbytes, 24 + 4 + 8 + 1)

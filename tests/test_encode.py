@@ -141,7 +141,7 @@ def test_long_vectors_go_on_a_grid_and_short_ones_do_not() -> None:
     loaded = vqm.load(data)
 
     bits_per_weight = [tensor.bits_per_weight for tensor in report.tensors]
-    assert max(bits_per_weight[:2]) < 5 and bits_per_weight[2] > 10
+    assert max(bits_per_weight[:2]) < 5.5 and bits_per_weight[2] > 10
     assert sqnr_db(model["long"], loaded["long"]) > 20
     with vqm.safe_open(io.BytesIO(data)) as file:
         assert np.array_equal(file.get_slice("long")[300_000:300_010], loaded["long"][300_000:300_010])

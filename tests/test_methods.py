@@ -16,7 +16,8 @@ from vqformat.encode import quantize
 from vqformat.encode.assemble import QuantizedStage, assemble
 from vqformat.encode.recipe import parse_method
 from vqformat.errors import EncodeError
-from vqformat.records import CodebookStage, Layout, LowRankStage, SharedSource, TableSource, View, make_view
+from vqformat.layers import Shared
+from vqformat.records import BookRecord, CodebookStage, Layout, LowRankStage, SharedSource, TableSource, View, make_view
 from vqformat.tensor import TensorDecoder
 
 ROWS = Layout(n_row_axes=1)
@@ -55,12 +56,13 @@ def read_back(
     encoded = assemble("w", "f32", matrix.shape, ROWS, stages, compress=False)
     sections = [bytes(section.stored) for section in encoded.sections]
     n_resident = encoded.record.n_resident()
-    decoder = TensorDecoder(encoded.record, sections[:n_resident], books or {})
+    shared = Shared([(BookRecord(1, 1, 1, "f32"), values) for values in (books or {}).values()])
+    decoder = TensorDecoder(encoded.record, sections[:n_resident], shared)
     out = np.empty(matrix.shape, np.float32)
     n_payload = encoded.record.n_payload()
     for i in range(decoder.view.n_blocks):
         start = n_resident + i * n_payload
-        decoder.decode_block(decoder.view.block(i), sections[start : start + n_payload], out)
+        decoder.decode_blocks([decoder.view.block(i)], [sections[start : start + n_payload]], out)
     return out
 
 

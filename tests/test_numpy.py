@@ -199,7 +199,7 @@ def test_safe_open_is_a_mapping_with_the_verbs_of_safetensors() -> None:
         assert f.get_slice("tied").get_shape() == [3]
         assert f.get_slice("fc.bias").get_dtype() == "F32"
         info = f.info("fc.weight")
-        assert (info.dtype, info.shape, info.layer) == ("f32", (30, 20), "fc")
+        assert (info.dtype, info.shape, info.layer) == ("f32", (30, 20), "")  # of small layers what they have in common
         with pytest.raises(TensorNotFoundError, match=r"fc\.weight"):
             f["fc.weigth"]
 

@@ -1,4 +1,4 @@
-"""Assembles .vqm files byte by byte (SPEC 2 to 6 and 12), faults included.
+"""Assembles .vqm files byte by byte (SPEC 2 to 6 and 13), faults included.
 
 Written from SPEC.md alone; it shares no code with the package, so that neither hides the errors of the other.
 Every length, CRC, padding and index field is computed from what is there, unless a fault is asked for by name:
@@ -247,7 +247,7 @@ def layr(name: str, *tensors: Any, **changes: Any) -> Chunk:
 
 
 def index_fields(chunks: Sequence[Chunk], lengths: Sequence[int], before: bytes) -> list[object]:
-    """The ten fields of INDX (SPEC 12)."""
+    """The ten fields of INDX (SPEC 13)."""
     entries = [(tensor.entry, i) for i, chunk in enumerate(chunks) for tensor in chunk.tensors]
     names = [entry.name for entry, _ in entries]
     targets = [0 if entry.target not in names else 1 + names.index(entry.target) for entry, _ in entries]

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -110,14 +110,38 @@ class Scale:
     rows: int = 0
     columns: int = 0
 
+    def at(self, r: int, c: int, n_rows: int, n_columns: int) -> np.float32:
+        """The scale of the element at stored row ``r``, column ``c`` (9.2)."""
+        g_row, _ = group(r, self.rows, n_rows)
+        g_column, n_g_columns = group(c, self.columns, n_columns)
+        return F32(self.values.reshape(-1)[g_row * n_g_columns + g_column])
+
+
+class Floats(NamedTuple):
+    """Codes that are small floating-point numbers (9.3)."""
+
+    signed: int
+    exponent_bits: int
+    fraction_bits: int
+    exponent: int
+
+    def value(self, code: int) -> np.float32:
+        fraction, rest = code % 2**self.fraction_bits, code // 2**self.fraction_bits
+        e, is_negative = rest % 2**self.exponent_bits, rest // 2**self.exponent_bits
+        if e == 0:
+            v = F32(fraction * 2.0**self.exponent)
+        else:
+            v = F32((2**self.fraction_bits + fraction) * 2.0 ** (self.exponent + e - 1))
+        return -v if is_negative else v
+
 
 @dataclass(frozen=True)
 class Codebook:
     """A codebook stage (SPEC 9).
 
     ``codes`` has a row for each stored row and a column for each subvector. The source is ``table``
-    ``(groups, entries, dim)``, or ``steps`` ``(groups,)`` with ``zero`` and ``entries``; with ``book``,
-    ``table`` is what that BOOK chunk holds.
+    ``(groups, entries, dim)``, or ``steps`` ``(groups,)`` with ``zero`` and ``entries``, or ``floats``; with
+    ``book``, ``table`` is what that BOOK chunk holds.
     """
 
     codes: np.ndarray
@@ -125,6 +149,7 @@ class Codebook:
     steps: np.ndarray | None = None
     zero: int = 0
     entries: int = 0
+    floats: Floats | None = None
     book: int | None = None
     book_rows: int = 0
     book_columns: int = 0
@@ -137,11 +162,15 @@ class Codebook:
 
     @property
     def n_entries(self) -> int:
+        if self.floats is not None:
+            return 2 ** sum(self.floats[:3])
         return self.entries if self.table is None else self.table.shape[1]
 
     def record(self) -> list[object]:
         if self.book is not None:
             source = [2, self.book]
+        elif self.floats is not None:
+            source = [4, *self.floats]
         elif self.table is not None:
             source = [0, TABLE_DTYPES[self.table.dtype]]
         else:
@@ -152,7 +181,7 @@ class Codebook:
 
     def resident(self) -> list[bytes]:
         out = []
-        if self.book is None:
+        if self.book is None and self.floats is None:
             out.append(table_bytes(self.steps if self.table is None else self.table))
         if self.scale is not None:
             out.append(table_bytes(self.scale.values))
@@ -169,15 +198,13 @@ class Codebook:
         g_row, _ = group(r, self.book_rows, n_rows)
         g_column, n_g_columns = group(s, self.book_columns, -(-n_columns // self.dim))
         book, code = g_row * n_g_columns + g_column, int(self.codes[r][s])
-        if self.table is None:
+        if self.floats is not None:
+            v = self.floats.value(code)
+        elif self.table is None:
             v = F32(code - self.zero) * self.steps[book]
         else:
             v = F32(self.table[book, code, c % self.dim])
-        if self.scale is not None:
-            g_row, _ = group(r, self.scale.rows, n_rows)
-            g_column, n_g_columns = group(c, self.scale.columns, n_columns)
-            v = F32(self.scale.values.reshape(-1)[g_row * n_g_columns + g_column]) * v
-        return v
+        return v if self.scale is None else self.scale.at(r, c, n_rows, n_columns) * v
 
 
 @dataclass(frozen=True)
@@ -216,6 +243,18 @@ class LowRank:
         a = F32(self.row_scales[group(r, self.size_r, n_rows)[0]])
         b = F32(self.column_scales[group(c, self.size_c, n_columns)[0]])
         return F32(s) * a * b  # one rounding each, from left to right
+
+
+class Stage(Protocol):
+    """An arithmetic stage: ``Codebook``, ``LowRank``, ``vqmtrellis.Trellis``."""
+
+    def record(self) -> list[object]: ...
+
+    def resident(self) -> list[bytes]: ...
+
+    def payload(self, rows: range, columns: range) -> list[bytes]: ...
+
+    def value(self, r: int, c: int, n_rows: int, n_columns: int) -> np.float32: ...
 
 
 @dataclass(frozen=True)
@@ -301,7 +340,7 @@ def tensor(
     name: str,
     dtype: str,
     shape: Sequence[int],
-    *stages: Codebook | LowRank,
+    *stages: Stage,
     layout: Layout | None = None,
     row_classes: Sequence[int] = (),
     column_classes: Sequence[int] = (),

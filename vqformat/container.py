@@ -12,17 +12,17 @@ import zstandard
 
 from . import limits
 from .errors import ChecksumError, FormatError, LimitError, TruncatedError, UnsupportedError
+from .records import Size, Sizes
 
 MAGIC = b"\x89VQM\r\n\x1a\n"
-MAJOR, MINOR = 1, 0
-HEADER = MAGIC + struct.pack("<HHI", MAJOR, MINOR, 0)
+MAJOR, MINOR = 1, 1  # the highest minor that is written
 HEADER_NBYTES = 16
 FOOTER_NBYTES = 28
 CHUNK_HEAD_NBYTES = 24
 TABLE_ENTRY_NBYTES = 8
 META_IS_ZSTD = 1  # bit of flags
 SECTION_IS_ZSTD = 1 << 31  # bit of length
-KNOWN_TYPES = (b"META", b"BOOK", b"LAYR", b"INDX")
+KNOWN_TYPES = (b"META", b"BOOK", b"FREQ", b"LAYR", b"INDX")
 
 _CHUNK_HEAD = struct.Struct("<4sIIIII")
 _FOOTER = struct.Struct("<16sQI")
@@ -139,6 +139,11 @@ class ChunkHead:
         return max((end for _, end in self.spans()), default=self.data_offset)
 
 
+def pack_header(minor: int) -> bytes:
+    """The first 16 bytes of a file."""
+    return MAGIC + struct.pack("<HHI", MAJOR, minor, 0)
+
+
 def check_header(header: bytes) -> None:
     """Raise unless these 16 bytes begin a file that this version reads (HDR-001..003)."""
     if header[:8] != MAGIC:
@@ -240,7 +245,7 @@ def _skip_padding(source: Readable, entry: SectionEntry, where: str) -> None:
         check_padding(source.read(n_padding, f"padding before {where}"), source.offset - n_padding)
 
 
-def read_section(source: Readable, entry: SectionEntry, plain_nbytes: int, where: str) -> bytes:
+def read_section(source: Readable, entry: SectionEntry, plain_nbytes: Size, where: str) -> bytes:
     """The next section of a sequential source, as its plain bytes, of which there must be so many."""
     check_size(entry, plain_nbytes, where, source.offset)
     _skip_padding(source, entry, where)
@@ -254,17 +259,27 @@ def check_padding(padding: bytes, offset: int) -> None:
         raise FormatError("padding before a section is not zero", clause="SEC-003", offset=offset)
 
 
-def check_size(entry: SectionEntry, plain_nbytes: int, where: str, offset: int) -> None:
-    """Raise unless the table gives a section a size that it can have (SEC-004)."""
+def check_size(entry: SectionEntry, plain_nbytes: Size, where: str, offset: int) -> None:
+    """Raise unless the table gives a section a size that it can have (SEC-004, ANS-001)."""
+    if isinstance(plain_nbytes, Sizes):
+        least, most = plain_nbytes.least, plain_nbytes.most
+        if entry.is_zstd or not least <= entry.nbytes <= most or entry.nbytes % 2:
+            kind = "zstd" if entry.is_zstd else "plain"
+            raise FormatError(f"{where} has {entry.nbytes} bytes stored {kind}; {least} to {most} stored plain, an even"
+                              " number, are allowed", clause="ANS-001", offset=offset)  # fmt: skip
+        return
     if entry.nbytes >= plain_nbytes if entry.is_zstd else entry.nbytes != plain_nbytes:
         how = f"a zstd frame of {entry.nbytes} bytes, not less than" if entry.is_zstd else f"{entry.nbytes} bytes, not"
         raise FormatError(f"{where} has {how} {plain_nbytes}", clause="SEC-004", offset=offset)
 
 
-def plain_section(stored: bytes, entry: SectionEntry, plain_nbytes: int, where: str, offset: int) -> bytes:
+def plain_section(stored: bytes, entry: SectionEntry, plain_nbytes: Size, where: str, offset: int) -> bytes:
     """Plain bytes of a stored section whose size was checked (SEC-001, SEC-005..010)."""
     _check_crc(stored, entry.crc, where, "SEC-001", offset)
-    return decompress(stored, plain_nbytes, where) if entry.is_zstd else stored
+    if not entry.is_zstd:
+        return stored
+    assert isinstance(plain_nbytes, int)
+    return decompress(stored, plain_nbytes, where)
 
 
 def _check_crc(data: bytes, crc: int, what: str, clause: str, offset: int) -> None:
@@ -326,9 +341,9 @@ def _check_frame_header(frame: bytes, where: str) -> tuple[int, int]:
     return content_size, window_size
 
 
-def pack_footer(index_offset: int) -> bytes:
+def pack_footer(header: bytes, index_offset: int) -> bytes:
     """The last 28 bytes of a file."""
-    fixed = HEADER + struct.pack("<Q", index_offset)
+    fixed = header + struct.pack("<Q", index_offset)
     return fixed + struct.pack("<I", zlib.crc32(fixed))
 
 

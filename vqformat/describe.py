@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from .records import CodebookStage, LowRankStage, ProgressionSource, RawStage, SharedSource, Stage, TensorRecord
+from .records import (
+    CodebookStage,
+    FloatSource,
+    LowRankStage,
+    ProgressionSource,
+    RawStage,
+    SharedSource,
+    Source,
+    Stage,
+    TensorRecord,
+    TrellisStage,
+)
 
 
 def describe(record: TensorRecord) -> str:
@@ -17,8 +28,9 @@ def _stage(stage: Stage) -> str:
         case LowRankStage():
             return f"low-rank {stage.rank}"
         case CodebookStage():
-            words = ["grid" if isinstance(stage.source, ProgressionSource) else "codebook",
-                     f"{stage.entries}x{stage.dim}" if stage.dim > 1 else str(stage.entries)]  # fmt: skip
+            words = [_source(stage.source)]
+            if not isinstance(stage.source, FloatSource):
+                words.append(f"{stage.entries}x{stage.dim}" if stage.dim > 1 else str(stage.entries))
             if isinstance(stage.source, SharedSource):
                 words.append(f"shared {stage.source.number}")
             if stage.book_columns:
@@ -28,3 +40,19 @@ def _stage(stage: Stage) -> str:
             if stage.scale is not None:
                 words.append("scaled")
             return " ".join(words)
+        case TrellisStage():
+            words = [_source(stage.source), str(stage.entries)]
+            if stage.trellis is not None:
+                words = [f"trellis {stage.trellis.n_states}", *words]
+            if stage.scale is not None:
+                words.append("scaled")
+            return " ".join([*words, "entropy-coded"])
+
+
+def _source(source: Source) -> str:
+    match source:
+        case ProgressionSource():
+            return "grid"
+        case FloatSource(_, exponent_bits, fraction_bits):
+            return f"float e{exponent_bits}m{fraction_bits}" if exponent_bits else f"fixed point of {fraction_bits} bits"
+    return "codebook"

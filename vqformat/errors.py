@@ -59,7 +59,7 @@ class ChecksumError(FormatError):
 
 
 class LimitError(FormatError):
-    """A value exceeds SPEC section 13 or a budget set by the caller."""
+    """A value exceeds SPEC section 14 or a budget set by the caller."""
 
     error_class = "limit"
 

@@ -1,4 +1,4 @@
-"""The index at the end of a file (SPEC section 12)."""
+"""The index at the end of a file (SPEC section 13)."""
 
 from __future__ import annotations
 
@@ -110,9 +110,15 @@ class Index:
         return list(accumulate(n_tensors, initial=0))
 
     @cached_property
-    def books(self) -> list[int]:
-        """The chunks that are BOOKs, in file order."""
-        return [at for at, type in enumerate(self.chunk_types) if type == b"BOOK"]
+    def _by_type(self) -> dict[bytes, list[int]]:
+        places: dict[bytes, list[int]] = {}
+        for at, type in enumerate(self.chunk_types):
+            places.setdefault(type, []).append(at)
+        return places
+
+    def chunks_of(self, type: bytes) -> list[int]:
+        """Places of the chunks of a type in the chunk list, ascending."""
+        return self._by_type.get(type, [])
 
     @cached_property
     def chunk_offsets(self) -> list[int]:

@@ -1,23 +1,24 @@
-"""Reading parts of a seekable file by its index (SPEC 14.2)."""
+"""Reading parts of a seekable file by its index (SPEC 15.2)."""
 
 from __future__ import annotations
 
 import bisect
 import os
 import threading
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from . import container
-from .codecs import tables
+from .codecs import rans
 from .codecs.tables import Floats
 from .container import CHUNK_HEAD_NBYTES, FOOTER_NBYTES, HEADER_NBYTES, ChunkHead
 from .errors import ChecksumError, FormatError, TensorNotFoundError, TruncatedError
 from .index import Entry, Index
-from .layers import Budget, LayerInfo, parse_book_chunk, parse_meta
-from .records import AliasRecord, BookRecord, TensorRecord
+from .layers import Budget, LayerInfo, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
+from .records import AliasRecord, BookRecord, FreqRecord, Size, TensorRecord
 from .tensor import TensorDecoder, allocate
 
 Array = npt.NDArray[Any]
@@ -69,7 +70,7 @@ class _Part:
 
 
 class IndexedReader:
-    """Opens a seekable file by its index and decodes the tensors that are asked for (SPEC 14.2).
+    """Opens a seekable file by its index and decodes the tensors that are asked for (SPEC 15.2).
 
     Args:
         stream: Opened in binary mode; with ``read`` and ``seek``.
@@ -85,6 +86,7 @@ class IndexedReader:
         self._lock = threading.RLock()  # of the two memories below: several threads may read
         self._layers: dict[int, tuple[ChunkHead, LayerInfo]] = {}
         self._books: dict[int, tuple[BookRecord, Floats]] = {}
+        self._freqs: dict[int, tuple[FreqRecord, rans.Tables]] = {}
         self._last_spans: tuple[int, list[tuple[int, int]]] = -1, []
         self.index = self._open()
 
@@ -124,7 +126,7 @@ class IndexedReader:
         return index
 
     def metadata(self) -> dict[str, Any]:
-        """The user's metadata, from the index if that has it (SPEC 14.2), else from META."""
+        """The user's metadata, from the index if that has it (SPEC 15.2), else from META."""
         return parse_meta(self.index.meta_copy or self._chunk(0).meta)
 
     def check_metadata(self) -> None:
@@ -177,8 +179,7 @@ class IndexedReader:
             found = self._layers.get(at)
             if found is None:
                 chunk = self._chunk(at)
-                n_before = bisect.bisect_left(self.index.books, at)
-                info = LayerInfo.parse(chunk, _LazyBooks(self, n_before))  # type: ignore[arg-type]
+                info = LayerInfo.parse(chunk, _LazyShared(self, at))
                 self._check_layer(at, info)
                 if len(self._layers) >= 64:  # heads only, but a model may have thousands
                     self._layers.pop(next(iter(self._layers)))
@@ -222,19 +223,23 @@ class IndexedReader:
     def book(self, number: int) -> tuple[BookRecord, Floats]:
         """Record and values of a BOOK chunk."""
         if number not in self._books:
-            chunk = self._chunk(self.index.books[number])
+            chunk = self._chunk(self.index.chunks_of(b"BOOK")[number])
             record = parse_book_chunk(chunk)
-            start, end = next(chunk.spans())
-            container.check_size(chunk.sections[0], record.nbytes, f"BOOK {number}", start)
-            self._check_padding(chunk.data_offset, start)
-            stored = self._input.read_at(start, end - start, f"BOOK {number}")
-            section = container.plain_section(stored, chunk.sections[0], record.nbytes, f"BOOK {number}", start)
-            self._books[number] = record, tables.decode(section, record.dtype, f"BOOK {number}", "BOK-002")
+            section = self._only_section(chunk, record.nbytes)
+            self._books[number] = record, book_values(section, record, number)
         return self._books[number]
 
-    def _check_padding(self, start: int, end: int) -> None:
-        if end > start:
-            container.check_padding(self._input.read_at(start, end - start, "padding"), start)
+    def freq(self, number: int) -> tuple[FreqRecord, rans.Tables]:
+        """Record and tables of a FREQ chunk."""
+        if number not in self._freqs:
+            chunk = self._chunk(self.index.chunks_of(b"FREQ")[number])
+            record = parse_freq_chunk(chunk)
+            self._freqs[number] = record, rans.Tables.decode(self._only_section(chunk, record.nbytes), record)
+        return self._freqs[number]
+
+    def _only_section(self, chunk: ChunkHead, plain_nbytes: int) -> bytes:
+        """The section of a chunk that has one, as plain bytes."""
+        return _Sections(self._input, chunk, self._spans(chunk), 0).read(0, [[plain_nbytes]], f"the {chunk.label}")[0]
 
     def _spans(self, chunk: ChunkHead) -> list[tuple[int, int]]:
         """Where the sections of a chunk lie; the last chunk asked for is remembered."""
@@ -274,8 +279,7 @@ class IndexedReader:
             return allocate(record)
         sections = _Sections(self._input, chunk, self._spans(chunk), first)
         resident = sections.read(0, record.resident_nbytes(), f"a resident section of tensor {record.name!r}")
-        books = {number: self.book(number)[1] for number in record.book_numbers()}
-        decoder = TensorDecoder(record, resident, books)
+        decoder = TensorDecoder(record, resident, _LazyShared(self, 0))
         row_elements = record.n_elements // record.shape[0] if record.shape else 1
         low, high = (0, record.n_elements) if rows is None else (rows[0] * row_elements, rows[1] * row_elements)
         wanted = [i for i in range(decoder.view.n_blocks) if _overlaps(decoder.element_range(i), low, high)]
@@ -285,13 +289,15 @@ class IndexedReader:
             origin = decoder.element_range(wanted[0])[0]
             end = decoder.element_range(wanted[-1])[1]
         array: Array | None = None
-        for i in wanted:
-            block = decoder.view.block(i)
-            at = len(resident) + i * record.n_payload()
-            payloads = sections.read(at, record.payload_nbytes(block), f"block {i} of tensor {record.name!r}")
+        for start in range(0, len(wanted), decoder.group_size):
+            numbers = wanted[start : start + decoder.group_size]
+            blocks = [decoder.view.block(i) for i in numbers]
+            payloads = [sections.read(len(resident) + i * record.n_payload(), record.payload_nbytes(block),
+                                      f"block {i} of tensor {record.name!r}")
+                        for i, block in zip(numbers, blocks, strict=True)]  # fmt: skip
             if array is None:  # REA-002: only now
                 array = allocate(record) if rows is None else np.empty(end - origin, record.dtype_info.numpy)
-            decoder.decode_block(block, payloads, array, origin)
+            decoder.decode_blocks(blocks, payloads, array, origin)
         assert array is not None
         if rows is None:
             return array
@@ -313,7 +319,7 @@ class _Sections:
     def __init__(self, source: RandomInput, chunk: ChunkHead, spans: list[tuple[int, int]], first: int) -> None:
         self._source, self._chunk, self._spans, self._first = source, chunk, spans, first
 
-    def read(self, at: int, sizes: list[list[int]], where: str) -> list[bytes]:
+    def read(self, at: int, sizes: Sequence[Sequence[Size]], where: str) -> list[bytes]:
         """Plain bytes of consecutive sections, in one read.
 
         Args:
@@ -340,15 +346,21 @@ class _Sections:
         return sections
 
 
-class _LazyBooks:
-    """The BOOK records before a layer, read when one is used."""
+class _LazyShared:
+    """The BOOK and FREQ chunks before the chunk at a place of the chunk list, read when one is used."""
 
-    def __init__(self, reader: IndexedReader, n: int) -> None:
-        self._reader, self._n = reader, n
+    def __init__(self, reader: IndexedReader, at: int) -> None:
+        self._reader = reader
+        self.n_books, self.n_freqs = (bisect.bisect_left(reader.index.chunks_of(t), at) for t in (b"BOOK", b"FREQ"))
 
-    def __len__(self) -> int:
-        return self._n
-
-    def __getitem__(self, number: int) -> BookRecord:
+    def book(self, number: int) -> BookRecord:
         return self._reader.book(number)[0]
 
+    def freq(self, number: int) -> FreqRecord:
+        return self._reader.freq(number)[0]
+
+    def book_values(self, number: int) -> Floats:
+        return self._reader.book(number)[1]
+
+    def freq_tables(self, number: int) -> rans.Tables:
+        return self._reader.freq(number)[1]

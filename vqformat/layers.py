@@ -1,15 +1,17 @@
-"""What both readers need: the parts of chunks that hold records, and the caller's bounds (SPEC sections 6 and 13)."""
+"""What both readers need: the parts of chunks that hold records, and the caller's bounds (SPEC sections 6 and 14)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 from . import limits, metadata, parse
+from .codecs import rans, tables
+from .codecs.tables import Floats
 from .container import ChunkHead
 from .errors import FormatError, LimitError
-from .records import BookRecord, Record, TensorRecord
+from .records import BookRecord, FreqRecord, Record, TensorRecord
 
 _FREE_RESIDENT_NBYTES = 1 << 20
 
@@ -58,6 +60,43 @@ class Budget:
                              f" {self.max_total_nbytes}", clause="LIM-002")  # fmt: skip
 
 
+@dataclass
+class Shared:
+    """The BOOK and FREQ chunks met so far, by number; who needs records only leaves the values out."""
+
+    books: list[tuple[BookRecord, Floats | None]] = field(default_factory=list)
+    freqs: list[tuple[FreqRecord, rans.Tables | None]] = field(default_factory=list)
+
+    @property
+    def n_books(self) -> int:
+        return len(self.books)
+
+    @property
+    def n_freqs(self) -> int:
+        return len(self.freqs)
+
+    @property
+    def nbytes(self) -> int:
+        """Plain bytes of their sections."""
+        return sum(book.nbytes for book, _ in self.books) + sum(freq.nbytes for freq, _ in self.freqs)
+
+    def book(self, number: int) -> BookRecord:
+        return self.books[number][0]
+
+    def freq(self, number: int) -> FreqRecord:
+        return self.freqs[number][0]
+
+    def book_values(self, number: int) -> Floats:
+        values = self.books[number][1]
+        assert values is not None
+        return values
+
+    def freq_tables(self, number: int) -> rans.Tables:
+        values = self.freqs[number][1]
+        assert values is not None
+        return values
+
+
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
     """A LAYR chunk without its data.
@@ -71,10 +110,10 @@ class LayerInfo:
     first_sections: list[int]
 
     @classmethod
-    def parse(cls, chunk: ChunkHead, books: list[BookRecord]) -> LayerInfo:
+    def parse(cls, chunk: ChunkHead, shared: parse.Shared) -> LayerInfo:
         """Name and records of a LAYR chunk; its section table fits them (LYR-002)."""
         name, tensors = parse.parse_layer(metadata.unpack(chunk.meta))
-        records = [parse.parse_tensor(meta, books) for meta in tensors]
+        records = [parse.parse_tensor(meta, shared) for meta in tensors]
         counts = (record.n_sections() if isinstance(record, TensorRecord) else 0 for record in records)
         first = list(accumulate(counts, initial=0))
         if first[-1] != len(chunk.sections):
@@ -98,3 +137,17 @@ def parse_book_chunk(chunk: ChunkHead) -> BookRecord:
         raise FormatError(f"BOOK chunk has {len(chunk.sections)} sections, not 1", clause="BOK-003",
                           offset=chunk.offset)  # fmt: skip
     return record
+
+
+def parse_freq_chunk(chunk: ChunkHead) -> FreqRecord:
+    """The record of a FREQ chunk, which has one section (FRQ-002)."""
+    record = parse.parse_freq(metadata.unpack(chunk.meta))
+    if len(chunk.sections) != 1:
+        raise FormatError(f"FREQ chunk has {len(chunk.sections)} sections, not 1", clause="FRQ-002",
+                          offset=chunk.offset)  # fmt: skip
+    return record
+
+
+def book_values(section: bytes, record: BookRecord, number: int) -> Floats:
+    """The values of a BOOK chunk from its plain section (BOK-002)."""
+    return tables.decode(section, record.dtype, f"BOOK {number}", "BOK-002")

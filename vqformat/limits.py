@@ -1,4 +1,4 @@
-"""The limits of SPEC section 13, and the budgets that a caller may set."""
+"""The limits of SPEC section 14, and the budgets that a caller may set."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ MAX_RIGHT_FACTOR: Final = 1 << 24
 MAX_RESIDENT_NBYTES: Final = 1 << 28
 MAX_BLOCK_ELEMENTS: Final = 1 << 22
 MAX_WINDOW_NBYTES: Final = 1 << 23
+MAX_SLOTS: Final = 1 << 22  # of all tables of a FREQ
+MAX_PRECISION: Final = 14
+MAX_STEPS_PER_SEQUENCE: Final = 64  # TRL-002
 
 MAX_SECTION_NBYTES: Final = (1 << 31) - 1  # bit 31 of the length is a flag
 MAX_META_COPY_NBYTES: Final = 1 << 16  # longer META is not copied into INDX

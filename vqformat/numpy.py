@@ -40,7 +40,10 @@ def save_file(
     recipe: Recipe | Mapping[str, str] | str | None = None,
     bits: float | None = None,
     ratio: float | None = None,
+    size: float | None = None,
+    sqnr: float | None = None,
     lossless: bool = False,
+    preset: str = "default",
     seed: int = 0,
     progress: Progress | None = None,
     overwrite: bool = True,
@@ -48,7 +51,7 @@ def save_file(
     """Compress tensors into a ``.vqm`` file.
 
     Without options every large float tensor is put on a grid and its codes compressed; small ones are rounded finely;
-    integers and bools are kept. At most one of ``bits``, ``ratio`` and ``lossless`` says how small.
+    integers and bools are kept. At most one of ``bits``, ``ratio``, ``size``, ``sqnr`` and ``lossless`` says how small.
 
     Args:
         tensors: Arrays by name, of any strides and byte order; their order is kept. Equal views of one memory become
@@ -58,7 +61,11 @@ def save_file(
         recipe: Method for each name pattern, such as ``{"fc*": "pq:dim=4,entries=256"}``, or one method for all.
         bits: Bits a weight, everything counted.
         ratio: Bytes of the tensors over bytes of the file.
+        size: Bytes of the file.
+        sqnr: Signal-to-quantization-noise ratio in dB, of all large tensors together and about that of each.
         lossless: Keep every bit.
+        preset: ``"fast"`` for codes of fixed width, which open at nearly the speed of memory, ``"default"``, or
+            ``"small"`` for the smallest file, which takes longer to write and to open.
         seed: Of everything random.
         progress: Called with a tensor's name, weights done, weights in all.
         overwrite: Whether a file of that name may be replaced.
@@ -70,9 +77,10 @@ def save_file(
         EncodeError: Something cannot be written, or the budget cannot be met.
         FileExistsError: The file exists and ``overwrite`` is false.
     """
-    from .encode.model import Options, encode_model
+    from .encode.model import encode_model
+    from .encode.options import Options
 
-    options = Options(as_recipe(recipe), bits, ratio, lossless, seed, progress)
+    options = Options(as_recipe(recipe), bits, ratio, size, sqnr, lossless, preset, seed, progress)
     return encode_model(source_tensors(tensors), filename, dict(metadata or {}), options, overwrite=overwrite)
 
 

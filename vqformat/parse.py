@@ -1,4 +1,4 @@
-"""Records from metadata, and every rule on them (SPEC sections 6, 7, 9–11): parsed and checked once, then trusted.
+"""Records from metadata, and every rule on them (SPEC sections 6, 7, 9–12): parsed and checked once, then trusted.
 
 The order of checks is that of REA-003.
 """
@@ -6,15 +6,19 @@ The order of checks is that of REA-003.
 from __future__ import annotations
 
 from math import prod
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from . import limits
 from .bits import Planes
 from .dtypes import BY_NAME, TABLE_DTYPES, DType, by_id
 from .errors import FormatError, LimitError, UnsupportedError
 from .records import (
+    CLASSES_COLUMNS,
+    CLASSES_ROWS,
     CODEBOOK,
+    FLOAT,
     LOW_RANK,
+    MAX_TRELLIS_ZERO,
     MAX_ZERO,
     ORDER_COLUMNS,
     ORDER_ROWS,
@@ -22,10 +26,13 @@ from .records import (
     RAW,
     SHARED,
     TABLE,
+    TRELLIS,
     AliasRecord,
     AxisScale,
     BookRecord,
     CodebookStage,
+    FloatSource,
+    FreqRecord,
     Layout,
     LowRankStage,
     ProgressionSource,
@@ -33,11 +40,31 @@ from .records import (
     Record,
     Scale,
     SharedSource,
+    Source,
     TableSource,
     TensorRecord,
+    Trellis,
+    TrellisStage,
     View,
     make_view,
 )
+
+_FLOAT_FIELDS = {"signed": (0, 1), "exponent_bits": (0, 5), "fraction_bits": (0, 10), "exponent": (-120, 60)}
+_MAX_TRELLIS = 511
+
+
+class Shared(Protocol):
+    """The BOOK and FREQ chunks that come before a layer."""
+
+    @property
+    def n_books(self) -> int: ...
+
+    @property
+    def n_freqs(self) -> int: ...
+
+    def book(self, number: int) -> BookRecord: ...
+
+    def freq(self, number: int) -> FreqRecord: ...
 
 
 class _Fields:
@@ -101,6 +128,21 @@ def parse_book(meta: Any) -> BookRecord:
     return record
 
 
+def parse_freq(meta: Any) -> FreqRecord:
+    """The record of a FREQ chunk (FRQ-001)."""
+    fields = _Fields(meta, 3, "FREQ chunk")
+    precision = fields.integer("precision", 1, None, "FRQ-001")
+    entries = fields.integer("entries", 1, None, "FRQ-001")
+    tables = fields.integer("tables", 1, None, "FRQ-001")
+    if precision > limits.MAX_PRECISION or entries > 1 << precision:
+        fields.fail(f"precision is {precision} and entries {entries}; at most {limits.MAX_PRECISION} and 2^precision"
+                    " are allowed", "FRQ-001")  # fmt: skip
+    if tables << precision > limits.MAX_SLOTS:
+        fields.fail(f"tables · 2^precision is {tables << precision}; at most {limits.MAX_SLOTS} is allowed", "FRQ-001",
+                    LimitError)  # fmt: skip
+    return FreqRecord(precision, entries, tables)
+
+
 def parse_layer(meta: Any) -> tuple[str, list[Any]]:
     """Name of a LAYR chunk and its tensors' metadata, not yet parsed (LYR-001)."""
     fields = _Fields(meta, 2, "LAYR chunk")
@@ -114,8 +156,8 @@ def parse_layer(meta: Any) -> tuple[str, list[Any]]:
     return name, tensors
 
 
-def parse_tensor(meta: Any, books: list[BookRecord]) -> Record:
-    """The record of a tensor or an alias, checked by itself and against the BOOK chunks before it."""
+def parse_tensor(meta: Any, shared: Shared) -> Record:
+    """The record of a tensor or an alias, checked by itself and against the BOOK and FREQ chunks before it."""
     where = "tensor record"
     if isinstance(meta, list) and meta and isinstance(meta[0], str):
         where = f"tensor {meta[0]!r:.200}"
@@ -152,7 +194,7 @@ def parse_tensor(meta: Any, books: list[BookRecord]) -> Record:
         fields.fail(f"has dtype {dtype.name}, which only a raw stage can hold", "TEN-005")
     view = _parse_view(layout_meta, shape, dtype, is_raw, where)
     stages = tuple(
-        _PARSE_STAGE[id](stage, view, dtype, books, f"{where}, stage {i}")
+        _PARSE_STAGE[id](stage, view, dtype, shared, f"{where}, stage {i}")
         for i, (id, stage) in enumerate(zip(ids, stages_meta, strict=True))
     )
     record = TensorRecord(name, dtype.name, shape, view.layout, stages)
@@ -229,7 +271,7 @@ def _parse_view(meta: Any, shape: tuple[int, ...], dtype: DType, is_raw: bool, w
     return view
 
 
-def _parse_raw(meta: Any, view: View, dtype: DType, books: list[BookRecord], where: str) -> RawStage:
+def _parse_raw(meta: Any, view: View, dtype: DType, shared: Shared, where: str) -> RawStage:
     fields = _Fields(meta, 2, where)
     fields.any()
     split = fields.integer("split", 0, None, "RAW-001")
@@ -240,12 +282,12 @@ def _parse_raw(meta: Any, view: View, dtype: DType, books: list[BookRecord], whe
     return RawStage(split)
 
 
-def _parse_codebook(meta: Any, view: View, dtype: DType, books: list[BookRecord], where: str) -> CodebookStage:
+def _parse_codebook(meta: Any, view: View, dtype: DType, shared: Shared, where: str) -> CodebookStage:
     fields = _Fields(meta, 9, where)
     fields.any()
     dim = fields.integer("dim", 1, limits.MAX_DIM, "CBK-001")
     entries = fields.integer("entries", 1, limits.MAX_ENTRIES, "CBK-001")
-    source = _parse_source(fields.array("source"), len(books), where)
+    source = _parse_source(fields.array("source"), shared.n_books, (TABLE, PROGRESSION, SHARED, FLOAT), where)
     if fields.integer("choice", 0, None, "CBK-004"):
         fields.fail("choice is not 0", "CBK-004", UnsupportedError)
     n_subvectors = -(-view.n_columns // dim)
@@ -261,17 +303,23 @@ def _parse_codebook(meta: Any, view: View, dtype: DType, books: list[BookRecord]
     if isinstance(source, ProgressionSource) and dim != 1:
         fields.fail(f"an arithmetic progression has dim {dim}, not 1", "CBK-005")
     if isinstance(source, SharedSource):
-        book = books[source.number]
+        book = shared.book(source.number)
         groups = prod(stage.book_grid(view))
         if (book.dim, book.entries, book.groups) != (dim, entries, groups):
             fields.fail(f"BOOK {source.number} has dim {book.dim}, {book.entries} entries and {book.groups} groups; the"
                         f" stage has {dim}, {entries} and {groups}", "CBK-006")  # fmt: skip
+    if isinstance(source, FloatSource) and (dim != 1 or entries != source.entries or book_rows or book_columns):
+        fields.fail(f"floating-point codes have dim 1, {source.entries} entries and one group, not dim {dim},"
+                    f" {entries} entries and groups of {book_rows} and {book_columns}", "CBK-009")  # fmt: skip
     return stage
 
 
-def _parse_source(meta: list[Any], n_books: int, where: str) -> TableSource | ProgressionSource | SharedSource:
-    fields = _Fields(meta, 2, f"{where}, source")
-    id = fields.integer("source id", 0, None, "CBK-007")
+def _parse_source(meta: list[Any], n_books: int, known: tuple[int, ...], where: str) -> Source:
+    id = _Fields(meta[:1], 1, f"{where}, source").integer("source id", 0, None, "CBK-007")
+    if id not in known:
+        raise UnsupportedError(f"{where}, source: unknown source id {id}", clause="CBK-007")
+    fields = _Fields(meta, 5 if id == FLOAT else 2, f"{where}, source")
+    fields.any()
     if id == TABLE:
         return TableSource(fields.table_dtype("dtype"))
     if id == PROGRESSION:
@@ -284,7 +332,13 @@ def _parse_source(meta: list[Any], n_books: int, where: str) -> TableSource | Pr
         if number >= n_books:
             fields.fail(f"BOOK {number} is used, but {n_books} come before", "BOK-001")
         return SharedSource(number)
-    fields.fail(f"unknown source id {id}", "CBK-007", UnsupportedError)
+    values = []
+    for name, (least, most) in _FLOAT_FIELDS.items():
+        values.append(fields.integer(name, least, None, "CBK-009"))
+        if values[-1] > most:
+            fields.fail(f"{name} is {values[-1]}; at most {most} is allowed", "CBK-009")
+    signed, exponent_bits, fraction_bits, exponent = values
+    return FloatSource(signed, exponent_bits, fraction_bits, exponent)
 
 
 def _parse_group(fields: _Fields, name: str, length: int) -> int:
@@ -323,7 +377,7 @@ def _parse_planes(meta: Any, entries: int, where: str) -> Planes:
     return tuple(planes)
 
 
-def _parse_low_rank(meta: Any, view: View, dtype: DType, books: list[BookRecord], where: str) -> LowRankStage:
+def _parse_low_rank(meta: Any, view: View, dtype: DType, shared: Shared, where: str) -> LowRankStage:
     fields = _Fields(meta, 6, where)
     fields.any()
     rank = fields.integer("rank", 1, limits.MAX_LOW_RANK, "LOW-001")
@@ -342,6 +396,52 @@ def _parse_low_rank(meta: Any, view: View, dtype: DType, books: list[BookRecord]
     return LowRankStage(rank, entries_u, planes_u, entries_v, planes_v, row_scale, column_scale)
 
 
+def _parse_trellis(meta: Any, view: View, dtype: DType, shared: Shared, where: str) -> TrellisStage:
+    fields = _Fields(meta, 8, where)
+    fields.any()
+    # TRL-005: the rules of codebook stages
+    source = _parse_source(fields.array("source"), 0, (TABLE, PROGRESSION), where)
+    assert isinstance(source, (TableSource, ProgressionSource))
+    if isinstance(source, ProgressionSource) and abs(source.zero) > MAX_TRELLIS_ZERO:
+        fields.fail(f"zero is {source.zero}; from -{MAX_TRELLIS_ZERO} to {MAX_TRELLIS_ZERO} is allowed", "TRL-005")
+    trellis = _parse_polynomials(fields.any(), where)
+    scale = _parse_scale(fields.any(), view, where)
+    classes = fields.integer("classes", 0, None, "TRL-004")
+    if classes > (CLASSES_ROWS | CLASSES_COLUMNS):
+        fields.fail(f"classes is {classes}; only bits 0 and 1 are known", "TRL-004", UnsupportedError)
+    number = fields.integer("freq", 0, None, "FRQ-004")
+    if number >= shared.n_freqs:
+        fields.fail(f"FREQ {number} is used, but {shared.n_freqs} come before", "FRQ-004")
+    freq = shared.freq(number)
+    first = fields.integer("first", 0, None, "TRL-004")
+    n_books = 1 if trellis is None else 2
+    if first + n_books > freq.tables:
+        fields.fail(f"first is {first}, but FREQ {number} has {freq.tables} tables", "TRL-004")
+    tile = _Fields(fields.any(), 2, f"{where}, tile")
+    sizes = tile.integer("rows", 1, None, "TRL-001"), tile.integer("columns", 1, None, "TRL-001")
+    stage = TrellisStage(source, trellis, scale, classes, number, first, sizes, freq.entries)
+    block = view.block(0)
+    if sizes[0] > block.n_rows or sizes[1] > block.n_columns:
+        tile.fail(f"{sizes[0]} x {sizes[1]} is larger than a block of {block.n_rows} x {block.n_columns}", "TRL-001")
+    n_steps, n_sequences = prod(sizes), prod(stage.tile_grid(block))
+    if n_steps > limits.MAX_STEPS_PER_SEQUENCE * n_sequences:
+        tile.fail(f"{n_steps} codes in each of {n_sequences} sequences; at most {limits.MAX_STEPS_PER_SEQUENCE} times"
+                  " their number are allowed", "TRL-002")  # fmt: skip
+    return stage
+
+
+def _parse_polynomials(meta: Any, where: str) -> Trellis | None:
+    if meta is None:
+        return None
+    fields = _Fields(meta, 2, f"{where}, trellis")
+    values = []
+    for name in ("feedback", "forward"):
+        values.append(fields.integer(name, 0, None, "TRL-003"))
+        if values[-1] > _MAX_TRELLIS:
+            fields.fail(f"{name} is {values[-1]}; at most {_MAX_TRELLIS} is allowed", "TRL-003")
+    return Trellis(*values)
+
+
 def _parse_factor(meta: Any, where: str) -> tuple[int, Planes]:
     fields = _Fields(meta, 2, where)
     entries = fields.integer("entries", 2, None, "LOW-001")
@@ -355,4 +455,5 @@ def _parse_axis_scale(meta: Any, length: int, where: str) -> AxisScale:
     return AxisScale(fields.table_dtype("dtype"), _parse_group(fields, "size", length))
 
 
-_PARSE_STAGE: dict[int, Any] = {RAW: _parse_raw, CODEBOOK: _parse_codebook, LOW_RANK: _parse_low_rank}
+_PARSE_STAGE: dict[int, Any] = {RAW: _parse_raw, CODEBOOK: _parse_codebook, LOW_RANK: _parse_low_rank,
+                                TRELLIS: _parse_trellis}  # fmt: skip

@@ -1,6 +1,6 @@
-"""The records of a LAYR or BOOK chunk as objects (SPEC sections 6, 7, 9–11); parse.py reads them from metadata.
+"""The records of a LAYR, BOOK or FREQ chunk as objects (SPEC sections 6, 7, 9–12); parse.py reads them from metadata.
 
-A record knows the shapes and plain sizes of its sections, never their bytes.
+A record knows the shapes and plain sizes of its sections (of some only a range), never their bytes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,23 @@ from typing import Any
 from .bits import Planes, n_planes, payload_nbytes
 from .dtypes import BY_NAME, DType
 
-RAW, CODEBOOK, LOW_RANK = 0, 1, 2  # stage ids
-TABLE, PROGRESSION, SHARED = 0, 1, 2  # source ids
+RAW, CODEBOOK, LOW_RANK, TRELLIS = 0, 1, 2, 4  # stage ids; 3 is never assigned
+TABLE, PROGRESSION, SHARED, FLOAT = 0, 1, 2, 4  # source ids; 3 is never assigned
 ORDER_ROWS, ORDER_COLUMNS = 1, 2  # bits of order
+CLASSES_ROWS, CLASSES_COLUMNS = 1, 2  # bits of classes
 MAX_ZERO = 1 << 23
+MAX_TRELLIS_ZERO = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes that a section may have whose plain size only its table tells: even ones (ANS-001)."""
+
+    least: int
+    most: int
+
+
+Size = int | Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +123,36 @@ class SharedSource:
 
 
 @dataclass(frozen=True, slots=True)
+class FloatSource:
+    """Codes that are floating-point numbers (SPEC 9.3)."""
+
+    signed: int
+    exponent_bits: int
+    fraction_bits: int
+    exponent: int
+
+    @property
+    def entries(self) -> int:
+        return 1 << (self.signed + self.exponent_bits + self.fraction_bits)
+
+
+Source = TableSource | ProgressionSource | SharedSource | FloatSource
+
+
+@dataclass(frozen=True, slots=True)
 class Scale:
     """Scales of groups of ``rows`` × ``columns`` elements; 0 stands for the whole axis."""
 
     dtype: str
     rows: int
     columns: int
+
+    def grid(self, view: View) -> tuple[int, int]:
+        """Groups along rows and columns."""
+        return _n_groups(view.n_rows, self.rows), _n_groups(view.n_columns, self.columns)
+
+    def nbytes(self, view: View) -> int:
+        return prod(self.grid(view)) * BY_NAME[self.dtype].bits // 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +161,7 @@ class CodebookStage:
 
     dim: int
     entries: int
-    source: TableSource | ProgressionSource | SharedSource
+    source: Source
     book_rows: int = 0
     book_columns: int = 0
     scale: Scale | None = None
@@ -139,12 +176,6 @@ class CodebookStage:
         return (_n_groups(view.n_rows, self.book_rows),
                 _n_groups(self.n_subvectors(view.n_columns), self.book_columns))  # fmt: skip
 
-    def scale_grid(self, view: View) -> tuple[int, int]:
-        """Scale groups along rows and columns; (0, 0) without scales."""
-        if self.scale is None:
-            return 0, 0
-        return _n_groups(view.n_rows, self.scale.rows), _n_groups(view.n_columns, self.scale.columns)
-
     def resident_nbytes(self, view: View) -> list[int]:
         groups = prod(self.book_grid(view))
         sizes = []
@@ -153,11 +184,14 @@ class CodebookStage:
         elif isinstance(self.source, ProgressionSource):
             sizes.append(4 * groups)
         if self.scale is not None:
-            sizes.append(prod(self.scale_grid(view)) * BY_NAME[self.scale.dtype].bits // 8)
+            sizes.append(self.scale.nbytes(view))
         return sizes
 
-    def payload_nbytes(self, block: Block) -> list[int]:
-        return payload_nbytes(block.n_rows * self.n_subvectors(block.n_columns), self.entries, self.planes)
+    def payload_nbytes(self, block: Block) -> list[Size]:
+        return [*payload_nbytes(block.n_rows * self.n_subvectors(block.n_columns), self.entries, self.planes)]
+
+    def n_payload(self) -> int:
+        return n_planes(self.planes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +219,74 @@ class LowRankStage:
                  for n, scale in ((view.n_rows, self.row_scale), (view.n_columns, self.column_scale))]  # fmt: skip
         return sizes + payload_nbytes(self.rank * view.n_columns, self.entries_v, self.planes_v)
 
-    def payload_nbytes(self, block: Block) -> list[int]:
-        return payload_nbytes(block.n_rows * self.rank, self.entries_u, self.planes_u)
+    def payload_nbytes(self, block: Block) -> list[Size]:
+        return [*payload_nbytes(block.n_rows * self.rank, self.entries_u, self.planes_u)]
+
+    def n_payload(self) -> int:
+        return n_planes(self.planes_u)
 
 
-Stage = RawStage | CodebookStage | LowRankStage
-ArithmeticStage = CodebookStage | LowRankStage
+@dataclass(frozen=True, slots=True)
+class Trellis:
+    """Which of two codebooks serves a code: a state fed by the codes before it (SPEC 12.2)."""
+
+    feedback: int
+    forward: int
+
+    @property
+    def n_states(self) -> int:
+        return max(2, 1 << max(self.feedback, self.forward).bit_length() >> 1)
+
+    def next_state(self, state: int, parity: int) -> int:
+        """The state after a code whose lowest bit is ``parity``."""
+        return (state >> 1) ^ ((state & 1) * (self.feedback >> 1)) ^ (parity * (self.forward >> 1))
+
+
+@dataclass(frozen=True, slots=True)
+class TrellisStage:
+    """Codebook entries chosen by entropy-coded codes (SPEC section 12).
+
+    Attributes:
+        freq, first: Number of a FREQ chunk, and the first table used of it.
+        tile: Rows and columns of a sequence.
+        entries: Of each codebook; those of the FREQ chunk.
+    """
+
+    source: TableSource | ProgressionSource
+    trellis: Trellis | None
+    scale: Scale | None
+    classes: int
+    freq: int
+    first: int
+    tile: tuple[int, int]
+    entries: int
+
+    @property
+    def n_books(self) -> int:
+        return 1 if self.trellis is None else 2
+
+    def resident_nbytes(self, view: View) -> list[int]:
+        sizes = [self.n_books * self.entries * BY_NAME[self.source.dtype].bits // 8
+                 if isinstance(self.source, TableSource) else 4]  # fmt: skip
+        if self.scale is not None:
+            sizes.append(self.scale.nbytes(view))
+        return sizes + [n for bit, n in ((CLASSES_ROWS, view.n_rows), (CLASSES_COLUMNS, view.n_columns))
+                        if self.classes & bit]  # fmt: skip
+
+    def tile_grid(self, block: Block) -> tuple[int, int]:
+        """Tiles of a block along rows and columns."""
+        return -(-block.n_rows // self.tile[0]), -(-block.n_columns // self.tile[1])
+
+    def payload_nbytes(self, block: Block) -> list[Size]:
+        states_nbytes = 4 * prod(self.tile_grid(block))
+        return [Sizes(states_nbytes, states_nbytes + 2 * block.n_elements)]
+
+    def n_payload(self) -> int:
+        return 1
+
+
+Stage = RawStage | CodebookStage | LowRankStage | TrellisStage
+PackedStage = CodebookStage | LowRankStage  # whose codes are packed as in SPEC section 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +337,7 @@ class TensorRecord:
                    if self.layout.order & bit]  # fmt: skip
         return [classes] + [[] if isinstance(stage, RawStage) else stage.resident_nbytes(view) for stage in self.stages]
 
-    def payload_nbytes(self, block: Block) -> list[list[int]]:
+    def payload_nbytes(self, block: Block) -> list[list[Size]]:
         """Plain sizes of the payload sections of a block, a list per stage."""
         return [_raw_nbytes(self.dtype_info, stage, block) if isinstance(stage, RawStage)
                 else stage.payload_nbytes(block) for stage in self.stages]  # fmt: skip
@@ -256,7 +352,7 @@ class TensorRecord:
             if isinstance(stage, RawStage):
                 n += self.dtype_info.word_nbytes if stage.split else 1
             else:
-                n += n_planes(stage.planes if isinstance(stage, CodebookStage) else stage.planes_u)
+                n += stage.n_payload()
         return n
 
     def n_sections(self) -> int:
@@ -269,6 +365,10 @@ class TensorRecord:
         """The BOOK chunks that its stages use."""
         return [stage.source.number for stage in self.stages
                 if isinstance(stage, CodebookStage) and isinstance(stage.source, SharedSource)]  # fmt: skip
+
+    def freq_numbers(self) -> list[int]:
+        """The FREQ chunks that its stages use."""
+        return [stage.freq for stage in self.stages if isinstance(stage, TrellisStage)]
 
     def to_metadata(self) -> list[Any]:
         layout = self.layout
@@ -298,6 +398,22 @@ class BookRecord:
         return [self.dim, self.entries, self.groups, BY_NAME[self.dtype].id]
 
 
+@dataclass(frozen=True, slots=True)
+class FreqRecord:
+    """What a FREQ chunk says of its tables (SPEC section 6)."""
+
+    precision: int
+    entries: int
+    tables: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.tables * self.entries
+
+    def to_metadata(self) -> list[Any]:
+        return [self.precision, self.entries, self.tables]
+
+
 def make_view(shape: tuple[int, ...], as_pairs: bool, layout: Layout) -> View:
     """The matrix that a layout makes of a shape."""
     shape = (*shape, 2) if as_pairs else shape
@@ -310,7 +426,7 @@ def _n_groups(n: int, size: int) -> int:
     return -(-n // size) if size else 1
 
 
-def _raw_nbytes(dtype: DType, stage: RawStage, block: Block) -> list[int]:
+def _raw_nbytes(dtype: DType, stage: RawStage, block: Block) -> list[Size]:
     nbytes = dtype.nbytes(block.n_elements)
     return [nbytes // dtype.word_nbytes] * dtype.word_nbytes if stage.split else [nbytes]
 
@@ -320,19 +436,31 @@ def _stage_to_metadata(stage: Stage) -> list[Any]:
         case RawStage():
             return [RAW, stage.split]
         case CodebookStage():
-            match stage.source:
-                case TableSource(dtype):
-                    source = [TABLE, BY_NAME[dtype].id]
-                case ProgressionSource(zero):
-                    source = [PROGRESSION, zero]
-                case SharedSource(number):
-                    source = [SHARED, number]
-            scale = stage.scale
-            return [CODEBOOK, stage.dim, stage.entries, source, 0, stage.book_rows, stage.book_columns,
-                    scale and [BY_NAME[scale.dtype].id, scale.rows, scale.columns],
+            return [CODEBOOK, stage.dim, stage.entries, _source_to_metadata(stage.source), 0, stage.book_rows,
+                    stage.book_columns, _scale_to_metadata(stage.scale),
                     [list(plane) for plane in stage.planes]]  # fmt: skip
+        case TrellisStage():
+            trellis = stage.trellis and [stage.trellis.feedback, stage.trellis.forward]
+            return [TRELLIS, _source_to_metadata(stage.source), trellis, _scale_to_metadata(stage.scale),
+                    stage.classes, stage.freq, stage.first, list(stage.tile)]  # fmt: skip
         case LowRankStage():
             factors = [[entries, [list(plane) for plane in planes]] for entries, planes in
                        ((stage.entries_u, stage.planes_u), (stage.entries_v, stage.planes_v))]  # fmt: skip
             scales = [[BY_NAME[scale.dtype].id, scale.size] for scale in (stage.row_scale, stage.column_scale)]
             return [LOW_RANK, stage.rank, *factors, *scales]
+
+
+def _source_to_metadata(source: Source) -> list[int]:
+    match source:
+        case TableSource(dtype):
+            return [TABLE, BY_NAME[dtype].id]
+        case ProgressionSource(zero):
+            return [PROGRESSION, zero]
+        case SharedSource(number):
+            return [SHARED, number]
+        case FloatSource():
+            return [FLOAT, source.signed, source.exponent_bits, source.fraction_bits, source.exponent]
+
+
+def _scale_to_metadata(scale: Scale | None) -> list[int] | None:
+    return None if scale is None else [BY_NAME[scale.dtype].id, scale.rows, scale.columns]

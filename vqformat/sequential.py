@@ -1,28 +1,27 @@
-"""Reading a file in one pass, from any stream (SPEC 14.1)."""
+"""Reading a file in one pass, from any stream (SPEC 15.1)."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy.typing as npt
 
 from . import container, limits
-from .codecs import tables
-from .codecs.tables import Floats
+from .codecs import rans
 from .container import FOOTER_NBYTES, HEADER_NBYTES, ChunkHead, StreamInput
 from .errors import ChecksumError, FormatError, LimitError
 from .index import Index
-from .layers import Budget, LayerInfo, parse_book_chunk, parse_meta
-from .records import AliasRecord, BookRecord, Record
+from .layers import Budget, LayerInfo, Shared, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
+from .records import AliasRecord, Record, Size
 from .tensor import TensorDecoder, allocate
 
 Array = npt.NDArray[Any]
 
 
 class SequentialReader:
-    """Reads a stream front to back, which need not seek, checking everything (SPEC 14.1).
+    """Reads a stream front to back, which need not seek, checking everything (SPEC 15.1).
 
     Args:
         stream: Opened in binary mode.
@@ -46,8 +45,7 @@ class SequentialReader:
         self._check_digest = check_digest
         self._index = Index()
         self.digest = b""
-        self._books: list[BookRecord] = []
-        self._book_values: dict[int, Floats] = {}
+        self._shared = Shared()
         if check_digest:
             self._input.hasher = hashlib.sha256()
         self._header = self._input.read(HEADER_NBYTES, "the header")
@@ -76,10 +74,12 @@ class SequentialReader:
                     return
                 case b"BOOK":
                     self._read_book(chunk)
+                case b"FREQ":
+                    self._read_freq(chunk)
                 case b"LAYR":
                     if not self._keep_total:
-                        self._budget.used_nbytes = sum(book.nbytes for book in self._books)
-                    info = LayerInfo.parse(chunk, self._books)
+                        self._budget.used_nbytes = self._shared.nbytes
+                    info = LayerInfo.parse(chunk, self._shared)
                     self._index.check_names(info.records)
                     arrays = self._read_tensors(chunk, info)
                     self._note(chunk, info.records)
@@ -99,16 +99,21 @@ class SequentialReader:
         record = parse_book_chunk(chunk)
         self._budget.take_bytes(record.nbytes, "a BOOK")
         section = container.read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}")
-        number = len(self._books)
-        self._book_values[number] = tables.decode(section, record.dtype, f"BOOK {number}", "BOK-002")
-        self._books.append(record)
+        self._shared.books.append((record, book_values(section, record, self._shared.n_books)))
+        self._note(chunk, [])
+
+    def _read_freq(self, chunk: ChunkHead) -> None:
+        record = parse_freq_chunk(chunk)
+        self._budget.take_bytes(record.nbytes, "a FREQ")
+        section = container.read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}")
+        self._shared.freqs.append((record, rans.Tables.decode(section, record)))
         self._note(chunk, [])
 
     def _read_tensors(self, chunk: ChunkHead, info: LayerInfo) -> dict[str, Array]:
         entries = iter(chunk.sections)
         arrays: dict[str, Array] = {}
 
-        def read(sizes: list[list[int]], where: str) -> list[bytes]:
+        def read(sizes: Sequence[Sequence[Size]], where: str) -> list[bytes]:
             return [container.read_section(self._input, next(entries), nbytes, where)
                     for stage_sizes in sizes for nbytes in stage_sizes]  # fmt: skip
 
@@ -120,14 +125,17 @@ class SequentialReader:
                 arrays[record.name] = allocate(record)
                 continue
             resident = read(record.resident_nbytes(), f"a resident section of tensor {record.name!r}")
-            decoder = TensorDecoder(record, resident, self._book_values)
+            decoder = TensorDecoder(record, resident, self._shared)
             array: Array | None = None
-            for i in range(decoder.view.n_blocks):
-                block = decoder.view.block(i)
-                payloads = read(record.payload_nbytes(block), f"block {i} of tensor {record.name!r}")
+            n_blocks = decoder.view.n_blocks
+            for start in range(0, n_blocks, decoder.group_size):
+                numbers = range(start, min(start + decoder.group_size, n_blocks))
+                blocks = [decoder.view.block(i) for i in numbers]
+                payloads = [read(record.payload_nbytes(block), f"block {i} of tensor {record.name!r}")
+                            for i, block in zip(numbers, blocks, strict=True)]  # fmt: skip
                 if array is None:  # REA-002: only now
                     array = allocate(record)
-                decoder.decode_block(block, payloads, array)
+                decoder.decode_blocks(blocks, payloads, array)
             assert array is not None
             arrays[record.name] = array
         return arrays

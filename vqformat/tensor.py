@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from math import prod
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .codecs import raw
+from .codecs import rans, raw
 from .codecs.codebook import CodebookDecoder
 from .codecs.lowrank import LowRankDecoder
 from .codecs.tables import Floats
+from .codecs.trellis import TrellisDecoder
 from .errors import FormatError
 from .records import (
     ORDER_COLUMNS,
@@ -23,12 +25,25 @@ from .records import (
     RawStage,
     SharedSource,
     TensorRecord,
+    TrellisStage,
 )
 
 # The smallest binary32 values that become infinite in a dtype.
 _OVERFLOW = {"f16": np.float32(65520), "bf16": np.uint32(0x7F7F8000).view(np.float32)}
 
+# Sequences of trellis stages that are decoded side by side: with fewer, NumPy's calls cost more than their work
+_SEQUENCES = 1 << 13
+_GROUP_ELEMENTS = 1 << 24
+
 Order = npt.NDArray[np.intp]
+
+
+class SharedValues(Protocol):
+    """What the BOOK and FREQ chunks before a tensor hold."""
+
+    def book_values(self, number: int) -> Floats: ...
+
+    def freq_tables(self, number: int) -> rans.Tables: ...
 
 
 def stable_order(classes: bytes | npt.NDArray[np.uint8]) -> Order:
@@ -47,29 +62,33 @@ class TensorDecoder:
     Args:
         record: The tensor's record, with elements.
         resident: Plain bytes of its resident sections, in file order.
-        books: Values of the BOOK chunks that it uses, by number.
+        shared: Gives the BOOK and FREQ chunks that it uses.
 
     Raises:
         FormatError: A table, scale or right factor breaks a rule, or values could overflow (VAL-002).
     """
 
-    def __init__(self, record: TensorRecord, resident: list[bytes], books: Mapping[int, Floats]) -> None:
+    def __init__(self, record: TensorRecord, resident: list[bytes], shared: SharedValues) -> None:
         self.record = record
         self.view = record.view()
         sections = iter(resident)
         order = record.layout.order
         self.row_order = stable_order(next(sections)) if order & ORDER_ROWS else None
         self.column_order = stable_order(next(sections)) if order & ORDER_COLUMNS else None
-        self._stages: list[CodebookDecoder | LowRankDecoder] = []
+        self._stages: list[CodebookDecoder | LowRankDecoder | TrellisDecoder] = []
         for i, (stage, sizes) in enumerate(zip(record.stages, record.resident_nbytes()[1:], strict=True)):
             mine = [next(sections) for _ in sizes]
             with naming(record.name, stage=i):
                 match stage:
                     case CodebookStage():
-                        shared = books[stage.source.number] if isinstance(stage.source, SharedSource) else None
-                        self._stages.append(CodebookDecoder(stage, self.view, mine, shared))
+                        is_shared = isinstance(stage.source, SharedSource)
+                        book = shared.book_values(stage.source.number) if is_shared else None  # type: ignore[union-attr]
+                        self._stages.append(CodebookDecoder(stage, self.view, mine, book))
                     case LowRankStage():
                         self._stages.append(LowRankDecoder(stage, self.view, mine))
+                    case TrellisStage():
+                        freq = shared.freq_tables(stage.freq)
+                        self._stages.append(TrellisDecoder(stage, self.view, mine, freq))
         self._check_bound()
         self._scratch: Floats = np.empty(0, np.float32)
 
@@ -85,11 +104,24 @@ class TensorDecoder:
             raise FormatError(f"tensor {self.record.name!r}: values up to {total} are possible, beyond dtype {dtype}",
                               clause="VAL-002")  # fmt: skip
 
-    def decode_block(self, block: Block, payloads: list[bytes], out: npt.NDArray[Any], origin: int = 0) -> None:
-        """Decode one block to its place in the tensor.
+    @cached_property
+    def group_size(self) -> int:
+        """How many blocks are best decoded together."""
+        trellises = [stage for stage in self.record.stages if isinstance(stage, TrellisStage)]
+        if not trellises or self.record.layout.block_columns:
+            return 1
+        block = self.view.block(0)
+        n_sequences = max(prod(stage.tile_grid(block)) for stage in trellises)
+        return max(1, min(-(-_SEQUENCES // n_sequences), _GROUP_ELEMENTS // block.n_elements))
+
+    def decode_blocks(
+        self, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: npt.NDArray[Any], origin: int = 0
+    ) -> None:
+        """Decode blocks to their places in the tensor.
 
         Args:
-            payloads: Plain bytes of the block's payload sections.
+            blocks: At most ``group_size``, or as many as memory allows.
+            payloads: For each block, plain bytes of its payload sections.
             out: The tensor, or, where ``is_plain_layout`` holds, the run of its elements in C order that begins
                 with element ``origin``. C-contiguous.
 
@@ -97,30 +129,40 @@ class TensorDecoder:
             FormatError: A code, bool or padding bit breaks a rule; the message names the tensor.
         """
         with np.errstate(all="ignore"):  # subnormals are no error, whatever the caller has set
-            self._decode_block(block, payloads, out, origin)
+            if self.record.is_raw:
+                for block, sections in zip(blocks, payloads, strict=True):
+                    self._decode_raw(block, sections, out, origin)
+                return
+            prepared = []  # for each stage, for each block
+            first = 0
+            for i, stage in enumerate(self._stages):
+                last = first + stage.stage.n_payload()
+                with naming(self.record.name, stage=i):
+                    prepared.append(stage.prepare(blocks, [sections[first:last] for sections in payloads]))
+                first = last
+            for block, *of_stages in zip(blocks, *prepared, strict=True):
+                self._decode_block(block, of_stages, out, origin)
 
-    def _decode_block(self, block: Block, payloads: list[bytes], out: npt.NDArray[Any], origin: int) -> None:
-        if self.record.is_raw:
-            start = block.row * self.view.n_columns + block.column - origin
-            stage = self.record.stages[0]
-            assert isinstance(stage, RawStage)
-            elements = out.reshape(-1)[start : start + block.n_elements]
-            with naming(self.record.name):
-                raw.decode(payloads, self.record.dtype_info, stage.split, elements)
-            return
+    def _decode_raw(self, block: Block, payloads: list[bytes], out: npt.NDArray[Any], origin: int) -> None:
+        start = block.row * self.view.n_columns + block.column - origin
+        stage = self.record.stages[0]
+        assert isinstance(stage, RawStage)
+        elements = out.reshape(-1)[start : start + block.n_elements]
+        with naming(self.record.name):
+            raw.decode(payloads, self.record.dtype_info, stage.split, elements)
+
+    def _decode_block(self, block: Block, prepared: list[Any], out: npt.NDArray[Any], origin: int) -> None:
         place = self._place(block, out, origin)
         is_direct = place is not None and place.dtype == np.float32 and place.flags.c_contiguous
         values = place if is_direct else np.empty((block.n_rows, block.n_columns), np.float32)
         assert values is not None
-        sections = iter(payloads)
-        for i, (decoder, sizes) in enumerate(zip(self._stages, self.record.payload_nbytes(block), strict=True)):
-            mine = [next(sections) for _ in sizes]
+        for i, (decoder, of_stage) in enumerate(zip(self._stages, prepared, strict=True)):
             with naming(self.record.name, stage=i):
                 if i == 0:
-                    decoder.decode(block, mine, values)
+                    decoder.decode(block, of_stage, values)
                 else:
                     addend = self._scratch_like(values)
-                    decoder.decode(block, mine, addend)
+                    decoder.decode(block, of_stage, addend)
                     np.add(values, addend, out=values)
         if place is None:
             self._scatter(block, values, out)

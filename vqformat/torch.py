@@ -55,7 +55,8 @@ def save_file(
         EncodeError: Something cannot be written, or the budget cannot be met.
         FileExistsError: The file exists and ``overwrite`` is false.
     """
-    from .encode.model import Options, encode_model
+    from .encode.model import encode_model
+    from .encode.options import Options
 
     notes: list[str] = []
     sources = source_tensors(tensors, notes)

@@ -1,4 +1,4 @@
-"""Writing a file chunk by chunk (SPEC section 15)."""
+"""Writing a file chunk by chunk (SPEC section 16)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from . import __version__, container, metadata
-from .container import HEADER, Section
+from .container import MINOR, Section, pack_header
 from .errors import EncodeError, FormatError
 from .files import NewFile
 from .index import Index
+from .layers import Shared
 from .limits import MAX_CHUNKS, MAX_INDEX_NBYTES, MAX_META_NBYTES, MAX_SECTIONS
 from .parse import parse_tensor
-from .records import AliasRecord, BookRecord, TensorRecord
+from .records import AliasRecord, BookRecord, FreqRecord, TensorRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Writer:
         target: Path, or an object with ``write``.
         user_metadata: Map with string keys; values are strings, integers, bools, bytes, None, lists and maps.
         overwrite: Whether a file of that name may be replaced.
+        minor: Of the format's version: the smallest that has all that is to be written (EXT-003).
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is false.
@@ -48,15 +50,16 @@ class Writer:
     """
 
     def __init__(self, target: str | os.PathLike[str] | BinaryIO, user_metadata: dict[str, Any] | None = None,
-                 *, overwrite: bool = True) -> None:  # fmt: skip
+                 *, overwrite: bool = True, minor: int = MINOR) -> None:  # fmt: skip
         meta = metadata.pack([f"vqformat {__version__}", user_metadata or {}])
         self._output = _Output(target, overwrite)
         self._index = Index()
         self._is_closed = False
         self.section_nbytes = 0
-        self._books: list[BookRecord] = []
+        self._shared = Shared()
+        self._header = pack_header(minor)
         try:
-            self._output.write(HEADER)
+            self._output.write(self._header)
             self._write_chunk(b"META", meta, [], [])
         except BaseException:
             self._output.discard()
@@ -74,8 +77,18 @@ class Writer:
             Its number, for ``SharedSource``.
         """
         self._write_chunk(b"BOOK", metadata.pack(record.to_metadata()), [section], [])
-        self._books.append(record)
-        return len(self._books) - 1
+        self._shared.books.append((record, None))
+        return self._shared.n_books - 1
+
+    def add_freq(self, record: FreqRecord, section: Section) -> int:
+        """Write tables of frequencies.
+
+        Returns:
+            Its number, for ``TrellisStage``.
+        """
+        self._write_chunk(b"FREQ", metadata.pack(record.to_metadata()), [section], [])
+        self._shared.freqs.append((record, None))
+        return self._shared.n_freqs - 1
 
     def add_layer(self, name: str, tensors: Sequence[EncodedTensor | AliasRecord]) -> None:
         """Write a layer: tensors that follow each other.
@@ -86,7 +99,7 @@ class Writer:
         records = [tensor if isinstance(tensor, AliasRecord) else tensor.record for tensor in tensors]
         try:
             for record in records:  # what a reader would refuse is not written (LIM-001)
-                parse_tensor(record.to_metadata(), self._books)
+                parse_tensor(record.to_metadata(), self._shared)
             self._index.check_names(records)
         except FormatError as err:
             raise EncodeError(err.message) from err
@@ -120,7 +133,7 @@ class Writer:
             if len(meta) > MAX_INDEX_NBYTES:
                 raise EncodeError(f"the index has {len(meta)} bytes; at most {MAX_INDEX_NBYTES} are allowed")
             self._output.write(container.pack_chunk_head(b"INDX", meta, []))
-            self._output.write(container.pack_footer(index_offset))
+            self._output.write(container.pack_footer(self._header, index_offset))
             self._output.commit()
         except BaseException:
             self._output.discard()

@@ -1,4 +1,4 @@
-"""Tensors as a PyTorch checkpoint: a state dict, where it lay in the checkpoint that it came from (SPEC section 17)."""
+"""Tensors as a PyTorch checkpoint: a state dict, where it lay in the checkpoint that it came from (SPEC section 18)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invalid files: header, footer, chunks, truncation, inverted bits (SPEC 2, 3, 14)."""
+"""Invalid files: header, footer, chunks, truncation, inverted bits (SPEC 2, 3, 15)."""
 
 from __future__ import annotations
 

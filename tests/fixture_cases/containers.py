@@ -1,4 +1,4 @@
-"""Valid files: header, metadata, chunks, sections, names (SPEC 2 to 7, 12)."""
+"""Valid files: header, metadata, chunks, sections, names (SPEC 2 to 7, 13)."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def metadata() -> list[Case]:
 
 
 def sources() -> list[Case]:
-    """``vqm.source`` of SPEC 17, from which a file of the source's format can be written."""
+    """``vqm.source`` of SPEC 18, from which a file of the source's format can be written."""
     keras = {
         "format": "keras-weights",
         "datasets": [["layers/dense/vars/0", "hid/kernel"], ["layers/dense/vars/1", "hid/bias"]],

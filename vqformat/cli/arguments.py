@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import textwrap
 from typing import Any
 
 from .. import __version__
 from ..container import MAJOR, MINOR
+from ..encode.options import PRESETS
 from ..encode.recipe import METHODS
 
 _METHOD_HELP = """\
@@ -71,7 +73,13 @@ def build_parser() -> argparse.ArgumentParser:
     size = convert.add_mutually_exclusive_group()
     size.add_argument("--bits", type=_positive, metavar="B", help="bits per weight, on average over the model")
     size.add_argument("--ratio", type=_positive, metavar="R", help="make the file R times smaller than the tensors")
+    size.add_argument("--size", type=_nbytes, metavar="N", help="bytes of the file at most; 5MB, 300kB and 2GiB are"
+                      " understood")  # fmt: skip
+    size.add_argument("--sqnr", type=_positive, metavar="DB", help="signal-to-quantization-noise ratio in dB, in place"
+                      " of a size")  # fmt: skip
     size.add_argument("--lossless", action="store_true", help="keep every bit")
+    convert.add_argument("--preset", choices=PRESETS, default="default",
+                         help="; ".join(f"{name}: {text}" for name, text in PRESETS.items()))  # fmt: skip
     convert.add_argument("--layer", action="append", default=[], metavar="PATTERN=METHOD",
                          help="how to encode the tensors that match; may be given often")  # fmt: skip
     convert.add_argument("--method", type=_given, metavar="METHOD", help="how to encode the others")
@@ -141,6 +149,19 @@ def _positive(text: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
+
+
+def _nbytes(text: str) -> float:
+    """Bytes, with a unit or without."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*(?:([kMG])(i?))?[bB]?\s*", text)
+    try:
+        value = float(match.group(1)) if match else math.nan
+    except ValueError:
+        value = math.nan
+    if match is None or not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 300000, 300kB or 2.5MiB")
+    base = 1024 if match.group(3) else 1000
+    return value * math.pow(base, " kMG".index(match.group(2) or " "))
 
 
 def _seed(text: str) -> int:

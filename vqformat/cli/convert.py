@@ -42,8 +42,9 @@ def run_convert(args: argparse.Namespace) -> int:
         start = time.monotonic()
         source = stack.enter_context(local_path(args.source))
         progress = stack.enter_context(progress_bar(quiet=args.quiet, unit=" weights"))
-        report = convert(source, target, recipe=recipe, bits=args.bits, ratio=args.ratio, lossless=args.lossless,
-                         seed=args.seed, progress=progress, include_optimizer=args.include_optimizer,
+        report = convert(source, target, recipe=recipe, bits=args.bits, ratio=args.ratio, size=args.size,
+                         sqnr=args.sqnr, lossless=args.lossless, preset=args.preset, seed=args.seed,
+                         progress=progress, include_optimizer=args.include_optimizer,
                          overwrite=args.force)  # fmt: skip
     seconds = time.monotonic() - start
     where: TextIO = sys.stderr if to_stdout else sys.stdout

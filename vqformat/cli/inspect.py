@@ -15,8 +15,8 @@ from ..container import HEADER_NBYTES, ChunkHead, StreamInput, read_chunk_head
 from ..describe import describe
 from ..errors import FormatError, VqmError
 from ..indexed import IndexedReader
-from ..layers import LayerInfo, parse_book_chunk, parse_meta
-from ..records import AliasRecord, BookRecord, Record, TensorRecord
+from ..layers import LayerInfo, Shared, parse_book_chunk, parse_freq_chunk, parse_meta
+from ..records import AliasRecord, Record, TensorRecord
 from ..sequential import SequentialReader
 from .files import STDIO, label, local_path, opened, select
 from .progress import Progress, progress_bar
@@ -60,13 +60,13 @@ class _Contents:
         self.file_nbytes = stream.seek(0, os.SEEK_END)
         self.tensors: list[_Tensor] = []
         self._by_name: dict[str, _Tensor] = {}
-        self.section_nbytes = self.n_books = self.n_layers = 0
+        self.section_nbytes = self.n_books = self.n_freqs = self.n_layers = 0
         self.metadata: dict[str, Any] = {}
         self.generator = ""
         stream.seek(0)
         header = StreamInput(stream).read(HEADER_NBYTES, "the header")
         self.version = f"{header[8] | header[9] << 8}.{header[10] | header[11] << 8}"
-        books: list[BookRecord] = []
+        shared = Shared()
         for offset in index.chunk_offsets[:-1]:
             stream.seek(offset)
             source = StreamInput(stream)
@@ -77,10 +77,12 @@ class _Contents:
                 self.metadata = parse_meta(chunk.meta)
                 self.generator = metadata.unpack(chunk.meta)[0]
             elif chunk.type == b"BOOK":
-                books.append(parse_book_chunk(chunk))
+                shared.books.append((parse_book_chunk(chunk), None))
+            elif chunk.type == b"FREQ":
+                shared.freqs.append((parse_freq_chunk(chunk), None))
             elif chunk.type == b"LAYR":
-                self._add_layer(chunk, LayerInfo.parse(chunk, books))
-        self.n_books = len(books)
+                self._add_layer(chunk, LayerInfo.parse(chunk, shared))
+        self.n_books, self.n_freqs = shared.n_books, shared.n_freqs
         if [tensor.name for tensor in self.tensors] != index.names:
             raise FormatError("the index does not agree with the chunks", clause="IDX-001")
 
@@ -132,7 +134,8 @@ def run_info(args: argparse.Namespace) -> int:
 def _info_json(file: str, contents: _Contents, tensors: list[_Tensor]) -> dict[str, Any]:
     return {"file": file, "format_version": contents.version, "generator": contents.generator,
             "digest": contents.digest.hex(), "metadata": contents.metadata, "n_tensors": len(contents.tensors),
-            "n_layers": contents.n_layers, "n_books": contents.n_books, "n_weights": contents.n_elements,
+            "n_layers": contents.n_layers, "n_books": contents.n_books, "n_freqs": contents.n_freqs,
+            "n_weights": contents.n_elements,
             "file_nbytes": contents.file_nbytes, "section_nbytes": contents.section_nbytes,
             "overhead_nbytes": contents.overhead_nbytes,
             "tensors": [tensor.to_json() for tensor in tensors]}  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from math import prod
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import bits
-from ..records import Block, CodebookStage, ProgressionSource, TableSource, View
+from ..records import Block, CodebookStage, FloatSource, ProgressionSource, TableSource, View
 from . import tables
 from .tables import Floats
 
@@ -20,6 +21,18 @@ def progression(steps: Floats, zero: int, entries: int) -> Floats:
     """Entries of an arithmetic progression: (groups,) steps to (groups, entries, 1)."""
     positions = np.arange(entries, dtype=np.int64) - zero
     return (positions.astype(np.float32) * steps.astype(np.float32)[:, None])[:, :, None]
+
+
+def floats(source: FloatSource) -> Floats:
+    """What each floating-point code stands for, ``(entries,)`` (SPEC 9.3)."""
+    codes = np.arange(source.entries)
+    fraction = codes & ((1 << source.fraction_bits) - 1)
+    exponent = codes >> source.fraction_bits & ((1 << source.exponent_bits) - 1)
+    significand = np.where(exponent > 0, fraction + (1 << source.fraction_bits), fraction)
+    values = np.ldexp(significand.astype(np.float32), source.exponent + np.maximum(exponent - 1, 0))
+    is_negative = codes >> (source.fraction_bits + source.exponent_bits) > 0
+    signed: Floats = np.where(is_negative, -values, values).astype(np.float32)
+    return signed
 
 
 class CodebookDecoder:
@@ -54,18 +67,24 @@ class CodebookDecoder:
                 case TableSource(dtype):
                     book = tables.decode(next(sections), dtype, "codebook")
                     bound = tables.largest(book)
+                case FloatSource():
+                    book = floats(stage.source)
+                    bound = tables.largest(book)
                 case _:
                     assert shared is not None
                     book = shared
                     bound = tables.largest(book)
             self._book: Floats = book.reshape(-1, stage.dim)
-            self._scales: Floats | None = None
+            self._scales: tables.Scales | None = None
             if stage.scale is not None:
-                scales = tables.decode(next(sections), stage.scale.dtype, "scales")
-                bound = tables.largest(scales) * bound
-                self._scales = scales.reshape(stage.scale_grid(view))
+                self._scales = tables.Scales(stage.scale, next(sections), view)
+                bound = self._scales.largest * bound
         self.bound = np.float32(bound)
         self._byte_table = self._make_byte_table(groups)
+
+    def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Sequence[list[bytes]]:
+        """What ``decode`` takes for each of these blocks: their payloads as they are."""
+        return payloads
 
     def decode(self, block: Block, payloads: list[bytes], out: Floats) -> None:
         """Values of a block into ``out``, ``(n_rows, n_columns)`` float32, each row contiguous.
@@ -119,15 +138,8 @@ class CodebookDecoder:
         return group
 
     def _multiply_scales(self, block: Block, out: Floats) -> None:
-        scale = self.stage.scale
-        if scale is None or self._scales is None:
-            return
-        rows = np.arange(block.row, block.row_end) // scale.rows if scale.rows else np.zeros(1, np.intp)
-        scales = self._scales[rows]  # (n_rows or 1, groups along columns)
-        if scale.columns:
-            columns = np.arange(block.column, block.column_end) // scale.columns
-            scales = np.take(scales, columns, axis=1)
-        np.multiply(out, scales, out=out)
+        if self._scales is not None:
+            self._scales.multiply(block, out)
 
     # Byte tables: where a byte holds whole codes of one codebook of dim 1, one look-up gives all its values.
 

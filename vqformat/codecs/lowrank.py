@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -35,6 +37,10 @@ class LowRankDecoder:
         with np.errstate(over="ignore", under="ignore"):
             bound = np.float32(largest_sum) * tables.largest(self._row_scales)
             self.bound = np.float32(bound * tables.largest(self._column_scales))
+
+    def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Sequence[list[bytes]]:
+        """What ``decode`` takes for each of these blocks: their payloads as they are."""
+        return payloads
 
     def decode(self, block: Block, payloads: list[bytes], out: Floats) -> None:
         """Values of a block into ``out``, ``(n_rows, n_columns)`` float32.

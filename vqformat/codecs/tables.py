@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ..dtypes import BY_NAME
 from ..errors import FormatError
+from ..records import Block, Scale, View
 
 Floats = npt.NDArray[np.float32]
 
@@ -42,3 +43,23 @@ def widen(section: bytes, dtype: str) -> Floats:
 def largest(values: Floats) -> np.float32:
     """The largest magnitude of the values."""
     return np.float32(np.abs(values).max(initial=0))
+
+
+class Scales:
+    """The scales of a stage, for its elements (SPEC 9.2)."""
+
+    def __init__(self, scale: Scale, section: bytes, view: View) -> None:
+        self._scale = scale
+        values = decode(section, scale.dtype, "scales")
+        self.largest = largest(values)
+        self._values = values.reshape(scale.grid(view))
+
+    def multiply(self, block: Block, out: Floats) -> None:
+        """Multiply a block's values, ``(n_rows, n_columns)``, by their scales."""
+        scale = self._scale
+        rows = np.arange(block.row, block.row_end) // scale.rows if scale.rows else np.zeros(1, np.intp)
+        scales = self._values[rows]  # (n_rows or 1, groups along columns)
+        if scale.columns:
+            columns = np.arange(block.column, block.column_end) // scale.columns
+            scales = np.take(scales, columns, axis=1)
+        np.multiply(out, scales, out=out)

@@ -21,11 +21,11 @@ from ..limits import MAX_BLOCK_ELEMENTS
 from ..records import (
     ORDER_COLUMNS,
     ORDER_ROWS,
-    ArithmeticStage,
     Block,
     CodebookStage,
     Layout,
     LowRankStage,
+    PackedStage,
     RawStage,
     TensorRecord,
     View,
@@ -49,7 +49,7 @@ class QuantizedStage:
         shared: Values of the BOOK that it uses, ``(groups · entries · dim,)``.
     """
 
-    stage: ArithmeticStage
+    stage: PackedStage
     resident: list[bytes]
     codes: npt.NDArray[Any]
     right_codes: npt.NDArray[Any] | None = None

@@ -1,4 +1,4 @@
-"""The step that meets a budget: estimated from samples, corrected by real files."""
+"""One knob for a whole model: the step of every tensor follows from it, and it is turned until a goal is met."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..codecs.tables import Floats
+from .report import energy
 from .uniform import ROUNDING
 
 SAMPLE = 1 << 15
-# One absolute step for all tensors is best: Caffe's LeNet at 32x loses 0.4, 0.9 and 1.4 points with steps in proportion
-# to the deviation to the 0, 0.35 and 0.7. But a tensor of small weights must not vanish beside a large one.
-_LARGEST_STEP = 3.0  # times a tensor's deviation: beyond it nearly everything becomes 0
+# The loss of accuracy adds up over tensors, each by its noise against its weights, so that tensors of large norm may be
+# coarser; but norms tell only part of it (those of batch-normed layers nothing). The step goes with this power of the
+# norm: with 0 the first and last layers of small networks suffer, with 1 the large layers of batch-normed ones.
+_NORM_POWER = 0.5
+_LARGEST_STEP = 8.0  # times a tensor's deviation: beyond it nearly everything becomes 0
 _LARGEST_SHARE = 4.0  # times the step that the tensor would have if all had its deviation
 _SMALLEST_STEP: float = 2.0**-14
 _COARSEST_STEP: float = 2.0**8
 _TOLERANCE = 0.004
-_MAX_TRIES = 7
+_MAX_TRIES = 9
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Statistics:
         stride = max(1, flat.size // SAMPLE) | 1  # odd, so that no column of an even number is favoured
         return cls(flat.size, root_mean_square(flat), flat[::stride].copy())
 
+    @property
+    def norm(self) -> float:
+        return self.deviation * math.sqrt(self.n_values)
+
     def entropy_nbytes(self, step: float) -> float:
         """Estimate of the bytes that its codes take at a step: their entropy."""
         codes = np.floor(np.abs(self.sample) / np.float32(step) + np.float32(ROUNDING)) * np.sign(self.sample)
@@ -46,18 +53,25 @@ class Statistics:
 
 def root_mean_square(values: Floats) -> float:
     """Of all values, in any order; squares beyond the range of float32 do no harm."""
-    flat = values.reshape(-1)
-    return math.sqrt(float(np.einsum("i,i->", flat, flat, dtype=np.float64)) / max(flat.size, 1))
+    return math.sqrt(energy(values) / max(values.size, 1))
 
 
 class Steps:
-    """One knob for all tensors: the step of each follows from a global one."""
+    """The step of each tensor, from a relative one for all.
 
-    def __init__(self, statistics: Sequence[Statistics]) -> None:
+    Args:
+        statistics: Of all tensors whose steps are to be chosen.
+        by_deviation: Whether steps go with the deviation of each tensor alone, so that all have the same SQNR.
+    """
+
+    def __init__(self, statistics: Sequence[Statistics], *, by_deviation: bool = False) -> None:
         self._statistics = statistics
-        energy = sum(s.deviation**2 * s.n_values for s in statistics)
-        n_values = sum(s.n_values for s in statistics)
-        self.reference = math.sqrt(energy / n_values) if n_values and energy else 1.0
+        self._by_deviation = by_deviation
+        some = [s for s in statistics if s.deviation > 0]
+        n_values = sum(s.n_values for s in some)
+        self.reference = math.sqrt(sum(s.norm**2 for s in some) / n_values) if some else 1.0
+        # The norm of the layer that the middle one of all weights is in, more or less
+        self._reference_norm = math.exp(sum(s.n_values * math.log(s.norm) for s in some) / n_values) if some else 1.0
 
     @property
     def is_empty(self) -> bool:
@@ -68,42 +82,144 @@ class Steps:
         """Step of a tensor when the global step is ``relative`` times the model's root mean square."""
         if not statistics.deviation:
             return 1.0
+        if self._by_deviation:
+            return min(relative, _LARGEST_STEP) * statistics.deviation
         largest = min(_LARGEST_SHARE * relative, _LARGEST_STEP) * statistics.deviation
-        return min(relative * self.reference, largest)
+        share = math.pow(statistics.norm / self._reference_norm, _NORM_POWER)
+        return min(relative * self.reference * share, largest)
+
+    def vector_step(self, norm: float, relative: float) -> float:
+        """Step of a short tensor of that norm.
+
+        Its noise against its values may be as much less than that of the large tensors as it has fewer of them.
+        """
+        return float(relative * self.reference * norm / self._reference_norm)
 
     def estimate(self, relative: float) -> float:
         """Bytes of all codes at this step."""
         return sum(s.entropy_nbytes(self.step(s, relative)) for s in self._statistics)
 
 
-def meet(steps: Steps, target_nbytes: float, encode: Callable[[float], int]) -> None:
-    """Try relative steps until a file comes just under the target.
+@dataclass(frozen=True)
+class Goal:
+    """What a file is to be: so large, or so good.
 
-    The largest file not above the target is the one to keep; if there is none, even the coarsest step was tried.
+    Attributes:
+        nbytes: Of the file at most; None where ``sqnr_db`` is the goal.
+        sqnr_db: Of all weights together at least.
+    """
+
+    nbytes: float | None = None
+    sqnr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a relative step leads to."""
+
+    nbytes: int
+    sqnr_db: float
+
+    def meets(self, goal: Goal) -> bool:
+        """Whether it is within the goal."""
+        return self.nbytes <= goal.nbytes if goal.nbytes is not None else self.sqnr_db >= (goal.sqnr_db or 0.0)
+
+    def is_nearer(self, other: Outcome, goal: Goal) -> bool:
+        """Whether it is nearer to the goal than another one that is within it."""
+        return self.nbytes > other.nbytes if goal.nbytes is not None else self.sqnr_db < other.sqnr_db
+
+
+def meet(steps: Steps, goal: Goal, encode: Callable[[float], Outcome]) -> None:
+    """Try relative steps until the outcome just meets the goal.
+
+    The largest file not above the goal, or the smallest that is good enough, is the one to keep. If there is none, the
+    coarsest step was tried, or the finest.
 
     Args:
-        encode: Encodes the model at a relative step and returns the bytes of the file.
+        encode: Encodes the model at a relative step.
     """
     if steps.is_empty:
         encode(_COARSEST_STEP)
         return
-    tried: dict[float, int] = {}
-    correction, fixed = 1.0, 0.0
-    step = _solve(lambda s: steps.estimate(s), target_nbytes)
+    search = _SizeSearch(steps, goal.nbytes) if goal.nbytes is not None else _QualitySearch(goal.sqnr_db or 0.0)
+    tried: set[float] = set()
+    step = search.first_step()
     for _ in range(_MAX_TRIES):
         if step in tried:
             break
-        tried[step] = encode(step)
-        if target_nbytes * (1 - _TOLERANCE) <= tried[step] <= target_nbytes:
+        tried.add(step)
+        if search.is_met(step, encode(step)):
             return
-        estimate = steps.estimate(step)
-        if len(tried) == 1:
-            fixed = max(0.0, tried[step] - 1.02 * estimate)
-        correction = max(tried[step] - fixed, 1.0) / max(estimate, 1.0)
-        wanted = (target_nbytes * (1 - _TOLERANCE / 2) - fixed) / correction
-        step = _between(tried, target_nbytes, _solve(lambda s: steps.estimate(s), wanted))
-    if min(tried.values()) > target_nbytes and _COARSEST_STEP not in tried:
-        encode(_COARSEST_STEP)
+        step = search.next_step()
+    last = search.last_resort()
+    if last is not None and last not in tried:
+        encode(last)
+
+
+class _SizeSearch:
+    """The step at which a file is just small enough: estimated from samples, corrected by real files."""
+
+    def __init__(self, steps: Steps, nbytes: float) -> None:
+        self._steps, self._goal = steps, nbytes
+        self._tried: dict[float, int] = {}
+        self._fixed = 0.0
+
+    def first_step(self) -> float:
+        return _solve(self._steps.estimate, self._goal)
+
+    def is_met(self, step: float, outcome: Outcome) -> bool:
+        if not self._tried:
+            self._fixed = max(0.0, outcome.nbytes - 1.02 * self._steps.estimate(step))
+        self._tried[step] = outcome.nbytes
+        self._last = step
+        return self._goal * (1 - _TOLERANCE) <= outcome.nbytes <= self._goal
+
+    def next_step(self) -> float:
+        wanted = self._goal * (1 - _TOLERANCE / 2)
+        above = {step: n for step, n in self._tried.items() if n > wanted}
+        below = {step: n for step, n in self._tried.items() if n <= wanted}
+        if above and below:  # between the two nearest, where the logarithms are nearly on a line
+            low, high = max(above), min(below)
+            share = math.log(above[low] / wanted) / max(math.log(above[low] / below[high]), 1e-9)
+            return low * math.pow(high / low, min(max(share, 0.05), 0.95))
+        correction = max(self._tried[self._last] - self._fixed, 1.0) / max(self._steps.estimate(self._last), 1.0)
+        step = _solve(self._steps.estimate, (wanted - self._fixed) / correction)
+        if above:
+            return max(step, max(above) * 1.02)
+        return min(step, min(below) / 1.02)
+
+    def last_resort(self) -> float | None:
+        return _COARSEST_STEP if min(self._tried.values()) > self._goal else None
+
+
+class _QualitySearch:
+    """The step at which the SQNR is just good enough: it falls by 6 dB as the step doubles, or nearly so."""
+
+    def __init__(self, sqnr_db: float) -> None:
+        self._goal = sqnr_db
+        self._tried: dict[float, float] = {}
+
+    def first_step(self) -> float:
+        return float(min(max(2.0 ** ((10.8 - self._goal) / 6.02), _SMALLEST_STEP), 2.0))  # noise of step**2 / 12
+
+    def is_met(self, step: float, outcome: Outcome) -> bool:
+        self._tried[step] = outcome.sqnr_db
+        return self._goal <= outcome.sqnr_db <= self._goal + 0.08
+
+    def next_step(self) -> float:
+        wanted = self._goal + 0.04
+        above = [step for step, sqnr in self._tried.items() if sqnr >= wanted]
+        below = [step for step, sqnr in self._tried.items() if sqnr < wanted]
+        if above and below:
+            low, high = max(above), min(below)
+            share = (self._tried[low] - wanted) / max(self._tried[low] - self._tried[high], 1e-9)
+            return low * math.pow(high / low, min(max(share, 0.05), 0.95))
+        nearest = max(above) if above else min(below)
+        step = nearest * 2.0 ** ((self._tried[nearest] - wanted) / 5)
+        return min(max(float(step), _SMALLEST_STEP), _LARGEST_STEP)
+
+    def last_resort(self) -> float | None:
+        return _SMALLEST_STEP if max(self._tried.values()) < self._goal else None
 
 
 def _solve(estimate: Callable[[float], float], target: float) -> float:
@@ -116,10 +232,3 @@ def _solve(estimate: Callable[[float], float], target: float) -> float:
         else:
             high = middle
     return math.pow(2.0, high)
-
-
-def _between(tried: dict[float, int], target: float, proposed: float) -> float:
-    """The proposal, or where it leaves the interval known to hold the answer, the middle of that."""
-    low: float = max((step for step, nbytes in tried.items() if nbytes > target), default=_SMALLEST_STEP / 2)
-    high: float = min((step for step, nbytes in tried.items() if nbytes <= target), default=2 * _COARSEST_STEP)
-    return proposed if low < proposed < high else math.sqrt(low * high)

@@ -1,33 +1,36 @@
-"""A whole model: what each tensor becomes, and in which layer."""
+"""A whole model: what each tensor becomes, and how a budget is met."""
 
 from __future__ import annotations
 
 import difflib
 import math
-import numbers
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from ..codecs.tables import Floats
 from ..describe import describe
 from ..dtypes import BY_NAME
 from ..errors import EncodeError
 from ..records import AliasRecord, Layout, make_view
 from ..writer import EncodedTensor, Writer
-from . import fine, quantize
+from . import fast, fine, quantize, small
 from .assemble import QuantizedStage, assemble
-from .budget import Statistics, Steps, meet, root_mean_square
+from .budget import Goal, Outcome, Statistics, Steps, meet, root_mean_square
+from .coded import CodedTensor
+from .options import Options
 from .orient import by_columns, by_rows, reals, view_matrix
-from .recipe import Method, Recipe
-from .report import Report, TensorReport, sqnr_db
+from .recipe import Method
+from .report import Report, TensorReport, decibel, energy, sqnr_db
 from .source import SourceTensor, check_name, check_shape, fits_float32, native
 from .uniform import encode_uniform
+from .vectors import encode_vector
 from .writing import Nowhere, Result, write_results
 
 Array = npt.NDArray[Any]
@@ -37,43 +40,7 @@ _EXACT = 0.0  # in place of a step: what the encoder may choose is stored exactl
 _EXACT_FROM = 0.5  # of the bytes of the tensors: smaller budgets are below what floats compress to
 _LEAST_SQNR_DB = 1.0  # of a tensor on a grid; less is hardly better than nothing
 DEFAULT_STEP = 0.18  # times the root mean square of all weights on grids: at most a point lost on six networks
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the caller asks of the encoder.
-
-    Attributes:
-        recipe: Methods by name; where it has none the encoder chooses.
-        bits: Bits a weight of the whole file.
-        ratio: Bytes of the tensors over bytes of the file.
-        lossless: Every bit kept, whatever else is asked.
-        seed: Of everything random.
-        progress: Called with a tensor's name, weights done and weights in all.
-    """
-
-    recipe: Recipe | None = None
-    bits: float | None = None
-    ratio: float | None = None
-    lossless: bool = False
-    seed: int = 0
-    progress: Callable[[str, int, int], None] | None = None
-
-    def __post_init__(self) -> None:
-        given = {"bits": self.bits, "ratio": self.ratio, "lossless": self.lossless or None}
-        asked = [name for name, value in given.items() if value is not None]
-        if len(asked) > 1:
-            raise EncodeError(f"{' and '.join(asked)} exclude each other")
-        if self.lossless and self.recipe is not None:
-            raise EncodeError("lossless and a recipe exclude each other; the recipe's default can be lossless")
-        for name, value in (("bits", self.bits), ("ratio", self.ratio)):
-            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if value is not None and not (is_number and math.isfinite(value) and value > 0):
-                raise EncodeError(f"{name} is {value!r}; a number above 0 is allowed")
-
-    @property
-    def has_budget(self) -> bool:
-        return self.bits is not None or self.ratio is not None
+_MINOR = 1  # of the format, unless everything is exact
 
 
 def encode_model(
@@ -121,14 +88,12 @@ class _Encoder:
     def write(
         self, target: str | os.PathLike[str] | BinaryIO, metadata: dict[str, Any] | None, overwrite: bool
     ) -> Report:
-        with Writer(target, metadata, overwrite=overwrite) as writer:
+        with Writer(target, metadata, overwrite=overwrite, minor=0 if self.options.lossless else _MINOR) as writer:
             self._train_books()
             self._gather()
-            goal = self._goal_nbytes()
-            if goal is None:
-                results = self._encode(DEFAULT_STEP)
-                return self._write_all(writer, results)
-            return self._write_all(writer, self._meet(goal, metadata))
+            goal = self._goal()
+            results = self._encode(DEFAULT_STEP) if goal is None else self._meet(goal, metadata)
+            return self._write_all(writer, results)
 
     # What each tensor is to become
 
@@ -178,7 +143,7 @@ class _Encoder:
                 array = tensor.load()
                 if fits_float32(array):
                     self._statistics[tensor.name] = Statistics.of(reals(array))
-        self._steps = Steps(list(self._statistics.values()))
+        self._steps = Steps(list(self._statistics.values()), by_deviation=self.options.sqnr is not None)
 
     def _has_step(self, tensor: SourceTensor, method: Method | None) -> bool:
         """Whether the encoder is to choose the tensor's step."""
@@ -209,14 +174,17 @@ class _Encoder:
 
     # Budgets
 
-    def _goal_nbytes(self) -> float | None:
+    def _goal(self) -> Goal | None:
         if not self._n_weights():
             return None  # nothing to make smaller
-        if self.options.bits is not None:
-            return self.options.bits * self._n_weights() / 8
-        if self.options.ratio is not None:
-            return self._source_nbytes() / self.options.ratio
-        return None
+        options = self.options
+        if options.sqnr is not None:
+            return Goal(sqnr_db=options.sqnr) if self._statistics else None
+        if options.bits is not None:
+            return Goal(options.bits * self._n_weights() / 8)
+        if options.ratio is not None:
+            return Goal(self._source_nbytes() / options.ratio)
+        return None if options.size is None else Goal(options.size)
 
     def _n_weights(self) -> int:
         return sum(prod(tensor.shape) for tensor in self.tensors if tensor.alias_of is None)
@@ -224,43 +192,52 @@ class _Encoder:
     def _source_nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors if tensor.alias_of is None)
 
-    def _meet(self, goal: float, metadata: dict[str, Any] | None) -> list[Result]:
-        """Results whose file just meets the budget.
+    def _meet(self, goal: Goal, metadata: dict[str, Any] | None) -> list[Result]:
+        """Results that just meet a goal.
 
         Raises:
-            EncodeError: Even the coarsest steps give a larger file.
+            EncodeError: Even the coarsest steps give a larger file, or the finest one that is not good enough.
         """
         best: list[Result] = []
-        best_nbytes = 0
-        smallest_nbytes = sys.maxsize
+        best_outcome: Outcome | None = None
+        smallest_nbytes, largest_sqnr = sys.maxsize, -math.inf
 
-        def encode(step: float) -> int:
-            nonlocal best, best_nbytes, smallest_nbytes
+        def encode(step: float) -> Outcome:
+            nonlocal best, best_outcome, smallest_nbytes, largest_sqnr
             results = list(self._encode(step))
             with Writer(cast(BinaryIO, Nowhere()), metadata) as writer:
-                nbytes = self._write_all(writer, results).file_nbytes
-            smallest_nbytes = min(smallest_nbytes, nbytes)
-            if best_nbytes < nbytes <= goal:
-                best, best_nbytes = results, nbytes
-            return nbytes
+                report = self._write_all(writer, results, is_trial=True)
+            outcome = Outcome(report.file_nbytes, report.sqnr_db)
+            smallest_nbytes = min(smallest_nbytes, outcome.nbytes)
+            largest_sqnr = max(largest_sqnr, outcome.sqnr_db)
+            is_good = outcome.meets(goal)
+            if is_good and (best_outcome is None or outcome.is_nearer(best_outcome, goal)):
+                best, best_outcome = results, outcome
+            return outcome
 
-        if goal >= _EXACT_FROM * self._source_nbytes() and encode(_EXACT) <= goal:
+        is_generous = goal.nbytes is not None and goal.nbytes >= _EXACT_FROM * self._source_nbytes()
+        if is_generous and encode(_EXACT).meets(goal):
             return best
         meet(self._steps, goal, encode)
-        if not best:
-            raise EncodeError(self._unmet(goal, smallest_nbytes))
+        if best_outcome is None:
+            if goal.nbytes is None:
+                raise EncodeError(f"an SQNR of {goal.sqnr_db} dB was asked for; {largest_sqnr:.1f} dB are possible,"
+                                  " or lossless coding")  # fmt: skip
+            raise EncodeError(self._unmet(goal.nbytes, smallest_nbytes))
         return best
 
-    def _unmet(self, goal: float, smallest_nbytes: int) -> str:
+    def _unmet(self, nbytes: float, smallest_nbytes: int) -> str:
         """Why a budget cannot be met, and what can."""
         fixed_nbytes = sum(result.report.stored_nbytes for result in self._fixed.values())
         if self.options.bits is not None:
             bits = math.ceil(800 * smallest_nbytes / self._n_weights()) / 100
             possible = f"{bits:.2f} bits a weight are"
-        else:
+        elif self.options.ratio is not None:
             ratio = math.floor(100 * self._source_nbytes() / smallest_nbytes) / 100
             possible = f"a ratio of {ratio:.2f} is"
-        return (f"a file of {goal:.0f} bytes was asked for; the smallest possible has {smallest_nbytes}: {possible}"
+        else:
+            possible = "so many bytes are"
+        return (f"a file of {nbytes:.0f} bytes was asked for; the smallest possible has {smallest_nbytes}: {possible}"
                 f" possible, with {fixed_nbytes} bytes in tensors that no step changes")  # fmt: skip
 
     # Encoding
@@ -272,13 +249,19 @@ class _Encoder:
             result = self._fixed.get(tensor.name)
             if result is None or (relative_step == _EXACT and self._method(tensor) is None):
                 result = self._encode_tensor(tensor, relative_step)
-                is_fixed = relative_step != _EXACT and tensor.name not in self._statistics
-                if self.options.has_budget and is_fixed:
+                if self.options.has_budget and relative_step != _EXACT and self._is_fixed(tensor):
                     self._fixed[tensor.name] = result
             done += prod(tensor.shape)
             if self.options.progress is not None:
                 self.options.progress(tensor.name, done, total)
             yield result
+
+    def _is_fixed(self, tensor: SourceTensor) -> bool:
+        """Whether no step changes what the tensor becomes."""
+        if tensor.name in self._statistics:
+            return False
+        is_vector = self._method(tensor) is None and BY_NAME[tensor.dtype].arithmetic and prod(tensor.shape) > 0
+        return not is_vector or tensor.alias_of is not None
 
     def _encode_tensor(self, tensor: SourceTensor, relative_step: float) -> Result:
         if tensor.alias_of is not None:
@@ -305,7 +288,7 @@ class _Encoder:
         if method is not None and method.name == "fine":
             return self._encode_finely(tensor, array)
         if method is None and not self._is_coarse(tensor):
-            return self._encode_finely(tensor, array)
+            return self._encode_short(tensor, array, relative_step)
         return self._encode_on_grid(tensor, array, method, relative_step)
 
     def _fall(self, tensor: SourceTensor, method: Method, why: str) -> None:
@@ -319,10 +302,22 @@ class _Encoder:
             raise EncodeError(f"tensor {tensor.name!r}: {why}; {method} cannot code it")
         self._fallen[tensor.name] = f"tensor {tensor.name!r}: {why}; the encoder chose in place of {method}"
 
-    def _encode_finely(self, tensor: SourceTensor, array: Array) -> Result:
-        encoded, rounded = fine.encode_fine(tensor.name, tensor.dtype, array)
+    def _encode_finely(self, tensor: SourceTensor, array: Array, step: float | None = None) -> Result:
+        """A short tensor; the step is that of a budget, relative to its root mean square."""
+        encoded, rounded = encode_vector(tensor.name, tensor.dtype, array, step)
         sqnr = sqnr_db(reals(array), reals(rounded))
-        return self._result(tensor, encoded, sqnr, None if math.isinf(sqnr) else "rounded finely")
+        method = f"rounded to {describe(encoded.record)}" if not encoded.record.is_raw else "rounded finely"
+        return self._result(tensor, encoded, sqnr, None if math.isinf(sqnr) else method)
+
+    def _encode_short(self, tensor: SourceTensor, array: Array, relative_step: float) -> Result:
+        """A tensor that is small and sensitive: finely, or if a budget says so less finely, by its size."""
+        if self.options.ratio is None and self.options.bits is None and self.options.size is None:
+            return self._encode_finely(tensor, array)
+        deviation = root_mean_square(reals(array))
+        if self._steps.is_empty or not deviation:
+            return self._encode_finely(tensor, array)
+        norm = deviation * math.sqrt(reals(array).size)
+        return self._encode_finely(tensor, array, self._steps.vector_step(norm, relative_step) / deviation)
 
     def _encode_on_grid(
         self, tensor: SourceTensor, array: Array, method: Method | None, relative_step: float
@@ -334,14 +329,33 @@ class _Encoder:
             statistics = self._statistics.get(tensor.name) or Statistics.of(values)
             steps = Steps([statistics]) if self._steps.is_empty else self._steps
             step = steps.step(statistics, relative_step or DEFAULT_STEP)
-        encoded, sqnr = encode_uniform(tensor.name, tensor.dtype, tensor.shape, values, step)
-        result = self._result(tensor, encoded, sqnr)
-        if method is not None or sqnr >= _LEAST_SQNR_DB:
+        result = self._encode_coarsely(tensor, values, step, "default" if method is not None else self.options.preset)
+        if method is not None or result.report.sqnr_db >= _LEAST_SQNR_DB:
             return result
         if not self.options.has_budget:
             return self._encode_finely(tensor, array)
-        note = f"tensor {tensor.name!r} has an SQNR of {sqnr:.1f} dB only: the budget leaves it no more bits"
+        note = (f"tensor {tensor.name!r} has an SQNR of {result.report.sqnr_db:.1f} dB only: the budget leaves it no"
+                " more bits")  # fmt: skip
         return replace(result, notes=(*result.notes, note))
+
+    def _encode_coarsely(self, tensor: SourceTensor, values: Floats, step: float, preset: str) -> Result:
+        """A tensor on a grid of this step, or as good as on one."""
+        encoded: EncodedTensor | CodedTensor
+        match preset:
+            case "small":
+                found = small.quantize(tensor.name, tensor.dtype, tensor.shape, values, step,
+                                       output_axis=tensor.output_axis,
+                                       least_noise=self.options.sqnr is not None)  # fmt: skip
+                encoded, signal, noise = found.coded, found.energy, found.noise
+            case "fast":
+                encoded, signal, noise = fast.encode(tensor.name, tensor.dtype, tensor.shape, values, step,
+                                                     seed=self.options.seed)  # fmt: skip
+            case _:
+                encoded, sqnr = encode_uniform(tensor.name, tensor.dtype, tensor.shape, values, step)
+                signal = energy(values)
+                noise = signal / 10 ** (sqnr / 10)
+        result = self._result(tensor, encoded, decibel(signal, noise))
+        return replace(result, energy=signal, noise=noise, loss=noise / step**2)
 
     def _encode_by_method(self, tensor: SourceTensor, array: Array, method: Method) -> Result:
         values = reals(array)
@@ -366,13 +380,16 @@ class _Encoder:
         """Of a shared codebook: they are numbered as they come to be used."""
         return self._book_numbers.get(name, len(self._book_numbers))
 
-    def _result(self, tensor: SourceTensor, encoded: EncodedTensor, sqnr: float, method: str | None = None) -> Result:
-        report = TensorReport(tensor.name, tensor.dtype, tensor.shape, method or describe(encoded.record),
-                              encoded.stored_nbytes, sqnr)  # fmt: skip
+    def _result(
+        self, tensor: SourceTensor, encoded: EncodedTensor | CodedTensor, sqnr: float, method: str | None = None
+    ) -> Result:
+        report = TensorReport(tensor.name, tensor.dtype, tensor.shape, method or "", 0, sqnr)
+        if isinstance(encoded, EncodedTensor):
+            report = replace(report, method=method or describe(encoded.record), stored_nbytes=encoded.stored_nbytes)
         return Result(encoded, report, (self._fallen[tensor.name],) if tensor.name in self._fallen else ())
 
-    def _write_all(self, writer: Writer, results: Iterable[Result]) -> Report:
-        return write_results(writer, results, self._numbered_book, self._source_nbytes())
+    def _write_all(self, writer: Writer, results: Iterable[Result], *, is_trial: bool = False) -> Report:
+        return write_results(writer, results, self._numbered_book, self._source_nbytes(), is_trial=is_trial)
 
     def _numbered_book(self, number: int) -> quantize.SharedBook:
         return next(self._books[name] for name, n in self._book_numbers.items() if n == number)

@@ -73,7 +73,7 @@ def quantize(
         The stages, in order. Residuals are of what a decoder makes of the stages before.
 
     Raises:
-        EncodeError: Values are too large for the method, or a limit of SPEC section 13 would be exceeded.
+        EncodeError: Values are too large for the method, or a limit of SPEC section 14 would be exceeded.
     """
     return _chain(matrix, view, [], method.terms, seed=_seed(method, seed), dtype=dtype)
 
@@ -95,7 +95,7 @@ def train_shared(matrices: Sequence[Floats], method: Method, *, seed: int = 0) -
     """The codebook that these matrices share, by the first term of the method.
 
     Raises:
-        EncodeError: It would exceed a limit of SPEC section 13.
+        EncodeError: It would exceed a limit of SPEC section 14.
     """
     options = _codebook_options(method.terms[0])
     if options.entries * options.dim * 4 > MAX_RESIDENT_NBYTES:

@@ -19,6 +19,7 @@ class TensorReport:
         method: Its stages in words, or ``"alias of …"``.
         stored_nbytes: Bytes of its sections.
         sqnr_db: Signal-to-quantization-noise ratio in dB; inf where exact, nan where it has no meaning.
+        loss_share: Its part of what the encoder expects the model to lose; 0 where that is next to nothing.
     """
 
     name: str
@@ -27,6 +28,7 @@ class TensorReport:
     method: str
     stored_nbytes: int
     sqnr_db: float
+    loss_share: float = 0.0
 
     @property
     def n_elements(self) -> int:
@@ -45,6 +47,7 @@ class Report:
         source_nbytes: Bytes of the tensors uncompressed, aliases not counted.
         file_nbytes: Bytes of the file.
         section_nbytes: Of these, bytes of sections; the rest is overhead.
+        sqnr_db: Of all tensors together that were coded coarsely; inf where none was.
         notes: What a user should know: tensors left out, stored twice.
     """
 
@@ -52,6 +55,7 @@ class Report:
     source_nbytes: int = 0
     file_nbytes: int = 0
     section_nbytes: int = 0
+    sqnr_db: float = math.inf
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -61,6 +65,24 @@ class Report:
     @property
     def overhead_nbytes(self) -> int:
         return self.file_nbytes - self.section_nbytes
+
+    @property
+    def shared_nbytes(self) -> int:
+        """Bytes of sections that serve several tensors: codebooks and tables of frequencies."""
+        return self.section_nbytes - sum(tensor.stored_nbytes for tensor in self.tensors)
+
+
+def energy(values: npt.NDArray[np.float32]) -> float:
+    """The sum of the squares."""
+    flat = values.reshape(-1)
+    return float(np.einsum("i,i->", flat, flat, dtype=np.float64))
+
+
+def decibel(signal: float, noise: float) -> float:
+    """Signal-to-noise ratio in dB; inf where there is no noise but what float64 leaves of a difference."""
+    if noise <= 1e-15 * signal:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
 def sqnr_db(original: npt.NDArray[Any], decoded: npt.NDArray[Any]) -> float:

@@ -30,6 +30,7 @@ class SourceTensor:
         load: Its array, of any strides and byte order; 4-bit elements take a byte each.
         alias_of: Name of an earlier tensor that it shares everything with.
         is_exact: Whether every bit is kept, unless a pattern of the recipe names the tensor: it is no weight.
+        output_axis: Of a weight of two axes or more, the axis of the layer's outputs.
     """
 
     name: str
@@ -38,6 +39,7 @@ class SourceTensor:
     load: Callable[[], Array]
     alias_of: str | None = None
     is_exact: bool = False
+    output_axis: int = 0
 
     @property
     def nbytes(self) -> int:

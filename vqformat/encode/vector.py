@@ -56,7 +56,7 @@ def quantize_codebook(matrix: Floats, options: CodebookOptions, *, seed: Seed) -
         matrix: ``(R, C)``, finite.
 
     Raises:
-        EncodeError: A subvector or the codebooks together exceed a limit of SPEC section 13.
+        EncodeError: A subvector or the codebooks together exceed a limit of SPEC section 14.
     """
     n_rows, n_columns = matrix.shape
     dim = min(options.dim or n_columns, n_columns)

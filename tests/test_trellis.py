@@ -1,0 +1,292 @@
+"""The trellis stage: what the encoder writes is what the decoder reads, and is as good as it should be."""
+
+from __future__ import annotations
+
+import io
+from math import prod
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vqformat
+from vqformat.codecs import rans
+from vqformat.encode import coded, contexts, small, tiles, trellis, viterbi
+from vqformat.encode.coded import Pool
+from vqformat.records import FreqRecord
+from vqformat.writer import Writer
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def written(*tensors: coded.CodedTensor) -> bytes:
+    """A file of tensors that share their tables."""
+    stream = io.BytesIO()
+    pool = Pool.of(tensors)
+    with Writer(stream) as writer:
+        number = writer.add_freq(pool.record, pool.section)
+        writer.add_layer("", [pool.encode(tensor, number) for tensor in tensors])
+    return stream.getvalue()
+
+
+# Entropy coding
+
+
+@given(st.data())
+def test_any_codes_come_back_from_their_payloads(data: st.DataObject) -> None:
+    entries = data.draw(st.integers(1, 9))
+    shape = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 12))
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    codes = random.integers(0, entries, shape)
+    counts = np.bincount(codes.reshape(-1), minlength=entries).astype(float)
+    record = FreqRecord(data.draw(st.integers(4, 14)), entries, 1)
+    tables = rans.Tables.decode(coded._weights(counts[None]).tobytes(), record)
+
+    frequency, start = tables.frequencies[0][codes], tables.starts[0][codes]
+    payload, = rans.encode(frequency, start, record.precision, [shape[1]])
+
+    slots = rans.Slots(tables, 0, 1, 1)
+    decoder = rans.Decoder(slots, [payload], [shape[1]], None)
+    found = np.empty(shape, slots.symbols.dtype)
+    for row in found:
+        decoder.step(None, row, some_rest=False)
+    decoder.finish()
+    assert np.array_equal(found, codes)
+
+
+def test_payloads_take_hardly_more_than_the_entropy_of_their_codes() -> None:
+    codes = np.random.default_rng(0).choice(4, (2000, 64), p=[0.7, 0.2, 0.07, 0.03])
+    counts = np.bincount(codes.reshape(-1)).astype(float)
+    tables = rans.Tables.decode(coded._weights(counts[None]).tobytes(), FreqRecord(12, 4, 1))
+
+    payload, = rans.encode(tables.frequencies[0][codes], tables.starts[0][codes], 12, [64])
+
+    entropy = -(counts * np.log2(counts / counts.sum())).sum() / 8
+    assert entropy < len(payload) < 1.002 * entropy + 4 * 64
+
+
+@given(st.lists(st.lists(st.integers(0, 10**6), min_size=3, max_size=3).filter(any), min_size=1, max_size=4))
+def test_tables_keep_the_proportions_of_counts(counts: list[list[int]]) -> None:
+    weights = coded._weights(np.array(counts, np.float64))
+    found = rans.frequencies(weights.tobytes(), FreqRecord(14, 3, len(counts)))
+
+    assert (found.sum(axis=1) == 1 << 14).all()
+    for row, frequencies in zip(counts, found, strict=True):
+        assert [n > 0 for n in row] == (frequencies > 0).tolist()
+        expected = np.array(row) / sum(row) * (1 << 14)
+        assert (np.abs(frequencies - expected) <= 0.04 * expected + 4).all()
+
+
+# The search
+
+
+def least_cost(points: np.ndarray, rates: viterbi.Rates, path: viterbi.Trellis) -> float:
+    """The cost of the best codes of one sequence, all of them tried."""
+    best = {0: 0.0}
+    for x in points:
+        following: dict[int, float] = {}
+        for state, cost in best.items():
+            q = state & 1
+            for k in range(-rates.reach, rates.reach + 1):
+                total = cost + float((x - (2 * k + q)) ** 2 + rates.costs[0, q, k + rates.reach])
+                target = path.next_state(state, k & 1)
+                following[target] = min(total, following.get(target, np.inf))
+        best = following
+    return min(best.values())
+
+
+@given(st.integers(0, 999), st.sampled_from([4, 8, 16]), st.floats(0.0, 0.4))
+@settings(max_examples=30)
+def test_the_search_finds_the_least_cost(seed: int, n_states: int, price: float) -> None:
+    points = normal(7, 3, seed=seed) * 2
+    reach = int(np.abs(points).max() / 2) + 3
+    bits = np.broadcast_to(np.abs(np.arange(-reach, reach + 1)) * 1.5 + 1, (1, 2, 2 * reach + 1))
+    rates = viterbi.Rates((bits * price).astype(np.float32), reach)
+    path = viterbi.TRELLISES[n_states]
+
+    indices, books, end = viterbi.quantize(points, None, rates, path)
+
+    for i in range(3):
+        state, cost = 0, 0.0
+        for x, k, q in zip(points[:, i], indices[:, i], books[:, i], strict=True):
+            assert q == state & 1
+            cost += float((x - (2 * k + q)) ** 2 + rates.costs[0, q, k + reach])
+            state = path.next_state(state, int(k) & 1)
+        assert state == end[i]
+        # Of each subset the search looks at two points: enough, unless a bit costs absurdly much
+        assert cost <= least_cost(points[:, i], rates, path) * 1.02 + 1e-4
+
+
+def test_values_beyond_reach_get_the_furthest_points_and_stay_on_the_trellis() -> None:
+    rates = viterbi.Rates(np.zeros((1, 2, 9), np.float32), 4)
+    path = viterbi.TRELLISES[8]
+
+    indices, books, _ = viterbi.quantize(np.full((40, 2), 1000, np.float32), None, rates, path)
+
+    assert indices.max() <= 4 and (2 * indices + books).min() >= 2
+    state = 0
+    for k, q in zip(indices[:, 0], books[:, 0], strict=True):
+        assert q == state & 1
+        state = path.next_state(state, int(k) & 1)
+
+
+@pytest.mark.parametrize(("step", "gap_db"), [(0.35, 0.6), (0.7, 0.6), (1.3, 0.65)])
+def test_normal_weights_come_near_the_bound_of_shannon(step: float, gap_db: float) -> None:
+    weights = normal(512, 1024)
+
+    quantized = small.quantize("w", "f32", weights.shape, weights, step / small._FINER, least_noise=True)
+    data = written(quantized.coded)
+
+    error = vqformat.load(data)["w"] - weights
+    rate = 8 * len(data) / weights.size
+    sqnr = 10 * np.log10(np.square(weights).sum() / np.square(error).sum())
+    assert 6.0206 * rate - sqnr < gap_db
+
+
+# Tiles
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(0.01, 8))
+def test_tiles_are_few_enough_and_not_too_long(n_rows: int, n_columns: int, bits: float) -> None:
+    height, width = tiles.choose_tile(n_rows, n_columns, bits)
+
+    assert 1 <= height <= n_rows and 1 <= width <= n_columns
+    assert height * width <= max(1, 64 * -(-n_rows // height) * -(-n_columns // width))
+
+
+@given(st.integers(1, 23), st.integers(1, 17), st.integers(0, 9), st.integers(1, 6), st.integers(1, 6))
+def test_groups_of_tiles_have_every_element_once(
+    n_rows: int, n_columns: int, bands: int, height: int, width: int
+) -> None:
+    matrix = np.arange(n_rows * n_columns).reshape(n_rows, n_columns)
+    found = np.full_like(matrix, -1)
+
+    for group in tiles.groups(matrix.shape, bands * height, (height, width)):
+        steps = group.take(matrix)
+        assert steps.shape[0] <= height * width
+        group.put(found, steps)
+
+    assert np.array_equal(found, matrix)
+
+
+# Contexts
+
+
+def test_scales_of_rows_and_columns_are_found() -> None:
+    rows, columns = np.exp2(np.arange(64) % 4), np.exp2(np.arange(256) % 3)
+    points = normal(64, 256) * (rows[:, None] * columns).astype(np.float32)
+
+    found = contexts.find_contexts(points)
+
+    assert found.rows is not None and found.columns is not None
+    assert np.corrcoef(found.rows, np.arange(64) % 4)[0, 1] > 0.99
+    assert np.corrcoef(found.columns, np.arange(256) % 3)[0, 1] > 0.99
+    exponents = found.exponent + found.at(slice(None), slice(None)).astype(int)
+    assert np.abs(exponents - 2 * np.log2(rows[:, None] * columns)).max() <= 1
+
+
+def test_no_classes_where_all_scales_are_alike() -> None:
+    assert contexts.find_contexts(normal(300, 300)).n_contexts == 1
+
+
+@pytest.mark.parametrize("exponent", [-30, 0, 30])
+def test_contexts_of_extreme_or_dead_rows(exponent: int) -> None:
+    points = normal(64, 300) * np.float32(2.0**exponent)
+    points[5:40] = 0
+
+    found = contexts.find_contexts(points)
+
+    assert found.exponent >= contexts.LOWEST and found.n_contexts <= 64
+
+
+# Whole tensors
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_what_is_read_is_what_was_coded(data: st.DataObject) -> None:
+    rank = data.draw(st.integers(1, 4))
+    shape = tuple(data.draw(st.integers(1, 13)) for _ in range(rank))
+    scale = data.draw(st.sampled_from([1e-20, 1, 1e9]))
+    values = normal(*shape, seed=data.draw(st.integers(0, 99))) * np.float32(scale)
+    step = float(np.abs(values).max()) * data.draw(st.sampled_from([0.01, 0.2, 1.5]))
+    axis = data.draw(st.integers(-1, rank - 1))
+    least_noise = data.draw(st.booleans())
+
+    quantized = small.quantize("w", "f32", shape, values, step, output_axis=axis, least_noise=least_noise)
+
+    pool = Pool.of([quantized.coded])
+    loaded = vqformat.load(written(quantized.coded))["w"]
+    matrix = loaded.transpose(quantized.coded.layout.axes or range(rank)).reshape(quantized.coded.indices.shape)
+    assert matrix.tobytes() == pool.decoded(quantized.coded).tobytes()
+    assert loaded.shape == shape
+
+
+def test_blocks_groups_and_slices_agree() -> None:
+    weights = normal(2000, 700)
+    quantized = small.quantize("embedding", "f32", weights.shape, weights, 0.8)
+    data = written(quantized.coded)
+    layout = quantized.coded.layout
+    assert layout.block_rows and layout.axes is None  # a table of rows
+
+    loaded = vqformat.load(data)["embedding"]
+
+    assert loaded.tobytes() == Pool.of([quantized.coded]).decoded(quantized.coded).tobytes()
+    with vqformat.safe_open(io.BytesIO(data)) as file:
+        rows = file.get_slice("embedding")[layout.block_rows - 2 : layout.block_rows + 3]
+        assert np.array_equal(rows, loaded[layout.block_rows - 2 : layout.block_rows + 3])
+        assert np.array_equal(file["embedding"], loaded)
+
+
+def test_a_row_longer_than_a_block_is_cut_into_ranges() -> None:
+    weights = normal(1_300_000)
+
+    quantized = small.quantize("w", "f32", weights.shape, weights, 2.0)
+
+    assert quantized.coded.layout.block_columns % quantized.coded.tile[1] == 0
+    loaded = vqformat.load(written(quantized.coded))["w"]
+    assert loaded.tobytes() == Pool.of([quantized.coded]).decoded(quantized.coded).tobytes()
+
+
+def test_tensors_that_share_tables_differ_in_scale() -> None:
+    tensors = [small.quantize(name, "f32", (64, 96), normal(64, 96, seed=i) * np.float32(4.0**i), 1.0).coded
+               for i, name in enumerate("abc")]  # fmt: skip
+
+    loaded = vqformat.load(written(*tensors))
+
+    pool = Pool.of(tensors)
+    for tensor in tensors:
+        matrix = loaded[tensor.name].T if tensor.layout.axes else loaded[tensor.name]
+        assert matrix.tobytes() == pool.decoded(tensor).tobytes()
+
+
+@pytest.mark.parametrize("is_trial", [True, False])
+def test_a_trial_is_as_long_as_the_file(is_trial: bool) -> None:
+    quantized = small.quantize("w", "f32", (300, 784), normal(300, 784), 1.2)
+    pool = Pool.of([quantized.coded])
+
+    trial = pool.encode(quantized.coded, 0, is_trial=True).stored_nbytes
+    stored = pool.encode(quantized.coded, 0, is_trial=is_trial).stored_nbytes
+
+    assert trial == pytest.approx(stored, rel=0.002)
+    assert prod(quantized.coded.indices.shape) == 300 * 784
+
+
+def test_sums_of_errors_are_kept_small() -> None:
+    weights = normal(64, 400)
+    kept = small.quantize("w", "f32", weights.shape, weights, 2.0).coded
+    free = trellis.quantize(*_arguments(weights))
+
+    sums_kept = (Pool.of([kept]).decoded(kept) - weights.T).sum(axis=0)
+    sums_free = (2 * free[0] + free[1] - weights.T).sum(axis=0)
+    assert np.square(sums_kept).mean() < 0.2 * np.square(sums_free).mean()
+
+
+def _arguments(weights: np.ndarray) -> tuple[np.ndarray, contexts.Contexts, trellis.Grid, viterbi.Rates]:
+    points = np.ascontiguousarray(weights.T)
+    found = contexts.find_contexts(points)
+    grid = trellis.Grid((8, 64), 0, viterbi.TRELLISES[8])
+    return points, found, grid, trellis.find_rates(points, found, grid, small.PRICE)

@@ -1,0 +1,231 @@
+"""Tensors of a trellis stage: from quantized indices to tables of frequencies and payloads (SPEC 6 "FREQ", 12)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from ..codecs import rans, tables
+from ..codecs.tables import Floats
+from ..codecs.trellis import entries_of
+from ..container import Section
+from ..limits import MAX_PRECISION
+from ..records import (
+    CLASSES_COLUMNS,
+    CLASSES_ROWS,
+    Block,
+    FreqRecord,
+    Layout,
+    ProgressionSource,
+    Scale,
+    TableSource,
+    TensorRecord,
+    Trellis,
+    TrellisStage,
+)
+from ..writer import EncodedTensor
+from . import entropy, tiles
+from .contexts import Contexts
+from .scales import table_dtype
+
+_COARSE_PRECISION = 12  # serves up to _COARSE_ENTRIES codes; more need more
+_COARSE_ENTRIES = 32
+
+Counts = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CodedTensor:
+    """A tensor quantized to a grid, not yet coded: its tables may be shared.
+
+    Attributes:
+        layout: With its blocks.
+        trellis: None if all codes are of codebook 0.
+        indices: ``(R, C)``, of stored rows and columns; index k of codebook q stands for the point ``B k + q``.
+        books: ``(R, C)``: q.
+        step: Distance of the points.
+        values: What index k of codebook q stands for, ``(B, 2 · reach + 1)`` at ``[q, k + reach]``; None for
+            ``(B k + q) · step``.
+        scale: Of the values, with its section.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    layout: Layout
+    tile: tuple[int, int]
+    trellis: Trellis | None
+    contexts: Contexts
+    indices: npt.NDArray[np.int16]
+    books: npt.NDArray[np.uint8]
+    step: float
+    values: Floats | None = None
+    scale: tuple[Scale, bytes] | None = None
+
+    @property
+    def n_books(self) -> int:
+        return 1 if self.trellis is None else 2
+
+    @cached_property
+    def span(self) -> tuple[int, int]:
+        """The least and the largest index."""
+        return int(self.indices.min(initial=0)), int(self.indices.max(initial=0))
+
+    def values_as_coded(self) -> Floats:
+        """What the codes stand for, ``(R, C)``: to rounding what a decoder makes of them."""
+        if self.values is None:
+            points = (self.n_books * self.indices.astype(np.float32) + self.books) * np.float32(self.step)
+            return points.astype(np.float32)
+        reach = (self.values.shape[1] - 1) // 2
+        found: Floats = self.values[self.books, self.indices.astype(np.intp) + reach]
+        return found
+
+    def counts(self, zero: int, entries: int) -> Counts:
+        """How often each code occurs: ``(n_contexts, n_books, entries)``."""
+        contexts = self.contexts.at(slice(None), slice(None)).astype(np.intp)
+        at = (contexts * self.n_books + self.books) * entries + (self.indices.astype(np.intp) + zero)
+        size = self.contexts.n_contexts * self.n_books * entries
+        return np.bincount(at.reshape(-1), minlength=size).reshape(-1, self.n_books, entries).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Tables of frequencies that tensors share, ready for ``Writer.add_freq``.
+
+    Attributes:
+        zero: The code of index 0.
+        exponent: That of the first context.
+    """
+
+    record: FreqRecord
+    section: Section
+    tables: rans.Tables
+    zero: int
+    exponent: int
+    n_books: int
+
+    @classmethod
+    def of(cls, tensors: Sequence[CodedTensor]) -> Pool:
+        """The tables of tensors that all have a trellis, or all none."""
+        n_books = tensors[0].n_books
+        low, high = min(t.span[0] for t in tensors), max(t.span[1] for t in tensors)
+        zero = -low + (low & 1)  # even, so that a code has the parity of its index
+        entries = high + zero + 1
+        exponent = min(t.contexts.exponent for t in tensors)
+        last = max(t.contexts.exponent + t.contexts.n_contexts for t in tensors)
+        counts = np.zeros((last - exponent, n_books, entries))
+        for tensor in tensors:
+            first = tensor.contexts.exponent - exponent
+            counts[first : first + tensor.contexts.n_contexts] += tensor.counts(zero, entries)
+        weights = _weights(counts.reshape(-1, entries))
+        precision = _COARSE_PRECISION if entries <= _COARSE_ENTRIES else MAX_PRECISION
+        record = FreqRecord(precision, entries, len(weights))
+        plain = weights.tobytes()
+        return cls(record, entropy.sections([plain])[0], rans.Tables.decode(plain, record), zero, exponent, n_books)
+
+    def first_table(self, tensor: CodedTensor) -> int:
+        return (tensor.contexts.exponent - self.exponent) * self.n_books
+
+    def encode(self, tensor: CodedTensor, number: int, *, is_trial: bool = False) -> EncodedTensor:
+        """A tensor by these tables, those of FREQ ``number``.
+
+        Args:
+            is_trial: Whether payloads need only be as long as they would be.
+        """
+        record, resident = self._record(tensor, number)
+        view = record.view()
+        blocks = [view.block(i) for i in range(view.n_blocks)]
+        sections = [entropy.sections([plain])[0] for plain in resident]
+        if is_trial:
+            return EncodedTensor(record, sections + self._mock_payloads(tensor, record, blocks))
+        first = self.first_table(tensor)
+        used = slice(first, first + tensor.contexts.n_contexts * self.n_books)
+        frequencies = self.tables.frequencies[used].astype(np.uint16).reshape(-1)
+        starts = self.tables.starts[used].astype(np.uint16).reshape(-1)
+        parts = []
+        for block in blocks:
+            place = slice(block.row, block.row_end), slice(block.column, block.column_end)
+            contexts = tensor.contexts.at(*place).astype(np.intp)
+            at = (contexts * self.n_books + tensor.books[place]) * self.record.entries
+            at += tensor.indices[place].astype(np.intp) + self.zero
+            parts.append((tiles.by_steps(np.take(frequencies, at), tensor.tile),
+                          tiles.by_steps(np.take(starts, at), tensor.tile)))  # fmt: skip
+        stage = record.stages[0]
+        assert isinstance(stage, TrellisStage)
+        n_sequences = [prod(stage.tile_grid(block)) for block in blocks]
+        of_all = [np.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
+        payloads = rans.encode(of_all[0], of_all[1], self.record.precision, n_sequences)
+        return EncodedTensor(record, [*sections, *map(Section, payloads)])
+
+    def _mock_payloads(self, tensor: CodedTensor, record: TensorRecord, blocks: list[Block]) -> list[Section]:
+        """Zeros in place of payloads: of the four bytes of a state, one holds codes on average."""
+        stage = record.stages[0]
+        assert isinstance(stage, TrellisStage)
+        bits = self.n_bits(tensor) / prod(tensor.indices.shape)
+        sizes = (4 * (n := prod(stage.tile_grid(b))) + 2 * max(0, round((bits * b.n_elements - 8 * n) / 16))
+                 for b in blocks)  # fmt: skip
+        return [Section(bytes(size)) for size in sizes]
+
+    def _record(self, tensor: CodedTensor, number: int) -> tuple[TensorRecord, list[bytes]]:
+        """The tensor's record, and its resident sections, plain."""
+        source: TableSource | ProgressionSource
+        if tensor.values is None:
+            source, resident = ProgressionSource(self.zero), [tables.encode(np.array([tensor.step]), "f32")]
+        else:
+            reach = (tensor.values.shape[1] - 1) // 2
+            book = np.zeros((self.n_books, self.record.entries), np.float32)
+            low, high = tensor.span
+            book[:, low + self.zero : high + self.zero + 1] = tensor.values[:, low + reach : high + reach + 1]
+            source = TableSource(table_dtype(book))
+            resident = [tables.encode(book, source.dtype)]
+        scale = None
+        if tensor.scale is not None:
+            scale, section = tensor.scale
+            resident.append(section)
+        contexts = tensor.contexts
+        classes = 0
+        for bit, found in ((CLASSES_ROWS, contexts.rows), (CLASSES_COLUMNS, contexts.columns)):
+            if found is not None:
+                classes |= bit
+                resident.append(found.tobytes())
+        stage = TrellisStage(source, tensor.trellis, scale, classes, number, self.first_table(tensor), tensor.tile,
+                             self.record.entries)  # fmt: skip
+        return TensorRecord(tensor.name, tensor.dtype, tensor.shape, tensor.layout, (stage,)), resident
+
+    def decoded(self, tensor: CodedTensor) -> Floats:
+        """What a decoder makes of it, exactly: the stored matrix ``(R, C)``."""
+        record, resident = self._record(tensor, 0)
+        stage = record.stages[0]
+        assert isinstance(stage, TrellisStage)
+        book = entries_of(stage, resident[0])
+        values: Floats = book[tensor.books, tensor.indices.astype(np.intp) + self.zero]
+        return values
+
+    def n_bits(self, tensor: CodedTensor) -> float:
+        """Bits that its codes take by these tables."""
+        first = self.first_table(tensor)
+        counts = tensor.counts(self.zero, self.record.entries).reshape(-1, self.record.entries)
+        frequencies = self.tables.frequencies[first : first + len(counts)]
+        used = counts > 0
+        return float(-(counts[used] * np.log2(frequencies[used] / (1 << self.record.precision))).sum())
+
+
+def _weights(counts: Counts) -> npt.NDArray[np.uint8]:
+    """Counts ``(n_tables, entries)`` as the bytes of a FREQ chunk; a table of no counts gets one of its neighbour."""
+    for i in range(1, len(counts)):  # contexts that no tensor has lie between others
+        if not counts[i].any():
+            counts[i] = counts[i - 1]
+    scaled = counts * ((30 << 15) / counts.max(axis=1, keepdims=True))
+    scaled = np.where(counts > 0, np.maximum(scaled, 16), 0)
+    exponent = np.floor(np.log2(np.maximum(scaled, 16))).astype(int) - 4
+    significand = np.rint(scaled / np.exp2(exponent)).astype(int)
+    is_next = significand == 32
+    exponent, significand = exponent + is_next, np.where(is_next, 16, significand)
+    return np.where(counts > 0, 16 * exponent + significand - 16 + 1, 0).astype(np.uint8)
+
+

@@ -1,0 +1,113 @@
+"""Contexts of entropy-coded codes: classes of rows and columns by their scale (SPEC 12.3).
+
+On weights the scales of an element's row and column tell nearly all that there is to know of it: neighbours add less
+than 1 % to them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..codecs.tables import Floats
+from ..container import TABLE_ENTRY_NBYTES
+
+LOWEST = -8  # exponents: variances in steps of the grid are 2**LOWEST to 2**HIGHEST; below the one nearly all are 0
+HIGHEST = 24
+_ROUNDS = 3  # of making row and column variances agree
+_CLASS_BITS = 2.5  # of a class, about
+_SECTION_BITS = 8 * (TABLE_ENTRY_NBYTES + 12)
+_TABLE_BITS = 8 * 10  # of the tables of a further context
+
+Classes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The context of each element of a matrix is ``exponent + rows[i] + columns[j]``: the logarithm of its variance.
+
+    Attributes:
+        rows, columns: Classes, from 0; None for one class.
+    """
+
+    exponent: int
+    rows: Classes | None
+    columns: Classes | None
+
+    @property
+    def n_contexts(self) -> int:
+        return 1 + sum(int(classes.max()) for classes in (self.rows, self.columns) if classes is not None)
+
+    @property
+    def expected_bits(self) -> float:
+        """Of a code, about: measured on normal weights at the price of a bit that is usual."""
+        exponent = self.exponent + sum(float(c.mean()) for c in (self.rows, self.columns) if c is not None)
+        return 1.4 + 0.43 * exponent if exponent >= -2 else 0.54 * math.pow(2.0, exponent + 2)
+
+    def at(self, rows: slice, columns: slice) -> npt.NDArray[np.uint8]:
+        """``rows[i] + columns[j]`` of the elements of a part of the matrix; to be broadcast to its shape."""
+        found = np.zeros((1, 1), np.uint8)
+        if self.rows is not None:
+            found = found + self.rows[rows, None]
+        if self.columns is not None:
+            found = found + self.columns[columns]
+        return found
+
+
+def find_contexts(points: Floats) -> Contexts:
+    """The contexts of a matrix ``(R, C)`` in steps of its grid; classes only where they earn their bytes."""
+    energies = np.square(points, dtype=np.float32)
+    overall = _log2(float(energies.mean(dtype=np.float64)))
+    rows, columns = np.zeros(points.shape[0]), np.zeros(points.shape[1])
+    for _ in range(_ROUNDS):
+        rows = _log_mean(energies, np.exp2(-columns).astype(np.float32), axis=1)
+        columns = _log_mean(energies, np.exp2(-rows).astype(np.float32), axis=0)
+        columns -= columns.mean()
+    has_rows = _pays(rows, points.size)
+    has_columns = _pays(columns, points.size)
+    if not has_rows and not has_columns:
+        return Contexts(_clip(overall), None, None)
+    if not has_rows:
+        rows = np.full_like(rows, _log2(float((energies @ np.exp2(-columns)).mean() / columns.size)))
+    if not has_columns:
+        rows, columns = _log_mean(energies, np.ones_like(columns, np.float32), axis=1), np.zeros_like(columns)
+    row_exponents = np.clip(np.rint(rows), LOWEST, HIGHEST).astype(int)
+    column_exponents = np.clip(np.rint(columns), LOWEST, -LOWEST).astype(int)
+    return Contexts(
+        int(row_exponents.min() + column_exponents.min()),
+        (row_exponents - row_exponents.min()).astype(np.uint8) if has_rows else None,
+        (column_exponents - column_exponents.min()).astype(np.uint8) if has_columns else None,
+    )
+
+
+def _log2(mean: float) -> float:
+    return math.log2(max(mean, 2.0**-40))
+
+
+def _clip(exponent: float) -> int:
+    return min(max(round(exponent), LOWEST), HIGHEST)
+
+
+def _log_mean(energies: Floats, factors: Floats, axis: int) -> npt.NDArray[np.float64]:
+    """log2 of the mean energy of each row (axis 1) or column, its elements times ``factors``."""
+    means = energies @ factors / factors.size if axis == 1 else factors @ energies / factors.size
+    return np.log2(np.maximum(means.astype(np.float64), 2.0**-40))
+
+
+def _pays(logarithms: npt.NDArray[np.float64], n_elements: int) -> bool:
+    """Whether classes of these scales save more than they take.
+
+    An ideal code of normal variables gains half the difference between the logarithm of their mean variance and the
+    mean of their logarithms; where most codes are 0 there is less to gain.
+    """
+    if logarithms.size < 2:
+        return False
+    spread = np.clip(logarithms - logarithms.max(), -12, 0)
+    gain = 0.5 * (math.log2(float(np.exp2(spread).mean())) - float(spread.mean()))
+    share = min(1.0, max(0.1, (float(logarithms.mean()) + 6) / 8))
+    classes = int(np.ptp(np.rint(logarithms)))
+    cost = logarithms.size * _CLASS_BITS + _SECTION_BITS + classes * _TABLE_BITS
+    return classes > 0 and gain * share * n_elements > cost

@@ -1,0 +1,63 @@
+"""What a caller asks of the encoder."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import EncodeError
+from .recipe import Recipe
+
+# What each preset is for, for help texts
+PRESETS = {
+    "fast": "codes of fixed width, 1, 2, 4 or 8 bits: opens nearly as fast as memory can be copied",
+    "default": "a grid, its codes compressed: small, and quick to write and open",
+    "small": "trellis-coded and entropy-coded: the smallest, some times slower to write and open",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller asks of the encoder.
+
+    Attributes:
+        recipe: Methods by name; where it has none the encoder chooses.
+        bits: Bits a weight of the whole file.
+        ratio: Bytes of the tensors over bytes of the file.
+        size: Bytes of the file.
+        sqnr: Signal-to-quantization-noise ratio of all weights together, in dB.
+        lossless: Every bit kept, whatever else is asked.
+        preset: How the encoder codes what it chooses for, a key of ``PRESETS``.
+        seed: Of everything random.
+        progress: Called with a tensor's name, weights done and weights in all.
+    """
+
+    recipe: Recipe | None = None
+    bits: float | None = None
+    ratio: float | None = None
+    size: float | None = None
+    sqnr: float | None = None
+    lossless: bool = False
+    preset: str = "default"
+    seed: int = 0
+    progress: Callable[[str, int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        numeric = {"bits": self.bits, "ratio": self.ratio, "size": self.size, "sqnr": self.sqnr}
+        asked = [name for name, value in {**numeric, "lossless": self.lossless or None}.items() if value is not None]
+        if len(asked) > 1:
+            raise EncodeError(f"{' and '.join(asked)} exclude each other")
+        if self.lossless and self.recipe is not None:
+            raise EncodeError("lossless and a recipe exclude each other; the recipe's default can be lossless")
+        if self.preset not in PRESETS:
+            raise EncodeError(f"preset is {self.preset!r}; {', '.join(PRESETS)} are allowed")
+        for name, value in numeric.items():
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if value is not None and not (is_number and math.isfinite(value) and value > 0):
+                raise EncodeError(f"{name} is {value!r}; a number above 0 is allowed")
+
+    @property
+    def has_budget(self) -> bool:
+        return any(value is not None for value in (self.bits, self.ratio, self.size, self.sqnr))

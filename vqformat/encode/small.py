@@ -1,0 +1,114 @@
+"""The preset ``small``: every weight on a trellis's grid, entropy-coded by the scales of its row and column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..codecs.tables import Floats
+from ..limits import MAX_BLOCK_ELEMENTS
+from ..records import Layout
+from . import tiles, trellis, viterbi
+from .assemble import BLOCK_ELEMENTS
+from .coded import CodedTensor
+from .contexts import find_contexts
+from .orient import by_rows, is_table_of_rows, view_matrix
+from .report import energy
+
+# A trellis's grid is finer than a scalar one of the same rate. Step and price of a bit could be chosen together; over a
+# wide range of both only the rate that they lead to matters
+_FINER = 0.62
+PRICE = 0.15  # of a bit, in squared steps
+N_STATES = 8
+_MAGNITUDE_POWER = 0.5  # of a weight, with which its squared error counts
+_FEWEST_INPUTS = 8  # of which sums of errors are kept small
+_MOST_BLOCK_ELEMENTS = BLOCK_ELEMENTS * 3 // 2
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A tensor on a trellis's grid.
+
+    Attributes:
+        energy, noise: Sums of squares of its values and of the errors.
+    """
+
+    coded: CodedTensor
+    energy: float
+    noise: float
+
+
+def quantize(
+    name: str, dtype: str, shape: tuple[int, ...], values: Floats, step: float, *, output_axis: int = 0,
+    least_noise: bool = False,
+) -> Quantized:  # fmt: skip
+    """Put a tensor on a trellis's grid.
+
+    Args:
+        values: The tensor as reals, see ``orient.reals``; at least one axis, finite.
+        step: Of a scalar grid of about the same noise.
+        output_axis: Axis of the layer's outputs; the others are its inputs.
+        least_noise: Whether values are the means of their cells, for the best SQNR. Else they are the grid's points, of
+            the same energy as the weights: means are smaller, and so would be all activations.
+    """
+    layout = _layout(name, values, output_axis)
+    matrix = np.ascontiguousarray(view_matrix(values, layout))
+    furthest = float(np.abs(matrix).max(initial=0))
+    step = max(step * _FINER, furthest / 30_000, float(np.finfo(np.float32).tiny))
+    points = matrix * np.float32(1 / step)
+    contexts = find_contexts(points)
+    layout, grid = _cut(layout, matrix.shape, contexts.expected_bits)
+    weights = None if least_noise else _weights(points)
+    rates = trellis.find_rates(points, contexts, grid, PRICE, weights)
+    keeps_sums = layout.n_row_axes > 0 and not is_table_of_rows(name) and matrix.shape[0] >= _FEWEST_INPUTS
+    code = trellis.quantize_keeping_sums if keeps_sums else trellis.quantize
+    indices, books = code(points, contexts, grid, rates, weights)
+    table = None
+    if least_noise:
+        table = (trellis.centroids(points, indices, books, rates.reach) * step).astype(np.float32)
+    coded = CodedTensor(name, dtype, shape, layout, grid.tile, grid.trellis, contexts, indices, books, step, table)
+    error = coded.values_as_coded() - matrix
+    return Quantized(coded, energy(matrix), energy(error))
+
+
+def _weights(points: Floats) -> Floats:
+    """How much a squared error counts: more for a large weight.
+
+    Much of a small weight is what training began with and the network does not miss, so that at low rates large ones
+    had better be right.
+    """
+    squares = np.square(points, dtype=np.float32)
+    weights = np.power(squares, np.float32(_MAGNITUDE_POWER / 2))
+    scale = float(squares.mean(dtype=np.float64)) / max(float((squares * weights).mean(dtype=np.float64)), 1e-30)
+    weights *= np.float32(scale)
+    return weights
+
+
+def _layout(name: str, values: Floats, output_axis: int) -> Layout:
+    """Inputs as rows, so that errors can be made up for from row to row; tables of rows as they are."""
+    rank = values.ndim
+    if rank < 2 or is_table_of_rows(name):
+        return by_rows(values.shape)
+    axis = output_axis % rank
+    axes = (*(i for i in range(rank) if i != axis), axis)
+    return Layout(None if axes == tuple(range(rank)) else axes, rank - 1)
+
+
+def _cut(layout: Layout, shape: tuple[int, ...], bits: float) -> tuple[Layout, trellis.Grid]:
+    """How a matrix is cut into blocks, and blocks into sequences."""
+    n_rows, n_columns = shape
+    rows, columns = n_rows, n_columns
+    if n_columns > MAX_BLOCK_ELEMENTS // 4:
+        rows, columns = 1, BLOCK_ELEMENTS
+    elif n_rows * n_columns > _MOST_BLOCK_ELEMENTS:
+        rows = max(1, BLOCK_ELEMENTS // n_columns)
+    tile = tiles.choose_tile(rows, columns, bits)
+    if rows < n_rows:
+        rows -= rows % tile[0]  # whole tiles, which then are the same as without blocks
+    if columns < n_columns:
+        columns -= columns % tile[1]
+    block_columns = columns if columns < n_columns else 0
+    block_rows = rows if rows < n_rows or block_columns else 0
+    grid = trellis.Grid(tile, 0 if block_columns else block_rows, viterbi.TRELLISES[N_STATES])
+    return replace(layout, block_rows=block_rows, block_columns=block_columns), grid

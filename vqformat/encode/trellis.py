@@ -1,0 +1,168 @@
+"""A matrix to the codes of a trellis stage, rate and distortion weighed against each other (SPEC section 12)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..codecs.tables import Floats
+from ..records import Trellis
+from . import tiles, viterbi
+from .contexts import LOWEST, Contexts
+from .viterbi import Rates
+
+_SAMPLE = 1 << 16  # elements on which rates are found
+_SAMPLE_STEPS = 256
+_ROUNDS = 3  # of quantizing the sample and counting
+_PRIOR = 4.0  # observations that the rates expected beforehand count for
+_DAMPING = 0.2  # of the feedback of sums: how much a sum of errors counts, against the errors
+
+Indices = npt.NDArray[np.int16]
+Books = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a matrix is cut into sequences.
+
+    Attributes:
+        tile: Rows and columns of a sequence.
+        block_rows: Of a block, a multiple of the tile's rows; 0 for one block.
+    """
+
+    tile: tuple[int, int]
+    block_rows: int
+    trellis: Trellis
+
+
+def expected_rates(contexts: Contexts, reach: int) -> Floats:
+    """Bits of each index before any has been seen, for Laplacian weights: ``(n_contexts, 2, 2 · reach + 1)``."""
+    deviation = np.exp2((contexts.exponent + np.arange(contexts.n_contexts)) / 2)[:, None, None]
+    points = 2.0 * np.arange(-reach, reach + 1) + np.arange(2)[:, None]
+    logarithm = -np.sqrt(2.0) * np.abs(points) / np.maximum(deviation, 2.0 ** (LOWEST / 2))
+    shares = np.exp(np.maximum(logarithm - logarithm.max(axis=2, keepdims=True), -80.0))
+    bits: Floats = -np.log2(shares / shares.sum(axis=2, keepdims=True))
+    return bits
+
+
+def find_rates(
+    points: Floats, contexts: Contexts, grid: Grid, price: float, weights: Floats | None = None
+) -> Rates:
+    """The rates at which quantizing by them leads to them, found on a sample of the matrix.
+
+    Args:
+        points: ``(R, C)``, in steps of the grid.
+        price: What a bit costs, in squared steps.
+        weights: Of the squared errors, to be broadcast; None for 1.
+    """
+    reach = int(np.abs(points).max(initial=0) / 2) + 3
+    bits = expected_rates(contexts, reach)
+    group = next(tiles.groups(points.shape, grid.block_rows, grid.tile))
+    sample = _thin(group)
+    values = sample.take(points)
+    of_sample = sample.take(np.broadcast_to(contexts.at(slice(None), slice(None)), points.shape))
+    weight = None if weights is None else sample.take(np.broadcast_to(weights, points.shape))
+    prior = np.exp2(-bits) * _PRIOR
+    for _ in range(_ROUNDS):
+        rates = Rates((bits * price).astype(np.float32), reach)
+        indices, books, _ = viterbi.quantize(values, of_sample, rates, grid.trellis, weights=weight)
+        size = 2 * reach + 1
+        at = (of_sample.astype(np.intp) * 2 + books) * size + indices + reach
+        counts = np.bincount(at.reshape(-1), minlength=bits.size).reshape(bits.shape) + prior
+        bits = -np.log2(counts / counts.sum(axis=2, keepdims=True))
+    return Rates((bits * price).astype(np.float32), reach)
+
+
+def _thin(group: tiles.Group) -> tiles.Group:
+    """Some sequences of a group, and of each not too many steps."""
+    height = max(1, min(group.rows.shape[0], _SAMPLE_STEPS // group.columns.shape[0]))
+    wanted = max(1, _SAMPLE // (height * group.columns.shape[0]))
+    n_down, n_across = group.rows.shape[1], group.columns.shape[1]
+    n_across_wanted = min(n_across, max(1, wanted // min(n_down, wanted)))
+    down = np.linspace(0, n_down - 1, min(n_down, max(1, wanted // n_across_wanted))).astype(int)
+    across = np.linspace(0, n_across - 1, n_across_wanted).astype(int)
+    return tiles.Group(group.rows[:height, down], group.columns[:, across])
+
+
+def quantize(
+    points: Floats, contexts: Contexts, grid: Grid, rates: Rates, weights: Floats | None = None, *, first_row: int = 0
+) -> tuple[Indices, Books]:
+    """The cheapest codes of a matrix, each sequence by itself.
+
+    Args:
+        points: ``(R, C)``, in steps of the grid: the rows from ``first_row`` on, which begins a tile.
+
+    Returns:
+        Index and codebook of each element.
+    """
+    shape = points.shape
+    indices, books = np.empty(shape, np.int16), np.empty(shape, np.uint8)
+    of_rows = contexts.at(slice(first_row, first_row + shape[0]), slice(None))
+    of_all = np.broadcast_to(of_rows, shape)
+    block_rows = grid.block_rows if first_row == 0 else 0
+    for group in tiles.groups(shape, block_rows, grid.tile):
+        found, of_book, _ = viterbi.quantize(
+            group.take(points), group.take(of_all), rates, grid.trellis,
+            weights=None if weights is None else group.take(np.broadcast_to(weights, shape)),
+        )  # fmt: skip
+        group.put(indices, found)
+        group.put(books, of_book)
+    return indices, books
+
+
+def quantize_keeping_sums(
+    points: Floats, contexts: Contexts, grid: Grid, rates: Rates, weights: Floats | None = None
+) -> tuple[Indices, Books]:
+    """As ``quantize``, and so that in each column the errors add up to little.
+
+    A column has the weights of one output; where its inputs have a mean, as after a ReLU, a sum of errors shifts the
+    output. Each further part of the rows makes up for what those before it left over: the feedback of Frantar et al.
+    2022 (GPTQ), for inputs of which no more is known than that (their second moments are I + d 11ᵀ).
+    """
+    n_rows = points.shape[0]
+    indices, books = np.empty(points.shape, np.int16), np.empty(points.shape, np.uint8)
+    left = np.zeros(points.shape[1], np.float32)  # sum of the errors so far
+    for start, end in halves(n_rows, grid.tile[0]):
+        share = np.float32(_DAMPING / (1 + _DAMPING * (n_rows - start)))
+        part = slice(start, end)
+        of_part = None if weights is None else weights[part] if weights.shape[0] > 1 else weights
+        aims = points[part] + left * share
+        indices[part], books[part] = quantize(aims, contexts, grid, rates, of_part, first_row=start)
+        left += (points[part] - (2 * indices[part] + books[part])).sum(axis=0)
+    return indices, books
+
+
+def halves(n_rows: int, unit: int) -> list[tuple[int, int]]:
+    """Row ranges, each half of what is left, in whole units."""
+    ranges = []
+    start = 0
+    while start < n_rows:
+        units = -(-(n_rows - start) // unit)
+        end = min(n_rows, start + max(1, units // 2) * unit)
+        ranges.append((start, end))
+        start = end
+    return ranges
+
+
+def centroids(points: Floats, indices: Indices, books: Books, reach: int) -> npt.NDArray[np.float64]:
+    """The mean of the values that have each code, in steps: ``(2, 2 · reach + 1)``; the grid's point where none has.
+
+    Both signs are averaged, so that a table is symmetric.
+    """
+    size = 2 * reach + 1
+    grid = 2 * np.arange(-reach, reach + 1.0) + np.arange(2)[:, None]
+    at = (books.astype(np.intp) * size + indices + reach).reshape(-1)
+    of_one = np.bincount(at, minlength=2 * size).reshape(2, size).astype(np.float64)
+    sum_of_one = np.bincount(at, points.reshape(-1), minlength=2 * size).reshape(2, size).astype(np.float64)
+    counts, sums = of_one + mirror(of_one), sum_of_one - mirror(sum_of_one)
+    return np.where(counts > 0, (sums + grid) / (counts + 1), grid)
+
+
+def mirror(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """What index k of codebook q has at the point opposite: −k of codebook 0, −1 − k of codebook 1."""
+    turned = values[:, ::-1].copy()
+    turned[1, :-1] = values[1, :-1][::-1]
+    turned[1, -1] = 0
+    return turned
