@@ -80,6 +80,14 @@ def test_tables_keep_the_proportions_of_counts(counts: list[list[int]]) -> None:
         assert (np.abs(frequencies - expected) <= 0.04 * expected + 4).all()
 
 
+def test_contexts_that_no_element_has_get_a_table_too() -> None:
+    counts = np.array([[0, 0], [3, 1], [0, 0], [0, 5], [0, 0]], np.float64)
+
+    found = rans.frequencies(coded._weights(counts).tobytes(), FreqRecord(2, 2, 5))
+
+    assert found.tolist() == [[3, 1], [3, 1], [3, 1], [0, 4], [0, 4]]
+
+
 # The search
 
 

@@ -54,5 +54,7 @@ def _source(source: Source) -> str:
         case ProgressionSource():
             return "grid"
         case FloatSource(_, exponent_bits, fraction_bits):
-            return f"float e{exponent_bits}m{fraction_bits}" if exponent_bits else f"fixed point of {fraction_bits} bits"
+            if not exponent_bits:
+                return f"fixed point of {fraction_bits} bits"
+            return f"float e{exponent_bits}m{fraction_bits}"
     return "codebook"

@@ -80,7 +80,7 @@ def save_file(
     from .encode.model import encode_model
     from .encode.options import Options
 
-    options = Options(as_recipe(recipe), bits, ratio, size, sqnr, lossless, preset, seed, progress)
+    options = Options(as_recipe(recipe), bits, ratio, size, sqnr, lossless, preset, seed=seed, progress=progress)
     return encode_model(source_tensors(tensors), filename, dict(metadata or {}), options, overwrite=overwrite)
 
 

@@ -32,12 +32,13 @@ class Statistics:
     n_values: int
     deviation: float  # root of the mean square
     sample: Floats  # (n,) values, evenly spread
+    sensitivity: float = 0.0  # what the model loses by a squared error of an element; 0 if unknown
 
     @classmethod
-    def of(cls, values: Floats) -> Statistics:
+    def of(cls, values: Floats, sensitivity: float = 0.0) -> Statistics:
         flat = values.reshape(-1)
         stride = max(1, flat.size // SAMPLE) | 1  # odd, so that no column of an even number is favoured
-        return cls(flat.size, root_mean_square(flat), flat[::stride].copy())
+        return cls(flat.size, root_mean_square(flat), flat[::stride].copy(), sensitivity)
 
     @property
     def norm(self) -> float:
@@ -72,6 +73,10 @@ class Steps:
         self.reference = math.sqrt(sum(s.norm**2 for s in some) / n_values) if some else 1.0
         # The norm of the layer that the middle one of all weights is in, more or less
         self._reference_norm = math.exp(sum(s.n_values * math.log(s.norm) for s in some) / n_values) if some else 1.0
+        # Where sensitivities are known the step goes with their inverse root, and is as large on average as without
+        known = [s for s in some if s.sensitivity > 0]
+        logarithm = sum(s.n_values * (math.log(self._by_norm(s)) + math.log(s.sensitivity) / 2) for s in known)
+        self._unit = math.exp(logarithm / sum(s.n_values for s in known)) if known else 1.0
 
     @property
     def is_empty(self) -> bool:
@@ -84,15 +89,22 @@ class Steps:
             return 1.0
         if self._by_deviation:
             return min(relative, _LARGEST_STEP) * statistics.deviation
+        if statistics.sensitivity > 0:
+            step = relative * self._unit / math.sqrt(statistics.sensitivity)
+            return min(step, _LARGEST_STEP * statistics.deviation)
         largest = min(_LARGEST_SHARE * relative, _LARGEST_STEP) * statistics.deviation
-        share = math.pow(statistics.norm / self._reference_norm, _NORM_POWER)
-        return min(relative * self.reference * share, largest)
+        return min(relative * self._by_norm(statistics), largest)
 
-    def vector_step(self, norm: float, relative: float) -> float:
+    def _by_norm(self, statistics: Statistics) -> float:
+        return self.reference * math.pow(statistics.norm / self._reference_norm, _NORM_POWER)
+
+    def vector_step(self, norm: float, relative: float, sensitivity: float = 0.0) -> float:
         """Step of a short tensor of that norm.
 
         Its noise against its values may be as much less than that of the large tensors as it has fewer of them.
         """
+        if sensitivity > 0:
+            return relative * self._unit / math.sqrt(sensitivity)
         return float(relative * self.reference * norm / self._reference_norm)
 
     def estimate(self, relative: float) -> float:

@@ -85,6 +85,14 @@ class CodedTensor:
         found: Floats = self.values[self.books, self.indices.astype(np.intp) + reach]
         return found
 
+    def array(self) -> Floats:
+        """The same in the tensor's shape; of a complex tensor its reals."""
+        values = self.values_as_coded()
+        if self.layout.axes is None:
+            return values.reshape(self.shape)
+        permuted = values.reshape([self.shape[axis] for axis in self.layout.axes])
+        return permuted.transpose(np.argsort(self.layout.axes))
+
     def counts(self, zero: int, entries: int) -> Counts:
         """How often each code occurs: ``(n_contexts, n_books, entries)``."""
         contexts = self.contexts.at(slice(None), slice(None)).astype(np.intp)
@@ -216,10 +224,9 @@ class Pool:
 
 
 def _weights(counts: Counts) -> npt.NDArray[np.uint8]:
-    """Counts ``(n_tables, entries)`` as the bytes of a FREQ chunk; a table of no counts gets one of its neighbour."""
-    for i in range(1, len(counts)):  # contexts that no tensor has lie between others
-        if not counts[i].any():
-            counts[i] = counts[i - 1]
+    """Counts ``(n_tables, entries)`` as the bytes of a FREQ chunk; a table of no counts gets those of another."""
+    used = np.flatnonzero(counts.any(axis=1))  # sums of classes may leave some out
+    counts = counts[used[np.abs(np.arange(len(counts))[:, None] - used).argmin(axis=1)]]
     scaled = counts * ((30 << 15) / counts.max(axis=1, keepdims=True))
     scaled = np.where(counts > 0, np.maximum(scaled, 16), 0)
     exponent = np.floor(np.log2(np.maximum(scaled, 16))).astype(int) - 4

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any, BinaryIO, cast
 
@@ -24,6 +25,7 @@ from . import fast, fine, quantize, small
 from .assemble import QuantizedStage, assemble
 from .budget import Goal, Outcome, Statistics, Steps, meet, root_mean_square
 from .coded import CodedTensor
+from .feedback import Factors
 from .options import Options
 from .orient import by_columns, by_rows, reals, view_matrix
 from .recipe import Method
@@ -40,6 +42,7 @@ _EXACT = 0.0  # in place of a step: what the encoder may choose is stored exactl
 _EXACT_FROM = 0.5  # of the bytes of the tensors: smaller budgets are below what floats compress to
 _LEAST_SQNR_DB = 1.0  # of a tensor on a grid; less is hardly better than nothing
 DEFAULT_STEP = 0.18  # times the root mean square of all weights on grids: at most a point lost on six networks
+_MAX_CORRECTIONS = 3  # rounds until corrected tensors fit a budget
 _MINOR = 1  # of the format, unless everything is exact
 
 
@@ -70,6 +73,8 @@ class _Encoder:
         self._steps = Steps([])
         self._fixed: dict[str, Result] = {}  # results that no step changes, where there is a budget
         self._fallen: dict[str, str] = {}  # why a tensor is not coded by the method of its wildcard
+        self._last_step = DEFAULT_STEP  # of the results that are kept
+        self._factors: dict[str, Factors | None] = {}
         self._books: dict[str, quantize.SharedBook] = {}
         self._book_numbers: dict[str, int] = {}
         names = set()
@@ -92,6 +97,8 @@ class _Encoder:
             self._train_books()
             self._gather()
             goal = self._goal()
+            if self.options.correct is not None:
+                return self._write_all(writer, self._corrected(goal, metadata))
             results = self._encode(DEFAULT_STEP) if goal is None else self._meet(goal, metadata)
             return self._write_all(writer, results)
 
@@ -142,8 +149,26 @@ class _Encoder:
             if self._has_step(tensor, method):
                 array = tensor.load()
                 if fits_float32(array):
-                    self._statistics[tensor.name] = Statistics.of(reals(array))
+                    self._statistics[tensor.name] = Statistics.of(reals(array), self._sensitivity(tensor))
         self._steps = Steps(list(self._statistics.values()), by_deviation=self.options.sqnr is not None)
+
+    def _feedback(self, tensor: SourceTensor) -> Factors | None:
+        """What feedback needs to know of the inputs of a tensor's layer."""
+        if self.options.calibration is None:
+            return None
+        if tensor.name not in self._factors:
+            statistics = self.options.calibration.tensors.get(tensor.name)
+            self._factors[tensor.name] = None if statistics is None else Factors.of(statistics)
+        return self._factors[tensor.name]
+
+    def _sensitivity(self, tensor: SourceTensor) -> float:
+        """What the model loses by a squared error of an element, if the others make up for it."""
+        calibration = self.options.calibration
+        statistics = None if calibration is None else calibration.tensors.get(tensor.name)
+        if statistics is None:
+            return 0.0
+        factors = self._feedback(tensor) if self._is_coarse(tensor) else None
+        return statistics.importance * (1.0 if factors is None else factors.share_left)
 
     def _has_step(self, tensor: SourceTensor, method: Method | None) -> bool:
         """Whether the encoder is to choose the tensor's step."""
@@ -205,14 +230,14 @@ class _Encoder:
         def encode(step: float) -> Outcome:
             nonlocal best, best_outcome, smallest_nbytes, largest_sqnr
             results = list(self._encode(step))
-            with Writer(cast(BinaryIO, Nowhere()), metadata) as writer:
-                report = self._write_all(writer, results, is_trial=True)
+            report = self._trial(results, metadata)
             outcome = Outcome(report.file_nbytes, report.sqnr_db)
             smallest_nbytes = min(smallest_nbytes, outcome.nbytes)
             largest_sqnr = max(largest_sqnr, outcome.sqnr_db)
             is_good = outcome.meets(goal)
             if is_good and (best_outcome is None or outcome.is_nearer(best_outcome, goal)):
                 best, best_outcome = results, outcome
+                self._last_step = step
             return outcome
 
         is_generous = goal.nbytes is not None and goal.nbytes >= _EXACT_FROM * self._source_nbytes()
@@ -225,6 +250,39 @@ class _Encoder:
                                   " or lossless coding")  # fmt: skip
             raise EncodeError(self._unmet(goal.nbytes, smallest_nbytes))
         return best
+
+    def _corrected(self, goal: Goal | None, metadata: dict[str, Any] | None) -> list[Result]:
+        """Results whose short tensors fit what became of the weights; they may take some bytes more or less."""
+        aim = goal
+        for _ in range(_MAX_CORRECTIONS):
+            results = list(self._encode(DEFAULT_STEP)) if aim is None else self._meet(aim, metadata)
+            results = self._correct(results)
+            nbytes = self._trial(results, metadata).file_nbytes
+            if goal is None or goal.nbytes is None or aim is None or aim.nbytes is None or nbytes <= goal.nbytes:
+                break
+            aim = Goal(aim.nbytes - (nbytes - goal.nbytes) - 8)
+        return results
+
+    def _correct(self, results: list[Result]) -> list[Result]:
+        assert self.options.correct is not None
+        weights = {result.report.name: result.encoded.array() for result in results
+                   if isinstance(result.encoded, CodedTensor)}  # fmt: skip
+        values = self.options.correct(weights)
+        corrected = []
+        for tensor, result in zip(self.tensors, results, strict=True):
+            array = values.get(tensor.name)
+            is_short = result.noise == 0 and isinstance(result.encoded, EncodedTensor)
+            if array is None or not is_short or self._method(tensor) is not None or not fits_float32(array):
+                corrected.append(result)
+                continue
+            news = replace(tensor, load=partial(np.asarray, array))
+            corrected.append(self._encode_short(news, native(news), self._last_step))
+        return corrected
+
+    def _trial(self, results: list[Result], metadata: dict[str, Any] | None) -> Report:
+        """What a file of these results would be."""
+        with Writer(cast(BinaryIO, Nowhere()), metadata) as writer:
+            return self._write_all(writer, results, is_trial=True)
 
     def _unmet(self, nbytes: float, smallest_nbytes: int) -> str:
         """Why a budget cannot be met, and what can."""
@@ -317,7 +375,8 @@ class _Encoder:
         if self._steps.is_empty or not deviation:
             return self._encode_finely(tensor, array)
         norm = deviation * math.sqrt(reals(array).size)
-        return self._encode_finely(tensor, array, self._steps.vector_step(norm, relative_step) / deviation)
+        step = self._steps.vector_step(norm, relative_step, self._sensitivity(tensor))
+        return self._encode_finely(tensor, array, step / deviation)
 
     def _encode_on_grid(
         self, tensor: SourceTensor, array: Array, method: Method | None, relative_step: float
@@ -345,7 +404,8 @@ class _Encoder:
             case "small":
                 found = small.quantize(tensor.name, tensor.dtype, tensor.shape, values, step,
                                        output_axis=tensor.output_axis,
-                                       least_noise=self.options.sqnr is not None)  # fmt: skip
+                                       least_noise=self.options.sqnr is not None,
+                                       factors=self._feedback(tensor))  # fmt: skip
                 encoded, signal, noise = found.coded, found.energy, found.noise
             case "fast":
                 encoded, signal, noise = fast.encode(tensor.name, tensor.dtype, tensor.shape, values, step,

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
 
 from ..errors import EncodeError
+from .calibration import Calibration
 from .recipe import Recipe
+
+Array = npt.NDArray[Any]
 
 # What each preset is for, for help texts
 PRESETS = {
@@ -30,6 +36,8 @@ class Options:
         sqnr: Signal-to-quantization-noise ratio of all weights together, in dB.
         lossless: Every bit kept, whatever else is asked.
         preset: How the encoder codes what it chooses for, a key of ``PRESETS``.
+        calibration: What is known of the model's inputs, for ``small``.
+        correct: Told what became of the weights, by name, gives new values of other tensors.
         seed: Of everything random.
         progress: Called with a tensor's name, weights done and weights in all.
     """
@@ -41,6 +49,8 @@ class Options:
     sqnr: float | None = None
     lossless: bool = False
     preset: str = "default"
+    calibration: Calibration | None = None
+    correct: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None
     seed: int = 0
     progress: Callable[[str, int, int], None] | None = None
 
@@ -53,6 +63,8 @@ class Options:
             raise EncodeError("lossless and a recipe exclude each other; the recipe's default can be lossless")
         if self.preset not in PRESETS:
             raise EncodeError(f"preset is {self.preset!r}; {', '.join(PRESETS)} are allowed")
+        if self.calibration is not None and self.preset != "small":
+            raise EncodeError(f"a calibration is for the preset 'small', not {self.preset!r}")
         for name, value in numeric.items():
             is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
             if value is not None and not (is_number and math.isfinite(value) and value > 0):

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..codecs.tables import Floats
+from ..errors import EncodeError
 from ..limits import MAX_BLOCK_ELEMENTS
 from ..records import Layout
-from . import tiles, trellis, viterbi
+from . import feedback, tiles, trellis, viterbi
 from .assemble import BLOCK_ELEMENTS
 from .coded import CodedTensor
-from .contexts import find_contexts
+from .contexts import Contexts, find_contexts
 from .orient import by_rows, is_table_of_rows, view_matrix
 from .report import energy
 
@@ -41,7 +42,7 @@ class Quantized:
 
 def quantize(
     name: str, dtype: str, shape: tuple[int, ...], values: Floats, step: float, *, output_axis: int = 0,
-    least_noise: bool = False,
+    least_noise: bool = False, factors: feedback.Factors | None = None,
 ) -> Quantized:  # fmt: skip
     """Put a tensor on a trellis's grid.
 
@@ -51,25 +52,48 @@ def quantize(
         output_axis: Axis of the layer's outputs; the others are its inputs.
         least_noise: Whether values are the means of their cells, for the best SQNR. Else they are the grid's points, of
             the same energy as the weights: means are smaller, and so would be all activations.
+        factors: Of the layer's inputs, if they are known.
+
+    Raises:
+        EncodeError: The factors are of another number of inputs.
     """
-    layout = _layout(name, values, output_axis)
+    layout = _layout(name, values, output_axis, has_feedback=factors is not None)
     matrix = np.ascontiguousarray(view_matrix(values, layout))
     furthest = float(np.abs(matrix).max(initial=0))
     step = max(step * _FINER, furthest / 30_000, float(np.finfo(np.float32).tiny))
     points = matrix * np.float32(1 / step)
     contexts = find_contexts(points)
-    layout, grid = _cut(layout, matrix.shape, contexts.expected_bits)
-    weights = None if least_noise else _weights(points)
-    rates = trellis.find_rates(points, contexts, grid, PRICE, weights)
-    keeps_sums = layout.n_row_axes > 0 and not is_table_of_rows(name) and matrix.shape[0] >= _FEWEST_INPUTS
-    code = trellis.quantize_keeping_sums if keeps_sums else trellis.quantize
-    indices, books = code(points, contexts, grid, rates, weights)
+    if factors is not None and factors.spread.shape[0] != matrix.shape[0]:
+        raise EncodeError(f"tensor {name!r} has {matrix.shape[0]} inputs, its calibration {factors.spread.shape[0]}")
+    width = None if factors is None else tiles.band_width(matrix.shape[1], feedback.TILE_COLUMNS)
+    layout, grid = _cut(layout, matrix.shape, contexts.expected_bits, width)
+    if factors is not None:
+        indices, books = _quantize_with_feedback(points, contexts, grid, factors)
+    else:
+        weights = None if least_noise else _weights(points)
+        rates = trellis.find_rates(points, contexts, grid, PRICE, weights)
+        keeps_sums = layout.n_row_axes > 0 and not is_table_of_rows(name) and matrix.shape[0] >= _FEWEST_INPUTS
+        code = trellis.quantize_keeping_sums if keeps_sums else trellis.quantize
+        indices, books = code(points, contexts, grid, rates, weights)
     table = None
     if least_noise:
-        table = (trellis.centroids(points, indices, books, rates.reach) * step).astype(np.float32)
+        reach = int(np.abs(indices).max(initial=0)) + 1
+        table = (trellis.centroids(points, indices, books, reach) * step).astype(np.float32)
     coded = CodedTensor(name, dtype, shape, layout, grid.tile, grid.trellis, contexts, indices, books, step, table)
     error = coded.values_as_coded() - matrix
     return Quantized(coded, energy(matrix), energy(error))
+
+
+def _quantize_with_feedback(
+    points: Floats, contexts: Contexts, grid: trellis.Grid, factors: feedback.Factors
+) -> tuple[trellis.Indices, trellis.Books]:
+    """Twice: at rates found without feedback, then at those that it led to."""
+    weights = np.square(factors.typical_spread / factors.spread).astype(np.float32)
+    of_columns = np.repeat(weights, points.shape[1] // weights.shape[1], axis=1) if weights.shape[1] > 1 else weights
+    rates = trellis.find_rates(points, contexts, grid, PRICE, of_columns)
+    indices, books = feedback.quantize(points, contexts, grid, rates, factors)
+    rates = trellis.count_rates(indices, books, contexts, PRICE, rates.reach)
+    return feedback.quantize(points, contexts, grid, rates, factors)
 
 
 def _weights(points: Floats) -> Floats:
@@ -85,25 +109,25 @@ def _weights(points: Floats) -> Floats:
     return weights
 
 
-def _layout(name: str, values: Floats, output_axis: int) -> Layout:
+def _layout(name: str, values: Floats, output_axis: int, *, has_feedback: bool) -> Layout:
     """Inputs as rows, so that errors can be made up for from row to row; tables of rows as they are."""
     rank = values.ndim
-    if rank < 2 or is_table_of_rows(name):
+    if rank < 2 or (is_table_of_rows(name) and not has_feedback):
         return by_rows(values.shape)
     axis = output_axis % rank
     axes = (*(i for i in range(rank) if i != axis), axis)
     return Layout(None if axes == tuple(range(rank)) else axes, rank - 1)
 
 
-def _cut(layout: Layout, shape: tuple[int, ...], bits: float) -> tuple[Layout, trellis.Grid]:
-    """How a matrix is cut into blocks, and blocks into sequences."""
+def _cut(layout: Layout, shape: tuple[int, ...], bits: float, width: int | None) -> tuple[Layout, trellis.Grid]:
+    """How a matrix is cut into blocks, and blocks into sequences, of so many columns if that is said."""
     n_rows, n_columns = shape
     rows, columns = n_rows, n_columns
     if n_columns > MAX_BLOCK_ELEMENTS // 4:
         rows, columns = 1, BLOCK_ELEMENTS
     elif n_rows * n_columns > _MOST_BLOCK_ELEMENTS:
         rows = max(1, BLOCK_ELEMENTS // n_columns)
-    tile = tiles.choose_tile(rows, columns, bits)
+    tile = tiles.choose_tile(rows, columns, bits, width, in_whole=(rows, columns) != shape)
     if rows < n_rows:
         rows -= rows % tile[0]  # whole tiles, which then are the same as without blocks
     if columns < n_columns:

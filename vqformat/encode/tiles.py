@@ -18,12 +18,15 @@ _SEQUENCE_BITS = 5000
 Array = npt.NDArray[Any]
 
 
-def choose_tile(n_rows: int, n_columns: int, bits: float, columns: int | None = None) -> tuple[int, int]:
+def choose_tile(
+    n_rows: int, n_columns: int, bits: float, columns: int | None = None, *, in_whole: bool = False
+) -> tuple[int, int]:
     """Rows and columns of the tiles of a block.
 
     Args:
         bits: Expected of each code.
         columns: Of a tile, where something else asks for it.
+        in_whole: Whether the block will be made smaller, so that its rows and columns are in whole tiles.
     """
     most = MAX_STEPS_PER_SEQUENCE
     wanted = min(_SEQUENCE_BITS / max(bits, 0.02), math.sqrt(most * n_rows * n_columns))
@@ -33,11 +36,23 @@ def choose_tile(n_rows: int, n_columns: int, bits: float, columns: int | None = 
         else:
             width = -(-n_columns // max(1, round(n_columns / wanted)))
         height = min(max(1, round(wanted / width)), n_rows)
-        if width * height <= most * -(-n_rows // height) * -(-n_columns // width) or width * height == 1:
+        n_down, n_across = n_rows // height, n_columns // width
+        if not in_whole:
+            n_down, n_across = -(-n_rows // height), -(-n_columns // width)
+        if width * height <= most * n_down * n_across or width * height == 1:
             return height, width
         if height == 1:
             columns = None  # narrower than was asked for
         wanted *= 0.9
+
+
+def band_width(n_columns: int, wanted: int) -> int:
+    """About so many columns of a tile, the same for all tiles where that can be had."""
+    counts = range(max(1, n_columns * 2 // (3 * wanted)), max(1, n_columns * 3 // (2 * wanted)) + 1)
+    exact = [n_columns // n for n in counts if n_columns % n == 0]
+    if exact:
+        return min(exact, key=lambda width: abs(width - wanted))
+    return -(-n_columns // max(1, round(n_columns / wanted)))
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,18 @@ def find_rates(
     return Rates((bits * price).astype(np.float32), reach)
 
 
+def count_rates(indices: Indices, books: Books, contexts: Contexts, price: float, reach: int) -> Rates:
+    """The rates of codes as they are."""
+    size = 2 * reach + 1
+    found = contexts.at(slice(None), slice(None)).astype(np.intp)
+    at = (found * 2 + books) * size + np.clip(indices, -reach, reach) + reach
+    shape = (contexts.n_contexts, 2, size)
+    seen = np.bincount(at.reshape(-1), minlength=contexts.n_contexts * 2 * size).reshape(shape)
+    counts = seen + np.exp2(-expected_rates(contexts, reach).astype(np.float64)) * _PRIOR
+    bits = -np.log2(counts / counts.sum(axis=2, keepdims=True))
+    return Rates((bits * price).astype(np.float32), reach)
+
+
 def _thin(group: tiles.Group) -> tiles.Group:
     """Some sequences of a group, and of each not too many steps."""
     height = max(1, min(group.rows.shape[0], _SAMPLE_STEPS // group.columns.shape[0]))

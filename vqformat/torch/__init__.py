@@ -15,14 +15,18 @@ try:
 except ImportError as err:
     raise ImportError("vqformat.torch needs PyTorch; run: pip install 'vqformat[torch]'") from err
 
-from . import numpy as front
-from .bits import pack_nibbles, unpack_nibbles
-from .dtypes import DTYPES
-from .errors import EncodeError, UnsupportedError
+from .. import numpy as front
+from ..bits import pack_nibbles, unpack_nibbles
+from ..dtypes import DTYPES
+from ..encode.calibration import Calibration
+from ..errors import EncodeError, UnsupportedError
+from .calibrate import Loss
+from .calibrate import calibrate as calibrate
+from .correct import Corrector
 
 if TYPE_CHECKING:
-    from .encode.report import Report
-    from .encode.source import SourceTensor
+    from ..encode.report import Report
+    from ..encode.source import SourceTensor
 
 Path = str | os.PathLike[str]
 Device = str | int | torch.device
@@ -55,8 +59,8 @@ def save_file(
         EncodeError: Something cannot be written, or the budget cannot be met.
         FileExistsError: The file exists and ``overwrite`` is false.
     """
-    from .encode.model import encode_model
-    from .encode.options import Options
+    from ..encode.model import encode_model
+    from ..encode.options import Options
 
     notes: list[str] = []
     sources = source_tensors(tensors, notes)
@@ -99,16 +103,23 @@ def load(data: bytes | bytearray | memoryview, device: Device = "cpu", **limits:
     return load_file(io.BytesIO(data), device, **limits)
 
 
-def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapping[str, Any] | None = None,
-               **options: Any) -> Report:  # fmt: skip
+def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapping[str, Any] | None = None, *,
+               calibration: Calibration | None = None, loss: Loss = "values", **options: Any) -> Report:  # fmt: skip
     """Compress a model's state dict into a ``.vqm`` file; tied weights are stored once and stay tied.
 
     Args:
+        calibration: What ``calibrate`` found. Errors of weights are then made up for by other weights, bits go where
+            the model minds errors, and biases and normalizations are corrected. The preset is ``small``.
+        loss: Which errors of the outputs the corrections count, as for ``calibrate``.
         metadata, options: As for ``vqformat.save_file``.
 
     Raises:
         EncodeError: Part of the state dict is no tensor, or cannot be written.
     """
+    if calibration is not None:
+        options.setdefault("preset", "small")
+        options["calibration"] = calibration
+        options["correct"] = Corrector(model, calibration, loss, options.get("progress"))
     return save_file(model.state_dict(), filename, metadata, **options)
 
 
@@ -228,7 +239,7 @@ def source_tensors(tensors: Mapping[str, torch.Tensor], notes: list[str]) -> lis
     Args:
         notes: Gets a line for each tensor that shares memory with another in a way that no alias can tell.
     """
-    from .encode.source import SourceTensor
+    from ..encode.source import SourceTensor
 
     sources = []
     seen: dict[tuple[Any, ...], str] = {}

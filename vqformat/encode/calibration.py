@@ -1,0 +1,112 @@
+"""What is known of a model's inputs, and of how much its outputs mind errors; gathered by ``vqformat.torch``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import EncodeError
+from ..files import NewFile
+
+Floats = npt.NDArray[np.float32]
+_FORMAT = 1  # of a saved calibration
+
+
+@dataclass(frozen=True)
+class TensorStatistics:
+    """What is known of one tensor.
+
+    Attributes:
+        importance: Mean of the squared derivatives of the model's outputs to its elements, for one input; 0 if unknown.
+        moments: Second moments of a layer's inputs: of group g the blocks on the diagonal ``moments[g]``, each
+            ``(n, n)``, in the order of the weight's axes other than the first. None if unknown.
+        n_observed: Input vectors that the moments are of.
+        row_counts: How often each row of a table was looked up, ``(rows,)``; None for other tensors.
+    """
+
+    importance: float = 0.0
+    moments: tuple[tuple[Floats, ...], ...] | None = None
+    n_observed: int = 0
+    row_counts: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of a model, from some of its inputs.
+
+    Attributes:
+        tensors: By name in the state dict.
+        inputs: Some of the inputs, for corrections that need to run the model; whatever the model takes.
+    """
+
+    tensors: Mapping[str, TensorStatistics]
+    inputs: list[object] = field(default_factory=list, compare=False)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+        """Write the statistics, without the inputs, to a NumPy archive.
+
+        Raises:
+            FileExistsError: The file exists and ``overwrite`` is false.
+        """
+        arrays: dict[str, npt.NDArray[np.generic]] = {"format": np.array(_FORMAT)}
+        for i, (name, statistics) in enumerate(self.tensors.items()):
+            arrays[f"{i}/name"] = np.array(name)
+            arrays[f"{i}/importance"] = np.array(statistics.importance)
+            arrays[f"{i}/n_observed"] = np.array(statistics.n_observed)
+            if statistics.row_counts is not None:
+                arrays[f"{i}/row_counts"] = statistics.row_counts
+            for g, group in enumerate(statistics.moments or ()):
+                for b, block in enumerate(group):
+                    arrays[f"{i}/moments/{g}/{b}"] = block
+        with NewFile(path, overwrite=overwrite) as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Statistics from a file that ``save`` wrote.
+
+        Raises:
+            EncodeError: It is no such file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
+            if int(arrays.pop("format")) != _FORMAT:
+                raise EncodeError(f"{os.fspath(path)!r} holds a calibration of another version of this package")
+            return cls(dict(map(_statistics, _by_tensor(arrays))))
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError) as err:
+            if isinstance(err, EncodeError):
+                raise
+            raise EncodeError(f"{os.fspath(path)!r} is no saved calibration: {err}") from err
+
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+def _by_tensor(arrays: Arrays) -> list[Arrays]:
+    """The arrays of each tensor, by what is behind its number."""
+    found: dict[str, Arrays] = {}
+    for key, array in arrays.items():
+        number, _, rest = key.partition("/")
+        found.setdefault(number, {})[rest] = array
+    return list(found.values())
+
+
+def _statistics(arrays: Arrays) -> tuple[str, TensorStatistics]:
+    groups: dict[int, dict[int, Floats]] = {}
+    for key, array in arrays.items():
+        if key.startswith("moments/"):
+            group, block = map(int, key.split("/")[1:])
+            groups.setdefault(group, {})[block] = np.asarray(array, np.float32)
+    moments = tuple(tuple(blocks[b] for b in sorted(blocks)) for _, blocks in sorted(groups.items()))
+    counts = arrays.get("row_counts")
+    return str(arrays["name"]), TensorStatistics(
+        float(arrays["importance"]),
+        moments or None,
+        int(arrays["n_observed"]),
+        None if counts is None else np.asarray(counts, np.int64),
+    )

@@ -1,0 +1,169 @@
+"""Statistics of a model's inputs and of its sensitivity, gathered by running it on some of its inputs.
+
+They say how much the outputs mind an error of each tensor, and which inputs of a layer go together, so that the error
+of one weight can be made up for by another. Inputs are enough, no labels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..encode.calibration import Calibration, TensorStatistics
+from .observe import observers
+
+Loss = Literal["values", "logits"] | Callable[[Any], Tensor]
+_KEPT_NBYTES = 1 << 26  # of inputs, for corrections that need to run the model
+
+
+def calibrate(
+    model: nn.Module, batches: Iterable[Any], *, loss: Loss = "values", seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Calibration:  # fmt: skip
+    """Gather what ``save_model(…, calibration=…)`` makes use of.
+
+    Some hundreds of inputs like those that the model will meet do; thousands help layers of thousands of inputs. Memory
+    is that of the model, of its gradients, of at most 64 MB of second moments for each layer, and of a batch.
+
+    Args:
+        model: Run in evaluation mode; neither its parameters nor their gradients change.
+        batches: Inputs. A tensor is the model's only argument, a tuple or list its arguments, a mapping its keywords.
+        loss: Which errors of the outputs matter: ``"values"``, squared errors of all its floating-point outputs;
+            ``"logits"`` where they are logits of classes, on the last axis; or a function from the model's output to a
+            scalar whose gradient says it.
+        seed: Of random directions in the space of outputs.
+        progress: Called with ``"batch"``, batches done, and batches in all (or 0 where that is not known).
+
+    Returns:
+        Statistics of every parameter, and some of the inputs.
+
+    Raises:
+        ValueError: There are no batches, or the model has no floating-point output.
+    """
+    random = torch.Generator().manual_seed(seed)
+    names = _names(model)
+    watched = observers(model)
+    squares = dict.fromkeys(names.values(), 0.0)
+    kept: list[object] = []
+    n_inputs = kept_nbytes = n_batches = 0
+    n_all = len(batches) if hasattr(batches, "__len__") else 0  # type: ignore[arg-type]
+    with _evaluating(model), contextlib.ExitStack() as stack:
+        for observer in watched:
+            stack.enter_context(observer)
+        parameters = [p for p in model.parameters() if p.is_floating_point()]
+        for batch in batches:
+            output = run(model, batch)
+            direction = _direction(output, loss, random)
+            gradients = torch.autograd.grad(direction, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    squares[names[id(parameter)]] += float(gradient.detach().double().square().mean())
+            n_inputs += _n_inputs(batch)
+            n_batches += 1
+            nbytes = _nbytes(batch)
+            if kept_nbytes + nbytes <= _KEPT_NBYTES:
+                kept.append(batch)
+                kept_nbytes += nbytes
+            if progress is not None:
+                progress("batch", n_batches, n_all)
+    if not n_batches:
+        raise ValueError("there are no batches to calibrate with")
+    tensors = {name: TensorStatistics(total / n_inputs) for name, total in squares.items()}
+    for observer in watched:
+        tensors |= observer.statistics(tensors)
+    return Calibration(_with_tied(model, tensors), kept)
+
+
+def run(model: nn.Module, batch: Any) -> Any:
+    """The model's output for a batch."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+def floating_outputs(output: Any) -> list[Tensor]:
+    """The floating-point tensors of whatever a model returns, in order."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        return [tensor for value in output.values() for tensor in floating_outputs(value)]
+    if isinstance(output, (tuple, list)):
+        return [tensor for value in output for tensor in floating_outputs(value)]
+    return floating_outputs(vars(output)) if hasattr(output, "__dict__") else []
+
+
+def _direction(output: Any, loss: Loss, random: torch.Generator) -> Tensor:
+    """A scalar whose gradient is, on average over random directions, what errors of the output cost."""
+    if callable(loss):
+        return loss(output)
+    tensors = [tensor for tensor in floating_outputs(output) if tensor.requires_grad]
+    if not tensors:
+        raise ValueError(f"the model returned {type(output).__name__}, which has no floating-point tensor that depends"
+                         " on its parameters")  # fmt: skip
+    if loss == "logits":
+        return sum((_sampled_loss(tensor, random) for tensor in tensors), torch.zeros(()))
+    total = torch.zeros((), device=tensors[0].device)
+    for tensor in tensors:
+        noise = torch.randn(tensor.shape, generator=random).to(tensor)
+        scale = tensor.detach().float().std().clamp_min(1e-12) if len(tensors) > 1 else 1.0
+        total = total + (tensor * noise).sum() / scale
+    return total
+
+
+def _sampled_loss(logits: Tensor, random: torch.Generator) -> Tensor:
+    """Cross-entropy of classes drawn from the model itself: the gradient of its Fisher information."""
+    flat = logits.reshape(-1, logits.shape[-1]).float()
+    chances = flat.detach().softmax(1).cpu()
+    drawn = torch.multinomial(chances, 1, generator=random)[:, 0].to(flat.device)
+    return nn.functional.cross_entropy(flat, drawn, reduction="sum")
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    """The first name of each parameter, by identity."""
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), name)
+    return names
+
+
+def _with_tied(model: nn.Module, tensors: dict[str, TensorStatistics]) -> dict[str, TensorStatistics]:
+    """The same, under every name of a tied parameter."""
+    first = _names(model)
+    every = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    return tensors | {name: tensors[original] for name, original in every.items() if original in tensors}
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, gradients enabled; afterwards as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
+    model.eval()
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _n_inputs(batch: Any) -> int:
+    """The length of the first axis of the first tensor."""
+    return next((max(tensor.shape[0], 1) for tensor in _tensors(batch) if tensor.ndim), 1)
+
+
+def _nbytes(batch: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(batch))

@@ -1,0 +1,234 @@
+"""Hooks on layers that note the second moments of their inputs, as the weights meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from ..encode.calibration import TensorStatistics
+
+_MOMENTS_NBYTES = 1 << 26  # of a layer
+_FEWEST_BLOCK_INPUTS = 256
+_MOST_ROWS = 4096  # input vectors of a batch that are taken for a layer
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Moments:
+    """Second moments of vectors, in blocks on the diagonal where they are long.
+
+    Args:
+        n_groups: Of vectors that are kept apart.
+        n_inputs: Of a vector.
+        unit: Inputs that belong together, such as the taps of a channel.
+    """
+
+    def __init__(self, n_groups: int, n_inputs: int, unit: int = 1) -> None:
+        most = max(_FEWEST_BLOCK_INPUTS, _MOMENTS_NBYTES // (4 * n_inputs * n_groups))
+        most = max(unit, most // unit * unit) if unit <= most else most
+        self._edges = [*range(0, n_inputs, most), n_inputs]
+        self._sums: list[list[Tensor]] | None = None
+        self._n_groups = n_groups
+        self.n_observed = 0
+
+    def add(self, vectors: Tensor) -> None:
+        """Further vectors, ``(n, groups, inputs)``."""
+        vectors = vectors.detach().float()
+        found = [[part.T @ part for part in (vectors[:, g, a:b] for a, b in self._blocks())]
+                 for g in range(self._n_groups)]  # fmt: skip
+        if self._sums is None:
+            self._sums = found
+        else:
+            for sums, news in zip(self._sums, found, strict=True):
+                for total, new in zip(sums, news, strict=True):
+                    total += new
+        self.n_observed += vectors.shape[0]
+
+    def _blocks(self) -> list[tuple[int, int]]:
+        return list(zip(self._edges, self._edges[1:], strict=False))
+
+    def mean(self) -> tuple[tuple[np.ndarray, ...], ...] | None:
+        """Of the products, for each group and block; None if nothing was seen."""
+        if self._sums is None:
+            return None
+        return tuple(tuple((block / self.n_observed).cpu().numpy() for block in group) for group in self._sums)
+
+
+class Observer:
+    """Watches a layer while the model runs; a context, in which its hook is set.
+
+    Args:
+        prefix: Of the names of its parameters, with its dot.
+    """
+
+    def __init__(self, module: nn.Module, prefix: str) -> None:
+        self.module, self.prefix = module, prefix
+        self._moments: dict[str, Moments] = {}
+
+    def __enter__(self) -> Observer:
+        self._hook = self.module.register_forward_pre_hook(self._on_call, with_kwargs=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first = args[0] if args else next(iter(kwargs.values()))
+        with torch.no_grad():
+            self.observe(first)
+
+    def observe(self, x: Any) -> None:
+        """Note the input of a call."""
+        raise NotImplementedError
+
+    def _note(self, parameter: str, vectors: Tensor, unit: int = 1) -> None:
+        """Vectors ``(n, groups, inputs)`` that a parameter meets."""
+        if parameter not in self._moments:
+            self._moments[parameter] = Moments(vectors.shape[1], vectors.shape[2], unit)
+        self._moments[parameter].add(vectors)
+
+    def statistics(self, known: Mapping[str, TensorStatistics]) -> dict[str, TensorStatistics]:
+        """What is known of the layer's parameters, and what was seen."""
+        return {self.prefix + name: replace(known.get(self.prefix + name, TensorStatistics()), moments=moments.mean(),
+                                            n_observed=moments.n_observed)
+                for name, moments in self._moments.items()}  # fmt: skip
+
+
+class LinearObserver(Observer):
+    def observe(self, x: Any) -> None:
+        self._note("weight", thin(x.reshape(-1, x.shape[-1]))[:, None])
+
+
+class ConvolutionObserver(Observer):
+    """A convolution of any rank: a vector is a patch of a group's channels."""
+
+    module: nn.modules.conv._ConvNd
+
+    def observe(self, x: Any) -> None:
+        module = self.module
+        rank = len(module.kernel_size)
+        if x.ndim == rank + 1:
+            x = x[None]
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = nn.functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+        for axis, (size, step, spacing) in enumerate(
+            zip(module.kernel_size, module.stride, module.dilation, strict=True), 2
+        ):
+            x = x.unfold(axis, (size - 1) * spacing + 1, step)[..., ::spacing]
+        # x: (batch, channels, places…, taps…)
+        places = x.shape[2 : 2 + rank]
+        x = x.movedim(1, 1 + rank)  # (batch, places…, channels, taps…)
+        count = x.shape[0] * prod(places)
+        chosen = torch.linspace(0, count - 1, min(count, _MOST_ROWS)).long().to(x.device)
+        vectors = x[torch.unravel_index(chosen, (x.shape[0], *places))]  # (n, channels, taps…)
+        self._note("weight", vectors.reshape(len(chosen), module.groups, -1), prod(module.kernel_size))
+
+
+class EmbeddingObserver(Observer):
+    """A table: how often each of its rows is looked up."""
+
+    module: nn.Embedding | nn.EmbeddingBag
+
+    def __init__(self, module: nn.Module, prefix: str) -> None:
+        super().__init__(module, prefix)
+        self._counts = torch.zeros(self.module.num_embeddings, dtype=torch.int64)
+
+    def observe(self, x: Any) -> None:
+        self._counts += torch.bincount(x.reshape(-1).cpu(), minlength=self.module.num_embeddings)
+
+    def statistics(self, known: Mapping[str, TensorStatistics]) -> dict[str, TensorStatistics]:
+        name = self.prefix + "weight"
+        return {name: replace(known.get(name, TensorStatistics()), row_counts=self._counts.numpy())}
+
+
+class RecurrentObserver(Observer):
+    """Any recurrent layer: what its weights meet is found by running its layers and directions one by one."""
+
+    module: nn.RNNBase
+
+    def observe(self, x: Any) -> None:
+        module = self.module
+        is_valid = None
+        if isinstance(x, PackedSequence):
+            x, lengths = pad_packed_sequence(x)
+            is_valid = torch.arange(x.shape[0])[:, None] < lengths
+        elif x.ndim == 2:
+            x = x[:, None]
+        elif module.batch_first:
+            x = x.transpose(0, 1)
+        for layer in range(module.num_layers):  # x: (time, batch, inputs)
+            directions = ["", "_reverse"] if module.bidirectional else [""]
+            x = torch.cat([self._run(x, f"_l{layer}{direction}", is_valid) for direction in directions], dim=2)
+
+    def _run(self, x: Tensor, suffix: str, is_valid: Tensor | None) -> Tensor:
+        """One direction of one layer: its outputs, its inputs noted."""
+        module = self.module
+        turns = suffix.endswith("_reverse")
+        single = _SINGLE[type(module)](x.shape[2], module.hidden_size, bias=module.bias, **_options(module))
+        for name in [name for name, _ in single.named_parameters()]:
+            setattr(single, name, getattr(module, name.replace("_l0", suffix)))
+        forward = x.flip(0) if turns else x
+        hidden: Tensor = single(forward)[0]
+        before = torch.cat([torch.zeros_like(hidden[:1]), hidden[:-1]])
+        valid = None if is_valid is None else (is_valid.flip(0) if turns else is_valid).reshape(-1)
+        for name, vectors in ((f"weight_ih{suffix}", forward), (f"weight_hh{suffix}", before)):
+            flat = vectors.reshape(-1, vectors.shape[2])
+            self._note(name, thin(flat if valid is None else flat[valid.to(flat.device)])[:, None])
+        return hidden.flip(0) if turns else hidden
+
+
+_SINGLE: dict[type[nn.Module], Any] = {nn.RNN: nn.RNN, nn.LSTM: nn.LSTM, nn.GRU: nn.GRU}
+
+
+def _options(module: nn.RNNBase) -> dict[str, Any]:
+    """What else a layer like this one is made with."""
+    options: dict[str, Any] = {"device": next(module.parameters()).device, "dtype": next(module.parameters()).dtype}
+    if isinstance(module, nn.RNN):
+        options["nonlinearity"] = module.nonlinearity
+    if isinstance(module, nn.LSTM):
+        options["proj_size"] = module.proj_size
+    return options
+
+
+class AttentionObserver(Observer):
+    """Multi-head attention: its projections of one and the same input, which share a weight."""
+
+    module: nn.MultiheadAttention
+
+    def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        query, key, value = [*args, *(kwargs.get(name) for name in ("query", "key", "value")[len(args) :])][:3]
+        if self.module.in_proj_weight is not None and query is key is value:
+            with torch.no_grad():
+                self._note("in_proj_weight", thin(query.reshape(-1, query.shape[-1]))[:, None])
+
+
+def thin(vectors: Tensor) -> Tensor:
+    """At most ``_MOST_ROWS`` of the rows, evenly spread."""
+    if len(vectors) <= _MOST_ROWS:
+        return vectors
+    return vectors[torch.linspace(0, len(vectors) - 1, _MOST_ROWS).long().to(vectors.device)]
+
+
+_KINDS: Sequence[tuple[Any, type[Observer]]] = (
+    (nn.Linear, LinearObserver),
+    (_CONVOLUTIONS, ConvolutionObserver),
+    ((nn.Embedding, nn.EmbeddingBag), EmbeddingObserver),
+    ((nn.RNN, nn.LSTM, nn.GRU), RecurrentObserver),
+    (nn.MultiheadAttention, AttentionObserver),
+)
+
+
+def observers(model: nn.Module) -> list[Observer]:
+    """An observer for each layer whose inputs say something of its weights."""
+    found = []
+    for name, module in model.named_modules():
+        kind = next((observer for types, observer in _KINDS if isinstance(module, types)), None)
+        if kind is not None:
+            found.append(kind(module, f"{name}." if name else ""))
+    return found
