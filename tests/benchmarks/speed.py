@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Memcpy, median, print_table, seconds, time_together, write_json
+from common import Memcpy, median, print_table, seconds, sqnr, time_together, write_json
 
 import vqformat
 from vqformat.encode.assemble import QuantizedStage, assemble
@@ -176,11 +176,6 @@ def faiss_pq(faiss: Any, matrix: np.ndarray, iterations: int) -> np.ndarray:
     quantizer.cp.min_points_per_centroid = 1  # or it warns, once for every segment
     quantizer.train(matrix)
     return quantizer.decode(quantizer.compute_codes(matrix))
-
-
-def sqnr(original: np.ndarray, decoded: np.ndarray) -> float:
-    return float(10 * np.log10(np.square(original).sum(dtype=np.float64)
-                               / np.square(original - decoded).sum(dtype=np.float64)))  # fmt: skip
 
 
 if __name__ == "__main__":

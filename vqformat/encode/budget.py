@@ -16,11 +16,11 @@ SAMPLE = 1 << 15
 # The loss of accuracy adds up over tensors, each by its noise against its weights, so that tensors of large norm may be
 # coarser; but norms tell only part of it (those of batch-normed layers nothing). The step goes with this power of the
 # norm: with 0 the first and last layers of small networks suffer, with 1 the large layers of batch-normed ones.
-_NORM_POWER = 0.5
+_NORM_POWER = 0.35
 _LARGEST_STEP = 8.0  # times a tensor's deviation: beyond it nearly everything becomes 0
 _LARGEST_SHARE = 4.0  # times the step that the tensor would have if all had its deviation
-_SMALLEST_STEP: float = 2.0**-14
-_COARSEST_STEP: float = 2.0**8
+SMALLEST_STEP: float = 2.0**-14
+COARSEST_STEP: float = 2.0**8
 _TOLERANCE = 0.004
 _MAX_TRIES = 9
 
@@ -151,7 +151,7 @@ def meet(steps: Steps, goal: Goal, encode: Callable[[float], Outcome]) -> None:
         encode: Encodes the model at a relative step.
     """
     if steps.is_empty:
-        encode(_COARSEST_STEP)
+        encode(COARSEST_STEP)
         return
     search = _SizeSearch(steps, goal.nbytes) if goal.nbytes is not None else _QualitySearch(goal.sqnr_db or 0.0)
     tried: set[float] = set()
@@ -201,7 +201,7 @@ class _SizeSearch:
         return min(step, min(below) / 1.02)
 
     def last_resort(self) -> float | None:
-        return _COARSEST_STEP if min(self._tried.values()) > self._goal else None
+        return COARSEST_STEP if min(self._tried.values()) > self._goal else None
 
 
 class _QualitySearch:
@@ -212,7 +212,7 @@ class _QualitySearch:
         self._tried: dict[float, float] = {}
 
     def first_step(self) -> float:
-        return float(min(max(2.0 ** ((10.8 - self._goal) / 6.02), _SMALLEST_STEP), 2.0))  # noise of step**2 / 12
+        return float(min(max(2.0 ** ((10.8 - self._goal) / 6.02), SMALLEST_STEP), 2.0))  # noise of step**2 / 12
 
     def is_met(self, step: float, outcome: Outcome) -> bool:
         self._tried[step] = outcome.sqnr_db
@@ -228,15 +228,15 @@ class _QualitySearch:
             return low * math.pow(high / low, min(max(share, 0.05), 0.95))
         nearest = max(above) if above else min(below)
         step = nearest * 2.0 ** ((self._tried[nearest] - wanted) / 5)
-        return min(max(float(step), _SMALLEST_STEP), _LARGEST_STEP)
+        return min(max(float(step), SMALLEST_STEP), _LARGEST_STEP)
 
     def last_resort(self) -> float | None:
-        return _SMALLEST_STEP if max(self._tried.values()) < self._goal else None
+        return SMALLEST_STEP if max(self._tried.values()) < self._goal else None
 
 
 def _solve(estimate: Callable[[float], float], target: float) -> float:
     """The step at which a falling function meets the target, by bisection of its logarithm."""
-    low, high = math.log2(_SMALLEST_STEP), math.log2(_COARSEST_STEP)
+    low, high = math.log2(SMALLEST_STEP), math.log2(COARSEST_STEP)
     for _ in range(18):
         middle = (low + high) / 2
         if estimate(2.0**middle) > target:

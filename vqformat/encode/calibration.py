@@ -70,18 +70,20 @@ class Calibration:
         """Statistics from a file that ``save`` wrote.
 
         Raises:
-            EncodeError: It is no such file.
+            EncodeError: It is no such file, or damaged.
+            OSError: It cannot be read.
         """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {key: archive[key] for key in archive.files}
-            if int(arrays.pop("format")) != _FORMAT:
-                raise EncodeError(f"{os.fspath(path)!r} holds a calibration of another version of this package")
-            return cls(dict(map(_statistics, _by_tensor(arrays))))
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError) as err:
-            if isinstance(err, EncodeError):
-                raise
-            raise EncodeError(f"{os.fspath(path)!r} is no saved calibration: {err}") from err
+        with open(path, "rb") as stream:
+            try:
+                with np.load(stream, allow_pickle=False) as archive:
+                    arrays = {key: archive[key] for key in archive.files}
+                version = int(arrays.pop("format"))
+                tensors = dict(map(_statistics, _by_tensor(arrays))) if version == _FORMAT else {}
+            except Exception as err:  # NumPy and zipfile promise nothing about damaged files
+                raise EncodeError(f"{os.fspath(path)!r} is no saved calibration: {err}") from err
+        if version != _FORMAT:
+            raise EncodeError(f"{os.fspath(path)!r} holds a calibration of another version of this package")
+        return cls(tensors)
 
 
 Arrays = dict[str, npt.NDArray[np.generic]]

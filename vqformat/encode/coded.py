@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from ..codecs import rans, tables
 from ..codecs.tables import Floats
 from ..codecs.trellis import entries_of
 from ..container import Section
+from ..dtypes import BY_NAME
 from ..limits import MAX_PRECISION
 from ..records import (
     CLASSES_COLUMNS,
@@ -31,7 +33,7 @@ from ..records import (
 from ..writer import EncodedTensor
 from . import entropy, tiles
 from .contexts import Contexts
-from .scales import table_dtype
+from .scales import encode_scales, group_size, table_dtype
 
 _COARSE_PRECISION = 12  # serves up to _COARSE_ENTRIES codes; more need more
 _COARSE_ENTRIES = 32
@@ -51,7 +53,7 @@ class CodedTensor:
         step: Distance of the points.
         values: What index k of codebook q stands for, ``(B, 2 · reach + 1)`` at ``[q, k + reach]``; None for
             ``(B k + q) · step``.
-        scale: Of the values, with its section.
+        row_scales: By which the values of each stored row are multiplied, ``(R,)``, as they are stored.
     """
 
     name: str
@@ -65,7 +67,7 @@ class CodedTensor:
     books: npt.NDArray[np.uint8]
     step: float
     values: Floats | None = None
-    scale: tuple[Scale, bytes] | None = None
+    row_scales: Floats | None = None
 
     @property
     def n_books(self) -> int:
@@ -78,20 +80,24 @@ class CodedTensor:
 
     def values_as_coded(self) -> Floats:
         """What the codes stand for, ``(R, C)``: to rounding what a decoder makes of them."""
+        found: Floats
         if self.values is None:
-            points = (self.n_books * self.indices.astype(np.float32) + self.books) * np.float32(self.step)
-            return points.astype(np.float32)
-        reach = (self.values.shape[1] - 1) // 2
-        found: Floats = self.values[self.books, self.indices.astype(np.intp) + reach]
+            found = (self.n_books * self.indices.astype(np.float32) + self.books) * np.float32(self.step)
+        else:
+            reach = (self.values.shape[1] - 1) // 2
+            found = self.values[self.books, self.indices.astype(np.intp) + reach]
+        if self.row_scales is not None:
+            found *= self.row_scales[:, None]
         return found
 
-    def array(self) -> Floats:
-        """The same in the tensor's shape; of a complex tensor its reals."""
-        values = self.values_as_coded()
-        if self.layout.axes is None:
-            return values.reshape(self.shape)
-        permuted = values.reshape([self.shape[axis] for axis in self.layout.axes])
-        return permuted.transpose(np.argsort(self.layout.axes))
+    def array(self) -> npt.NDArray[Any]:
+        """The same in the tensor's shape, complex if that is."""
+        is_complex = BY_NAME[self.dtype].is_complex
+        shape = (*self.shape, 2) if is_complex else self.shape
+        axes = self.layout.axes or tuple(range(len(shape)))
+        permuted = self.values_as_coded().reshape([shape[axis] for axis in axes])
+        values = permuted.transpose(np.argsort(axes))
+        return np.ascontiguousarray(values).view(np.complex64)[..., 0] if is_complex else values
 
     def counts(self, zero: int, entries: int) -> Counts:
         """How often each code occurs: ``(n_contexts, n_books, entries)``."""
@@ -192,8 +198,9 @@ class Pool:
             source = TableSource(table_dtype(book))
             resident = [tables.encode(book, source.dtype)]
         scale = None
-        if tensor.scale is not None:
-            scale, section = tensor.scale
+        if tensor.row_scales is not None:
+            dtype, section, _ = encode_scales(tensor.row_scales)
+            scale = Scale(dtype, group_size(1, tensor.row_scales.size), 0)
             resident.append(section)
         contexts = tensor.contexts
         classes = 0

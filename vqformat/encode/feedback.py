@@ -21,6 +21,7 @@ from .trellis import Books, Grid, Indices
 from .viterbi import Rates
 
 _DAMPING = 0.05  # added to the moments' diagonal, of its mean
+_SMALLEST_MOMENT = 1e-30  # of inputs that are not all but 0
 _LAZY_ROWS = 64  # whose errors are taken from far rows together
 TILE_COLUMNS = 32  # of a sequence, about: it ends a decision at each row
 
@@ -45,12 +46,15 @@ class Factors:
         """The factors of a layer whose inputs are known; None if they are not, or have no spread."""
         if statistics.moments is None:
             return None
+        moments = np.concatenate([np.diagonal(block) for group in statistics.moments for block in group])
+        mean_moment = float(moments.mean(dtype=np.float64))
+        if not _SMALLEST_MOMENT < mean_moment < np.inf:
+            return None
         upper = tuple(tuple(_factor(block, statistics.n_observed) for block in group) for group in statistics.moments)
         spread = np.stack([np.concatenate([np.diagonal(u) for u in group]) for group in upper], axis=1)
         if not np.isfinite(spread).all() or not (spread > 0).all():
             return None
-        moments = np.concatenate([np.diagonal(block) for group in statistics.moments for block in group])
-        return cls(upper, spread, float(moments.mean(dtype=np.float64)))
+        return cls(upper, spread, mean_moment)
 
     @property
     def typical_spread(self) -> float:
@@ -73,7 +77,7 @@ def _factor(moments: Floats, n_observed: int) -> Floats:
     h = moments.astype(np.float64)
     diagonal = np.diagonal(h).copy()
     h *= 1 - n / (n + max(n_observed, 1))
-    h[np.diag_indices(n)] = diagonal + max(_DAMPING * float(diagonal.mean()), 1e-30)
+    h[np.diag_indices(n)] = diagonal + max(_DAMPING * float(diagonal.mean()), _SMALLEST_MOMENT)
     # H = L Lᵀ with rows and columns turned round gives H⁻¹ = Uᵀ U without an inverse of H
     lower = np.linalg.cholesky(h[::-1, ::-1])
     factor: Floats = np.linalg.inv(lower)[::-1, ::-1].astype(np.float32)

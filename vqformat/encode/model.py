@@ -21,7 +21,7 @@ from ..dtypes import BY_NAME
 from ..errors import EncodeError
 from ..records import AliasRecord, Layout, make_view
 from ..writer import EncodedTensor, Writer
-from . import fast, fine, quantize, small
+from . import fast, fine, lookups, quantize, small
 from .assemble import QuantizedStage, assemble
 from .budget import Goal, Outcome, Statistics, Steps, meet, root_mean_square
 from .coded import CodedTensor
@@ -43,6 +43,8 @@ _EXACT_FROM = 0.5  # of the bytes of the tensors: smaller budgets are below what
 _LEAST_SQNR_DB = 1.0  # of a tensor on a grid; less is hardly better than nothing
 DEFAULT_STEP = 0.18  # times the root mean square of all weights on grids: at most a point lost on six networks
 _MAX_CORRECTIONS = 3  # rounds until corrected tensors fit a budget
+_CORRECTION_SHARE = 0.001  # of a budget, and bytes, that are kept for what corrected tensors take more
+_CORRECTION_NBYTES = 16
 _MINOR = 1  # of the format, unless everything is exact
 
 
@@ -73,7 +75,7 @@ class _Encoder:
         self._steps = Steps([])
         self._fixed: dict[str, Result] = {}  # results that no step changes, where there is a budget
         self._fallen: dict[str, str] = {}  # why a tensor is not coded by the method of its wildcard
-        self._last_step = DEFAULT_STEP  # of the results that are kept
+        self._step = options.step or DEFAULT_STEP  # relative; where there is a goal, that of the results that meet it
         self._factors: dict[str, Factors | None] = {}
         self._books: dict[str, quantize.SharedBook] = {}
         self._book_numbers: dict[str, int] = {}
@@ -99,7 +101,7 @@ class _Encoder:
             goal = self._goal()
             if self.options.correct is not None:
                 return self._write_all(writer, self._corrected(goal, metadata))
-            results = self._encode(DEFAULT_STEP) if goal is None else self._meet(goal, metadata)
+            results = self._encode(self._step) if goal is None else self._meet(goal, metadata)
             return self._write_all(writer, results)
 
     # What each tensor is to become
@@ -168,7 +170,18 @@ class _Encoder:
         if statistics is None:
             return 0.0
         factors = self._feedback(tensor) if self._is_coarse(tensor) else None
-        return statistics.importance * (1.0 if factors is None else factors.share_left)
+        if factors is not None:
+            return statistics.importance * factors.share_left
+        counts = statistics.row_counts
+        return statistics.importance * (1.0 if counts is None else lookups.share_of_middle(counts))
+
+    def _row_scales(self, tensor: SourceTensor) -> Floats | None:
+        """Of a table, if it is known how often its rows are looked up."""
+        calibration = self.options.calibration
+        statistics = None if calibration is None else calibration.tensors.get(tensor.name)
+        if statistics is None or statistics.row_counts is None:
+            return None
+        return lookups.row_scales(statistics.row_counts)
 
     def _has_step(self, tensor: SourceTensor, method: Method | None) -> bool:
         """Whether the encoder is to choose the tensor's step."""
@@ -237,7 +250,7 @@ class _Encoder:
             is_good = outcome.meets(goal)
             if is_good and (best_outcome is None or outcome.is_nearer(best_outcome, goal)):
                 best, best_outcome = results, outcome
-                self._last_step = step
+                self._step = step
             return outcome
 
         is_generous = goal.nbytes is not None and goal.nbytes >= _EXACT_FROM * self._source_nbytes()
@@ -254,13 +267,17 @@ class _Encoder:
     def _corrected(self, goal: Goal | None, metadata: dict[str, Any] | None) -> list[Result]:
         """Results whose short tensors fit what became of the weights; they may take some bytes more or less."""
         aim = goal
+        if goal is not None and goal.nbytes is not None:
+            aim = Goal(goal.nbytes * (1 - _CORRECTION_SHARE) - _CORRECTION_NBYTES)
         for _ in range(_MAX_CORRECTIONS):
-            results = list(self._encode(DEFAULT_STEP)) if aim is None else self._meet(aim, metadata)
+            results = list(self._encode(self._step)) if aim is None else self._meet(aim, metadata)
             results = self._correct(results)
-            nbytes = self._trial(results, metadata).file_nbytes
-            if goal is None or goal.nbytes is None or aim is None or aim.nbytes is None or nbytes <= goal.nbytes:
+            if goal is None or goal.nbytes is None or aim is None or aim.nbytes is None:
                 break
-            aim = Goal(aim.nbytes - (nbytes - goal.nbytes) - 8)
+            nbytes = self._trial(results, metadata).file_nbytes
+            if nbytes <= goal.nbytes:
+                break
+            aim = Goal(aim.nbytes - (nbytes - goal.nbytes))
         return results
 
     def _correct(self, results: list[Result]) -> list[Result]:
@@ -276,7 +293,7 @@ class _Encoder:
                 corrected.append(result)
                 continue
             news = replace(tensor, load=partial(np.asarray, array))
-            corrected.append(self._encode_short(news, native(news), self._last_step))
+            corrected.append(self._encode_short(news, native(news), self._step))
         return corrected
 
     def _trial(self, results: list[Result], metadata: dict[str, Any] | None) -> Report:
@@ -369,7 +386,7 @@ class _Encoder:
 
     def _encode_short(self, tensor: SourceTensor, array: Array, relative_step: float) -> Result:
         """A tensor that is small and sensitive: finely, or if a budget says so less finely, by its size."""
-        if self.options.ratio is None and self.options.bits is None and self.options.size is None:
+        if not self.options.has_budget or self.options.sqnr is not None:
             return self._encode_finely(tensor, array)
         deviation = root_mean_square(reals(array))
         if self._steps.is_empty or not deviation:
@@ -405,7 +422,8 @@ class _Encoder:
                 found = small.quantize(tensor.name, tensor.dtype, tensor.shape, values, step,
                                        output_axis=tensor.output_axis,
                                        least_noise=self.options.sqnr is not None,
-                                       factors=self._feedback(tensor))  # fmt: skip
+                                       factors=self._feedback(tensor),
+                                       row_scales=self._row_scales(tensor))  # fmt: skip
                 encoded, signal, noise = found.coded, found.energy, found.noise
             case "fast":
                 encoded, signal, noise = fast.encode(tensor.name, tensor.dtype, tensor.shape, values, step,

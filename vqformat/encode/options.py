@@ -34,6 +34,7 @@ class Options:
         ratio: Bytes of the tensors over bytes of the file.
         size: Bytes of the file.
         sqnr: Signal-to-quantization-noise ratio of all weights together, in dB.
+        step: Of the grids, relative to the root mean square of all weights on them.
         lossless: Every bit kept, whatever else is asked.
         preset: How the encoder codes what it chooses for, a key of ``PRESETS``.
         calibration: What is known of the model's inputs, for ``small``.
@@ -47,6 +48,7 @@ class Options:
     ratio: float | None = None
     size: float | None = None
     sqnr: float | None = None
+    step: float | None = None
     lossless: bool = False
     preset: str = "default"
     calibration: Calibration | None = None
@@ -55,7 +57,8 @@ class Options:
     progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        numeric = {"bits": self.bits, "ratio": self.ratio, "size": self.size, "sqnr": self.sqnr}
+        numeric = {"bits": self.bits, "ratio": self.ratio, "size": self.size, "sqnr": self.sqnr,
+                   "step": self.step}  # fmt: skip
         asked = [name for name, value in {**numeric, "lossless": self.lossless or None}.items() if value is not None]
         if len(asked) > 1:
             raise EncodeError(f"{' and '.join(asked)} exclude each other")
@@ -72,4 +75,4 @@ class Options:
 
     @property
     def has_budget(self) -> bool:
-        return any(value is not None for value in (self.bits, self.ratio, self.size, self.sqnr))
+        return any(value is not None for value in (self.bits, self.ratio, self.size, self.sqnr, self.step))

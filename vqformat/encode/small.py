@@ -42,7 +42,7 @@ class Quantized:
 
 def quantize(
     name: str, dtype: str, shape: tuple[int, ...], values: Floats, step: float, *, output_axis: int = 0,
-    least_noise: bool = False, factors: feedback.Factors | None = None,
+    least_noise: bool = False, factors: feedback.Factors | None = None, row_scales: Floats | None = None,
 ) -> Quantized:  # fmt: skip
     """Put a tensor on a trellis's grid.
 
@@ -53,18 +53,29 @@ def quantize(
         least_noise: Whether values are the means of their cells, for the best SQNR. Else they are the grid's points, of
             the same energy as the weights: means are smaller, and so would be all activations.
         factors: Of the layer's inputs, if they are known.
+        row_scales: Of a table whose rows are looked up, see ``lookups``; goes without factors.
 
     Raises:
-        EncodeError: The factors are of another number of inputs.
+        EncodeError: The factors are of another number of inputs, or the scales of another number of rows.
     """
-    layout = _layout(name, values, output_axis, has_feedback=factors is not None)
+    is_table = values.ndim < 2 or (factors is None and (row_scales is not None or is_table_of_rows(name)))
+    if factors is None and not is_table and values.shape[output_axis] < 2:  # such as a depthwise kernel of Keras
+        output_axis = int(np.argmax(values.shape))
+    layout = by_rows(values.shape) if is_table else _inputs_as_rows(values.ndim, output_axis)
     matrix = np.ascontiguousarray(view_matrix(values, layout))
-    furthest = float(np.abs(matrix).max(initial=0))
+    known = factors.spread.shape[0] if factors is not None else row_scales.size if row_scales is not None else None
+    if known is not None and known != matrix.shape[0]:
+        raise EncodeError(f"tensor {name!r} has {matrix.shape[0]} {'rows' if is_table else 'inputs'}, its calibration"
+                          f" {known}")  # fmt: skip
+    n_groups = 1 if factors is None else factors.spread.shape[1]
+    if matrix.shape[1] % n_groups:
+        raise EncodeError(f"tensor {name!r} has {matrix.shape[1]} outputs, its calibration {n_groups} groups of them")
+    furthest = float(np.abs(matrix).max(initial=0)) / (1.0 if row_scales is None else float(row_scales.min()))
     step = max(step * _FINER, furthest / 30_000, float(np.finfo(np.float32).tiny))
     points = matrix * np.float32(1 / step)
+    if row_scales is not None:
+        points /= row_scales[:, None]
     contexts = find_contexts(points)
-    if factors is not None and factors.spread.shape[0] != matrix.shape[0]:
-        raise EncodeError(f"tensor {name!r} has {matrix.shape[0]} inputs, its calibration {factors.spread.shape[0]}")
     width = None if factors is None else tiles.band_width(matrix.shape[1], feedback.TILE_COLUMNS)
     layout, grid = _cut(layout, matrix.shape, contexts.expected_bits, width)
     if factors is not None:
@@ -72,14 +83,15 @@ def quantize(
     else:
         weights = None if least_noise else _weights(points)
         rates = trellis.find_rates(points, contexts, grid, PRICE, weights)
-        keeps_sums = layout.n_row_axes > 0 and not is_table_of_rows(name) and matrix.shape[0] >= _FEWEST_INPUTS
+        keeps_sums = layout.n_row_axes > 0 and not is_table and matrix.shape[0] >= _FEWEST_INPUTS
         code = trellis.quantize_keeping_sums if keeps_sums else trellis.quantize
         indices, books = code(points, contexts, grid, rates, weights)
     table = None
     if least_noise:
         reach = int(np.abs(indices).max(initial=0)) + 1
         table = (trellis.centroids(points, indices, books, reach) * step).astype(np.float32)
-    coded = CodedTensor(name, dtype, shape, layout, grid.tile, grid.trellis, contexts, indices, books, step, table)
+    coded = CodedTensor(name, dtype, shape, layout, grid.tile, grid.trellis, contexts, indices, books, step, table,
+                        row_scales)  # fmt: skip
     error = coded.values_as_coded() - matrix
     return Quantized(coded, energy(matrix), energy(error))
 
@@ -109,11 +121,8 @@ def _weights(points: Floats) -> Floats:
     return weights
 
 
-def _layout(name: str, values: Floats, output_axis: int, *, has_feedback: bool) -> Layout:
-    """Inputs as rows, so that errors can be made up for from row to row; tables of rows as they are."""
-    rank = values.ndim
-    if rank < 2 or (is_table_of_rows(name) and not has_feedback):
-        return by_rows(values.shape)
+def _inputs_as_rows(rank: int, output_axis: int) -> Layout:
+    """So that errors can be made up for from row to row."""
     axis = output_axis % rank
     axes = (*(i for i in range(rank) if i != axis), axis)
     return Layout(None if axes == tuple(range(rank)) else axes, rank - 1)

@@ -7,7 +7,10 @@ of one weight can be made up for by another. Inputs are enough, no labels.
 from __future__ import annotations
 
 import contextlib
+import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -42,15 +45,16 @@ def calibrate(
         Statistics of every parameter, and some of the inputs.
 
     Raises:
-        ValueError: There are no batches, or the model has no floating-point output.
+        ValueError: There are no batches, the model has no floating-point output, or the loss has an unknown name.
     """
+    check_loss(loss)
     random = torch.Generator().manual_seed(seed)
     names = _names(model)
     watched = observers(model)
     squares = dict.fromkeys(names.values(), 0.0)
     kept: list[object] = []
     n_inputs = kept_nbytes = n_batches = 0
-    n_all = len(batches) if hasattr(batches, "__len__") else 0  # type: ignore[arg-type]
+    n_all = operator.length_hint(batches)
     with _evaluating(model), contextlib.ExitStack() as stack:
         for observer in watched:
             stack.enter_context(observer)
@@ -61,10 +65,10 @@ def calibrate(
             gradients = torch.autograd.grad(direction, parameters, allow_unused=True)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
-                    squares[names[id(parameter)]] += float(gradient.detach().double().square().mean())
+                    squares[names[id(parameter)]] += float(gradient.detach().to_dense().double().square().mean())
             n_inputs += _n_inputs(batch)
             n_batches += 1
-            nbytes = _nbytes(batch)
+            nbytes = batch_nbytes(batch)
             if kept_nbytes + nbytes <= _KEPT_NBYTES:
                 kept.append(batch)
                 kept_nbytes += nbytes
@@ -72,10 +76,17 @@ def calibrate(
                 progress("batch", n_batches, n_all)
     if not n_batches:
         raise ValueError("there are no batches to calibrate with")
-    tensors = {name: TensorStatistics(total / n_inputs) for name, total in squares.items()}
+    tensors = {name: TensorStatistics(total / n_inputs if math.isfinite(total) else 0.0)
+               for name, total in squares.items()}  # fmt: skip
     for observer in watched:
         tensors |= observer.statistics(tensors)
     return Calibration(_with_tied(model, tensors), kept)
+
+
+def check_loss(loss: Loss) -> None:
+    """Raise ValueError unless it is a loss."""
+    if not callable(loss) and loss not in ("values", "logits"):
+        raise ValueError(f"loss is {loss!r}; 'values', 'logits' or a function of the model's output is allowed")
 
 
 def run(model: nn.Module, batch: Any) -> Any:
@@ -109,8 +120,8 @@ def _direction(output: Any, loss: Loss, random: torch.Generator) -> Tensor:
     total = torch.zeros((), device=tensors[0].device)
     for tensor in tensors:
         noise = torch.randn(tensor.shape, generator=random).to(tensor)
-        scale = tensor.detach().float().std().clamp_min(1e-12) if len(tensors) > 1 else 1.0
-        total = total + (tensor * noise).sum() / scale
+        scale = float(tensor.detach().float().std(unbiased=False)) if len(tensors) > 1 and tensor.numel() else 1.0
+        total = total + (tensor * noise).sum() / (scale or 1.0)
     return total
 
 
@@ -131,9 +142,16 @@ def _names(model: nn.Module) -> dict[int, str]:
 
 
 def _with_tied(model: nn.Module, tensors: dict[str, TensorStatistics]) -> dict[str, TensorStatistics]:
-    """The same, under every name of a tied parameter."""
+    """The same, under every name of a tied parameter.
+
+    A table that is a layer's weight too is treated as that: all its rows matter, however seldom one is looked up.
+    """
     first = _names(model)
     every = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    for name, original in every.items():
+        known = tensors.get(name)
+        if name != original and known is not None and known.moments is not None:
+            tensors[original] = replace(known, importance=tensors[original].importance)
     return tensors | {name: tensors[original] for name, original in every.items() if original in tensors}
 
 
@@ -165,5 +183,6 @@ def _n_inputs(batch: Any) -> int:
     return next((max(tensor.shape[0], 1) for tensor in _tensors(batch) if tensor.ndim), 1)
 
 
-def _nbytes(batch: Any) -> int:
+def batch_nbytes(batch: Any) -> int:
+    """Of its tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(batch))

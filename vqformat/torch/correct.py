@@ -7,7 +7,7 @@ First means and variances, layer by layer (bias correction: Nagel et al. 2019; b
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ..encode.calibration import Calibration
-from .calibrate import Loss, floating_outputs, run
+from .calibrate import Loss, batch_nbytes, check_loss, floating_outputs, run
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CORRECTED = (torch.float16, torch.float32, torch.float64)  # what NumPy has
 _EPOCHS = 6
+_FEWEST_STEPS = 60
 _RATE = 0.003  # of learning, of the size that a parameter has
 _HELD_OUT = 5  # every so-manieth batch judges
 
@@ -40,6 +42,7 @@ class Corrector:
         self, model: nn.Module, calibration: Calibration, loss: Loss = "values",
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:  # fmt: skip
+        check_loss(loss)
         self._teacher, self._batches, self._loss, self._progress = model, calibration.inputs, loss, progress
 
     def __call__(self, weights: Mapping[str, np.ndarray]) -> Arrays:
@@ -49,58 +52,69 @@ class Corrector:
         student = copy.deepcopy(self._teacher).eval()
         given = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
         student.load_state_dict(given, strict=False)
+        for parameter in student.parameters():
+            parameter.requires_grad_(False)
         was_training = [module for module in self._teacher.modules() if module.training]
         self._teacher.eval()
         try:
             with torch.no_grad():
-                _match_moments(self._teacher, student, self._batches[0])
                 aims = [_detached(run(self._teacher, batch)) for batch in self._batches]
+                if aims[0]:
+                    self._correct(student, aims, given)
         finally:
             for module in was_training:
                 module.training = True
-        self._tune(student, aims, given)
         return {name: tensor.detach().cpu().numpy() for name, tensor in student.state_dict().items()
-                if name not in given and tensor.is_floating_point() and tensor.dtype != torch.bfloat16}  # fmt: skip
+                if name not in given and tensor.dtype in _CORRECTED}  # fmt: skip
 
-    def _tune(self, student: nn.Module, aims: list[list[Tensor]], given: Mapping[str, Tensor]) -> None:
-        """Gradient descent on all short parameters; undone if batches held out say that it did no good."""
+    def _correct(self, student: nn.Module, aims: list[list[Tensor]], given: Mapping[str, Tensor]) -> None:
+        """One way after the other, each undone if batches held out say that it did no good."""
+        n_batches = len(self._batches)
+        judges = range(0, n_batches, _HELD_OUT if n_batches >= _HELD_OUT else 1)
+        learned = [i for i in range(n_batches) if i not in judges]
+        largest = max(self._batches, key=batch_nbytes)
+        ways: list[Callable[[], None]] = [lambda: _match_moments(self._teacher, student, largest)]
+        if learned:
+            ways.append(lambda: self._tune(student, aims, learned, given))
+        loss = self._total(student, aims, judges)
+        for way in ways:
+            before = {name: tensor.clone() for name, tensor in student.state_dict().items() if name not in given}
+            way()
+            news = self._total(student, aims, judges)
+            if news < loss:
+                loss = news
+            else:
+                student.load_state_dict(before, strict=False)
+
+    def _tune(
+        self, student: nn.Module, aims: list[list[Tensor]], learned: list[int], given: Mapping[str, Tensor]
+    ) -> None:
+        """Gradient descent on all short parameters."""
         tuned = [parameter for name, parameter in student.named_parameters()
                  if parameter.ndim == 1 and name not in given and parameter.is_floating_point()]  # fmt: skip
-        for parameter in student.parameters():
-            parameter.requires_grad_(False)
-        judges = range(0, len(self._batches), _HELD_OUT) if len(self._batches) >= _HELD_OUT else range(0)
-        learned = [i for i in range(len(self._batches)) if i not in judges]
-        if not tuned or not judges or not aims[0]:
+        if not tuned:
             return
-        before = [parameter.detach().clone() for parameter in tuned]
-        loss_before = self._total(student, aims, judges)
         groups = [{"params": [p.requires_grad_(True)], "lr": _RATE * _size(p)} for p in tuned]
         optimizer = torch.optim.Adam(groups)
-        n_steps = _EPOCHS * len(learned)
+        n_steps = max(_EPOCHS * len(learned), _FEWEST_STEPS)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
         random = torch.Generator().manual_seed(0)
-        done = 0
-        for _ in range(_EPOCHS):
-            for j in torch.randperm(len(learned), generator=random).tolist():
-                i = learned[j]
-                with torch.enable_grad():
-                    loss = self._difference(student, self._batches[i], aims[i])
-                    optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-                done += 1
-                if self._progress is not None:
-                    self._progress("correction", done, n_steps)
+        for done in range(n_steps):
+            if done % len(learned) == 0:
+                order = torch.randperm(len(learned), generator=random).tolist()
+            i = learned[order[done % len(learned)]]
+            with torch.enable_grad():
+                loss = self._difference(student, self._batches[i], aims[i])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            if self._progress is not None:
+                self._progress("correction", done + 1, n_steps)
         for parameter in tuned:
             parameter.requires_grad_(False)
-        if not self._total(student, aims, judges) < loss_before:
-            with torch.no_grad():
-                for parameter, original in zip(tuned, before, strict=True):
-                    parameter.copy_(original)
 
-    @torch.no_grad()
-    def _total(self, student: nn.Module, aims: list[list[Tensor]], batches: range) -> float:
+    def _total(self, student: nn.Module, aims: list[list[Tensor]], batches: Iterable[int]) -> float:
         return sum(float(self._difference(student, self._batches[i], aims[i])) for i in batches)
 
     def _difference(self, student: nn.Module, batch: Any, aims: list[Tensor]) -> Tensor:
@@ -111,8 +125,7 @@ class Corrector:
                 logs = found.float().log_softmax(-1), aim.float().log_softmax(-1)
                 part = nn.functional.kl_div(*logs, log_target=True, reduction="none").sum(-1).mean()
             else:
-                scale = (aim - aim.mean(0)).float().square().sum().clamp_min(1e-12)
-                part = (found - aim).float().square().sum() / scale
+                part = (found - aim).float().square().sum() / aim.float().square().sum().clamp_min(1e-12)
             total = total + part.cpu()
         return total
 
@@ -138,12 +151,15 @@ def _match_moments(teacher: nn.Module, student: nn.Module, batch: Any) -> None:
     def note(name: str, module: nn.Module) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             values = args[0] if isinstance(module, _NORMS) else output
-            seen[name].append(_moments(module, values))
+            if values.numel():  # an expert may have had nothing to do
+                seen[name].append(_moments(module, values))
 
         return hook
 
     def correct(name: str, module: nn.Module) -> Callable[..., Any]:
         def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if not args[0].numel():
+                return
             mean, variance = _moments(module, args[0])
             aim_mean, aim_variance = seen[name][0]
             module.running_mean += (mean - aim_mean).to(module.running_mean)  # type: ignore[operator, arg-type]
@@ -151,6 +167,8 @@ def _match_moments(teacher: nn.Module, student: nn.Module, batch: Any) -> None:
             module.running_var *= ratio.clamp(0.1, 10.0).to(module.running_var)  # type: ignore[operator, arg-type]
 
         def after(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+            if not output.numel():
+                return output
             shift = (seen[name][0][0] - _moments(module, output)[0]).to(output)
             module.bias += shift  # type: ignore[operator]
             axis = _channel_axis(module, output)

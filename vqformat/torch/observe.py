@@ -55,7 +55,7 @@ class Moments:
 
     def mean(self) -> tuple[tuple[np.ndarray, ...], ...] | None:
         """Of the products, for each group and block; None if nothing was seen."""
-        if self._sums is None:
+        if self._sums is None or not self.n_observed:
             return None
         return tuple(tuple((block / self.n_observed).cpu().numpy() for block in group) for group in self._sums)
 
@@ -143,6 +143,8 @@ class EmbeddingObserver(Observer):
         self._counts += torch.bincount(x.reshape(-1).cpu(), minlength=self.module.num_embeddings)
 
     def statistics(self, known: Mapping[str, TensorStatistics]) -> dict[str, TensorStatistics]:
+        if not self._counts.any():  # its weight may have been used all the same
+            return {}
         name = self.prefix + "weight"
         return {name: replace(known.get(name, TensorStatistics()), row_counts=self._counts.numpy())}
 
@@ -152,43 +154,59 @@ class RecurrentObserver(Observer):
 
     module: nn.RNNBase
 
-    def observe(self, x: Any) -> None:
+    def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x, start = [*args, *(kwargs.get(name) for name in ("input", "hx")[len(args) :])][:2]
+        with torch.no_grad():
+            self.observe(x, start)
+
+    def observe(self, x: Any, start: Any = None) -> None:
+        """Note the input of a call, and the states that its layers and directions start from, if they are given."""
         module = self.module
-        is_valid = None
+        states: list[Tensor] = [] if start is None else list(start) if isinstance(start, tuple) else [start]
+        lengths = None
         if isinstance(x, PackedSequence):
             x, lengths = pad_packed_sequence(x)
-            is_valid = torch.arange(x.shape[0])[:, None] < lengths
         elif x.ndim == 2:
-            x = x[:, None]
+            x, states = x[:, None], [state[:, None] for state in states]
         elif module.batch_first:
             x = x.transpose(0, 1)
+        steps = torch.arange(x.shape[0])[:, None]
+        lengths = torch.full((x.shape[1],), x.shape[0]) if lengths is None else lengths
+        is_valid = (steps < lengths).to(x.device)  # (time, batch)
+        backward = torch.where(steps < lengths, lengths - 1 - steps, steps).to(x.device)
+        directions = ["", "_reverse"] if module.bidirectional else [""]
         for layer in range(module.num_layers):  # x: (time, batch, inputs)
-            directions = ["", "_reverse"] if module.bidirectional else [""]
-            x = torch.cat([self._run(x, f"_l{layer}{direction}", is_valid) for direction in directions], dim=2)
+            found = []
+            for i, direction in enumerate(directions, layer * len(directions)):
+                turned = _at(x, backward) if direction else x
+                hidden = self._run(turned, f"_l{layer}{direction}", is_valid, [state[i : i + 1] for state in states])
+                found.append(_at(hidden, backward) if direction else hidden)
+            x = torch.cat(found, dim=2)
 
-    def _run(self, x: Tensor, suffix: str, is_valid: Tensor | None) -> Tensor:
+    def _run(self, x: Tensor, suffix: str, is_valid: Tensor, states: list[Tensor]) -> Tensor:
         """One direction of one layer: its outputs, its inputs noted."""
         module = self.module
-        turns = suffix.endswith("_reverse")
-        single = _SINGLE[type(module)](x.shape[2], module.hidden_size, bias=module.bias, **_options(module))
+        single = _SINGLE[module.mode](x.shape[2], module.hidden_size, bias=module.bias, **_options(module))
         for name in [name for name, _ in single.named_parameters()]:
             setattr(single, name, getattr(module, name.replace("_l0", suffix)))
-        forward = x.flip(0) if turns else x
-        hidden: Tensor = single(forward)[0]
-        before = torch.cat([torch.zeros_like(hidden[:1]), hidden[:-1]])
-        valid = None if is_valid is None else (is_valid.flip(0) if turns else is_valid).reshape(-1)
-        for name, vectors in ((f"weight_ih{suffix}", forward), (f"weight_hh{suffix}", before)):
-            flat = vectors.reshape(-1, vectors.shape[2])
-            self._note(name, thin(flat if valid is None else flat[valid.to(flat.device)])[:, None])
-        return hidden.flip(0) if turns else hidden
+        hidden: Tensor = single(x, tuple(states) if len(states) > 1 else states[0] if states else None)[0]
+        before = torch.cat([states[0] if states else torch.zeros_like(hidden[:1]), hidden[:-1]])
+        for name, vectors in ((f"weight_ih{suffix}", x), (f"weight_hh{suffix}", before)):
+            self._note(name, thin(vectors[is_valid])[:, None])
+        return hidden
 
 
-_SINGLE: dict[type[nn.Module], Any] = {nn.RNN: nn.RNN, nn.LSTM: nn.LSTM, nn.GRU: nn.GRU}
+_SINGLE: dict[str, Any] = {"RNN_TANH": nn.RNN, "RNN_RELU": nn.RNN, "LSTM": nn.LSTM, "GRU": nn.GRU}
+
+
+def _at(sequences: Tensor, steps: Tensor) -> Tensor:
+    """The steps ``(time, batch)`` of sequences ``(time, batch, inputs)``."""
+    return sequences[steps, torch.arange(sequences.shape[1], device=sequences.device)]
 
 
 def _options(module: nn.RNNBase) -> dict[str, Any]:
-    """What else a layer like this one is made with."""
-    options: dict[str, Any] = {"device": next(module.parameters()).device, "dtype": next(module.parameters()).dtype}
+    """What else a layer like this one is made with, its weights being put in."""
+    options: dict[str, Any] = {"device": "meta", "dtype": next(module.parameters()).dtype}
     if isinstance(module, nn.RNN):
         options["nonlinearity"] = module.nonlinearity
     if isinstance(module, nn.LSTM):

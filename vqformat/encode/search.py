@@ -1,0 +1,304 @@
+"""The smallest file with which a model is still good enough by its user's own measure."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+from ..errors import EncodeError
+from ..files import NewFile
+from .budget import COARSEST_STEP, SMALLEST_STEP
+from .model import DEFAULT_STEP
+
+_FIRST_STEP = 3 * DEFAULT_STEP
+_MOST_GROWTH = 2.0  # of the step from one trial to the next
+_POWER = 2.5  # of the step, with which the drop goes, more or less
+# Nearer is within the measure's noise: a drop to what is allowed, sizes of the best and of the next one that is too bad
+_NEAR_DROP = 0.9
+_NEAR_SIZE = 1.03
+_EXACT = 0.0  # stands for a step: every bit kept
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A file that was tried.
+
+    Attributes:
+        step: Of the grids, relative to the model's root mean square; 0 for one that keeps every bit.
+        nbytes: Of the file.
+        ratio: Bytes of the tensors over bytes of the file.
+        metric: What ``evaluate`` said of it.
+        drop: Its loss against the original.
+    """
+
+    step: float
+    nbytes: int
+    ratio: float
+    metric: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found; printed, the curve as a table.
+
+    Attributes:
+        data: The file, as bytes.
+        best: Its trial.
+        trials: All, the largest file first.
+        reference: The metric of the original.
+        max_drop: What was allowed.
+    """
+
+    data: bytes = field(repr=False)
+    best: Trial
+    trials: list[Trial]
+    reference: float
+    max_drop: float
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of the tensors over bytes of the file."""
+        return self.best.ratio
+
+    def save(self, filename: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+        """Write the file.
+
+        Raises:
+            FileExistsError: It exists and ``overwrite`` is false.
+        """
+        with NewFile(filename, overwrite=overwrite) as stream:
+            stream.write(self.data)
+
+    def plot(self, filename: str | os.PathLike[str] | None = None) -> Any:
+        """The metric against the ratio, as a picture.
+
+        Args:
+            filename: Where to write it, in a format that its suffix tells.
+
+        Returns:
+            The ``matplotlib.figure.Figure``.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as err:
+            raise ImportError("plot needs matplotlib; run: pip install 'vqformat[plot]'") from err
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.add_subplot(xlabel="times smaller", ylabel="metric", xscale="log")
+        axes.axhline(self.reference, color="0.6", linewidth=1, label="original")
+        axes.axhline(self.reference - self.max_drop, color="0.6", linewidth=1, linestyle=":", label="allowed")
+        axes.plot([trial.ratio for trial in self.trials], [trial.metric for trial in self.trials], "o-")
+        axes.plot([self.best.ratio], [self.best.metric], "o", markersize=10, markerfacecolor="none",
+                  label=f"{self.best.ratio:.1f} times smaller")  # fmt: skip
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.legend()
+        if filename is not None:
+            figure.savefig(filename, dpi=150)
+        return figure
+
+    def __str__(self) -> str:
+        lines = [_HEAD, *(_row(trial, trial is self.best) for trial in self.trials)]
+        return "\n".join([*lines, f"original: {self.reference:.6g}; a drop of {self.max_drop:g} is allowed"])
+
+
+_HEAD = "  ratio        bytes      metric        drop"
+
+
+def _row(trial: Trial, is_best: bool = False) -> str:
+    mark = "  <- the smallest that is good enough" if is_best else ""
+    return f"{trial.ratio:>7.2f}{trial.nbytes:>13,}{trial.metric:>12.6g}{trial.drop:>12.4g}{mark}"
+
+
+def search(
+    model: Any,
+    evaluate: Callable[[Any], float],
+    max_drop: float = 0.01,
+    *,
+    max_evaluations: int = 10,
+    progress: Callable[[Trial], None] | None = None,
+    **options: Any,
+) -> SearchResult:
+    """Find the smallest file for which a metric drops by no more than so much.
+
+    Args:
+        model: A ``torch.nn.Module``, which stays as it is; or a mapping of names to arrays or to torch tensors.
+        evaluate: Told a copy of the model filled from a file (or a mapping like the one given), says how good it is:
+            a number that falls as the model gets worse, such as the accuracy on held-out data.
+        max_drop: How much less than for the original it may say, in its own units: 0.01 is a point of accuracy where
+            that goes from 0 to 1.
+        max_evaluations: Files to try, besides the original. Some 6 to 10 do.
+        progress: Called with each trial; by default they are printed to stderr if that is a terminal.
+        options: As for ``save_file``, or for a module as for ``vqformat.torch.save_model`` (``calibration``, which
+            roughly halves the file); the preset is ``small``. Budgets are what is searched for.
+
+    Returns:
+        The file, and the curve.
+
+    Raises:
+        ValueError: An argument makes no sense, or even files that keep every bit are too bad: what ``evaluate`` says
+            of one and the same model differs by more than ``max_drop``.
+        EncodeError: The model or the options cannot be written.
+    """
+    taken = sorted({"bits", "ratio", "size", "sqnr", "lossless", "step"} & options.keys())
+    if taken:
+        raise EncodeError(f"{taken[0]} is what a search finds; it cannot be given")
+    if not max_drop > 0:
+        raise ValueError(f"max_drop is {max_drop!r}; a number above 0 is allowed")
+    if max_evaluations < 1:
+        raise ValueError(f"max_evaluations is {max_evaluations!r}; 1 or more are allowed")
+    options.setdefault("preset", "small")
+    subject = _subject(model)
+    if progress is None and sys.stderr.isatty():
+        progress = _print_trial
+    return _Search(subject, evaluate, max_drop, options, progress).run(max_evaluations)
+
+
+def _print_trial(trial: Trial) -> None:
+    print(_row(trial), file=sys.stderr, flush=True)
+
+
+class _Search:
+    """Tries files, each for a reason."""
+
+    def __init__(self, subject: _Subject, evaluate: Callable[[Any], float], max_drop: float, options: dict[str, Any],
+                 progress: Callable[[Trial], None] | None) -> None:  # fmt: skip
+        self._subject, self._evaluate, self._max_drop = subject, evaluate, max_drop
+        self._options, self._progress = options, progress
+        self._reference = self._metric(subject.original())
+        self._trials: list[Trial] = []
+        self._best: tuple[Trial, bytes] | None = None
+
+    def run(self, max_evaluations: int) -> SearchResult:
+        step: float | None = _FIRST_STEP
+        while step is not None and len(self._trials) < max_evaluations:
+            self._try(step)
+            step = self._next_step()
+        if self._best is None:
+            self._try(_EXACT)
+        if self._best is None:
+            drop = self._trials[-1].drop
+            raise ValueError(f"a file that keeps every bit has a drop of {drop:g}, {self._max_drop:g} is allowed:"
+                             " evaluate says different things of the same model")  # fmt: skip
+        best, data = self._best
+        trials = sorted(self._trials, key=lambda trial: trial.ratio)
+        return SearchResult(data, best, trials, self._reference, self._max_drop)
+
+    def _try(self, step: float) -> None:
+        """A file of this step; the smallest that is good enough is kept."""
+        stream = io.BytesIO()
+        how = {"lossless": True, "preset": "default"} if step == _EXACT else {"step": step}
+        report = self._subject.save(stream, {**self._options, **how})
+        stream.seek(0)
+        metric = self._metric(self._subject.load(stream))
+        trial = Trial(step, report.file_nbytes, report.ratio, metric, self._reference - metric)
+        self._trials.append(trial)
+        if trial.drop <= self._max_drop and (self._best is None or trial.nbytes < self._best[0].nbytes):
+            self._best = trial, stream.getvalue()
+        if self._progress is not None:
+            self._progress(trial)
+
+    def _metric(self, filled: Any) -> float:
+        metric = float(self._evaluate(filled))
+        if not math.isfinite(metric):
+            metric = -math.inf  # a network may break down altogether
+        return metric
+
+    def _next_step(self) -> float | None:
+        """Where the drop is expected to be what is allowed; None if that is known well enough."""
+        good = max((t for t in self._trials if t.drop <= self._max_drop), key=lambda t: t.step, default=None)
+        bad = min((t for t in self._trials if t.drop > self._max_drop and (good is None or t.step > good.step)),
+                  key=lambda t: t.step, default=None)  # fmt: skip
+        if good is not None and bad is not None:
+            if good.drop >= _NEAR_DROP * self._max_drop or good.nbytes <= bad.nbytes * _NEAR_SIZE:
+                return None
+            low, high = self._logarithm(good), self._logarithm(bad)
+            share = (math.log(self._max_drop) - low) / max(high - low, 1e-9)
+            return float(good.step * (bad.step / good.step) ** min(max(share, 0.2), 0.8))
+        if good is not None:
+            growth = math.exp((math.log(self._max_drop) - self._logarithm(good)) / _POWER)
+            step = good.step * min(max(growth, 1.1), _MOST_GROWTH)
+            return step if step < COARSEST_STEP else None
+        assert bad is not None
+        growth = math.exp((math.log(self._max_drop) - self._logarithm(bad)) / _POWER)
+        step = bad.step * min(max(growth, 1 / 4), 1 / 1.1)
+        return step if step > SMALLEST_STEP else None
+
+    def _logarithm(self, trial: Trial) -> float:
+        """Of the drop; one of next to nothing, or of less, counts as a small one, and a breakdown as a large one."""
+        return math.log(min(max(trial.drop, self._max_drop / 30), self._max_drop * 30))
+
+
+class _Subject(Protocol):
+    """What can be saved, loaded and evaluated."""
+
+    def original(self) -> Any: ...
+
+    def save(self, stream: io.BytesIO, options: dict[str, Any]) -> Any: ...
+
+    def load(self, stream: io.BytesIO) -> Any: ...
+
+
+def _subject(model: Any) -> _Subject:
+    torch = sys.modules.get("torch")  # whoever has a module of it has imported it
+    if torch is not None and isinstance(model, torch.nn.Module):
+        return _Module(model)
+    if not isinstance(model, Mapping):
+        raise ValueError(f"model is a {type(model).__name__}; a torch.nn.Module or a mapping of names to arrays or"
+                         " tensors is allowed")  # fmt: skip
+    if torch is not None and any(isinstance(value, torch.Tensor) for value in model.values()):
+        from .. import torch as of_torch
+
+        return _Tensors(model, of_torch)
+    from .. import numpy as of_numpy
+
+    return _Tensors(model, of_numpy)
+
+
+@dataclass
+class _Tensors:
+    """A mapping of arrays, or of torch tensors."""
+
+    tensors: Mapping[str, Any]
+    front: Any  # the module with its verbs
+
+    def original(self) -> Any:
+        return self.tensors
+
+    def save(self, stream: io.BytesIO, options: dict[str, Any]) -> Any:
+        return self.front.save_file(self.tensors, stream, **options)
+
+    def load(self, stream: io.BytesIO) -> Any:
+        return self.front.load_file(stream)
+
+
+class _Module:
+    """A PyTorch model; files fill a copy of it."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._copy = model, copy.deepcopy(model)
+
+    def original(self) -> Any:
+        return self._copy
+
+    def save(self, stream: io.BytesIO, options: dict[str, Any]) -> Any:
+        from ..torch import save_model
+
+        if options.get("lossless"):
+            options = {key: value for key, value in options.items() if key not in ("calibration", "loss")}
+        return save_model(self._model, stream, **options)
+
+    def load(self, stream: io.BytesIO) -> Any:
+        from ..torch import load_model
+
+        load_model(self._copy, cast(Any, stream))
+        return self._copy
