@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -298,3 +299,42 @@ def _arguments(weights: np.ndarray) -> tuple[np.ndarray, contexts.Contexts, trel
     found = contexts.find_contexts(points)
     grid = trellis.Grid((8, 64), 0, viterbi.TRELLISES[8])
     return points, found, grid, trellis.find_rates(points, found, grid, small.PRICE)
+
+
+# Tensors decoded side by side
+
+
+def _net(n_tensors: int = 12) -> dict[str, np.ndarray]:
+    shapes = [(40 + 7 * i, 30 + 11 * (i % 5)) for i in range(n_tensors)]
+    return {f"layer{i}.weight": normal(*shape, seed=i) * 2.0**i for i, shape in enumerate(shapes)}
+
+
+@pytest.mark.parametrize("bits", [1.2, 2, 9])
+def test_tensors_read_together_are_those_read_one_by_one(bits: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = vqformat.save(_net(), preset="small", bits=bits)
+
+    found = vqformat.load(data)
+    with vqformat.safe_open(io.BytesIO(data)) as file:
+        for name in file:
+            assert np.array_equal(found[name], file.get_tensor(name))
+    for most in (0, 3000, 20_000):  # none waits, some do, in several groups
+        monkeypatch.setattr("vqformat.tensor._MOST_WAITING", most)
+        again = vqformat.load(data)
+        assert all(np.array_equal(again[name], array) for name, array in found.items())
+
+
+def test_a_fault_among_tensors_read_together_names_its_tensor() -> None:
+    net = _net(6)
+    one_by_one = [small.quantize(name, "f32", w.shape, w, float(w.std())).coded for name, w in net.items()]
+    pool = Pool.of(one_by_one)
+    stream = io.BytesIO()
+    with Writer(stream) as writer:
+        number = writer.add_freq(pool.record, pool.section)
+        encoded = [pool.encode(tensor, number) for tensor in one_by_one]
+        payload = encoded[3].sections[-1]
+        encoded[3].sections[-1] = replace(payload, stored=payload.stored[:-2])
+        writer.add_layer("", encoded)
+
+    with pytest.raises(vqformat.FormatError, match=r"tensor 'layer3\.weight', stage 0: .*end before") as caught:
+        vqformat.load(stream.getvalue())
+    assert caught.value.clause == "ANS-002"

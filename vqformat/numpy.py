@@ -113,7 +113,7 @@ def load_file(
     budget = Budget(max_tensor_bytes, max_total_bytes)
     with opened(filename) as stream:
         tensors: dict[str, Array] = {}
-        for info, arrays in SequentialReader(stream, budget).layers():
+        for info, arrays in SequentialReader(stream, budget, at_leisure=True).layers():
             for record in info.records:
                 if isinstance(record, AliasRecord):
                     tensors[record.name] = tensors[record.target]
@@ -137,7 +137,7 @@ def verify(filename: Path | BinaryIO) -> str:
         VqmError: The file is refused.
     """
     with opened(filename) as stream:
-        reader = SequentialReader(stream, check_digest=True, keep_total=False)
+        reader = SequentialReader(stream, check_digest=True, keep_total=False, at_leisure=True)
         deque(reader.layers(), maxlen=0)  # none is kept while the next is read
         return reader.digest.hex()
 

@@ -15,7 +15,7 @@ from .errors import ChecksumError, FormatError, LimitError
 from .index import Index
 from .layers import Budget, LayerInfo, Shared, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
 from .records import AliasRecord, Record, Size
-from .tensor import TensorDecoder, allocate
+from .tensor import TensorDecoder, Waiting, allocate
 
 Array = npt.NDArray[Any]
 
@@ -28,6 +28,7 @@ class SequentialReader:
         budget: What may be decoded.
         check_digest: Whether the SHA-256 of the file is computed and compared, besides the CRCs.
         keep_total: Whether the caller keeps all layers, so that they count together against the budget.
+        at_leisure: Whether arrays need be filled only when all layers have been read, which is faster.
 
     Attributes:
         metadata: The user's metadata.
@@ -38,7 +39,7 @@ class SequentialReader:
     """
 
     def __init__(self, stream: BinaryIO, budget: Budget | None = None, *, check_digest: bool = False,
-                 keep_total: bool = True) -> None:  # fmt: skip
+                 keep_total: bool = True, at_leisure: bool = False) -> None:  # fmt: skip
         self._input = StreamInput(stream)
         self._budget = budget or Budget()
         self._keep_total = keep_total
@@ -46,6 +47,8 @@ class SequentialReader:
         self._index = Index()
         self.digest = b""
         self._shared = Shared()
+        self._at_leisure = at_leisure
+        self._waiting = Waiting()
         if check_digest:
             self._input.hasher = hashlib.sha256()
         self._header = self._input.read(HEADER_NBYTES, "the header")
@@ -70,6 +73,7 @@ class SequentialReader:
                 case b"META":
                     raise FormatError("a second META chunk", clause="FIL-001", offset=chunk.offset)
                 case b"INDX":
+                    self._waiting.flush()
                     self._finish(chunk, digest)
                     return
                 case b"BOOK":
@@ -82,6 +86,8 @@ class SequentialReader:
                     info = LayerInfo.parse(chunk, self._shared)
                     self._index.check_names(info.records)
                     arrays = self._read_tensors(chunk, info)
+                    if not self._at_leisure:
+                        self._waiting.flush()
                     self._note(chunk, info.records)
                     yield info, arrays
                     del arrays
@@ -135,7 +141,8 @@ class SequentialReader:
                             for i, block in zip(numbers, blocks, strict=True)]  # fmt: skip
                 if array is None:  # REA-002: only now
                     array = allocate(record)
-                decoder.decode_blocks(blocks, payloads, array)
+                if not self._waiting.add(decoder, blocks, payloads, array):
+                    decoder.decode_blocks(blocks, payloads, array)
             assert array is not None
             arrays[record.name] = array
         return arrays

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from math import prod
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from .codecs import rans, raw
 from .codecs.codebook import CodebookDecoder
 from .codecs.lowrank import LowRankDecoder
 from .codecs.tables import Floats
-from .codecs.trellis import TrellisDecoder
+from .codecs.trellis import Bands, TrellisDecoder, decode_together
 from .errors import FormatError
 from .records import (
     ORDER_COLUMNS,
@@ -34,6 +34,7 @@ _OVERFLOW = {"f16": np.float32(65520), "bf16": np.uint32(0x7F7F8000).view(np.flo
 # Sequences of trellis stages that are decoded side by side: with fewer, NumPy's calls cost more than their work
 _SEQUENCES = 1 << 13
 _GROUP_ELEMENTS = 1 << 24
+_MOST_WAITING = 1 << 23  # elements of tensors that are decoded side by side, and slots of their tables
 
 Order = npt.NDArray[np.intp]
 
@@ -104,6 +105,12 @@ class TensorDecoder:
             raise FormatError(f"tensor {self.record.name!r}: values up to {total} are possible, beyond dtype {dtype}",
                               clause="VAL-002")  # fmt: skip
 
+    @property
+    def only_trellis(self) -> TrellisDecoder | None:
+        """The tensor's only stage, if that is a trellis stage in bands of rows."""
+        stage = self._stages[0] if len(self._stages) == 1 and not self.record.layout.block_columns else None
+        return stage if isinstance(stage, TrellisDecoder) else None
+
     @cached_property
     def group_size(self) -> int:
         """How many blocks are best decoded together."""
@@ -140,6 +147,13 @@ class TensorDecoder:
                 with naming(self.record.name, stage=i):
                     prepared.append(stage.prepare(blocks, [sections[first:last] for sections in payloads]))
                 first = last
+            self.decode_prepared(blocks, prepared, out, origin)
+
+    def decode_prepared(
+        self, blocks: Sequence[Block], prepared: Sequence[Sequence[Any]], out: npt.NDArray[Any], origin: int = 0
+    ) -> None:
+        """Decode blocks from what their stages have prepared: for each stage, for each block."""
+        with np.errstate(all="ignore"):
             for block, *of_stages in zip(blocks, *prepared, strict=True):
                 self._decode_block(block, of_stages, out, origin)
 
@@ -249,6 +263,69 @@ class TensorDecoder:
                 offsets = (offsets[:, None] + np.arange(shape[axis]) * strides[axis]).reshape(-1)
             parts.append(offsets)
         return parts[0], parts[1]
+
+
+class _Job(NamedTuple):
+    decoder: TensorDecoder
+    stage: TrellisDecoder
+    blocks: Sequence[Block]
+    payloads: Sequence[list[bytes]]
+    out: npt.NDArray[Any]
+
+
+class Waiting:
+    """Small tensors of one trellis stage each, which wait until enough of them can be decoded side by side.
+
+    With few sequences NumPy's calls cost more than their work.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[object, list[_Job]] = {}  # by what must be the same for all
+        self._sizes: dict[object, int] = {}
+
+    def add(
+        self, decoder: TensorDecoder, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: npt.NDArray[Any]
+    ) -> bool:
+        """Take a tensor; its array is filled when ``flush`` has been called.
+
+        Returns:
+            Whether it may wait. If not, it is to be decoded at once.
+
+        Raises:
+            FormatError: A code of one that waited breaks a rule.
+        """
+        stage = decoder.only_trellis
+        size = 0 if stage is None else max(decoder.record.n_elements, int(stage.slots.rest))
+        if stage is None or len(blocks) < decoder.view.n_blocks or size > _MOST_WAITING // 2:
+            return False
+        key = stage.kind
+        if self._sizes.get(key, 0) + size > _MOST_WAITING:
+            self._decode(key)
+        self._groups.setdefault(key, []).append(_Job(decoder, stage, blocks, payloads, out))
+        self._sizes[key] = self._sizes.get(key, 0) + size
+        return True
+
+    def flush(self) -> None:
+        """Decode all that wait.
+
+        Raises:
+            FormatError: A code breaks a rule; the message names the tensor.
+        """
+        for key in list(self._groups):
+            self._decode(key)
+
+    def _decode(self, key: object) -> None:
+        jobs = self._groups.pop(key)
+        del self._sizes[key]
+        bands = [Bands(job.stage, job.blocks, [payload[0] for payload in job.payloads]) for job in jobs]
+        try:
+            codes = decode_together(bands)
+        except FormatError:
+            for job in jobs:  # by itself the one at fault says so
+                job.decoder.decode_blocks(job.blocks, job.payloads, job.out)
+            raise
+        for job, of_blocks in zip(jobs, codes, strict=True):
+            job.decoder.decode_prepared(job.blocks, [of_blocks], job.out)
 
 
 class naming:

@@ -7,6 +7,7 @@ so that NumPy works on vectors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +104,22 @@ class Slots:
         self.rest = np.uint32(n_tables << self.precision)  # first slot of the context of rest
 
 
+    @classmethod
+    def joined(cls, parts: Sequence[Slots]) -> Slots:
+        """Slots of several stages of one precision in a row; one rest serves all."""
+        if len(parts) == 1:
+            return parts[0]
+        joined = cls.__new__(cls)
+        joined.precision, joined.shift, joined.mask = parts[0].precision, parts[0].shift, parts[0].mask
+        sizes = [int(part.rest) for part in parts]
+        symbols = [part.symbols[:size] for part, size in zip(parts, sizes, strict=True)]
+        steps = [part.steps[:size] for part, size in zip(parts, sizes, strict=True)]
+        joined.symbols = np.concatenate([*symbols, parts[-1].symbols[sizes[-1] :]])
+        joined.steps = np.concatenate([*steps, parts[-1].steps[sizes[-1] :]])
+        joined.rest = np.uint32(sum(sizes))
+        return joined
+
+
 class Decoder:
     """Decodes the codes of several payloads at once, a step at a time.
 
@@ -130,30 +147,36 @@ class Decoder:
         self._bounds = np.cumsum(n_sequences)
         n = self._x.size
         self._numbers = np.arange(n)
-        self._indices = np.empty(n, np.intp)
-        self._steps, self._factors = np.empty(n, np.uint32), np.empty(n, np.uint32)
-        self._state, self._q, self._parity = np.zeros(n, np.uint8), np.empty(n, np.uint8), np.empty(n, np.uint8)
+        self._firsts = np.zeros(self._bounds.size, np.intp)  # of the words that a step takes, for each payload
+        # Where what follows a state begins in the tables of _what_follows, and the first slot of its codebook
+        self._part, self._book_slot = np.zeros(n, np.intp), np.zeros(n, np.uint32)
+        if trellis is not None:
+            self._next_part, self._next_book_slot = _what_follows(trellis, slots.shift)
+        self._buffers = np.empty(n, np.intp), np.empty(n, np.uint32), np.empty(n, np.uint32)
+        self.narrow(n)
+
+    def narrow(self, n: int) -> None:
+        """Go on with the first ``n`` sequences only."""
+        self._active = (self._x[:n], self._part[:n], self._book_slot[:n], *(buffer[:n] for buffer in self._buffers))
 
     def step(self, first_slots: npt.NDArray[np.uint32] | None, out: Codes, *, some_rest: bool) -> None:
-        """Take the next code of every sequence.
+        """Take the next code of every sequence that is gone on with.
 
         Args:
             first_slots: ``(n,)``: for each sequence the first slot of its context, or ``Slots.rest``; None for 0.
             out: ``(n,)``, gets the symbols.
             some_rest: Whether some sequences have no code at this step.
         """
-        x, steps, factors, slots = self._x, self._steps, self._factors, self._slots
+        slots = self._slots
+        x, part, book_slot, indices, steps, factors = self._active
         np.bitwise_and(x, slots.mask, out=steps)
         if first_slots is not None:
             np.add(steps, first_slots, out=steps)
         if self._trellis is not None:
-            np.bitwise_and(self._state, 1, out=self._q)
-            factors[...] = self._q
-            np.left_shift(factors, slots.shift, out=factors)
-            np.add(steps, factors, out=steps)
-        self._indices[...] = steps
-        slots.symbols.take(self._indices, out=out, mode="clip")
-        slots.steps.take(self._indices, out=steps, mode="clip")
+            np.add(steps, book_slot, out=steps)
+        indices[...] = steps
+        slots.symbols.take(indices, out=out, mode="clip")
+        slots.steps.take(indices, out=steps, mode="clip")
         np.right_shift(x, slots.shift, out=x)
         np.right_shift(steps, _HALF, out=factors)
         np.multiply(x, factors, out=x)
@@ -162,23 +185,16 @@ class Decoder:
         low = (x < _START).nonzero()[0]
         if low.size:
             x[low] = x[low] << _HALF | self._take_words(low)
-        if self._trellis is not None:
-            is_coded = first_slots != slots.rest if some_rest and first_slots is not None else None
-            self._advance(self._trellis, out, is_coded)
-
-    def _advance(self, trellis: Trellis, symbols: Codes, is_coded: Any) -> None:
-        """The next state of every sequence (SPEC 12.2)."""
-        state, q, parity = self._state, self._q, self._parity
-        before = state.copy() if is_coded is not None else None
-        np.right_shift(symbols, 1, out=parity, casting="unsafe")  # the code, whose lowest bit counts
-        np.bitwise_and(parity, 1, out=parity)
-        np.multiply(parity, trellis.forward >> 1, out=parity)
-        np.multiply(q, trellis.feedback >> 1, out=q)
-        np.right_shift(state, 1, out=state)
-        np.bitwise_xor(state, q, out=state)
-        np.bitwise_xor(state, parity, out=state)
+        if self._trellis is None:
+            return
+        rests = first_slots == slots.rest if some_rest and first_slots is not None else None
+        before = None if rests is None else (part[rests], book_slot[rests])
+        np.bitwise_and(out, 3, out=indices)  # parity of the code, and q
+        np.add(indices, part, out=indices)
+        self._next_part.take(indices, out=part, mode="clip")
+        self._next_book_slot.take(indices, out=book_slot, mode="clip")
         if before is not None:
-            np.copyto(state, before, where=~is_coded)
+            part[rests], book_slot[rests] = before
 
     def _take_words(self, low: npt.NDArray[np.intp]) -> Words:
         """A word for each of these sequences, from the payload that is theirs."""
@@ -188,7 +204,7 @@ class Decoder:
             words = self._words[start : start + low.size]
             return words if words.size == low.size else np.zeros(low.size, np.uint32)
         ends = low.searchsorted(self._bounds)
-        first = np.zeros_like(ends)
+        first = self._firsts
         first[1:] = ends[:-1]
         counts = ends - first
         places = (self._next - first).repeat(counts)
@@ -205,6 +221,17 @@ class Decoder:
             raise FormatError(f"{left} words of a payload are left after its last code", clause="ANS-003")
         if (self._x != START).any():
             raise FormatError(f"a state ends at {int(self._x[self._x != START][0])}, not at {START}", clause="ANS-003")
+
+
+def _what_follows(trellis: Trellis, shift: np.uint32) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint32]]:
+    """The next state (SPEC 12.2), at ``4 · (state >> 1) + 2 · (code & 1) + q``.
+
+    Returns:
+        Where what follows it begins in these very tables, and the first slot of its codebook.
+    """
+    half, parity, q = np.ogrid[:128, :2, :2]
+    state = (half ^ q * (trellis.feedback >> 1) ^ parity * (trellis.forward >> 1)).reshape(-1)
+    return (state >> 1) * 4, (state & 1).astype(np.uint32) << shift
 
 
 def encode(frequency: Codes, start: Codes, precision: int, n_sequences: list[int]) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from . import rans, tables
 from .tables import Floats
 
 _RESTS = np.uint32(1 << 30)  # in place of a first slot, where a tile has no such row or column
+_SLOTS = 1 << 20  # first slots that are found at once
 
 Codes = npt.NDArray[Any]
 
@@ -55,13 +57,18 @@ class TrellisDecoder:
                 bound = self._scales.largest * bound
         self.bound = np.float32(bound)
         self._book = np.ascontiguousarray(book.T).reshape(-1)  # value of codebook q, code i at i · n_books + q
-        self._row_classes = np.frombuffer(next(sections), np.uint8) if stage.classes & CLASSES_ROWS else None
-        self._column_classes = np.frombuffer(next(sections), np.uint8) if stage.classes & CLASSES_COLUMNS else None
-        n_contexts = 1 + sum(int(c.max()) for c in (self._row_classes, self._column_classes) if c is not None)
+        self.row_classes = np.frombuffer(next(sections), np.uint8) if stage.classes & CLASSES_ROWS else None
+        self.column_classes = np.frombuffer(next(sections), np.uint8) if stage.classes & CLASSES_COLUMNS else None
+        n_contexts = 1 + sum(int(c.max()) for c in (self.row_classes, self.column_classes) if c is not None)
         if stage.first + n_contexts * stage.n_books > len(freq.frequencies):
             raise FormatError(f"{n_contexts} contexts from table {stage.first} on, but FREQ {stage.freq} has"
                               f" {len(freq.frequencies)} tables", clause="TRL-004")  # fmt: skip
-        self._slots = rans.Slots(freq, stage.first, n_contexts, stage.n_books)
+        self.slots = rans.Slots(freq, stage.first, n_contexts, stage.n_books)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Stages of the same kind can be decoded together."""
+        return self.stage.trellis, self.slots.precision, self.slots.symbols.dtype
 
     def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> list[Codes]:
         """Decode the codes of blocks, side by side where they are bands of rows.
@@ -74,8 +81,8 @@ class TrellisDecoder:
         """
         if len({block.n_columns for block in blocks}) > 1 or blocks[0].column or blocks[-1].column:
             return [codes for block, payload in zip(blocks, payloads, strict=True)
-                    for codes in self._decode_bands([block], [payload[0]])]  # fmt: skip
-        return self._decode_bands(blocks, [payload[0] for payload in payloads])
+                    for codes in decode_together([Bands(self, [block], [payload[0]])])[0]]  # fmt: skip
+        return decode_together([Bands(self, blocks, [payload[0] for payload in payloads])])[0]
 
     def decode(self, block: Block, codes: Codes, out: Floats) -> None:
         """Values of a block's codes, as ``prepare`` gives them, into ``out``, ``(n_rows, n_columns)`` float32."""
@@ -83,40 +90,29 @@ class TrellisDecoder:
         if self._scales is not None:
             self._scales.multiply(block, out)
 
-    def _decode_bands(self, blocks: Sequence[Block], payloads: list[bytes]) -> list[Codes]:
-        """Codes of blocks of the same columns."""
-        n_rows, n_columns = self.stage.tile
-        n_across = -(-blocks[0].n_columns // n_columns)  # tiles
-        bands = [-(-block.n_rows // n_rows) for block in blocks]  # of tiles
-        # First slots by tile row and by tile column: (n_rows, bands), (n_columns, n_across)
-        rows = np.concatenate([self._first_slots(self._row_classes, b.row, b.row_end, n_rows) for b in blocks], axis=1)
-        columns = self._first_slots(self._column_classes, blocks[0].column, blocks[0].column_end, n_columns)
-        rows_rest: Any = (rows >= _RESTS).any(axis=1)
-        columns_rest: Any = (columns >= _RESTS).any(axis=1)
-        has_contexts = bool(rows.any() or columns.any())
-        decoder = rans.Decoder(self._slots, payloads, [n * n_across for n in bands], self.stage.trellis)
-        symbols = np.empty((n_rows, n_columns, sum(bands), n_across), self._slots.symbols.dtype)
-        flat = symbols.reshape(n_rows, n_columns, -1)
-        slots = np.empty(symbols.shape[2:], np.uint32)
-        flat_slots = slots.reshape(-1) if has_contexts else None
-        for i in range(n_rows):
-            of_row = rows[i][:, None]
-            for j in range(n_columns):
-                some_rest = bool(rows_rest[i] or columns_rest[j])
-                if has_contexts:
-                    np.add(of_row, columns[j], out=slots)
-                    if some_rest:
-                        np.minimum(slots, self._slots.rest, out=slots)
-                decoder.step(flat_slots, flat[i, j], some_rest=some_rest)
-        decoder.finish()
-        found = []
-        end = 0
-        for block, n in zip(blocks, bands, strict=True):
-            start, end = end, end + n
-            part = np.ascontiguousarray(symbols[:, :, start:end])  # by itself: its strides are kinder to the cache
-            matrix = part.transpose(2, 0, 3, 1).reshape(n * n_rows, n_across * n_columns)
-            found.append(matrix[: block.n_rows, : block.n_columns])
-        return found
+
+class Bands:
+    """Blocks of one stage that are bands of rows, and all tiles that they are cut into.
+
+    Attributes:
+        n_steps: Codes of a tile.
+        n_sequences: Tiles, by block.
+        has_contexts: Whether not all tiles have the same tables all over.
+    """
+
+    def __init__(self, decoder: TrellisDecoder, blocks: Sequence[Block], payloads: list[bytes]) -> None:
+        self.decoder, self.payloads = decoder, payloads
+        self._blocks = blocks
+        self._height, self._width = decoder.stage.tile
+        self._n_across = -(-blocks[0].n_columns // self._width)  # tiles
+        self._bands = [-(-block.n_rows // self._height) for block in blocks]  # of tiles
+        self.n_steps = self._height * self._width
+        self.n_sequences = [n * self._n_across for n in self._bands]
+        # First slots by tile row and by tile column: (height, bands), (width, n_across)
+        of_rows = [self._first_slots(decoder.row_classes, b.row, b.row_end, self._height) for b in blocks]
+        self._rows = np.concatenate(of_rows, axis=1)
+        self._columns = self._first_slots(decoder.column_classes, blocks[0].column, blocks[0].column_end, self._width)
+        self.has_contexts = bool(self._rows.any() or self._columns.any())
 
     def _first_slots(self, classes: Codes | None, start: int, end: int, size: int) -> npt.NDArray[np.uint32]:
         """What rows (columns) ``start:end`` add to the first slot: ``(size, n_tiles)``, a tile in each column."""
@@ -124,5 +120,77 @@ class TrellisDecoder:
         slots = np.full(n_tiles * size, _RESTS, np.uint32)
         slots[: end - start] = 0
         if classes is not None:
-            slots[: end - start] = classes[start:end].astype(np.uint32) * self.stage.n_books << self._slots.precision
+            stage, precision = self.decoder.stage, self.decoder.slots.precision
+            slots[: end - start] = classes[start:end].astype(np.uint32) * stage.n_books << precision
         return slots.reshape(n_tiles, size).T
+
+    def first_slots(self, start: int, end: int, base: int, rest: np.uint32) -> npt.NDArray[np.uint32]:
+        """First slot of each sequence at steps ``start:end``: ``(n_steps, bands, n_across)``."""
+        i, j = np.divmod(np.arange(start, end), self._width)
+        slots = self._rows[i][:, :, None] + self._columns[j][:, None, :]
+        slots += np.uint32(base)
+        np.copyto(slots, rest, where=slots >= _RESTS)
+        return slots
+
+    def codes(self, symbols: Codes) -> list[Codes]:
+        """Symbols ``(n_steps, n_sequences)`` as those of blocks, ``(n_rows, n_columns)``."""
+        of_tiles = symbols.reshape(self._height, self._width, sum(self._bands), self._n_across)
+        found = []
+        end = 0
+        for block, n in zip(self._blocks, self._bands, strict=True):
+            start, end = end, end + n
+            part = np.ascontiguousarray(of_tiles[:, :, start:end])  # by itself: its strides are kinder to the cache
+            matrix = part.transpose(2, 0, 3, 1).reshape(n * self._height, self._n_across * self._width)
+            found.append(matrix[: block.n_rows, : block.n_columns])
+        return found
+
+
+def decode_together(jobs: Sequence[Bands]) -> list[list[Codes]]:
+    """Codes of each block of several bands, whose sequences are decoded side by side.
+
+    Args:
+        jobs: At least one; their decoders are of one kind.
+
+    Raises:
+        FormatError: A payload breaks a rule of SPEC 12.3.
+    """
+    order = sorted(range(len(jobs)), key=lambda k: -jobs[k].n_steps)  # those that have steps left are the first
+    ordered = [jobs[k] for k in order]
+    slots = rans.Slots.joined([job.decoder.slots for job in ordered])
+    bases = list(accumulate((int(job.decoder.slots.rest) for job in ordered[:-1]), initial=0))
+    ends = list(accumulate(sum(job.n_sequences) for job in ordered))
+    decoder = rans.Decoder(slots, [payload for job in ordered for payload in job.payloads],
+                           [n for job in ordered for n in job.n_sequences], jobs[0].decoder.stage.trellis)  # fmt: skip
+    needs_slots = len(jobs) > 1 or jobs[0].has_contexts
+    runs: list[Codes] = []  # of steps that the same sequences take: (n_steps, n)
+    step = 0
+    for last, n_steps in sorted({job.n_steps: i for i, job in enumerate(ordered)}.items()):
+        active = [job for job in ordered if job.n_steps >= last]
+        n = ends[n_steps]
+        decoder.narrow(n)
+        run = np.empty((last - step, n), slots.symbols.dtype)
+        for start in range(step, last, size := max(1, _SLOTS // n)):
+            end = min(start + size, last)
+            first: Any = None
+            rests = [False] * (end - start)
+            if needs_slots:
+                parts = [job.first_slots(start, end, base, slots.rest).reshape(end - start, -1)
+                         for job, base in zip(active, bases, strict=False)]  # fmt: skip
+                first = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+                rests = (first.max(axis=1) == slots.rest).tolist()
+            for k in range(end - start):
+                decoder.step(None if first is None else first[k], run[start - step + k], some_rest=rests[k])
+        runs.append(run)
+        step = last
+    decoder.finish()
+    found: list[list[Codes]] = [[] for _ in jobs]
+    begin = 0
+    for k, job, end in zip(order, ordered, ends, strict=True):
+        steps_left, parts = job.n_steps, []
+        for run in runs:
+            if steps_left:
+                parts.append(run[:, begin:end])
+                steps_left -= len(run)
+        found[k] = job.codes(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        begin = end
+    return found

@@ -127,7 +127,8 @@ class ConvolutionObserver(Observer):
         count = x.shape[0] * prod(places)
         chosen = torch.linspace(0, count - 1, min(count, _MOST_ROWS)).long().to(x.device)
         vectors = x[torch.unravel_index(chosen, (x.shape[0], *places))]  # (n, channels, taps…)
-        self._note("weight", vectors.reshape(len(chosen), module.groups, -1), prod(module.kernel_size))
+        n_inputs = prod(module.weight.shape[1:])
+        self._note("weight", vectors.reshape(len(chosen), module.groups, n_inputs), prod(module.kernel_size))
 
 
 class EmbeddingObserver(Observer):
