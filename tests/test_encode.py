@@ -216,6 +216,32 @@ def test_bits_are_met_within_one_percent(lenet: Model, bits_per_weight: float) -
     assert 0.99 * goal <= len(data) <= goal
 
 
+@pytest.mark.parametrize("preset", ["default", "small"])
+@pytest.mark.parametrize("nbytes", [25_000, 60_000, 140_000])
+def test_sizes_are_met_to_a_percent(lenet: Model, preset: str, nbytes: int) -> None:
+    data, _ = save(lenet, size=nbytes, preset=preset)
+    assert 0.99 * nbytes <= len(data) <= nbytes
+
+
+@pytest.mark.parametrize("preset", ["default", "small"])
+@pytest.mark.parametrize("sqnr_db", [3.0, 12.0, 33.3])
+def test_an_sqnr_is_met_to_a_tenth(lenet: Model, preset: str, sqnr_db: float) -> None:
+    data, report = save(lenet, sqnr=sqnr_db, preset=preset)
+
+    decoded = vqm.load(data)
+    weights = [name for name, array in lenet.items() if array.ndim > 1]
+    noise = sum(float(np.square(lenet[name] - decoded[name], dtype=np.float64).sum()) for name in weights)
+    signal = sum(float(np.square(lenet[name], dtype=np.float64).sum()) for name in weights)
+    assert 10 * np.log10(signal / noise) == pytest.approx(report.sqnr_db, abs=0.01)
+    assert sqnr_db <= report.sqnr_db <= sqnr_db + 0.1
+
+
+def test_presets_are_ordered_by_size_and_keep_budgets(lenet: Model) -> None:
+    sizes = {preset: len(save(lenet, sqnr=15, preset=preset)[0]) for preset in ("small", "default", "fast")}
+    assert sizes["small"] < 0.93 * sizes["default"] < 0.93 * sizes["fast"]
+    assert save(lenet, ratio=9, preset="fast")[1].ratio >= 9  # of whole bits: not always near
+
+
 def test_a_fixed_step_stays_and_the_others_meet_the_budget() -> None:
     model = {"a": normal(256, 256), "b": normal(256, 256, seed=1)}
 

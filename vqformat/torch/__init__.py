@@ -18,7 +18,7 @@ except ImportError as err:
 from .. import numpy as front
 from ..bits import pack_nibbles, unpack_nibbles
 from ..dtypes import DTYPES
-from ..encode.calibration import Calibration
+from ..encode.calibration import Calibration as Calibration
 from ..errors import EncodeError, UnsupportedError
 from .calibrate import Loss
 from .calibrate import calibrate as calibrate
