@@ -65,6 +65,20 @@ def test_where_nothing_is_good_enough_every_bit_is_kept() -> None:
     assert all(np.array_equal(vqformat.load(found.data)[name], array) for name, array in net().items())
 
 
+def test_options_that_say_how_bits_are_lost_do_not_hinder_that() -> None:
+    def evaluate(tensors: dict[str, np.ndarray]) -> float:
+        return float(all(np.array_equal(tensors[name], array) for name, array in net().items()))
+
+    found = vqformat.search(net(), evaluate, 0.5, max_evaluations=1, recipe={"a.weight": "kmeans:entries=4"}, seed=3)
+    assert found.best.step == 0
+
+
+@pytest.mark.parametrize("said", [float("nan"), float("inf")])
+def test_an_original_without_a_metric(said: float) -> None:
+    with pytest.raises(ValueError, match=f"evaluate says {said} of the original"):
+        vqformat.search(net(), lambda _: said)
+
+
 def test_a_measure_that_changes_its_mind() -> None:
     said = iter([1.0, *[0.0] * 50])
     with pytest.raises(ValueError, match="evaluate says different things of the same model"):
@@ -89,7 +103,7 @@ def test_a_model_of_another_kind() -> None:
 
 def test_the_curve_as_a_table_and_as_a_picture(tmp_path: Path) -> None:
     seen: list[Trial] = []
-    found = vqformat.search(net(), likeness, 0.1, progress=seen.append)
+    found = vqformat.search(net(), likeness, 0.1, on_trial=seen.append)
 
     assert sorted(seen, key=lambda trial: trial.ratio) == found.trials
     lines = str(found).splitlines()

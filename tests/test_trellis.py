@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vqformat
+from vqformat import tensor as decoding
 from vqformat.codecs import rans
 from vqformat.encode import coded, contexts, small, tiles, trellis, viterbi
 from vqformat.encode.coded import Pool
@@ -338,3 +340,20 @@ def test_a_fault_among_tensors_read_together_names_its_tensor() -> None:
     with pytest.raises(vqformat.FormatError, match=r"tensor 'layer3\.weight', stage 0: .*end before") as caught:
         vqformat.load(stream.getvalue())
     assert caught.value.clause == "ANS-002"
+
+
+def test_what_waits_is_bounded_over_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    coarse, fine = _net(6), {f"fine{i}.weight": normal(30, 20, seed=i) for i in range(30)}
+    data = [vqformat.save(coarse, preset="small", bits=1.5), vqformat.save(fine, preset="small", bits=8)]
+    held: list[int] = []
+    add = decoding.Waiting.add
+
+    def noted(self: decoding.Waiting, *args: Any) -> bool:
+        waits = add(self, *args)
+        held.append(sum(decoding._JOB_NBYTES for jobs in self._groups.values() for _ in jobs))
+        return waits
+
+    monkeypatch.setattr(decoding.Waiting, "add", noted)
+    monkeypatch.setattr(decoding, "_MOST_WAITING", 40_000)
+    assert all(vqformat.load(each) for each in data)
+    assert 8000 < max(held) <= 40_000

@@ -138,7 +138,7 @@ def verify(filename: Path | BinaryIO) -> str:
     """
     with opened(filename) as stream:
         reader = SequentialReader(stream, check_digest=True, keep_total=False, at_leisure=True)
-        deque(reader.layers(), maxlen=0)  # none is kept while the next is read
+        deque(reader.layers(), maxlen=0)  # none is kept for long
         return reader.digest.hex()
 
 

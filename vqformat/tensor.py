@@ -34,7 +34,9 @@ _OVERFLOW = {"f16": np.float32(65520), "bf16": np.uint32(0x7F7F8000).view(np.flo
 # Sequences of trellis stages that are decoded side by side: with fewer, NumPy's calls cost more than their work
 _SEQUENCES = 1 << 13
 _GROUP_ELEMENTS = 1 << 24
-_MOST_WAITING = 1 << 23  # elements of tensors that are decoded side by side, and slots of their tables
+# Of tensors that wait to be decoded side by side: elements, slots of their tables, or bytes, whatever is more
+_MOST_WAITING = 1 << 23
+_JOB_NBYTES = 1 << 12  # that objects take for each
 
 Order = npt.NDArray[np.intp]
 
@@ -281,7 +283,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self._groups: dict[object, list[_Job]] = {}  # by what must be the same for all
-        self._sizes: dict[object, int] = {}
+        self._size = 0
 
     def add(
         self, decoder: TensorDecoder, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: npt.NDArray[Any]
@@ -295,14 +297,16 @@ class Waiting:
             FormatError: A code of one that waited breaks a rule.
         """
         stage = decoder.only_trellis
-        size = 0 if stage is None else max(decoder.record.n_elements, int(stage.slots.rest))
-        if stage is None or len(blocks) < decoder.view.n_blocks or size > _MOST_WAITING // 2:
+        if stage is None or len(blocks) < decoder.view.n_blocks:
             return False
-        key = stage.kind
-        if self._sizes.get(key, 0) + size > _MOST_WAITING:
-            self._decode(key)
-        self._groups.setdefault(key, []).append(_Job(decoder, stage, blocks, payloads, out))
-        self._sizes[key] = self._sizes.get(key, 0) + size
+        held_nbytes = _JOB_NBYTES + sum(map(sum, decoder.record.resident_nbytes())) + sum(len(p[0]) for p in payloads)
+        size = max(decoder.record.n_elements, int(stage.slots.rest), held_nbytes)
+        if size > _MOST_WAITING // 2:
+            return False
+        if self._size + size > _MOST_WAITING:
+            self.flush()
+        self._groups.setdefault(stage.kind, []).append(_Job(decoder, stage, blocks, payloads, out))
+        self._size += size
         return True
 
     def flush(self) -> None:
@@ -311,12 +315,11 @@ class Waiting:
         Raises:
             FormatError: A code breaks a rule; the message names the tensor.
         """
-        for key in list(self._groups):
-            self._decode(key)
+        groups, self._groups, self._size = self._groups, {}, 0
+        for jobs in groups.values():
+            self._decode(jobs)
 
-    def _decode(self, key: object) -> None:
-        jobs = self._groups.pop(key)
-        del self._sizes[key]
+    def _decode(self, jobs: list[_Job]) -> None:
         bands = [Bands(job.stage, job.blocks, [payload[0] for payload in job.payloads]) for job in jobs]
         try:
             codes = decode_together(bands)

@@ -7,6 +7,7 @@ so that NumPy works on vectors.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,20 +104,16 @@ class Slots:
         self.steps = frequency << np.uint32(16) | (slot - starts)
         self.rest = np.uint32(n_tables << self.precision)  # first slot of the context of rest
 
-
     @classmethod
     def joined(cls, parts: Sequence[Slots]) -> Slots:
         """Slots of several stages of one precision in a row; one rest serves all."""
         if len(parts) == 1:
             return parts[0]
-        joined = cls.__new__(cls)
-        joined.precision, joined.shift, joined.mask = parts[0].precision, parts[0].shift, parts[0].mask
-        sizes = [int(part.rest) for part in parts]
-        symbols = [part.symbols[:size] for part, size in zip(parts, sizes, strict=True)]
-        steps = [part.steps[:size] for part, size in zip(parts, sizes, strict=True)]
-        joined.symbols = np.concatenate([*symbols, parts[-1].symbols[sizes[-1] :]])
-        joined.steps = np.concatenate([*steps, parts[-1].steps[sizes[-1] :]])
-        joined.rest = np.uint32(sum(sizes))
+        joined = copy.copy(parts[0])
+        last = parts[-1]
+        joined.symbols = np.concatenate([*(part.symbols[: part.rest] for part in parts), last.symbols[last.rest :]])
+        joined.steps = np.concatenate([*(part.steps[: part.rest] for part in parts), last.steps[last.rest :]])
+        joined.rest = np.uint32(sum(int(part.rest) for part in parts))
         return joined
 
 

@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float32]
 _FORMAT = 1  # of a saved calibration
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TensorStatistics:
     """What is known of one tensor.
 
@@ -34,17 +34,19 @@ class TensorStatistics:
     row_counts: npt.NDArray[np.int64] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """Statistics of a model, from some of its inputs.
 
     Attributes:
         tensors: By name in the state dict.
         inputs: Some of the inputs, for corrections that need to run the model; whatever the model takes.
+        loss: Which errors of the outputs corrections make small: ``"values"`` or ``"logits"``.
     """
 
     tensors: Mapping[str, TensorStatistics]
-    inputs: list[object] = field(default_factory=list, compare=False)
+    inputs: list[object] = field(default_factory=list)
+    loss: str = "values"
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
         """Write the statistics, without the inputs, to a NumPy archive.
@@ -52,7 +54,7 @@ class Calibration:
         Raises:
             FileExistsError: The file exists and ``overwrite`` is false.
         """
-        arrays: dict[str, npt.NDArray[np.generic]] = {"format": np.array(_FORMAT)}
+        arrays: dict[str, npt.NDArray[np.generic]] = {"format": np.array(_FORMAT), "loss": np.array(self.loss)}
         for i, (name, statistics) in enumerate(self.tensors.items()):
             arrays[f"{i}/name"] = np.array(name)
             arrays[f"{i}/importance"] = np.array(statistics.importance)
@@ -77,13 +79,13 @@ class Calibration:
             try:
                 with np.load(stream, allow_pickle=False) as archive:
                     arrays = {key: archive[key] for key in archive.files}
-                version = int(arrays.pop("format"))
+                version, loss = int(arrays.pop("format")), str(arrays.pop("loss", "values"))
                 tensors = dict(map(_statistics, _by_tensor(arrays))) if version == _FORMAT else {}
             except Exception as err:  # NumPy and zipfile promise nothing about damaged files
-                raise EncodeError(f"{os.fspath(path)!r} is no saved calibration: {err}") from err
+                raise EncodeError(f"{os.fspath(path)!r} is no saved calibration") from err
         if version != _FORMAT:
             raise EncodeError(f"{os.fspath(path)!r} holds a calibration of another version of this package")
-        return cls(tensors)
+        return cls(tensors, loss=loss)
 
 
 Arrays = dict[str, npt.NDArray[np.generic]]

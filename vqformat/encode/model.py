@@ -45,6 +45,7 @@ DEFAULT_STEP = 0.18  # times the root mean square of all weights on grids: at mo
 _MAX_CORRECTIONS = 3  # rounds until corrected tensors fit a budget
 _CORRECTION_SHARE = 0.001  # of a budget, and bytes, that are kept for what corrected tensors take more
 _CORRECTION_NBYTES = 16
+_NEAR_GOAL = 0.991  # of a budget at least, with corrected tensors
 _MINOR = 1  # of the format, unless everything is exact
 
 
@@ -86,6 +87,10 @@ class _Encoder:
             if tensor.name in names:
                 raise EncodeError(f"two tensors have the name {tensor.name!r}")
             names.add(tensor.name)
+        known = {} if options.calibration is None else options.calibration.tensors
+        if known and names and not names & known.keys():
+            raise EncodeError(f"the calibration is of another model: it knows {min(known)!r} and others, and no tensor"
+                              f" that is to be written, such as {min(names)!r}")  # fmt: skip
         unused = options.recipe.unused(names) if options.recipe is not None else []
         if unused:
             near = difflib.get_close_matches(unused[0], names, n=3)
@@ -265,20 +270,21 @@ class _Encoder:
         return best
 
     def _corrected(self, goal: Goal | None, metadata: dict[str, Any] | None) -> list[Result]:
-        """Results whose short tensors fit what became of the weights; they may take some bytes more or less."""
-        aim = goal
-        if goal is not None and goal.nbytes is not None:
-            aim = Goal(goal.nbytes * (1 - _CORRECTION_SHARE) - _CORRECTION_NBYTES)
-        for _ in range(_MAX_CORRECTIONS):
-            results = list(self._encode(self._step)) if aim is None else self._meet(aim, metadata)
-            results = self._correct(results)
-            if goal is None or goal.nbytes is None or aim is None or aim.nbytes is None:
-                break
+        """Results whose short tensors fit what became of the weights."""
+        if goal is None or goal.nbytes is None:
+            return self._correct(list(self._encode(self._step)) if goal is None else self._meet(goal, metadata))
+        best: list[Result] = []
+        best_nbytes = 0
+        aim = goal.nbytes * (1 - _CORRECTION_SHARE) - _CORRECTION_NBYTES
+        for _ in range(_MAX_CORRECTIONS):  # they may take some bytes more or less
+            results = self._correct(self._meet(Goal(aim), metadata))
             nbytes = self._trial(results, metadata).file_nbytes
-            if nbytes <= goal.nbytes:
+            if best_nbytes < nbytes <= goal.nbytes:
+                best, best_nbytes = results, nbytes
+            if goal.nbytes * _NEAR_GOAL <= nbytes <= goal.nbytes:
                 break
-            aim = Goal(aim.nbytes - (nbytes - goal.nbytes))
-        return results
+            aim += goal.nbytes * (1 - _CORRECTION_SHARE) - nbytes
+        return best or self._meet(goal, metadata)
 
     def _correct(self, results: list[Result]) -> list[Result]:
         assert self.options.correct is not None

@@ -125,7 +125,7 @@ def search(
     max_drop: float = 0.01,
     *,
     max_evaluations: int = 10,
-    progress: Callable[[Trial], None] | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
     **options: Any,
 ) -> SearchResult:
     """Find the smallest file for which a metric drops by no more than so much.
@@ -136,10 +136,11 @@ def search(
             a number that falls as the model gets worse, such as the accuracy on held-out data.
         max_drop: How much less than for the original it may say, in its own units: 0.01 is a point of accuracy where
             that goes from 0 to 1.
-        max_evaluations: Files to try, besides the original. Some 6 to 10 do.
-        progress: Called with each trial; by default they are printed to stderr if that is a terminal.
-        options: As for ``save_file``, or for a module as for ``vqformat.torch.save_model`` (``calibration``, which
-            roughly halves the file); the preset is ``small``. Budgets are what is searched for.
+        max_evaluations: Files to try, besides the original, and one that keeps every bit if all were too bad. Some 6
+            to 10 do.
+        on_trial: Called with each trial; by default they are printed to stderr if that is a terminal.
+        options: As for ``save_file``, or for a module as for ``vqformat.torch.save_model``, ``calibration`` among them;
+            the preset is ``small``. Budgets are what is searched for.
 
     Returns:
         The file, and the curve.
@@ -158,9 +159,9 @@ def search(
         raise ValueError(f"max_evaluations is {max_evaluations!r}; 1 or more are allowed")
     options.setdefault("preset", "small")
     subject = _subject(model)
-    if progress is None and sys.stderr.isatty():
-        progress = _print_trial
-    return _Search(subject, evaluate, max_drop, options, progress).run(max_evaluations)
+    if on_trial is None and sys.stderr.isatty():
+        on_trial = _print_trial
+    return _Search(subject, evaluate, max_drop, options, on_trial).run(max_evaluations)
 
 
 def _print_trial(trial: Trial) -> None:
@@ -171,10 +172,12 @@ class _Search:
     """Tries files, each for a reason."""
 
     def __init__(self, subject: _Subject, evaluate: Callable[[Any], float], max_drop: float, options: dict[str, Any],
-                 progress: Callable[[Trial], None] | None) -> None:  # fmt: skip
+                 on_trial: Callable[[Trial], None] | None) -> None:  # fmt: skip
         self._subject, self._evaluate, self._max_drop = subject, evaluate, max_drop
-        self._options, self._progress = options, progress
-        self._reference = self._metric(subject.original())
+        self._options, self._on_trial = options, on_trial
+        self._reference = float(evaluate(subject.original()))
+        if not math.isfinite(self._reference):
+            raise ValueError(f"evaluate says {self._reference} of the original; a finite number is allowed")
         self._trials: list[Trial] = []
         self._best: tuple[Trial, bytes] | None = None
 
@@ -196,16 +199,19 @@ class _Search:
     def _try(self, step: float) -> None:
         """A file of this step; the smallest that is good enough is kept."""
         stream = io.BytesIO()
-        how = {"lossless": True, "preset": "default"} if step == _EXACT else {"step": step}
-        report = self._subject.save(stream, {**self._options, **how})
+        options = {**self._options, "step": step}
+        if step == _EXACT:  # what else was asked for says how bits are to be lost
+            kept = {name: value for name, value in self._options.items() if name == "metadata"}
+            options = {"lossless": True, **kept}
+        report = self._subject.save(stream, options)
         stream.seek(0)
         metric = self._metric(self._subject.load(stream))
         trial = Trial(step, report.file_nbytes, report.ratio, metric, self._reference - metric)
         self._trials.append(trial)
         if trial.drop <= self._max_drop and (self._best is None or trial.nbytes < self._best[0].nbytes):
             self._best = trial, stream.getvalue()
-        if self._progress is not None:
-            self._progress(trial)
+        if self._on_trial is not None:
+            self._on_trial(trial)
 
     def _metric(self, filled: Any) -> float:
         metric = float(self._evaluate(filled))
@@ -293,8 +299,6 @@ class _Module:
     def save(self, stream: io.BytesIO, options: dict[str, Any]) -> Any:
         from ..torch import save_model
 
-        if options.get("lossless"):
-            options = {key: value for key, value in options.items() if key not in ("calibration", "loss")}
         return save_model(self._model, stream, **options)
 
     def load(self, stream: io.BytesIO) -> Any:

@@ -20,7 +20,6 @@ from ..bits import pack_nibbles, unpack_nibbles
 from ..dtypes import DTYPES
 from ..encode.calibration import Calibration as Calibration
 from ..errors import EncodeError, UnsupportedError
-from .calibrate import Loss
 from .calibrate import calibrate as calibrate
 from .correct import Corrector
 
@@ -104,22 +103,21 @@ def load(data: bytes | bytearray | memoryview, device: Device = "cpu", **limits:
 
 
 def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapping[str, Any] | None = None, *,
-               calibration: Calibration | None = None, loss: Loss = "values", **options: Any) -> Report:  # fmt: skip
+               calibration: Calibration | None = None, **options: Any) -> Report:  # fmt: skip
     """Compress a model's state dict into a ``.vqm`` file; tied weights are stored once and stay tied.
 
     Args:
         calibration: What ``calibrate`` found. Errors of weights are then made up for by other weights, bits go where
             the model minds errors, and biases and normalizations are corrected. The preset is ``small``.
-        loss: Which errors of the outputs the corrections count, as for ``calibrate``.
         metadata, options: As for ``vqformat.save_file``.
 
     Raises:
         EncodeError: Part of the state dict is no tensor, or cannot be written.
     """
-    if calibration is not None:
+    if calibration is not None and not options.get("lossless"):
         options.setdefault("preset", "small")
         options["calibration"] = calibration
-        options["correct"] = Corrector(model, calibration, loss, options.get("progress"))
+        options["correct"] = Corrector(model, calibration, options.get("progress"))
     return save_file(model.state_dict(), filename, metadata, **options)
 
 

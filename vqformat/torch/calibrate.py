@@ -7,12 +7,14 @@ of one weight can be made up for by another. Inputs are enough, no labels.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,15 +31,19 @@ def calibrate(
 ) -> Calibration:  # fmt: skip
     """Gather what ``save_model(…, calibration=…)`` makes use of.
 
-    Some hundreds of inputs like those that the model will meet do; thousands help layers of thousands of inputs. Memory
-    is that of the model, of its gradients, of at most 64 MB of second moments for each layer, and of a batch.
+    Some hundreds of inputs like those that the model will meet do; thousands help layers of thousands of inputs. Give
+    them in ten batches or more, so that corrections can be judged by batches that they were not made with. Memory is
+    that of the model, of its gradients, of some 64 MB of second moments for each layer, and of a batch; and as many
+    batches are kept as have 64 MB together with their outputs.
 
     Args:
         model: Run in evaluation mode; neither its parameters nor their gradients change.
-        batches: Inputs. A tensor is the model's only argument, a tuple or list its arguments, a mapping its keywords.
+        batches: Inputs, without labels. A tensor is the model's only argument, a tuple or list its arguments, a mapping
+            its keywords.
         loss: Which errors of the outputs matter: ``"values"``, squared errors of all its floating-point outputs;
-            ``"logits"`` where they are logits of classes, on the last axis; or a function from the model's output to a
-            scalar whose gradient says it.
+            ``"logits"`` where they are logits of classes, on the last axis, and inputs are none that the model was
+            trained on; or a function from the model's output to a scalar whose gradient says it (corrections go by
+            ``"values"`` then).
         seed: Of random directions in the space of outputs.
         progress: Called with ``"batch"``, batches done, and batches in all (or 0 where that is not known).
 
@@ -45,9 +51,12 @@ def calibrate(
         Statistics of every parameter, and some of the inputs.
 
     Raises:
-        ValueError: There are no batches, the model has no floating-point output, or the loss has an unknown name.
+        ValueError: There are no batches, the model has no floating-point output, or the loss has an unknown name; or
+            the model has no floating-point parameters.
     """
     check_loss(loss)
+    if isinstance(batches, (Tensor, Mapping)):
+        raise ValueError(f"batches is one {type(batches).__name__}; an iterable of batches is allowed, such as [batch]")
     random = torch.Generator().manual_seed(seed)
     names = _names(model)
     watched = observers(model)
@@ -55,10 +64,12 @@ def calibrate(
     kept: list[object] = []
     n_inputs = kept_nbytes = n_batches = 0
     n_all = operator.length_hint(batches)
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    if not parameters:
+        raise ValueError("the model has no floating-point parameters")
     with _evaluating(model), contextlib.ExitStack() as stack:
         for observer in watched:
             stack.enter_context(observer)
-        parameters = [p for p in model.parameters() if p.is_floating_point()]
         for batch in batches:
             output = run(model, batch)
             direction = _direction(output, loss, random)
@@ -68,19 +79,21 @@ def calibrate(
                     squares[names[id(parameter)]] += float(gradient.detach().to_dense().double().square().mean())
             n_inputs += _n_inputs(batch)
             n_batches += 1
-            nbytes = batch_nbytes(batch)
+            nbytes = batch_nbytes(batch) + batch_nbytes(floating_outputs(output))
             if kept_nbytes + nbytes <= _KEPT_NBYTES:
-                kept.append(batch)
+                kept.append(_copied(batch))
                 kept_nbytes += nbytes
             if progress is not None:
                 progress("batch", n_batches, n_all)
-    if not n_batches:
-        raise ValueError("there are no batches to calibrate with")
+        if not n_batches:
+            raise ValueError("there are no batches to calibrate with")
+    with _evaluating(model), torch.no_grad():  # what the model keeps of its last run shall hold no graph
+        run(model, batch)
     tensors = {name: TensorStatistics(total / n_inputs if math.isfinite(total) else 0.0)
                for name, total in squares.items()}  # fmt: skip
     for observer in watched:
         tensors |= observer.statistics(tensors)
-    return Calibration(_with_tied(model, tensors), kept)
+    return Calibration(_with_tied(model, tensors), kept, "values" if callable(loss) else loss)
 
 
 def check_loss(loss: Loss) -> None:
@@ -93,7 +106,7 @@ def run(model: nn.Module, batch: Any) -> Any:
     """The model's output for a batch."""
     if isinstance(batch, Mapping):
         return model(**batch)
-    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+    return model(*batch) if type(batch) in (tuple, list) else model(batch)  # others, such as PackedSequence, are one
 
 
 def floating_outputs(output: Any) -> list[Tensor]:
@@ -101,10 +114,13 @@ def floating_outputs(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     if isinstance(output, Mapping):
-        return [tensor for value in output.values() for tensor in floating_outputs(value)]
+        return [tensor for key, value in output.items() if key != "past_key_values"  # caches are no outputs
+                for tensor in floating_outputs(value)]  # fmt: skip
     if isinstance(output, (tuple, list)):
         return [tensor for value in output for tensor in floating_outputs(value)]
-    return floating_outputs(vars(output)) if hasattr(output, "__dict__") else []
+    if dataclasses.is_dataclass(output):
+        return floating_outputs({field.name: getattr(output, field.name) for field in dataclasses.fields(output)})
+    return []
 
 
 def _direction(output: Any, loss: Loss, random: torch.Generator) -> Tensor:
@@ -151,8 +167,19 @@ def _with_tied(model: nn.Module, tensors: dict[str, TensorStatistics]) -> dict[s
     for name, original in every.items():
         known = tensors.get(name)
         if name != original and known is not None and known.moments is not None:
-            tensors[original] = replace(known, importance=tensors[original].importance)
+            tensors[original] = _together(tensors[original], known)
     return tensors | {name: tensors[original] for name, original in every.items() if original in tensors}
+
+
+def _together(one: TensorStatistics, other: TensorStatistics) -> TensorStatistics:
+    """What is known of a weight of two layers."""
+    if one.moments is None or other.moments is None:
+        return replace(one if other.moments is None else other, importance=one.importance)
+    n = one.n_observed + other.n_observed
+    share = np.float32(one.n_observed / n)
+    moments = tuple(tuple(share * a + (1 - share) * b for a, b in zip(of_one, of_other, strict=True))
+                    for of_one, of_other in zip(one.moments, other.moments, strict=True))  # fmt: skip
+    return TensorStatistics(one.importance, moments, n)
 
 
 @contextlib.contextmanager
@@ -164,13 +191,23 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
-        with torch.enable_grad():
+        # Hooks do not run in compiled code
+        with torch.inference_mode(False), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+def _copied(batch: Any) -> Any:
+    """The batch with tensors of its own: loaders may use theirs again."""
+    if isinstance(batch, Tensor):
+        return batch.detach().clone()
+    if isinstance(batch, Mapping):
+        return {key: _copied(value) for key, value in batch.items()}
+    return type(batch)(map(_copied, batch)) if type(batch) in (tuple, list) else batch
 
 
 def _tensors(batch: Any) -> list[Tensor]:

@@ -6,6 +6,7 @@ First means and variances, layer by layer (bias correction: Nagel et al. 2019; b
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ..encode.calibration import Calibration
-from .calibrate import Loss, batch_nbytes, check_loss, floating_outputs, run
+from .calibrate import batch_nbytes, floating_outputs, run
+from .observe import CONVOLUTIONS
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_CORRECTED = (torch.float16, torch.float32, torch.float64)  # what NumPy has
+_CORRECTED = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _EPOCHS = 6
 _FEWEST_STEPS = 60
 _RATE = 0.003  # of learning, of the size that a parameter has
-_HELD_OUT = 5  # every so-manieth batch judges
+_HELD_OUT = 5  # each fifth batch judges
 
 Arrays = dict[str, np.ndarray]
 
@@ -34,19 +35,19 @@ class Corrector:
     Args:
         model: As it was.
         calibration: With inputs.
-        loss: Which errors of the outputs matter, as for ``calibrate``.
         progress: Called with ``"correction"``, batches done and batches in all.
     """
 
     def __init__(
-        self, model: nn.Module, calibration: Calibration, loss: Loss = "values",
-        progress: Callable[[str, int, int], None] | None = None,
-    ) -> None:  # fmt: skip
-        check_loss(loss)
-        self._teacher, self._batches, self._loss, self._progress = model, calibration.inputs, loss, progress
+        self, model: nn.Module, calibration: Calibration, progress: Callable[[str, int, int], None] | None = None
+    ) -> None:
+        self._teacher, self._batches, self._loss = model, calibration.inputs, calibration.loss
+        self._progress = progress
 
     def __call__(self, weights: Mapping[str, np.ndarray]) -> Arrays:
         """New values of the other tensors of the state dict, for these values of weights, by name."""
+        from . import to_numpy
+
         if not self._batches:
             return {}
         student = copy.deepcopy(self._teacher).eval()
@@ -56,15 +57,18 @@ class Corrector:
             parameter.requires_grad_(False)
         was_training = [module for module in self._teacher.modules() if module.training]
         self._teacher.eval()
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # it gives other outputs where inputs are padded
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 aims = [_detached(run(self._teacher, batch)) for batch in self._batches]
                 if aims[0]:
                     self._correct(student, aims, given)
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
             for module in was_training:
                 module.training = True
-        return {name: tensor.detach().cpu().numpy() for name, tensor in student.state_dict().items()
+        return {name: to_numpy(tensor) for name, tensor in student.state_dict().items()
                 if name not in given and tensor.dtype in _CORRECTED}  # fmt: skip
 
     def _correct(self, student: nn.Module, aims: list[list[Tensor]], given: Mapping[str, Tensor]) -> None:
@@ -144,14 +148,15 @@ def _match_moments(teacher: nn.Module, student: nn.Module, batch: Any) -> None:
 
     One run does it for all layers: each is corrected before its output goes on.
     """
-    kinds = (nn.Linear, *_CONVOLUTIONS, *_NORMS)
+    kinds = (nn.Linear, *CONVOLUTIONS, *_NORMS)
     targets = {name for name, module in student.named_modules() if isinstance(module, kinds)}
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in targets}
 
     def note(name: str, module: nn.Module) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            values = args[0] if isinstance(module, _NORMS) else output
-            if values.numel():  # an expert may have had nothing to do
+            values = (args or (None,))[0] if isinstance(module, _NORMS) else output
+            # An expert may have had nothing to do; a layer of one's own may give anything
+            if isinstance(values, Tensor) and values.numel():
                 seen[name].append(_moments(module, values))
 
         return hook
@@ -176,29 +181,27 @@ def _match_moments(teacher: nn.Module, student: nn.Module, batch: Any) -> None:
 
         return before if isinstance(module, _NORMS) else after
 
-    handles = [module.register_forward_hook(note(name, module))
-               for name, module in teacher.named_modules() if name in targets]  # fmt: skip
-    run(teacher, batch)
-    for handle in handles:
-        handle.remove()
+    with contextlib.ExitStack() as hooks:
+        for name, module in teacher.named_modules():
+            if name in targets:
+                hooks.enter_context(module.register_forward_hook(note(name, module)))
+        run(teacher, batch)
     once = {name for name, moments in seen.items() if len(moments) == 1}  # what runs twice has two means
-    handles = []
-    for name, module in student.named_modules():
-        if name not in once:
-            continue
-        if isinstance(module, _NORMS) and module.track_running_stats:
-            handles.append(module.register_forward_pre_hook(correct(name, module)))
-        elif isinstance(module, (nn.Linear, *_CONVOLUTIONS)) and module.bias is not None:
-            handles.append(module.register_forward_hook(correct(name, module)))
-    run(student, batch)
-    for handle in handles:
-        handle.remove()
+    with contextlib.ExitStack() as hooks:
+        for name, module in student.named_modules():
+            if name not in once:
+                continue
+            if isinstance(module, _NORMS) and module.track_running_stats:
+                hooks.enter_context(module.register_forward_pre_hook(correct(name, module)))
+            elif isinstance(module, (nn.Linear, *CONVOLUTIONS)) and module.bias is not None:
+                hooks.enter_context(module.register_forward_hook(correct(name, module)))
+        run(student, batch)
 
 
 def _channel_axis(module: nn.Module, values: Tensor) -> int:
     if isinstance(module, nn.Linear):
         return values.ndim - 1
-    is_single = isinstance(module, _CONVOLUTIONS) and values.ndim == len(module.kernel_size) + 1
+    is_single = isinstance(module, CONVOLUTIONS) and values.ndim == len(module.kernel_size) + 1
     return 0 if is_single else 1
 
 

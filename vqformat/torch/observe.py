@@ -17,7 +17,7 @@ from ..encode.calibration import TensorStatistics
 _MOMENTS_NBYTES = 1 << 26  # of a layer
 _FEWEST_BLOCK_INPUTS = 256
 _MOST_ROWS = 4096  # input vectors of a batch that are taken for a layer
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Moments:
@@ -79,8 +79,8 @@ class Observer:
         self._hook.remove()
 
     def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        first = args[0] if args else next(iter(kwargs.values()))
-        with torch.no_grad():
+        first = args[0] if args else kwargs.get("input", next(iter(kwargs.values())))
+        with torch.no_grad(), torch.autocast(next(module.parameters()).device.type, enabled=False):
             self.observe(first)
 
     def observe(self, x: Any) -> None:
@@ -102,7 +102,8 @@ class Observer:
 
 class LinearObserver(Observer):
     def observe(self, x: Any) -> None:
-        self._note("weight", thin(x.reshape(-1, x.shape[-1]))[:, None])
+        if x.numel():
+            self._note("weight", thin(x.reshape(-1, x.shape[-1]))[:, None])
 
 
 class ConvolutionObserver(Observer):
@@ -189,7 +190,8 @@ class RecurrentObserver(Observer):
         module = self.module
         single = _SINGLE[module.mode](x.shape[2], module.hidden_size, bias=module.bias, **_options(module))
         for name in [name for name, _ in single.named_parameters()]:
-            setattr(single, name, getattr(module, name.replace("_l0", suffix)))
+            weight = getattr(module, name.replace("_l0", suffix))
+            setattr(single, name, nn.Parameter(weight.detach(), requires_grad=False))
         hidden: Tensor = single(x, tuple(states) if len(states) > 1 else states[0] if states else None)[0]
         before = torch.cat([states[0] if states else torch.zeros_like(hidden[:1]), hidden[:-1]])
         for name, vectors in ((f"weight_ih{suffix}", x), (f"weight_hh{suffix}", before)):
@@ -236,7 +238,7 @@ def thin(vectors: Tensor) -> Tensor:
 
 _KINDS: Sequence[tuple[Any, type[Observer]]] = (
     (nn.Linear, LinearObserver),
-    (_CONVOLUTIONS, ConvolutionObserver),
+    (CONVOLUTIONS, ConvolutionObserver),
     ((nn.Embedding, nn.EmbeddingBag), EmbeddingObserver),
     ((nn.RNN, nn.LSTM, nn.GRU), RecurrentObserver),
     (nn.MultiheadAttention, AttentionObserver),
