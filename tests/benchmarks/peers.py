@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import logging
 import math
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import metadata
@@ -50,17 +51,22 @@ def has(module: str, what: str) -> bool:
     return True
 
 
+def frontier(points: Iterable[Point]) -> list[Point]:
+    """Those that no other one beats in both size and SQNR, the best one first."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: (-point.sqnr_db, point.nbytes)):
+        if not best or point.nbytes < best[-1].nbytes:
+            best.append(point)
+    return best
+
+
 def interpolate(points: list[Point], sqnr_db: float) -> float | None:
     """Bytes at an SQNR, the logarithm of the size taken as linear in dB between points; None outside of them.
 
     Only points are taken that no other one beats in both; between those that are far apart this is a little less than
     the peer could do.
     """
-    best: list[Point] = []
-    for point in sorted(points, key=lambda point: (-point.sqnr_db, point.nbytes)):
-        if not best or point.nbytes < best[-1].nbytes:
-            best.append(point)
-    for high, low in itertools.pairwise(best):
+    for high, low in itertools.pairwise(frontier(points)):
         if low.sqnr_db <= sqnr_db <= high.sqnr_db:
             share = (sqnr_db - low.sqnr_db) / (high.sqnr_db - low.sqnr_db)
             return math.exp(math.log(low.nbytes) * (1 - share) + math.log(high.nbytes) * share)
@@ -74,7 +80,7 @@ class NNCodec:
     ``lambda_scale`` and of the order of scanning that suits the matrix, transposed or not.
     """
 
-    LAMBDAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+    LAMBDAS = (0.0, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
 
     def __init__(self) -> None:
         # The package loads TensorFlow, torchvision and Flower for its use cases, of which none is needed for arrays
@@ -112,64 +118,79 @@ class NNCodec:
 
 
 class NNCodecCurve:
-    """What NNCodec makes of one matrix, found by trying."""
+    """What NNCodec makes of one matrix, found by trying.
+
+    What suits it best is looked for on every so many rows, about a million weights, and then measured on all.
+    """
 
     def __init__(self, codec: NNCodec, w: np.ndarray) -> None:
-        self._codec = codec
-        self._matrices = {"": w, "transposed, ": np.ascontiguousarray(w.T)}
-        self._tried: dict[tuple[int, float, int, str], Point] = {}
-        self._variant = (0, "")
-        self._at = 0  # of LAMBDAS: more weight to the rate the lower it is
+        self._codec, self._w = codec, w
+        self._sample = w[:: max(1, w.size >> 20)]
+        self._variant = (0, False)
+        self._tried: dict[tuple[Any, ...], Point] = {}
+        self._offsets: dict[float, int] = {}  # of the steps last found from where one would expect them
 
     def choose_variant(self, sqnr_db: float) -> None:
         """Settle the order of scanning, and whether the matrix is transposed, by what is smallest near an SQNR."""
-        qp, n_weights = self._codec.first_qp(self._matrices[""], sqnr_db), self._matrices[""].size
-        variants = [(order, side) for order in (0, 1) for side in self._matrices]
-        self._variant = min(variants, key=lambda variant: self._point(qp, 0.0, variant).waste(n_weights))
+        qp = self._codec.first_qp(self._w, sqnr_db)
+        variants = [(order, is_transposed) for is_transposed in (False, True) for order in (0, 1)]
+        self._variant = min(variants, key=lambda variant: self._point(qp, 0.0, variant).waste(self._w.size))
 
     def size_as_it_comes(self, sqnr_db: float) -> float | None:
         """Bytes at an SQNR with ``lambda_scale`` 0 and the matrix scanned as it is, NNCodec's defaults."""
-        return self._size(sqnr_db, 0.0, (0, ""))
+        return self._size(sqnr_db, 0.0, (0, False))
 
     def size(self, sqnr_db: float) -> tuple[float | None, str]:
-        """Bytes at an SQNR at its best setting, and that. To be called for falling SQNRs."""
-        best, where = self._size(sqnr_db, self._codec.LAMBDAS[self._at], self._variant), self._at
-        for i in range(self._at + 1, len(self._codec.LAMBDAS)):
-            size = self._size(sqnr_db, self._codec.LAMBDAS[i], self._variant)
-            if size is not None and (best is None or size < best):
-                best, where = size, i
-            elif i > where + 1:
-                break
-        self._at = max(0, where - 1)
-        order, side = self._variant
-        return best, f"{side}scan {order}, lambda {self._codec.LAMBDAS[where]:g}"
+        """Bytes at an SQNR at its best setting, and that."""
+        on_sample = {scale: self._size(sqnr_db, scale, self._variant, of_sample=True) for scale in self._codec.LAMBDAS}
+        reached = {scale: size for scale, size in on_sample.items() if size is not None}
+        if not reached:
+            return None, ""
+        scale = min(reached, key=lambda scale: reached[scale])
+        sizes = {0.0: self._size(sqnr_db, 0.0, self._variant), scale: self._size(sqnr_db, scale, self._variant)}
+        found = {scale: size for scale, size in sizes.items() if size is not None}
+        if not found:
+            return None, ""
+        scale = min(found, key=lambda scale: found[scale])
+        return found[scale], f"lambda {scale:g}, {self._name(self._variant)}"
 
-    def _point(self, qp: int, scale: float, variant: tuple[int, str]) -> Point:
-        order, side = variant
-        key = (qp, scale, order, side)
+    @staticmethod
+    def _name(variant: tuple[int, bool]) -> str:
+        return f"scan order {variant[0]}{', transposed' if variant[1] else ''}"
+
+    def _point(self, qp: int, scale: float, variant: tuple[int, bool], *, of_sample: bool = False) -> Point:
+        key = (qp, scale, variant, of_sample)
         if key not in self._tried:
-            w = self._matrices[side]
+            order, is_transposed = variant
+            w = self._sample if of_sample else self._w
+            w = np.ascontiguousarray(w.T if is_transposed else w)
             stream = self._codec.encode(w, qp, scale, order)
-            setting = f"{side}scan {order}, lambda {scale:g}, qp {qp}"
+            setting = f"lambda {scale:g}, qp {qp}, {self._name(variant)}"
             self._tried[key] = Point(setting, len(stream), sqnr(w, self._codec.decode(stream)))
         return self._tried[key]
 
-    def _size(self, sqnr_db: float, scale: float, variant: tuple[int, str]) -> float | None:
+    def _size(
+        self, sqnr_db: float, scale: float, variant: tuple[int, bool], *, of_sample: bool = False
+    ) -> float | None:
         """Bytes at an SQNR, between the two neighbouring steps around it."""
-        qp = self._codec.first_qp(self._matrices[""], sqnr_db)
-        for _ in range(20):
-            point, finer = self._point(qp, scale, variant), self._point(qp - 1, scale, variant)
-            if point.sqnr_db <= sqnr_db <= finer.sqnr_db:
-                return interpolate([point, finer], sqnr_db)
-            if point.sqnr_db > sqnr_db:
-                qp += max(1, int((point.sqnr_db - sqnr_db) / 2.5))
-            else:
-                qp -= max(1, int((sqnr_db - finer.sqnr_db) / 1.6))
+        expected = self._codec.first_qp(self._w, sqnr_db)
+        qp = expected + self._offsets.get(scale, 0)
+        for _ in range(30):
+            coarser = self._point(qp, scale, variant, of_sample=of_sample)
+            if coarser.sqnr_db > sqnr_db:
+                qp += max(1, int((coarser.sqnr_db - sqnr_db) / 3.5))
+                continue
+            finer = self._point(qp - 1, scale, variant, of_sample=of_sample)
+            if finer.sqnr_db >= sqnr_db:
+                self._offsets[scale] = qp - expected
+                return interpolate([coarser, finer], sqnr_db)
+            qp -= max(1, int((sqnr_db - finer.sqnr_db) / 1.6))
         return None
 
     @property
     def points(self) -> list[Point]:
-        return list(self._tried.values())
+        """Of the whole matrix."""
+        return [point for (*_, of_sample), point in self._tried.items() if not of_sample]
 
 
 def nncodec() -> NNCodec | None:
@@ -183,8 +204,8 @@ def faiss_points(w: np.ndarray) -> dict[str, list[Point]]:
     """faiss: product, residual and scalar quantizers; codes and tables are counted, these as float32."""
     import faiss
 
-    def measure(setting: str, quantizer: Any, vectors: np.ndarray, bits: int, n_table: int) -> Point:
-        quantizer.train(vectors)
+    def measure(setting: str, quantizer: Any, vectors: np.ndarray, bits: int, n_table: int, *, every: int = 1) -> Point:
+        quantizer.train(np.ascontiguousarray(vectors[::every]))
         decoded = quantizer.decode(quantizer.compute_codes(vectors)).reshape(w.shape)
         nbytes = -(-len(vectors) * bits // 8)  # faiss fills the last byte of each vector; a file need not
         return Point(setting, nbytes + 4 * n_table, sqnr(w, decoded))
@@ -195,7 +216,7 @@ def faiss_points(w: np.ndarray) -> dict[str, list[Point]]:
     for dim, bits in cases:
         quantizer = faiss.ProductQuantizer(dim, 1, bits)
         product.append(measure(f"dim {dim}, {bits} bits", quantizer, w.reshape(-1, dim), bits, dim << bits))
-    for dim, bits in ((4, 4), (4, 6), (4, 8), (2, 4), (2, 6), (2, 8), (1, 4), (1, 6)):
+    for dim, bits in ((4, 4), (4, 6), (4, 8), (2, 4), (2, 6), (2, 8)):
         if w.shape[0] < 4 << bits:
             continue
         quantizer = faiss.ProductQuantizer(columns, columns // dim, bits)
@@ -203,16 +224,15 @@ def faiss_points(w: np.ndarray) -> dict[str, list[Point]]:
         setting = f"segments of {dim} columns, {bits} bits"
         product.append(measure(setting, quantizer, w, columns // dim * bits, columns << bits))
     residual = []
-    for stages in (1, 2, 3, 4):
+    for stages in (1, 2, 3):
         quantizer = faiss.ResidualQuantizer(8, stages, 8)
-        quantizer.use_beam_LUT = 1
-        with redirect_stdout(StringIO()):
-            residual.append(measure(f"{stages} stages", quantizer, w.reshape(-1, 8), 8 * stages, stages * 8 << 8))
+        every = max(1, w.size // 8 >> 15)  # slow, and 128 vectors an entry are enough
+        setting = f"{stages} stages of dim 8, 8 bits"
+        residual.append(measure(setting, quantizer, w.reshape(-1, 8), 8 * stages, stages * 8 << 8, every=every))
     scalar = []
-    for kind in ("QT_4bit", "QT_4bit_uniform", "QT_6bit", "QT_8bit", "QT_8bit_uniform"):
+    for kind in ("QT_4bit", "QT_6bit", "QT_8bit"):
         quantizer = faiss.ScalarQuantizer(columns, getattr(faiss.ScalarQuantizer, kind))
-        n_table = 2 if kind.endswith("uniform") else 2 * columns
-        scalar.append(measure(kind, quantizer, w, 8 * quantizer.code_size, n_table))
+        scalar.append(measure(kind, quantizer, w, 8 * quantizer.code_size, 2 * columns))
     return {"faiss PQ": product, "faiss RQ": residual, "faiss scalar": scalar}
 
 
@@ -238,6 +258,8 @@ def gguf_points(w: np.ndarray) -> dict[str, Point]:
 def nf4_points(w: np.ndarray) -> list[Point]:
     """bitsandbytes' nf4: codes and the scales of the blocks, quantized themselves or not."""
     import torch
+
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # of a kernel that is not needed here
     from bitsandbytes import functional
 
     points = []
@@ -276,7 +298,7 @@ def palette_points(w: np.ndarray) -> dict[str, list[Point]]:
                 n_entries = -(-w.shape[0] // group) << bits
                 nbytes = -(-w.size * bits // 8) + 2 * n_entries
                 grouped.append(Point(f"{bits} bits, {group} rows", nbytes, sqnr(w, decoded)))
-    return {"k-means": whole, "k-means, tuned": whole + grouped}
+    return {"k-means": whole, "by groups": whole + grouped}
 
 
 def palettize(values: np.ndarray, bits: int) -> np.ndarray:
