@@ -287,10 +287,13 @@ class TestObservers:
         tied = Calling(lambda model, x: model.b(model.a(x)), a=nn.Linear(5, 5), b=nn.Linear(5, 5))
         tied.b.weight = tied.a.weight
 
-        found = statistics(tied, torch.randn(9, 5))
+        x = torch.randn(9, 5)
 
-        assert found["a.weight"] is found["b.weight"]
-        assert found["a.weight"].moments is not None and found["a.weight"].importance > 0
+        found = statistics(tied, x)
+
+        assert found["a.weight"] is found["b.weight"] and found["a.weight"].importance > 0
+        met = torch.cat([x, tied.a(x)])  # by the weight, in both layers
+        np.testing.assert_allclose(only_moments(found["a.weight"]), products(met), rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("order", ["ab", "ba"])
     def test_a_table_that_is_a_layer_s_weight_too_is_treated_as_that(self, order: str) -> None:
@@ -599,10 +602,10 @@ class TestFiles:
     def test_statistics_come_back(self, tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, Any]) -> None:
         path = tmp_path_factory.mktemp("calibration") / "a.calibration"  # no suffix is added
 
-        Calibration(tensors, ["inputs"]).save(path)
+        Calibration(tensors, ["inputs"], "logits").save(path)
         found = Calibration.load(path)
 
-        assert list(found.tensors) == list(tensors) and found.inputs == []
+        assert list(found.tensors) == list(tensors) and found.inputs == [] and found.loss == "logits"
         assert [plain(value) for value in found.tensors.values()] == [plain(value) for value in tensors.values()]
 
     @given(st.data())
@@ -769,12 +772,30 @@ class TestFeedback:
         assert loaded.T.tobytes() == Pool.of([coded]).decoded(coded).tobytes()
         assert np.square(loaded - weights).mean() <= np.square(weights).mean() + step**2
 
+    def test_each_group_of_a_convolution_has_its_own_feedback(self) -> None:
+        def inputs(seed: int) -> Tensor:
+            scales = torch.tensor([1.0, 8.0]).repeat_interleave(24)
+            x = torch.cat([correlated(300, 24, seed=2 * seed + i) for i in range(2)], dim=1)
+            return (x * scales)[:, :, None]
+
+        layer = nn.Conv1d(48, 64, 1, groups=2, bias=False)
+        calibration = Calibration(vt.calibrate(layer, [inputs(1)]).tensors)
+        by_feedback = saved(layer, calibration=calibration, ratio=8)
+        without = saved(layer, preset="small", ratio=8)
+
+        x = inputs(2)
+        aim, found, other = (run(x).detach() for run in (layer, filled(layer, by_feedback), filled(layer, without)))
+        for group in range(2):
+            of_group = slice(32 * group, 32 * group + 32)
+            error, error_without = ((y - aim)[:, of_group].square().mean() for y in (found, other))
+            assert error_without > 2 * error
+
     @pytest.mark.parametrize("kind", KINDS)
     def test_inputs_of_any_kind_do(self, kind: str) -> None:
         layer = nn.Linear(40, 40)
         batches = [torch.from_numpy(of_inputs(kind, 50, 40, seed)) for seed in (1, 2)]
 
-        data = saved(layer, calibration=vt.calibrate(layer, batches), bits=5)
+        data = saved(layer, calibration=vt.calibrate(layer, batches), step=0.1)
 
         assert output_error(layer, data, torch.from_numpy(of_inputs(kind, 50, 40, 3))) < 0.03
 
@@ -785,17 +806,22 @@ class TestFeedback:
         assert Factors.of(found.tensors["weight"]) is None
         assert saved(layer, calibration=Calibration(found.tensors)) == saved(layer, preset="small")
 
-    @pytest.mark.parametrize("is_calibrated", [True, False])
-    def test_a_matrix_cut_into_blocks_is_read_back(self, is_calibrated: bool) -> None:
-        layer, x = nn.Linear(600, 4100), torch.randn(32, 600)
+    @pytest.mark.parametrize(("n_inputs", "n_outputs", "step", "is_calibrated"), [
+        (600, 4100, 0.2, True), (600, 4100, 0.2, False),
+        (1400, 300, 2.0, True),  # few bits: tiles so long that there must be many of them (TRL-002)
+    ])  # fmt: skip
+    def test_a_matrix_cut_into_blocks_is_read_back(
+        self, n_inputs: int, n_outputs: int, step: float, is_calibrated: bool
+    ) -> None:
+        layer, x = nn.Linear(n_inputs, n_outputs), torch.randn(32, n_inputs)
         calibration = Calibration(vt.calibrate(layer, [x]).tensors) if is_calibrated else None
 
-        data = saved(layer, preset="small", calibration=calibration)
+        data = saved(layer, preset="small", calibration=calibration, step=step)
 
-        assert output_error(layer, data, x) < 0.01
+        assert output_error(layer, data, x) < 0.3 * step**2
         with vqformat.safe_open(io.BytesIO(data)) as file:
             whole = file["weight"]
-            assert np.array_equal(file.get_slice("weight")[1000:1003, 7:9], whole[1000:1003, 7:9])
+            assert np.array_equal(file.get_slice("weight")[200:203, 7:9], whole[200:203, 7:9])
 
 
 # Budgets
@@ -831,12 +857,11 @@ class TestBudgets:
         found = 10 * np.log10(sum(float(tensor.square().sum()) for tensor, _ in pairs) / noise)
         assert 14.95 <= found <= 15.2 and report.sqnr_db == pytest.approx(found, abs=0.05)
 
-    @pytest.mark.parametrize("options", [{}, {"ratio": 12}])
-    def test_a_calibration_that_knows_nothing_changes_nothing(self, options: dict[str, float]) -> None:
+    def test_a_calibration_that_knows_nothing_changes_nothing(self) -> None:
         model = perceptron()
-        without = vt.save(model.state_dict(), preset="small", **options)
-        assert saved(model, preset="small", **options) == without
-        assert saved(model, calibration=Calibration({"0.weight": TensorStatistics()})) == saved(model, preset="small")
+        without = vt.save(model.state_dict(), preset="small")
+        assert saved(model, preset="small") == without
+        assert saved(model, calibration=Calibration({"0.weight": TensorStatistics()})) == without
 
     def test_tensors_that_a_calibration_does_not_name_are_as_without(self) -> None:
         model = perceptron()

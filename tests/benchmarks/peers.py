@@ -104,7 +104,8 @@ class NNCodec:
     def encode(self, w: np.ndarray, qp: int, lambda_scale: float = 0.0, scan_order: int = 0) -> bytearray:
         with redirect_stdout(StringIO()):
             return self._compression.compress({"w": w}, qp=qp, lambda_scale=lambda_scale, scan_order=scan_order,
-                                              use_dq=True, row_skipping=True, return_bitstream=True)  # fmt: skip
+                                              use_dq=True, row_skipping=True, return_bitstream=True,
+                                              bitstream_path=None)  # fmt: skip
 
     def decode(self, stream: bytearray) -> np.ndarray:
         with redirect_stdout(StringIO()):

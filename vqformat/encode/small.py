@@ -9,7 +9,7 @@ import numpy as np
 from ..codecs.tables import Floats
 from ..errors import EncodeError
 from ..limits import MAX_BLOCK_ELEMENTS
-from ..records import Layout
+from ..records import Layout, Trellis
 from . import feedback, tiles, trellis, viterbi
 from .assemble import BLOCK_ELEMENTS
 from .coded import CodedTensor
@@ -21,7 +21,8 @@ from .report import energy
 # wide range of both only the rate that they lead to matters
 _FINER = 0.62
 PRICE = 0.15  # of a bit, in squared steps
-N_STATES = 8
+_N_STATES = 32  # 0.12 dB better than 8, in the same time
+_N_FEEDBACK_STATES = 8  # where more take longer: rows are coded one by one
 _MAGNITUDE_POWER = 0.5  # of a weight, with which its squared error counts
 _FEWEST_INPUTS = 8  # of which sums of errors are kept small
 _MOST_BLOCK_ELEMENTS = BLOCK_ELEMENTS * 3 // 2
@@ -77,7 +78,8 @@ def quantize(
         points /= row_scales[:, None]
     contexts = find_contexts(points)
     width = None if factors is None else tiles.band_width(matrix.shape[1], feedback.TILE_COLUMNS)
-    layout, grid = _cut(layout, matrix.shape, contexts.expected_bits, width)
+    path = viterbi.TRELLISES[_N_STATES if factors is None else _N_FEEDBACK_STATES]
+    layout, grid = _cut(layout, matrix.shape, contexts.expected_bits, width, path)
     if factors is not None:
         indices, books = _quantize_with_feedback(points, contexts, grid, factors)
     else:
@@ -128,7 +130,9 @@ def _inputs_as_rows(rank: int, output_axis: int) -> Layout:
     return Layout(None if axes == tuple(range(rank)) else axes, rank - 1)
 
 
-def _cut(layout: Layout, shape: tuple[int, ...], bits: float, width: int | None) -> tuple[Layout, trellis.Grid]:
+def _cut(
+    layout: Layout, shape: tuple[int, ...], bits: float, width: int | None, path: Trellis
+) -> tuple[Layout, trellis.Grid]:
     """How a matrix is cut into blocks, and blocks into sequences, of so many columns if that is said."""
     n_rows, n_columns = shape
     rows, columns = n_rows, n_columns
@@ -143,5 +147,5 @@ def _cut(layout: Layout, shape: tuple[int, ...], bits: float, width: int | None)
         columns -= columns % tile[1]
     block_columns = columns if columns < n_columns else 0
     block_rows = rows if rows < n_rows or block_columns else 0
-    grid = trellis.Grid(tile, 0 if block_columns else block_rows, viterbi.TRELLISES[N_STATES])
+    grid = trellis.Grid(tile, 0 if block_columns else block_rows, path)
     return replace(layout, block_rows=block_rows, block_columns=block_columns), grid
