@@ -1,4 +1,4 @@
-"""Calibration: what is learnt of a model by running it, and what the encoder makes of it."""
+"""What is learnt of a model by running it: statistics of inputs, importance, and files of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import names
+from torchmodels import Calling, saved
 
 import vqformat
-from vqformat.encode import small, tiles
 from vqformat.encode.calibration import Calibration, TensorStatistics
-from vqformat.encode.coded import Pool
-from vqformat.encode.feedback import Factors
 from vqformat.errors import EncodeError
-from vqformat.limits import MAX_STEPS_PER_SEQUENCE
-from vqformat.writer import Writer
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'vqformat[torch]'")
 
@@ -34,20 +30,14 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn.utils.rnn import pack_sequence  # noqa: E402
 
 from vqformat import torch as vt  # noqa: E402
-from vqformat.torch import correct, observe  # noqa: E402
+from vqformat.torch import observe  # noqa: E402
 
 
-class Calling(nn.Module):
-    """Layers, and a function that says what is done with them."""
-
-    def __init__(self, call: Callable[..., Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self._call = call
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(self, *args, **kwargs)
+def only_moments(found: TensorStatistics) -> np.ndarray:
+    """The moments where there is one group of one block."""
+    assert found.moments is not None
+    ((block,),) = found.moments
+    return block
 
 
 def statistics(model: nn.Module, *batches: Any, **options: Any) -> Mapping[str, TensorStatistics]:
@@ -58,47 +48,10 @@ def importances(model: nn.Module, *batches: Any, **options: Any) -> dict[str, fl
     return {name: found.importance for name, found in statistics(model, *batches, **options).items()}
 
 
-def only_moments(found: TensorStatistics) -> np.ndarray:
-    """The moments where there is one group of one block."""
-    assert found.moments is not None
-    ((block,),) = found.moments
-    return block
-
-
 def products(vectors: Any) -> np.ndarray:
     """Mean of the products of vectors ``(n, inputs)``."""
     x = vectors.detach().double().numpy()
     return x.T @ x / len(x)
-
-
-def correlated(*shape: int, seed: int = 0, rank: int = 8) -> Tensor:
-    """Vectors that are nearly in a space of few dimensions, the same for any seed."""
-    mixed = torch.randn(rank, shape[-1], generator=torch.Generator().manual_seed(77))
-    random = torch.Generator().manual_seed(seed)
-    few = torch.randn(*shape[:-1], rank, generator=random)
-    return few @ mixed + 0.1 * torch.randn(*shape, generator=random)
-
-
-def saved(model: nn.Module, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    vt.save_model(model, stream, **options)
-    return stream.getvalue()
-
-
-def filled(model: nn.Module, data: bytes) -> nn.Module:
-    """A copy of the model, from a file."""
-    other = copy.deepcopy(model)
-    vt.load_model(other, io.BytesIO(data))
-    return other.eval()
-
-
-def output_error(model: nn.Module, data: bytes, *inputs: Tensor) -> float:
-    """Of the model's first output, when it is loaded from a file; relative to the output's energy."""
-    with torch.no_grad():
-        aim, found = (run(*inputs) for run in (copy.deepcopy(model).eval(), filled(model, data)))
-    if isinstance(aim, tuple):
-        aim, found = aim[0], found[0]
-    return float((found - aim).square().sum() / aim.square().sum())
 
 
 @pytest.fixture(autouse=True)
@@ -694,397 +647,3 @@ class Tripwire:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self._path,)
-
-
-# Feedback
-
-
-def written(tensor: Any) -> bytes:
-    stream = io.BytesIO()
-    pool = Pool.of([tensor])
-    with Writer(stream) as writer:
-        writer.add_layer("", [pool.encode(tensor, writer.add_freq(pool.record, pool.section))])
-    return stream.getvalue()
-
-
-def of_inputs(kind: str, n: int, size: int, seed: int) -> np.ndarray:
-    """Input vectors ``(n, size)`` of a layer."""
-    x = correlated(n, size, seed=seed, rank=3).numpy()
-    match kind:
-        case "zero":
-            x[:] = 0
-        case "constant":
-            x[:] = 2.5
-        case "dead":
-            x[:, ::2] = 0
-        case "tiny":
-            x *= np.float32(1e-25)
-        case "wild":
-            x *= np.float32(10.0) ** np.linspace(-6, 6, size, dtype=np.float32)
-    return x
-
-
-KINDS = ["correlated", "zero", "constant", "dead", "tiny", "wild"]
-
-
-class TestFeedback:
-    @pytest.mark.parametrize(("make", "inputs", "gain"), [
-        (lambda: nn.Linear(96, 128), lambda seed: correlated(300, 96, seed=seed), 6),
-        (lambda: nn.Conv2d(32, 64, 3, groups=2), lambda seed: correlated(24, 8, 8, 32, seed=seed).movedim(3, 1), 2),
-        (lambda: nn.LSTM(64, 32, bidirectional=True), lambda seed: correlated(20, 12, 64, seed=seed), 4),
-    ], ids=["linear", "grouped convolution", "LSTM"])  # fmt: skip
-    def test_errors_of_outputs_are_some_times_smaller_at_the_same_bytes(
-        self, make: Callable[[], nn.Module], inputs: Callable[[int], Tensor], gain: float
-    ) -> None:
-        layer = make()
-        calibration = Calibration(vt.calibrate(layer, [(inputs(1),)]).tensors)  # without inputs: feedback alone
-
-        by_feedback = saved(layer, calibration=calibration, ratio=10)
-        without = saved(layer, preset="small", ratio=10)
-
-        assert len(by_feedback) == pytest.approx(len(without), rel=0.01)
-        x = inputs(2)
-        assert output_error(layer, without, x) > gain * output_error(layer, by_feedback, x)
-
-    @given(st.data())
-    @settings(max_examples=60, deadline=None)
-    def test_codes_stay_on_the_trellis(self, data: st.DataObject) -> None:
-        n_inputs, n_groups = data.draw(st.integers(1, 100)), data.draw(st.integers(1, 4))
-        n_outputs = n_groups * data.draw(st.integers(1, 100 // n_groups))
-        seed, kind = data.draw(st.integers(0, 99)), data.draw(st.sampled_from(KINDS))
-        cut = data.draw(st.none() | st.integers(1, n_inputs))  # into blocks of moments
-        pairs = [(0, n_inputs)] if cut in (None, n_inputs) else [(0, cut), (cut, n_inputs)]
-        moments = []
-        for group in range(n_groups):
-            x = of_inputs(kind, 30, n_inputs, seed + group)
-            moments.append(tuple(x[:, a:b].T @ x[:, a:b] / 30 for a, b in pairs))
-        factors = Factors.of(TensorStatistics(1.0, tuple(moments), 30))
-        weights = np.random.default_rng(seed).standard_normal((n_outputs, n_inputs)).astype(np.float32)
-        step = data.draw(st.sampled_from([0.05, 0.8, 4.0]))
-
-        with pytest.MonkeyPatch.context() as patch:
-            if data.draw(st.booleans()):  # many blocks
-                patch.setattr(small, "BLOCK_ELEMENTS", 512)
-                patch.setattr(small, "_MOST_BLOCK_ELEMENTS", 768)
-            coded = small.quantize("w", "f32", weights.shape, weights, step, factors=factors).coded
-
-        loaded = vqformat.load(written(coded))["w"]
-        assert loaded.T.tobytes() == Pool.of([coded]).decoded(coded).tobytes()
-        assert np.square(loaded - weights).mean() <= np.square(weights).mean() + step**2
-
-    def test_each_group_of_a_convolution_has_its_own_feedback(self) -> None:
-        def inputs(seed: int) -> Tensor:
-            scales = torch.tensor([1.0, 8.0]).repeat_interleave(24)
-            x = torch.cat([correlated(300, 24, seed=2 * seed + i) for i in range(2)], dim=1)
-            return (x * scales)[:, :, None]
-
-        layer = nn.Conv1d(48, 64, 1, groups=2, bias=False)
-        calibration = Calibration(vt.calibrate(layer, [inputs(1)]).tensors)
-        by_feedback = saved(layer, calibration=calibration, ratio=8)
-        without = saved(layer, preset="small", ratio=8)
-
-        x = inputs(2)
-        aim, found, other = (run(x).detach() for run in (layer, filled(layer, by_feedback), filled(layer, without)))
-        for group in range(2):
-            of_group = slice(32 * group, 32 * group + 32)
-            error, error_without = ((y - aim)[:, of_group].square().mean() for y in (found, other))
-            assert error_without > 2 * error
-
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_inputs_of_any_kind_do(self, kind: str) -> None:
-        layer = nn.Linear(40, 40)
-        batches = [torch.from_numpy(of_inputs(kind, 50, 40, seed)) for seed in (1, 2)]
-
-        data = saved(layer, calibration=vt.calibrate(layer, batches), step=0.1)
-
-        assert output_error(layer, data, torch.from_numpy(of_inputs(kind, 50, 40, 3))) < 0.03
-
-    @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
-    def test_inputs_without_finite_moments_are_as_if_unknown(self, value: float) -> None:
-        layer = nn.Linear(32, 32)
-        found = vt.calibrate(layer, [torch.full((4, 32), value)])
-        assert Factors.of(found.tensors["weight"]) is None
-        assert saved(layer, calibration=Calibration(found.tensors)) == saved(layer, preset="small")
-
-    @pytest.mark.parametrize(("n_inputs", "n_outputs", "step", "is_calibrated"), [
-        (600, 4100, 0.2, True), (600, 4100, 0.2, False),
-        (1400, 300, 2.0, True),  # few bits: tiles so long that there must be many of them (TRL-002)
-    ])  # fmt: skip
-    def test_a_matrix_cut_into_blocks_is_read_back(
-        self, n_inputs: int, n_outputs: int, step: float, is_calibrated: bool
-    ) -> None:
-        layer, x = nn.Linear(n_inputs, n_outputs), torch.randn(32, n_inputs)
-        calibration = Calibration(vt.calibrate(layer, [x]).tensors) if is_calibrated else None
-
-        data = saved(layer, preset="small", calibration=calibration, step=step)
-
-        assert output_error(layer, data, x) < 0.3 * step**2
-        with vqformat.safe_open(io.BytesIO(data)) as file:
-            whole = file["weight"]
-            assert np.array_equal(file.get_slice("weight")[200:203, 7:9], whole[200:203, 7:9])
-
-
-# Budgets
-
-
-def perceptron() -> nn.Module:
-    return nn.Sequential(nn.Linear(200, 400), nn.ReLU(), nn.Linear(400, 100), nn.ReLU(), nn.Linear(100, 10))
-
-
-def calibrated(model: nn.Module, n_batches: int = 2) -> Calibration:
-    return vt.calibrate(model, [correlated(40, 200, seed=seed) for seed in range(n_batches)])
-
-
-class TestBudgets:
-    @pytest.mark.parametrize(("option", "value", "nbytes"), [
-        ("ratio", 14, 4 * 121_510 / 14), ("bits", 2.5, 121_510 * 2.5 / 8), ("size", 20_000, 20_000),
-    ])  # fmt: skip
-    def test_a_budget_is_met_to_within_1_percent(self, option: str, value: float, nbytes: float) -> None:
-        model = perceptron()
-
-        data = saved(model, calibration=calibrated(model), **{option: value})
-
-        assert 0.99 * nbytes <= len(data) <= nbytes
-
-    def test_a_quality_is_met(self) -> None:
-        model, stream = perceptron(), io.BytesIO()
-
-        report = vt.save_model(model, stream, calibration=calibrated(model), sqnr=15)
-
-        loaded = vt.load(stream.getvalue())
-        pairs = [(tensor, loaded[name]) for name, tensor in model.state_dict().items() if name.endswith("weight")]
-        noise = sum(float((found - tensor).square().sum()) for tensor, found in pairs)
-        found = 10 * np.log10(sum(float(tensor.square().sum()) for tensor, _ in pairs) / noise)
-        assert 14.95 <= found <= 15.2 and report.sqnr_db == pytest.approx(found, abs=0.05)
-
-    def test_a_calibration_that_knows_nothing_changes_nothing(self) -> None:
-        model = perceptron()
-        without = vt.save(model.state_dict(), preset="small")
-        assert saved(model, preset="small") == without
-        assert saved(model, calibration=Calibration({"0.weight": TensorStatistics()})) == without
-
-    def test_tensors_that_a_calibration_does_not_name_are_as_without(self) -> None:
-        model = perceptron()
-        of_first = {name: found for name, found in calibrated(model).tensors.items() if name.startswith("0.")}
-
-        loaded = vt.load(saved(model, calibration=Calibration(of_first)))
-
-        without = vt.load(saved(model, preset="small"))
-        assert [name for name in loaded if not torch.equal(loaded[name], without[name])] == ["0.weight"]
-
-    def test_bits_go_where_the_model_minds_errors(self) -> None:
-        model = Calling(lambda model, x: 30 * model.a(x) + model.b(x), a=nn.Linear(64, 64), b=nn.Linear(64, 64))
-        calibration = Calibration(vt.calibrate(model, [torch.randn(100, 64)]).tensors)
-
-        report = vt.save_model(model, io.BytesIO(), calibration=calibration, bits=4)
-
-        quality = {tensor.name: tensor.sqnr_db for tensor in report.tensors}
-        assert quality["a.weight"] > quality["b.weight"] + 20
-        report = vt.save_model(model, io.BytesIO(), preset="small", bits=4)
-        assert report.tensors[0].sqnr_db == pytest.approx(report.tensors[2].sqnr_db, abs=2)
-
-    @pytest.mark.parametrize(("known", "message"), [
-        (TensorStatistics(1.0, ((np.eye(7, dtype=np.float32),),), 9), "'weight' has 36 inputs, its calibration 7"),
-        (TensorStatistics(1.0, ((np.eye(36, dtype=np.float32),),) * 5, 9), "'weight' has 32 outputs.* 5 groups"),
-        (TensorStatistics(1.0, row_counts=np.arange(31)), "'weight' has 32 rows, its calibration 31"),
-    ])  # fmt: skip
-    def test_statistics_of_another_model_are_refused(self, known: TensorStatistics, message: str) -> None:
-        with pytest.raises(EncodeError, match=message):
-            saved(nn.Conv2d(4, 32, 3), calibration=Calibration({"weight": known}))
-
-    @pytest.mark.parametrize("preset", ["default", "fast"])
-    def test_other_presets_are_refused(self, preset: str) -> None:
-        with pytest.raises(EncodeError, match=f"calibration is for the preset 'small', not '{preset}'"):
-            saved(nn.Linear(3, 3), calibration=Calibration({}), preset=preset)
-
-    def test_lossless_stays_lossless(self) -> None:
-        model = perceptron()
-        loaded = vt.load(saved(model, calibration=calibrated(model), lossless=True))
-        assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
-
-    def test_complex_weights_and_other_floats_are_saved_too(self) -> None:
-        class Odd(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.w = nn.Parameter(torch.randn(32, 32, dtype=torch.complex64))
-                self.layer = nn.Linear(32, 4)
-                for i, dtype in enumerate((torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.int8)):
-                    self.register_buffer(f"b{i}", torch.ones(4).to(dtype))
-
-            def forward(self, x: Tensor) -> Any:
-                return self.layer((x.to(torch.complex64) @ self.w).abs())
-
-        model = Odd()
-        data = saved(model, calibration=vt.calibrate(model, [torch.randn(8, 32)] * 2))
-        assert output_error(model, data, torch.randn(8, 32)) < 0.02
-        assert {name: tensor.dtype for name, tensor in vt.load(data).items()} == {
-            name: tensor.dtype for name, tensor in model.state_dict().items()
-        }
-
-
-# Corrections
-
-
-def convolutional() -> nn.Module:
-    """A small network, its normalizations with statistics of their inputs."""
-    model = nn.Sequential(
-        nn.Conv2d(8, 32, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.Conv2d(32, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(), nn.Linear(128, 40),
-    )  # fmt: skip
-    for seed in range(20):
-        model(images(seed))
-    return model
-
-
-def images(seed: int) -> Tensor:
-    """Images whose channels have means."""
-    means = 3 * torch.randn(8, 1, 1, generator=torch.Generator().manual_seed(3))
-    return correlated(32, 6, 6, 8, seed=100 + seed).movedim(3, 1) / 2 + means
-
-
-def short_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in model.state_dict().items() if tensor.ndim == 1}
-
-
-class TestCorrections:
-    @pytest.mark.parametrize("n_batches", [2, 10])
-    def test_outputs_are_nearer_to_the_original(self, n_batches: int) -> None:
-        model = convolutional()
-        calibration = vt.calibrate(model, [images(seed) for seed in range(n_batches)])
-        # Without moments there is no feedback, which leaves less to correct
-        tensors = {name: replace(found, moments=None) for name, found in calibration.tensors.items()}
-
-        corrected = saved(model, calibration=Calibration(tensors, calibration.inputs), step=0.5)
-        without = saved(model, calibration=Calibration(tensors), step=0.5)
-
-        assert len(corrected) == pytest.approx(len(without), rel=0.01)
-        x = images(-1)
-        assert output_error(model, corrected, x) < 0.85 * output_error(model, without, x)
-
-    def test_normalizations_get_the_statistics_of_their_new_inputs(self) -> None:
-        model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.BatchNorm1d(16, momentum=1.0))
-        x = torch.randn(100, 8) + 1
-        model(x)
-
-        found = correct.Corrector(model, Calibration({}, [x]))({"0.weight": model[0].weight.detach().numpy() / 2})
-
-        np.testing.assert_allclose(found["1.running_mean"], model[1].running_mean / 2, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found["1.running_var"], model[1].running_var / 4, rtol=1e-4)
-
-    def test_biases_keep_the_means_of_outputs_layer_by_layer(self) -> None:
-        model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Unflatten(1, (16, 1)), nn.Conv1d(16, 4, 1))
-        x = torch.randn(100, 8) + 2
-        weights = {name: tensor.numpy() * 0.7 for name, tensor in model.state_dict().items() if tensor.ndim > 1}
-
-        found = correct.Corrector(model, Calibration({}, [x]))(weights)
-
-        other = copy.deepcopy(model)
-        other.load_state_dict({name: torch.from_numpy(array) for name, array in (weights | found).items()})
-        for end in (1, 4):
-            assert torch.allclose(other[:end](x).mean(0), model[:end](x).mean(0), atol=1e-5)
-
-    def test_short_parameters_are_tuned_on_the_outputs(self) -> None:
-        model = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 8, bias=False))
-        weights = {"1.weight": model[1].weight.detach().numpy() * 0.97}
-
-        found = correct.Corrector(model, Calibration({}, [torch.randn(20, 16) for _ in range(10)]))(weights)
-
-        np.testing.assert_allclose(found["0.weight"], 1 / 0.97, rtol=0.01)
-
-    def test_the_model_is_as_before(self) -> None:
-        model = convolutional()
-        model[1].eval()
-        calibration = vt.calibrate(model, [images(seed) for seed in range(6)])
-        before = copy.deepcopy(model)
-
-        saved(model, calibration=calibration, step=0.3)
-
-        assert all(torch.equal(tensor, before.state_dict()[name]) for name, tensor in model.state_dict().items())
-        for module, other in zip(model.modules(), before.modules(), strict=True):
-            assert module.training == other.training
-            assert not module._forward_hooks and not module._forward_pre_hooks
-        assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
-
-    @pytest.mark.parametrize("n_batches", [1, 2, 6])
-    def test_what_is_right_stays_as_it_is(self, n_batches: int) -> None:
-        model = convolutional()
-        calibration = vt.calibrate(model, [images(seed) for seed in range(n_batches)])
-        weights = {name: tensor.numpy() for name, tensor in model.state_dict().items() if tensor.ndim > 1}
-
-        found = correct.Corrector(model, calibration)(weights)
-
-        assert all(np.array_equal(found[name], tensor) for name, tensor in short_tensors(model).items())
-
-    def test_what_does_no_good_is_undone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def harm(model: nn.Module) -> None:
-            for tensor in short_tensors(model).values():
-                tensor += 100
-
-        def tune(corrector: Any, student: nn.Module, *rest: Any) -> None:
-            harm(student)
-
-        monkeypatch.setattr(correct, "_match_moments", lambda teacher, student, batch: harm(student))
-        monkeypatch.setattr(correct.Corrector, "_tune", tune)
-        model = convolutional()
-        calibration = vt.calibrate(model, [images(seed) for seed in range(6)])
-        weights = {name: tensor.numpy() * 0.9 for name, tensor in model.state_dict().items() if tensor.ndim > 1}
-
-        found = correct.Corrector(model, calibration)(weights)
-
-        assert all(np.array_equal(found[name], tensor) for name, tensor in short_tensors(model).items())
-
-    def test_a_layer_that_had_no_vectors_keeps_its_bias(self) -> None:
-        def call(model: Any, x: Tensor) -> Tensor:
-            return model.used(x) + model.norm(model.idle(x[:0])).sum()
-
-        layers = {"used": nn.Linear(32, 32), "idle": nn.Linear(32, 32), "norm": nn.BatchNorm1d(32)}
-        model = Calling(call, **layers).eval()
-
-        loaded = vt.load(saved(model, calibration=vt.calibrate(model, [torch.randn(20, 32)] * 2), ratio=8))
-
-        assert torch.allclose(loaded["idle.bias"], model.idle.bias, atol=0.02)
-        assert torch.equal(loaded["norm.running_var"], torch.ones(32))
-
-    def test_a_saved_calibration_gives_the_same_file_as_one_without_inputs(self, tmp_path: Path) -> None:
-        model = convolutional()
-        calibration = vt.calibrate(model, [images(0)])
-        calibration.save(tmp_path / "a.npz")
-
-        data = saved(model, calibration=Calibration.load(tmp_path / "a.npz"), step=0.3)
-
-        assert data == saved(model, calibration=Calibration(calibration.tensors), step=0.3)
-        assert output_error(model, data, images(-1)) < 0.1
-
-    def test_the_same_model_and_inputs_give_the_same_bytes(self) -> None:
-        model = convolutional()
-        batches = [images(seed) for seed in range(5)]
-        first, again = (saved(model, calibration=vt.calibrate(model, batches), step=0.3) for _ in range(2))
-        assert first == again
-
-    @pytest.mark.parametrize("loss", ["values", "logits", lambda output: output.square().sum()])
-    def test_any_loss_will_do(self, loss: Any) -> None:
-        model = convolutional()
-        calibration = vt.calibrate(model, [images(seed) for seed in range(5)], loss=loss)
-        assert calibration.loss == (loss if isinstance(loss, str) else "values")
-        data = saved(model, calibration=calibration, step=0.3)
-        assert output_error(model, data, images(-1)) < 0.1
-
-
-# Tiles
-
-
-@given(st.integers(1, 300), st.integers(1, 5000), st.floats(0.01, 12), st.none() | st.integers(1, 48))
-@settings(max_examples=300)
-def test_whole_tiles_are_enough_for_their_length(n_rows: int, n_columns: int, bits: float, wanted: int | None) -> None:
-    columns = None if wanted is None else tiles.band_width(n_columns, wanted)
-
-    height, width = tiles.choose_tile(n_rows, n_columns, bits, columns, in_whole=True)
-
-    assert 1 <= height <= n_rows and 1 <= width <= n_columns
-    assert height * width <= MAX_STEPS_PER_SEQUENCE * (n_rows // height) * (n_columns // width)
-
-
-@given(st.integers(1, 5000), st.integers(1, 100))
-def test_bands_are_about_as_wide_as_wanted(n_columns: int, wanted: int) -> None:
-    width = tiles.band_width(n_columns, wanted)
-    assert min(n_columns, wanted // 2) <= width <= min(n_columns, 3 * wanted)

@@ -21,6 +21,7 @@ from conftest import FIXTURES
 import vqformat
 from vqformat.converters import convert, extract, open_source
 from vqformat.errors import ConversionError
+from vqformat.sequential import SequentialReader
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
@@ -411,6 +412,19 @@ class TestNames:
                 "conv2d/kernel": (3, 3, 2, 4), "conv2d/bias": (4,), "dense/kernel": (64, 8), "dense/bias": (8,),
                 "head/hid/kernel": (8, 6), "head/hid/bias": (6,), "head/out/kernel": (6, 3), "head/out/bias": (3,),
             }  # fmt: skip
+
+    def test_the_last_axis_of_a_kernel_is_that_of_its_outputs(self, tmp_path: Path) -> None:
+        layers = [L.Conv2D(64, 3), L.DepthwiseConv2D(3), L.Flatten(), L.Dense(20)]
+        model = keras.Sequential([keras.Input((8, 8, 16)), *layers])
+        model.save(tmp_path / "model.keras")
+        convert(tmp_path / "model.keras", tmp_path / "model.vqm", preset="small", bits=6)
+        with open(tmp_path / "model.vqm", "rb") as stream:
+            records = [record for info, _ in SequentialReader(stream).layers() for record in info.records]
+
+        assert {record.name: record.layout.axes for record in records if len(record.shape) > 1} == {
+            "conv2d/kernel": None, "dense/kernel": None,  # inputs are rows as they stand
+            "depthwise_conv2d/kernel": (0, 1, 3, 2),  # (3, 3, 64, 1): the largest axis instead
+        }  # fmt: skip
 
     def test_nested_layers(self, zoo: Zoo) -> None:
         names = list(arrays_of(zoo.file("recurrent", "weights")))

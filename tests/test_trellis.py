@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vqformat
-from vqformat import tensor as decoding
+from vqformat import waiting
 from vqformat.codecs import rans
 from vqformat.encode import coded, contexts, small, tiles, trellis, viterbi
 from vqformat.encode.coded import Pool
+from vqformat.limits import MAX_STEPS_PER_SEQUENCE
 from vqformat.records import FreqRecord
 from vqformat.writer import Writer
 
@@ -166,6 +167,23 @@ def test_tiles_are_few_enough_and_not_too_long(n_rows: int, n_columns: int, bits
 
     assert 1 <= height <= n_rows and 1 <= width <= n_columns
     assert height * width <= max(1, 64 * -(-n_rows // height) * -(-n_columns // width))
+
+
+@given(st.integers(1, 300), st.integers(1, 5000), st.floats(0.01, 12), st.none() | st.integers(1, 48))
+@settings(max_examples=300)
+def test_whole_tiles_are_enough_for_their_length(n_rows: int, n_columns: int, bits: float, wanted: int | None) -> None:
+    columns = None if wanted is None else tiles.band_width(n_columns, wanted)
+
+    height, width = tiles.choose_tile(n_rows, n_columns, bits, columns, in_whole=True)
+
+    assert 1 <= height <= n_rows and 1 <= width <= n_columns
+    assert height * width <= MAX_STEPS_PER_SEQUENCE * (n_rows // height) * (n_columns // width)
+
+
+@given(st.integers(1, 5000), st.integers(1, 100))
+def test_bands_are_about_as_wide_as_wanted(n_columns: int, wanted: int) -> None:
+    width = tiles.band_width(n_columns, wanted)
+    assert min(n_columns, 2 * wanted // 3) <= width <= min(n_columns, 3 * wanted / 2 + 1)
 
 
 @given(st.integers(1, 23), st.integers(1, 17), st.integers(0, 9), st.integers(1, 6), st.integers(1, 6))
@@ -320,7 +338,7 @@ def test_tensors_read_together_are_those_read_one_by_one(bits: float, monkeypatc
         for name in file:
             assert np.array_equal(found[name], file.get_tensor(name))
     for most in (0, 3000, 20_000):  # none waits, some do, in several groups
-        monkeypatch.setattr("vqformat.tensor._MOST_WAITING", most)
+        monkeypatch.setattr("vqformat.waiting._MOST_WAITING", most)
         again = vqformat.load(data)
         assert all(np.array_equal(again[name], array) for name, array in found.items())
 
@@ -346,14 +364,14 @@ def test_what_waits_is_bounded_over_all_kinds(monkeypatch: pytest.MonkeyPatch) -
     coarse, fine = _net(6), {f"fine{i}.weight": normal(30, 20, seed=i) for i in range(30)}
     data = [vqformat.save(coarse, preset="small", bits=1.5), vqformat.save(fine, preset="small", bits=8)]
     held: list[int] = []
-    add = decoding.Waiting.add
+    add = waiting.Waiting.add
 
-    def noted(self: decoding.Waiting, *args: Any) -> bool:
+    def noted(self: waiting.Waiting, *args: Any) -> bool:
         waits = add(self, *args)
-        held.append(sum(decoding._JOB_NBYTES for jobs in self._groups.values() for _ in jobs))
+        held.append(sum(waiting._JOB_NBYTES for jobs in self._groups.values() for _ in jobs))
         return waits
 
-    monkeypatch.setattr(decoding.Waiting, "add", noted)
-    monkeypatch.setattr(decoding, "_MOST_WAITING", 40_000)
+    monkeypatch.setattr(waiting.Waiting, "add", noted)
+    monkeypatch.setattr(waiting, "_MOST_WAITING", 40_000)
     assert all(vqformat.load(each) for each in data)
     assert 8000 < max(held) <= 40_000

@@ -15,7 +15,8 @@ from .errors import ChecksumError, FormatError, LimitError
 from .index import Index
 from .layers import Budget, LayerInfo, Shared, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
 from .records import AliasRecord, Record, Size
-from .tensor import TensorDecoder, Waiting, allocate
+from .tensor import TensorDecoder, allocate
+from .waiting import Waiting
 
 Array = npt.NDArray[Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from .codecs import rans, raw
 from .codecs.codebook import CodebookDecoder
 from .codecs.lowrank import LowRankDecoder
 from .codecs.tables import Floats
-from .codecs.trellis import Bands, TrellisDecoder, decode_together
+from .codecs.trellis import TrellisDecoder
 from .errors import FormatError
 from .records import (
     ORDER_COLUMNS,
@@ -34,9 +34,6 @@ _OVERFLOW = {"f16": np.float32(65520), "bf16": np.uint32(0x7F7F8000).view(np.flo
 # Sequences of trellis stages that are decoded side by side: with fewer, NumPy's calls cost more than their work
 _SEQUENCES = 1 << 13
 _GROUP_ELEMENTS = 1 << 24
-# Of tensors that wait to be decoded side by side: elements, slots of their tables, or bytes, whatever is more
-_MOST_WAITING = 1 << 23
-_JOB_NBYTES = 1 << 12  # that objects take for each
 
 Order = npt.NDArray[np.intp]
 
@@ -265,70 +262,6 @@ class TensorDecoder:
                 offsets = (offsets[:, None] + np.arange(shape[axis]) * strides[axis]).reshape(-1)
             parts.append(offsets)
         return parts[0], parts[1]
-
-
-class _Job(NamedTuple):
-    decoder: TensorDecoder
-    stage: TrellisDecoder
-    blocks: Sequence[Block]
-    payloads: Sequence[list[bytes]]
-    out: npt.NDArray[Any]
-
-
-class Waiting:
-    """Small tensors of one trellis stage each, which wait until enough of them can be decoded side by side.
-
-    With few sequences NumPy's calls cost more than their work.
-    """
-
-    def __init__(self) -> None:
-        self._groups: dict[object, list[_Job]] = {}  # by what must be the same for all
-        self._size = 0
-
-    def add(
-        self, decoder: TensorDecoder, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: npt.NDArray[Any]
-    ) -> bool:
-        """Take a tensor; its array is filled when ``flush`` has been called.
-
-        Returns:
-            Whether it may wait. If not, it is to be decoded at once.
-
-        Raises:
-            FormatError: A code of one that waited breaks a rule.
-        """
-        stage = decoder.only_trellis
-        if stage is None or len(blocks) < decoder.view.n_blocks:
-            return False
-        held_nbytes = _JOB_NBYTES + sum(map(sum, decoder.record.resident_nbytes())) + sum(len(p[0]) for p in payloads)
-        size = max(decoder.record.n_elements, int(stage.slots.rest), held_nbytes)
-        if size > _MOST_WAITING // 2:
-            return False
-        if self._size + size > _MOST_WAITING:
-            self.flush()
-        self._groups.setdefault(stage.kind, []).append(_Job(decoder, stage, blocks, payloads, out))
-        self._size += size
-        return True
-
-    def flush(self) -> None:
-        """Decode all that wait.
-
-        Raises:
-            FormatError: A code breaks a rule; the message names the tensor.
-        """
-        groups, self._groups, self._size = self._groups, {}, 0
-        for jobs in groups.values():
-            self._decode(jobs)
-
-    def _decode(self, jobs: list[_Job]) -> None:
-        bands = [Bands(job.stage, job.blocks, [payload[0] for payload in job.payloads]) for job in jobs]
-        try:
-            codes = decode_together(bands)
-        except FormatError:
-            for job in jobs:  # by itself the one at fault says so
-                job.decoder.decode_blocks(job.blocks, job.payloads, job.out)
-            raise
-        for job, of_blocks in zip(jobs, codes, strict=True):
-            job.decoder.decode_prepared(job.blocks, [of_blocks], job.out)
 
 
 class naming:

@@ -125,12 +125,17 @@ class Bands:
         return slots.reshape(n_tiles, size).T
 
     def first_slots(self, start: int, end: int, base: int, rest: np.uint32) -> npt.NDArray[np.uint32]:
-        """First slot of each sequence at steps ``start:end``: ``(n_steps, bands, n_across)``."""
+        """First slot of each sequence at steps ``start:end``: ``(n_steps, n_sequences)``.
+
+        Args:
+            base: Where the slots of its stage begin.
+            rest: Stands for no code.
+        """
         i, j = np.divmod(np.arange(start, end), self._width)
         slots = self._rows[i][:, :, None] + self._columns[j][:, None, :]
         slots += np.uint32(base)
         np.copyto(slots, rest, where=slots >= _RESTS)
-        return slots
+        return slots.reshape(end - start, -1)
 
     def codes(self, symbols: Codes) -> list[Codes]:
         """Symbols ``(n_steps, n_sequences)`` as those of blocks, ``(n_rows, n_columns)``."""
@@ -163,34 +168,28 @@ def decode_together(jobs: Sequence[Bands]) -> list[list[Codes]]:
                            [n for job in ordered for n in job.n_sequences], jobs[0].decoder.stage.trellis)  # fmt: skip
     needs_slots = len(jobs) > 1 or jobs[0].has_contexts
     runs: list[Codes] = []  # of steps that the same sequences take: (n_steps, n)
-    step = 0
-    for last, n_steps in sorted({job.n_steps: i for i, job in enumerate(ordered)}.items()):
-        active = [job for job in ordered if job.n_steps >= last]
-        n = ends[n_steps]
+    done = 0
+    for n_steps, last in sorted({job.n_steps: i for i, job in enumerate(ordered)}.items()):  # last: of those so long
+        active, n = list(zip(ordered, bases, strict=True))[: last + 1], ends[last]
         decoder.narrow(n)
-        run = np.empty((last - step, n), slots.symbols.dtype)
-        for start in range(step, last, size := max(1, _SLOTS // n)):
-            end = min(start + size, last)
-            first: Any = None
+        run = np.empty((n_steps - done, n), slots.symbols.dtype)
+        size = max(1, _SLOTS // n)
+        for start in range(done, n_steps, size):
+            end = min(start + size, n_steps)
+            first: Any = [None] * (end - start)
             rests = [False] * (end - start)
             if needs_slots:
-                parts = [job.first_slots(start, end, base, slots.rest).reshape(end - start, -1)
-                         for job, base in zip(active, bases, strict=False)]  # fmt: skip
-                first = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+                first = np.concatenate([job.first_slots(start, end, base, slots.rest) for job, base in active], axis=1)
                 rests = (first.max(axis=1) == slots.rest).tolist()
             for k in range(end - start):
-                decoder.step(None if first is None else first[k], run[start - step + k], some_rest=rests[k])
+                decoder.step(first[k], run[start - done + k], some_rest=rests[k])
         runs.append(run)
-        step = last
+        done = n_steps
     decoder.finish()
     found: list[list[Codes]] = [[] for _ in jobs]
     begin = 0
     for k, job, end in zip(order, ordered, ends, strict=True):
-        steps_left, parts = job.n_steps, []
-        for run in runs:
-            if steps_left:
-                parts.append(run[:, begin:end])
-                steps_left -= len(run)
+        parts = [run[:, begin:end] for run in runs if run.shape[1] >= end]  # it takes part in the first runs only
         found[k] = job.codes(parts[0] if len(parts) == 1 else np.concatenate(parts))
         begin = end
     return found

@@ -98,7 +98,7 @@ def quantize(
     aims = points.astype(np.float32, copy=True)
     indices, books = np.empty(points.shape, np.int16), np.empty(points.shape, np.uint8)
     weights = np.square(factors.typical_spread / factors.spread).astype(np.float32)  # (inputs, groups)
-    coder = _RowCoder(contexts, grid, rates, points.shape[1], len(factors.upper))
+    coder = _RowCoder(contexts, grid, rates, points.shape[1])
     first = 0
     for runs in zip(*factors.upper, strict=True):  # a run of inputs: U of each group of outputs
         size = len(runs[0])
@@ -137,7 +137,7 @@ def _subtract(aims: Floats, errors: Floats, upper: Sequence[Floats]) -> None:
 class _RowCoder:
     """Codes one row after another; sequences go on from row to row."""
 
-    def __init__(self, contexts: Contexts, grid: Grid, rates: Rates, n_columns: int, n_groups: int) -> None:
+    def __init__(self, contexts: Contexts, grid: Grid, rates: Rates, n_columns: int) -> None:
         self._contexts, self._grid, self._rates = contexts, grid, rates
         self._tiles = list(tiles.groups((1, n_columns), 0, (1, grid.tile[1])))  # the whole ones, and the last one
         self._states = [np.zeros(group.columns.shape[1], np.uint8) for group in self._tiles]
@@ -145,8 +145,7 @@ class _RowCoder:
 
     def code(self, row: int, aims: Floats, weights: Floats) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
         """Index and codebook of each element of the next row."""
-        in_block = row % self._grid.block_rows if self._grid.block_rows else row
-        begins = in_block % self._grid.tile[0] == 0
+        begins = row % self._grid.tile[0] == 0  # blocks are whole tiles
         indices, books = np.empty(self._n_columns, np.int32), np.empty(self._n_columns, np.uint8)
         of_row = np.broadcast_to(self._contexts.at(slice(row, row + 1), slice(None)), (1, self._n_columns))[0]
         of_columns = _spread_out(weights, self._n_columns) if weights.size > 1 else None

@@ -24,6 +24,7 @@ from ..writer import EncodedTensor, Writer
 from . import fast, fine, lookups, quantize, small
 from .assemble import QuantizedStage, assemble
 from .budget import Goal, Outcome, Statistics, Steps, meet, root_mean_square
+from .calibration import TensorStatistics
 from .coded import CodedTensor
 from .feedback import Factors
 from .options import Options
@@ -159,34 +160,29 @@ class _Encoder:
                     self._statistics[tensor.name] = Statistics.of(reals(array), self._sensitivity(tensor))
         self._steps = Steps(list(self._statistics.values()), by_deviation=self.options.sqnr is not None)
 
+    def _known(self, tensor: SourceTensor) -> TensorStatistics:
+        """What calibration found of a tensor; nothing without it."""
+        known = self.options.calibration.tensors if self.options.calibration is not None else {}
+        return known.get(tensor.name, TensorStatistics())
+
     def _feedback(self, tensor: SourceTensor) -> Factors | None:
         """What feedback needs to know of the inputs of a tensor's layer."""
-        if self.options.calibration is None:
-            return None
         if tensor.name not in self._factors:
-            statistics = self.options.calibration.tensors.get(tensor.name)
-            self._factors[tensor.name] = None if statistics is None else Factors.of(statistics)
+            self._factors[tensor.name] = Factors.of(self._known(tensor))
         return self._factors[tensor.name]
 
     def _sensitivity(self, tensor: SourceTensor) -> float:
         """What the model loses by a squared error of an element, if the others make up for it."""
-        calibration = self.options.calibration
-        statistics = None if calibration is None else calibration.tensors.get(tensor.name)
-        if statistics is None:
-            return 0.0
+        known = self._known(tensor)
         factors = self._feedback(tensor) if self._is_coarse(tensor) else None
         if factors is not None:
-            return statistics.importance * factors.share_left
-        counts = statistics.row_counts
-        return statistics.importance * (1.0 if counts is None else lookups.share_of_middle(counts))
+            return known.importance * factors.share_left
+        return known.importance * (1.0 if known.row_counts is None else lookups.share_of_middle(known.row_counts))
 
     def _row_scales(self, tensor: SourceTensor) -> Floats | None:
         """Of a table, if it is known how often its rows are looked up."""
-        calibration = self.options.calibration
-        statistics = None if calibration is None else calibration.tensors.get(tensor.name)
-        if statistics is None or statistics.row_counts is None:
-            return None
-        return lookups.row_scales(statistics.row_counts)
+        counts = self._known(tensor).row_counts
+        return None if counts is None else lookups.row_scales(counts)
 
     def _has_step(self, tensor: SourceTensor, method: Method | None) -> bool:
         """Whether the encoder is to choose the tensor's step."""
@@ -288,9 +284,8 @@ class _Encoder:
 
     def _correct(self, results: list[Result]) -> list[Result]:
         assert self.options.correct is not None
-        weights = {result.report.name: result.encoded.array() for result in results
-                   if isinstance(result.encoded, CodedTensor)}  # fmt: skip
-        values = self.options.correct(weights)
+        values = self.options.correct((result.report.name, result.encoded.array()) for result in results
+                                      if isinstance(result.encoded, CodedTensor))  # fmt: skip
         corrected = []
         for tensor, result in zip(self.tensors, results, strict=True):
             array = values.get(tensor.name)

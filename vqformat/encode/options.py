@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Options:
         lossless: Every bit kept, whatever else is asked.
         preset: How the encoder codes what it chooses for, a key of ``PRESETS``.
         calibration: What is known of the model's inputs, for ``small``.
-        correct: Told what became of the weights, by name, gives new values of other tensors.
+        correct: Told names and values of what became of the weights, gives new values of other tensors by name.
         seed: Of everything random.
         progress: Called with a tensor's name, weights done and weights in all.
     """
@@ -52,7 +52,7 @@ class Options:
     lossless: bool = False
     preset: str = "default"
     calibration: Calibration | None = None
-    correct: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None
+    correct: Callable[[Iterable[tuple[str, Array]]], Mapping[str, Array]] | None = None
     seed: int = 0
     progress: Callable[[str, int, int], None] | None = None
 

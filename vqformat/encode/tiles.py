@@ -48,7 +48,7 @@ def choose_tile(
 
 def band_width(n_columns: int, wanted: int) -> int:
     """About so many columns of a tile, the same for all tiles where that can be had."""
-    counts = range(max(1, n_columns * 2 // (3 * wanted)), max(1, n_columns * 3 // (2 * wanted)) + 1)
+    counts = range(-(-n_columns * 2 // (3 * wanted)), max(1, n_columns * 3 // (2 * wanted)) + 1)
     exact = [n_columns // n for n in counts if n_columns % n == 0]
     if exact:
         return min(exact, key=lambda width: abs(width - wanted))

@@ -22,7 +22,7 @@ from ..encode.calibration import Calibration, TensorStatistics
 from .observe import observers
 
 Loss = Literal["values", "logits"] | Callable[[Any], Tensor]
-_KEPT_NBYTES = 1 << 26  # of inputs, for corrections that need to run the model
+_KEPT_NBYTES = 1 << 26  # of inputs and their outputs, for corrections that need to run the model
 
 
 def calibrate(
@@ -51,8 +51,8 @@ def calibrate(
         Statistics of every parameter, and some of the inputs.
 
     Raises:
-        ValueError: There are no batches, the model has no floating-point output, or the loss has an unknown name; or
-            the model has no floating-point parameters.
+        ValueError: There are no batches, the model has no floating-point parameters or outputs, or the loss has an
+            unknown name.
     """
     check_loss(loss)
     if isinstance(batches, (Tensor, Mapping)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -44,17 +44,20 @@ class Corrector:
         self._teacher, self._batches, self._loss = model, calibration.inputs, calibration.loss
         self._progress = progress
 
-    def __call__(self, weights: Mapping[str, np.ndarray]) -> Arrays:
-        """New values of the other tensors of the state dict, for these values of weights, by name."""
+    def __call__(self, weights: Iterable[tuple[str, np.ndarray]]) -> Arrays:
+        """New values of the other tensors of the state dict, for these values of weights; all by name."""
         from . import to_numpy
 
         if not self._batches:
             return {}
         student = copy.deepcopy(self._teacher).eval()
-        given = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
-        student.load_state_dict(given, strict=False)
         for parameter in student.parameters():
             parameter.requires_grad_(False)
+        state = student.state_dict()
+        given = set()
+        for name, array in weights:  # one at a time
+            state[name].copy_(torch.from_numpy(array))
+            given.add(name)
         was_training = [module for module in self._teacher.modules() if module.training]
         self._teacher.eval()
         fast = torch.backends.mha.get_fastpath_enabled()
@@ -71,7 +74,7 @@ class Corrector:
         return {name: to_numpy(tensor) for name, tensor in student.state_dict().items()
                 if name not in given and tensor.dtype in _CORRECTED}  # fmt: skip
 
-    def _correct(self, student: nn.Module, aims: list[list[Tensor]], given: Mapping[str, Tensor]) -> None:
+    def _correct(self, student: nn.Module, aims: list[list[Tensor]], given: set[str]) -> None:
         """One way after the other, each undone if batches held out say that it did no good."""
         n_batches = len(self._batches)
         judges = range(0, n_batches, _HELD_OUT if n_batches >= _HELD_OUT else 1)
@@ -91,7 +94,7 @@ class Corrector:
                 student.load_state_dict(before, strict=False)
 
     def _tune(
-        self, student: nn.Module, aims: list[list[Tensor]], learned: list[int], given: Mapping[str, Tensor]
+        self, student: nn.Module, aims: list[list[Tensor]], learned: list[int], given: set[str]
     ) -> None:
         """Gradient descent on all short parameters."""
         tuned = [parameter for name, parameter in student.named_parameters()

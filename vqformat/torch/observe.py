@@ -65,7 +65,12 @@ class Observer:
 
     Args:
         prefix: Of the names of its parameters, with its dot.
+
+    Attributes:
+        arguments: The first of its forward method, those that ``observe`` is given.
     """
+
+    arguments: tuple[str, ...] = ("input",)
 
     def __init__(self, module: nn.Module, prefix: str) -> None:
         self.module, self.prefix = module, prefix
@@ -79,12 +84,14 @@ class Observer:
         self._hook.remove()
 
     def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        first = args[0] if args else kwargs.get("input", next(iter(kwargs.values())))
+        given = [*args, *(kwargs.get(name) for name in self.arguments[len(args) :])]
+        if given[0] is None:  # a layer of one's own, whose argument has another name
+            given[0] = next(iter(kwargs.values()))
         with torch.no_grad(), torch.autocast(next(module.parameters()).device.type, enabled=False):
-            self.observe(first)
+            self.observe(*given[: len(self.arguments)])
 
-    def observe(self, x: Any) -> None:
-        """Note the input of a call."""
+    def observe(self, *given: Any) -> None:
+        """Note the arguments of a call."""
         raise NotImplementedError
 
     def _note(self, parameter: str, vectors: Tensor, unit: int = 1) -> None:
@@ -155,13 +162,9 @@ class RecurrentObserver(Observer):
     """Any recurrent layer: what its weights meet is found by running its layers and directions one by one."""
 
     module: nn.RNNBase
+    arguments = ("input", "hx")
 
-    def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x, start = [*args, *(kwargs.get(name) for name in ("input", "hx")[len(args) :])][:2]
-        with torch.no_grad():
-            self.observe(x, start)
-
-    def observe(self, x: Any, start: Any = None) -> None:
+    def observe(self, x: Any, start: Any) -> None:
         """Note the input of a call, and the states that its layers and directions start from, if they are given."""
         module = self.module
         states: list[Tensor] = [] if start is None else list(start) if isinstance(start, tuple) else [start]
@@ -172,6 +175,8 @@ class RecurrentObserver(Observer):
             x, states = x[:, None], [state[:, None] for state in states]
         elif module.batch_first:
             x = x.transpose(0, 1)
+        weight = next(module.parameters())  # under autocast inputs may be of another dtype
+        x, states = x.to(weight), [state.to(weight) for state in states]
         steps = torch.arange(x.shape[0])[:, None]
         lengths = torch.full((x.shape[1],), x.shape[0]) if lengths is None else lengths
         is_valid = (steps < lengths).to(x.device)  # (time, batch)
@@ -221,12 +226,11 @@ class AttentionObserver(Observer):
     """Multi-head attention: its projections of one and the same input, which share a weight."""
 
     module: nn.MultiheadAttention
+    arguments = ("query", "key", "value")
 
-    def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        query, key, value = [*args, *(kwargs.get(name) for name in ("query", "key", "value")[len(args) :])][:3]
+    def observe(self, query: Any, key: Any, value: Any) -> None:
         if self.module.in_proj_weight is not None and query is key is value:
-            with torch.no_grad():
-                self._note("in_proj_weight", thin(query.reshape(-1, query.shape[-1]))[:, None])
+            self._note("in_proj_weight", thin(query.reshape(-1, query.shape[-1]))[:, None])
 
 
 def thin(vectors: Tensor) -> Tensor:

@@ -1,0 +1,78 @@
+"""Small tensors decoded side by side, for who can wait: with few sequences NumPy's calls cost more than their work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+
+from .codecs.trellis import Bands, TrellisDecoder, decode_together
+from .errors import FormatError
+from .records import Block
+from .tensor import TensorDecoder
+
+# Of all that wait: elements, slots of their tables, or bytes, whatever is more of each tensor
+_MOST_WAITING = 1 << 23
+_JOB_NBYTES = 1 << 12  # that objects take for each
+
+
+class _Job(NamedTuple):
+    decoder: TensorDecoder
+    stage: TrellisDecoder
+    blocks: Sequence[Block]
+    payloads: Sequence[list[bytes]]
+    out: npt.NDArray[Any]
+
+
+class Waiting:
+    """Tensors of one trellis stage each, which wait until there are enough of them."""
+
+    def __init__(self) -> None:
+        self._groups: dict[object, list[_Job]] = {}  # by what must be the same for all
+        self._size = 0
+
+    def add(
+        self, decoder: TensorDecoder, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: npt.NDArray[Any]
+    ) -> bool:
+        """Take a tensor; its array is filled when ``flush`` has been called.
+
+        Returns:
+            Whether it may wait. If not, it is to be decoded at once.
+
+        Raises:
+            FormatError: A code of one that waited breaks a rule.
+        """
+        stage = decoder.only_trellis
+        if stage is None or len(blocks) < decoder.view.n_blocks:
+            return False
+        held_nbytes = _JOB_NBYTES + sum(map(sum, decoder.record.resident_nbytes())) + sum(len(p[0]) for p in payloads)
+        size = max(decoder.record.n_elements, int(stage.slots.rest), held_nbytes)
+        if size > _MOST_WAITING // 2:
+            return False
+        if self._size + size > _MOST_WAITING:
+            self.flush()
+        self._groups.setdefault(stage.kind, []).append(_Job(decoder, stage, blocks, payloads, out))
+        self._size += size
+        return True
+
+    def flush(self) -> None:
+        """Decode all that wait.
+
+        Raises:
+            FormatError: A code breaks a rule; the message names the tensor.
+        """
+        groups, self._groups, self._size = self._groups, {}, 0
+        for jobs in groups.values():
+            self._decode(jobs)
+
+    def _decode(self, jobs: list[_Job]) -> None:
+        bands = [Bands(job.stage, job.blocks, [payload[0] for payload in job.payloads]) for job in jobs]
+        try:
+            codes = decode_together(bands)
+        except FormatError:
+            for job in jobs:  # by itself the one at fault says so
+                job.decoder.decode_blocks(job.blocks, job.payloads, job.out)
+            raise
+        for job, of_blocks in zip(jobs, codes, strict=True):
+            job.decoder.decode_prepared(job.blocks, [of_blocks], job.out)
