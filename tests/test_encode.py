@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import CHECKPOINT
 
+import vqformat
 import vqformat.numpy as vqm
 from vqformat import bits
 from vqformat.encode import entropy, quantize
@@ -143,7 +144,7 @@ def test_long_vectors_go_on_a_grid_and_short_ones_do_not() -> None:
     bits_per_weight = [tensor.bits_per_weight for tensor in report.tensors]
     assert max(bits_per_weight[:2]) < 5.5 and bits_per_weight[2] > 10
     assert sqnr_db(model["long"], loaded["long"]) > 20
-    with vqm.safe_open(io.BytesIO(data)) as file:
+    with vqformat.safe_open(io.BytesIO(data)) as file:
         assert np.array_equal(file.get_slice("long")[300_000:300_010], loaded["long"][300_000:300_010])
 
 

@@ -6,6 +6,7 @@ see ``vqformat.torch``, for checkpoints of other formats ``vqformat.converters``
 
 __version__ = "0.1.0"
 
+from .access import TensorInfo, safe_open
 from .errors import (
     ChecksumError,
     ConversionError,
@@ -17,7 +18,8 @@ from .errors import (
     UnsupportedError,
     VqmError,
 )
-from .numpy import TensorInfo, load, load_file, safe_open, save, save_file, verify
+from .numpy import load, load_file, save, save_file, verify
+from .streaming import stream
 
 __all__ = [
     "ChecksumError",
@@ -37,6 +39,7 @@ __all__ = [
     "save",
     "save_file",
     "search",
+    "stream",
     "verify",
 ]
 

@@ -48,6 +48,7 @@ class StreamInput:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.offset = 0
+        self.end: int | None = None  # of the stream, once it has been met
         self.hasher: _Hasher | None = None
 
     def read(self, n: int, what: str) -> bytes:
@@ -61,6 +62,7 @@ class StreamInput:
         while left:
             piece = self._stream.read(min(left, _PIECE_NBYTES))
             if not piece:
+                self.end = self.offset + n - left
                 raise TruncatedError(f"{what} needs {n} bytes, but the file ends after {n - left}", clause="REA-001",
                                      offset=self.offset)  # fmt: skip
             pieces.append(piece)
@@ -245,12 +247,12 @@ def _skip_padding(source: Readable, entry: SectionEntry, where: str) -> None:
         check_padding(source.read(n_padding, f"padding before {where}"), source.offset - n_padding)
 
 
-def read_section(source: Readable, entry: SectionEntry, plain_nbytes: Size, where: str) -> bytes:
-    """The next section of a sequential source, as its plain bytes, of which there must be so many."""
+def read_section(source: Readable, entry: SectionEntry, plain_nbytes: Size, where: str) -> StoredSection:
+    """The next section of a sequential source, which must have so many plain bytes."""
     check_size(entry, plain_nbytes, where, source.offset)
     _skip_padding(source, entry, where)
     offset = source.offset
-    return plain_section(source.read(entry.nbytes, where), entry, plain_nbytes, where, offset)
+    return StoredSection(source.read(entry.nbytes, where), entry, plain_nbytes, where, offset)
 
 
 def check_padding(padding: bytes, offset: int) -> None:
@@ -273,13 +275,23 @@ def check_size(entry: SectionEntry, plain_nbytes: Size, where: str, offset: int)
         raise FormatError(f"{where} has {how} {plain_nbytes}", clause="SEC-004", offset=offset)
 
 
-def plain_section(stored: bytes, entry: SectionEntry, plain_nbytes: Size, where: str, offset: int) -> bytes:
-    """Plain bytes of a stored section whose size was checked (SEC-001, SEC-005..010)."""
-    _check_crc(stored, entry.crc, where, "SEC-001", offset)
-    if not entry.is_zstd:
-        return stored
-    assert isinstance(plain_nbytes, int)
-    return decompress(stored, plain_nbytes, where)
+@dataclass(frozen=True, slots=True)
+class StoredSection:
+    """A section as it was read, whose size was checked; the rest is checked when its plain bytes are asked for."""
+
+    stored: bytes
+    entry: SectionEntry
+    plain_nbytes: Size
+    where: str
+    offset: int
+
+    def plain(self) -> bytes:
+        """Its plain bytes (SEC-001, SEC-005..010)."""
+        _check_crc(self.stored, self.entry.crc, self.where, "SEC-001", self.offset)
+        if not self.entry.is_zstd:
+            return self.stored
+        assert isinstance(self.plain_nbytes, int)
+        return decompress(self.stored, self.plain_nbytes, self.where)
 
 
 def _check_crc(data: bytes, crc: int, what: str, clause: str, offset: int) -> None:

@@ -1,13 +1,35 @@
-"""Files that get their name when they are complete: nothing that was there is lost to a failure."""
+"""Files to be read, and files that get their name when they are complete, so that a failure loses nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import secrets
-from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
+
+Path = str | os.PathLike[str]
+
+
+class opened:
+    """Context of a binary stream: a path is opened and closed, a stream left open."""
+
+    def __init__(self, source: Path | BinaryIO) -> None:
+        self._source = source
+        self._own: BinaryIO | None = None
+
+    def __enter__(self) -> BinaryIO:
+        if isinstance(self._source, (str, os.PathLike)):
+            self._own = open(self._source, "rb")
+            return self._own
+        if not hasattr(self._source, "read"):
+            raise TypeError(f"a path or a binary stream is wanted, not {type(self._source).__name__}")
+        return self._source
+
+    def __exit__(self, kind: object, err: object, trace: object) -> None:
+        if self._own is not None:
+            self._own.close()
 
 
 class NewFile:
@@ -24,10 +46,10 @@ class NewFile:
         OSError: It cannot be made.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool) -> None:
-        self._path = Path(path).resolve()
+    def __init__(self, path: Path, *, overwrite: bool) -> None:
+        self._path = pathlib.Path(path).resolve()
         self._overwrite = overwrite
-        self._temporary: Path | None = None
+        self._temporary: pathlib.Path | None = None
         if self._path.is_dir():
             raise IsADirectoryError(f"{str(path)!r} is a folder")
         if self._path.exists() and not self._path.is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -14,23 +14,41 @@ import numpy.typing as npt
 from . import container
 from .codecs import rans
 from .codecs.tables import Floats
-from .container import CHUNK_HEAD_NBYTES, FOOTER_NBYTES, HEADER_NBYTES, ChunkHead
+from .container import CHUNK_HEAD_NBYTES, FOOTER_NBYTES, HEADER_NBYTES, ChunkHead, StoredSection
 from .errors import ChecksumError, FormatError, TensorNotFoundError, TruncatedError
 from .index import Entry, Index
 from .layers import Budget, LayerInfo, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
-from .records import AliasRecord, BookRecord, FreqRecord, Size, TensorRecord
+from .records import AliasRecord, Block, BookRecord, FreqRecord, Size, TensorRecord
+from .region import Region, part_of
 from .tensor import TensorDecoder, allocate
+from .workers import Workers
 
 Array = npt.NDArray[Any]
 
 
 class RandomInput:
-    """Reads any part of a seekable file; one lock keeps seek and read together."""
+    """Reads any part of a seekable file; one lock keeps seek and read together.
+
+    A part may be held in memory, for the reads that follow: over a network few large reads are quicker than many.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
+        self._held = 0, b""  # offset and bytes
         self.nbytes = stream.seek(0, os.SEEK_END)
+
+    def hold(self, start: int, end: int) -> None:
+        """Have bytes ``start:end`` in memory, in place of those held before; nothing where the file is shorter."""
+        offset, data = self._held
+        if end <= self.nbytes and not (offset <= start and end <= offset + len(data)):
+            self._held = 0, b""  # not both in memory
+            self._held = start, self.read_at(start, end - start, "a part of the file")
+
+    def release(self, most_nbytes: int) -> None:
+        """Hold no longer what is larger."""
+        if len(self._held[1]) > most_nbytes:
+            self._held = 0, b""
 
     def read_at(self, offset: int, n: int, what: str) -> bytes:
         """Bytes ``offset:offset + n``.
@@ -38,6 +56,9 @@ class RandomInput:
         Raises:
             TruncatedError: The file is shorter.
         """
+        held_offset, held = self._held
+        if held_offset <= offset and offset + n <= held_offset + len(held):
+            return held[offset - held_offset : offset - held_offset + n]
         if offset + n <= self.nbytes:  # compared before anything is allocated
             with self._lock:
                 self._stream.seek(offset)
@@ -80,6 +101,7 @@ class IndexedReader:
     """
 
     TAIL_NBYTES = 1 << 16
+    HELD_NBYTES = 1 << 22  # compressed, of a layer whose tensors are read one after the other
 
     def __init__(self, stream: BinaryIO) -> None:
         self._input = RandomInput(stream)
@@ -239,7 +261,8 @@ class IndexedReader:
 
     def _only_section(self, chunk: ChunkHead, plain_nbytes: int) -> bytes:
         """The section of a chunk that has one, as plain bytes."""
-        return _Sections(self._input, chunk, self._spans(chunk), 0).read(0, [[plain_nbytes]], f"the {chunk.label}")[0]
+        sections = _Sections(self._input, chunk, self._spans(chunk), 0)
+        return sections.read(0, [[plain_nbytes]], f"the {chunk.label}")[0].plain()
 
     def _spans(self, chunk: ChunkHead) -> list[tuple[int, int]]:
         """Where the sections of a chunk lie; the last chunk asked for is remembered."""
@@ -248,79 +271,98 @@ class IndexedReader:
             last = self._last_spans = chunk.offset, list(chunk.spans())
         return last[1]
 
-    def tensor(self, name: str, budget: Budget | None = None) -> Array:
+    def tensor(self, name: str, budget: Budget | None = None, threads: int = 1) -> Array:
         """A tensor, decoded.
 
         Raises:
             TensorNotFoundError: There is none of that name.
             VqmError: Its part of the file is refused.
         """
+        self._hold(name, 8 * self.HELD_NBYTES)
+        array = self._decode(name, budget, threads, None)
+        self._input.release(self.HELD_NBYTES)
+        return array
+
+    def decode_into(self, name: str, out: Array, threads: int = 1) -> None:
+        """Decode a tensor into an array of its shape and dtype, C-contiguous."""
+        self._hold(name, self.HELD_NBYTES)
+        self._decode(name, None, threads, out)
+
+    def _decode(self, name: str, budget: Budget | None, threads: int, out: Array | None) -> Array:
         record, chunk, first = self._locate(name)
-        (budget or Budget()).take(record)
-        return self._decode(record, chunk, first, None)
+        if out is None:
+            (budget or Budget()).take(record)
+        if not record.n_elements:
+            return allocate(record) if out is None else out
+        stored = _StoredTensor(self, record, chunk, first)
+        with Workers(threads) as workers:
+            for blocks, sections in stored.groups(range(stored.decoder.view.n_blocks)):
+                if out is not None:
+                    workers.run(stored.decode, blocks, sections, out)
+                    continue
+                payloads = [[section.plain() for section in of_block] for of_block in sections]
+                out = allocate(record)  # REA-002: only now
+                stored.decoder.decode_blocks(blocks, payloads, out)
+        assert out is not None
+        return out
 
-    def rows(self, name: str, start: int, stop: int, budget: Budget | None = None) -> Array:
-        """Elements ``start:stop`` of the first axis, decoding only the blocks that hold some of them.
+    def _hold(self, name: str, most_nbytes: int) -> None:
+        """Read the layer of a tensor at once, with the shared tables right before it, unless it is large."""
+        entry = self.entry(name)
+        chunk = entry.chunk if entry.target is None else self.entry(entry.target).chunk
+        offsets = self.index.chunk_offsets
+        end = offsets[chunk + 1]
+        if end - offsets[chunk] > most_nbytes:
+            return
+        while self.index.chunk_types[chunk - 1] in (b"BOOK", b"FREQ") and end - offsets[chunk - 1] <= most_nbytes:
+            chunk -= 1
+        self._input.hold(offsets[chunk], end)
 
-        Where the tensor is stored in another order than its own, all of it is decoded.
+    def part(self, name: str, index: Any, budget: Budget | None = None) -> Array:
+        """What an index asks for of a tensor, decoding only the blocks that hold some of it.
+
+        Raises:
+            IndexError, TypeError: The tensor has no such part.
         """
         record, chunk, first = self._locate(name)
-        if not record.n_elements or record.layout.axes is not None or record.layout.order:
-            return self.tensor(name, budget)[start:stop]
-        part = TensorRecord(record.name, record.dtype, (max(stop - start, 0), *record.shape[1:]))
-        (budget or Budget()).take(part)
-        if not part.n_elements:
-            return allocate(part)
-        return self._decode(record, chunk, first, (start, stop))
-
-    def _decode(self, record: TensorRecord, chunk: ChunkHead, first: int, rows: tuple[int, int] | None) -> Array:
-        """A tensor, or rows ``start:stop`` of its first axis, which are a run of elements in stored order."""
         if not record.n_elements:
-            return allocate(record)
-        sections = _Sections(self._input, chunk, self._spans(chunk), first)
-        resident = sections.read(0, record.resident_nbytes(), f"a resident section of tensor {record.name!r}")
-        decoder = TensorDecoder(record, resident, _LazyShared(self, 0))
-        row_elements = record.n_elements // record.shape[0] if record.shape else 1
-        low, high = (0, record.n_elements) if rows is None else (rows[0] * row_elements, rows[1] * row_elements)
-        wanted = [i for i in range(decoder.view.n_blocks) if _overlaps(decoder.element_range(i), low, high)]
-        # What the wanted blocks cover; without rows, everything, and in whatever order
-        origin, end = low, high
-        if rows is not None:
-            origin = decoder.element_range(wanted[0])[0]
-            end = decoder.element_range(wanted[-1])[1]
-        array: Array | None = None
-        for start in range(0, len(wanted), decoder.group_size):
-            numbers = wanted[start : start + decoder.group_size]
-            blocks = [decoder.view.block(i) for i in numbers]
-            payloads = [sections.read(len(resident) + i * record.n_payload(), record.payload_nbytes(block),
-                                      f"block {i} of tensor {record.name!r}")
-                        for i, block in zip(numbers, blocks, strict=True)]  # fmt: skip
-            if array is None:  # REA-002: only now
-                array = allocate(record) if rows is None else np.empty(end - origin, record.dtype_info.numpy)
-            decoder.decode_blocks(blocks, payloads, array, origin)
-        assert array is not None
-        if rows is None:
-            return array
-        return array[low - origin : high - origin].reshape(-1, *record.shape[1:])
+            return allocate(record)[index]  # type: ignore[no-any-return]
+        region = Region(index, record.shape)
+        (budget or Budget()).take(TensorRecord(record.name, record.dtype, region.shape))
+        stored = _StoredTensor(self, record, chunk, first)
+        return region.gather(stored.decoder, stored.values(region.blocks(stored.decoder)))
 
-
-def _overlaps(span: tuple[int, int], low: int, high: int) -> bool:
-    return span[0] < high and span[1] > low
+    def parts(self, name: str) -> Iterator[tuple[tuple[Any, ...], Array]]:
+        """A tensor block by block: for each an index, and its values, such that ``tensor[index] = values``."""
+        record, chunk, first = self._locate(name)
+        if not record.n_elements:
+            return
+        stored = _StoredTensor(self, record, chunk, first)
+        if stored.decoder.stored_dtype != record.dtype_info.numpy:  # pairs of reals, which blocks may cut apart
+            yield (), self.tensor(name)
+            return
+        for block, values in stored.values(range(stored.decoder.view.n_blocks)):
+            yield part_of(stored.decoder, block, values)
 
 
 class _Sections:
-    """The sections of one tensor.
+    """Sections of a chunk, those of a tensor for example.
 
     Args:
-        spans: Where the sections of its chunk lie.
-        first: Number of its first section in the chunk.
+        spans: Where the sections of the chunk lie.
+        first: Number of the first one in the chunk.
     """
 
     def __init__(self, source: RandomInput, chunk: ChunkHead, spans: list[tuple[int, int]], first: int) -> None:
         self._source, self._chunk, self._spans, self._first = source, chunk, spans, first
 
-    def read(self, at: int, sizes: Sequence[Sequence[Size]], where: str) -> list[bytes]:
-        """Plain bytes of consecutive sections, in one read.
+    def span(self, at: int, n: int) -> tuple[int, int]:
+        """Where ``n`` sections from number ``at`` on lie in the file, the padding before them included."""
+        first = self._first + at
+        return self._spans[first - 1][1] if first else self._chunk.data_offset, self._spans[first + n - 1][1]
+
+    def read(self, at: int, sizes: Sequence[Sequence[Size]], where: str) -> list[StoredSection]:
+        """Consecutive sections, in one read.
 
         Args:
             at: Number of the first one, counted from the tensor's first.
@@ -330,8 +372,7 @@ class _Sections:
         nbytes = [size for stage_sizes in sizes for size in stage_sizes]
         if not nbytes:
             return []
-        start = self._spans[first - 1][1] if first else self._chunk.data_offset
-        end = self._spans[first + len(nbytes) - 1][1]
+        start, end = self.span(at, len(nbytes))
         data = memoryview(self._source.read_at(start, end - start, where))
         sections = []
         done = start
@@ -341,9 +382,54 @@ class _Sections:
             container.check_size(entry, plain_nbytes, where, low)
             container.check_padding(bytes(data[done - start : low - start]), done)
             stored = bytes(data[low - start : high - start])
-            sections.append(container.plain_section(stored, entry, plain_nbytes, where, low))
+            sections.append(StoredSection(stored, entry, plain_nbytes, where, low))
             done = high
         return sections
+
+
+class _StoredTensor:
+    """A tensor with elements in the file: its resident sections are read, its blocks are when they are wanted."""
+
+    def __init__(self, reader: IndexedReader, record: TensorRecord, chunk: ChunkHead, first: int) -> None:
+        self._record, self._source = record, reader._input
+        self._sections = _Sections(reader._input, chunk, reader._spans(chunk), first)
+        sizes = record.resident_nbytes()
+        self._n_resident = sum(map(len, sizes))
+        resident = self._sections.read(0, sizes, f"a resident section of tensor {record.name!r}")
+        self.decoder = TensorDecoder(record, [section.plain() for section in resident], _LazyShared(reader, 0))
+
+    def groups(self, numbers: Sequence[int]) -> Iterator[tuple[list[Block], list[list[StoredSection]]]]:
+        """Blocks, and the payload sections of each, in groups that are best decoded together."""
+        record, decoder, n = self._record, self.decoder, self._record.n_payload()
+        at = [self._n_resident + i * n for i in numbers]
+        held_end = 0
+        for first in range(0, len(numbers), decoder.group_size):
+            blocks, sections = [], []
+            for k in range(first, min(first + decoder.group_size, len(numbers))):
+                start, end = self._sections.span(at[k], n)
+                if end > held_end:  # what follows directly is read with it
+                    held_end = end
+                    for k_next in range(k + 1, len(numbers)):
+                        next_start, next_end = self._sections.span(at[k_next], n)
+                        if next_start != held_end or next_end - start > IndexedReader.HELD_NBYTES:
+                            break
+                        held_end = next_end
+                    self._source.hold(start, held_end)
+                block = decoder.view.block(numbers[k])
+                blocks.append(block)
+                sections.append(self._sections.read(at[k], record.payload_nbytes(block),
+                                                    f"block {numbers[k]} of tensor {record.name!r}"))  # fmt: skip
+            yield blocks, sections
+
+    def decode(self, blocks: list[Block], stored: list[list[StoredSection]], out: Array) -> None:
+        """Decode a group to its place in the tensor."""
+        self.decoder.decode_blocks(blocks, [[section.plain() for section in sections] for sections in stored], out)
+
+    def values(self, numbers: Sequence[int]) -> Iterator[tuple[Block, Array]]:
+        """Blocks, and the values of each in stored order."""
+        for blocks, stored in self.groups(numbers):
+            payloads = [[section.plain() for section in sections] for sections in stored]
+            yield from zip(blocks, self.decoder.block_values(blocks, payloads), strict=True)
 
 
 class _LazyShared:

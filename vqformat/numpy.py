@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import io
-import os
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from types import TracebackType
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from .describe import describe
 from .dtypes import of_array
 from .errors import EncodeError
-from .indexed import IndexedReader
+from .files import Path, opened
 from .layers import Budget
 from .limits import DEFAULT_MAX_TENSOR_NBYTES
 from .records import AliasRecord
 from .sequential import SequentialReader
+from .workers import n_threads
 
 if TYPE_CHECKING:
     from .encode.recipe import Recipe
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from .encode.source import SourceTensor
 
 Array = npt.NDArray[Any]
-Path = str | os.PathLike[str]
 Progress = Callable[[str, int, int], None]
 
 
@@ -99,12 +96,18 @@ def load_file(
     *,
     max_tensor_bytes: int = DEFAULT_MAX_TENSOR_NBYTES,
     max_total_bytes: int | None = None,
+    threads: int | None = None,
+    allow_partial: bool = False,
 ) -> dict[str, Array]:
     """All tensors of a file, in their order; an alias is the same array as its target.
 
     Args:
         filename: Path, or a binary stream, which need not seek.
-        max_tensor_bytes, max_total_bytes: Bounds on what is decoded; the latter is by default what memory is available.
+        max_tensor_bytes, max_total_bytes: Bounds on what is decoded; the latter is by default what memory is
+            available.
+        threads: How many decode; by default as many as there are processors, 8 at most. The result is the same.
+        allow_partial: Of a file that ends early, as after an interrupted download, give the tensors that are there
+            whole, with a warning.
 
     Raises:
         VqmError: The file is refused.
@@ -113,18 +116,23 @@ def load_file(
     budget = Budget(max_tensor_bytes, max_total_bytes)
     with opened(filename) as stream:
         tensors: dict[str, Array] = {}
-        for info, arrays in SequentialReader(stream, budget, at_leisure=True).layers():
+        reader = SequentialReader(stream, budget, at_leisure=True, allow_partial=allow_partial,
+                                  threads=n_threads(threads))  # fmt: skip
+        for info, arrays in reader.layers():
             for record in info.records:
                 if isinstance(record, AliasRecord):
                     tensors[record.name] = tensors[record.target]
                 else:
                     tensors[record.name] = arrays[record.name]
+        if reader.cut_at is not None:
+            warnings.warn(f"the file ends early, at byte {reader.cut_at}: {len(tensors)} tensors of it are whole",
+                          stacklevel=2)  # fmt: skip
         return tensors
 
 
-def load(data: bytes | bytearray | memoryview, **limits: Any) -> dict[str, Array]:
+def load(data: bytes | bytearray | memoryview, **options: Any) -> dict[str, Array]:
     """All tensors of a file in memory; options as for ``load_file``."""
-    return load_file(io.BytesIO(data), **limits)
+    return load_file(io.BytesIO(data), **options)
 
 
 def verify(filename: Path | BinaryIO) -> str:
@@ -140,203 +148,6 @@ def verify(filename: Path | BinaryIO) -> str:
         reader = SequentialReader(stream, check_digest=True, keep_total=False, at_leisure=True)
         deque(reader.layers(), maxlen=0)  # none is kept for long
         return reader.digest.hex()
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a file says of a tensor, without decoding it.
-
-    Attributes:
-        dtype: Name in SPEC 7.1, such as ``"f32"``.
-        method: Its stages in words.
-        stored_nbytes: Bytes of its sections; 0 for an alias.
-        alias_of: Name of the tensor that it is an alias of.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    layer: str
-    method: str
-    stored_nbytes: int
-    alias_of: str | None = None
-
-    @property
-    def n_elements(self) -> int:
-        n = 1
-        for size in self.shape:
-            n *= size
-        return n
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.stored_nbytes / self.n_elements if self.n_elements else 0.0
-
-
-class safe_open(Mapping[str, Any]):
-    """Opens a file by its index; tensors are decoded when they are asked for.
-
-    A mapping from names to tensors, and a context manager::
-
-        with safe_open("model.vqm", framework="np") as f:
-            w = f["fc1.weight"]
-
-    Args:
-        filename: Path, or a binary file that can seek.
-        framework: ``"np"`` or ``"numpy"`` for arrays, ``"pt"`` or ``"torch"`` for tensors.
-        device: Where tensors go; for arrays only ``"cpu"``.
-        max_tensor_bytes: Bound on what one tensor decodes to.
-
-    Raises:
-        VqmError: The file is refused.
-        OSError: It cannot be read.
-    """
-
-    def __init__(self, filename: Path | BinaryIO, framework: str = "np", device: Any = "cpu", *,
-                 max_tensor_bytes: int = DEFAULT_MAX_TENSOR_NBYTES) -> None:  # fmt: skip
-        if framework not in ("np", "numpy", "pt", "torch"):
-            raise ValueError(f"framework is {framework!r}; 'np', 'numpy', 'pt' and 'torch' are allowed")
-        self._is_torch = framework in ("pt", "torch")
-        if self._is_torch:
-            from .torch import from_numpy  # fails here where torch is missing, not at the first tensor
-
-            self._from_numpy = from_numpy
-        if not self._is_torch and str(device) != "cpu":
-            raise ValueError(f"device is {device!r}; arrays are on 'cpu'")
-        self._device = device
-        self._max_tensor_bytes = max_tensor_bytes
-        self._opened = opened(filename)
-        stream = self._opened.__enter__()
-        try:
-            self._reader = IndexedReader(stream)
-        except BaseException:
-            self._opened.__exit__(None, None, None)
-            raise
-
-    def __enter__(self) -> safe_open:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._opened.__exit__(kind, err, trace)
-
-    def close(self) -> None:
-        """Close the file, if it was opened here."""
-        self._opened.__exit__(None, None, None)
-
-    def keys(self) -> Any:
-        """Names of all tensors, in their order."""
-        return list(self._reader.index.names)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._reader.index.names)
-
-    def __len__(self) -> int:
-        return len(self._reader.index)
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._reader.index.position(name) is not None
-
-    def __getitem__(self, name: str) -> Any:
-        return self._give(self._reader.tensor(name, self._budget()))
-
-    def get_tensor(self, name: str) -> Any:
-        """A tensor, decoded.
-
-        Raises:
-            TensorNotFoundError: There is none of that name.
-            VqmError: Its part of the file is refused.
-        """
-        return self[name]
-
-    def get_slice(self, name: str) -> TensorSlice:
-        """A tensor to be indexed: ``f.get_slice(name)[10:20]`` decodes the blocks that it needs."""
-        self._reader.record(name)  # what the index says of it is compared with the chunk before it is believed
-        return TensorSlice(self, name)
-
-    def metadata(self) -> dict[str, Any]:
-        """The user's metadata."""
-        return self._reader.metadata()
-
-    def check_metadata(self) -> None:
-        """Compare the copy of the metadata in the index, which ``metadata`` gives, with the metadata itself.
-
-        Raises:
-            FormatError: They differ, or the latter is damaged.
-        """
-        self._reader.check_metadata()
-
-    def info(self, name: str) -> TensorInfo:
-        """What the file says of a tensor.
-
-        Raises:
-            TensorNotFoundError: There is none of that name.
-        """
-        entry = self._reader.entry(name)
-        method = f"alias of {entry.target}" if entry.target is not None else describe(self._reader.record(name))
-        return TensorInfo(name, entry.dtype, entry.shape, self._reader.layer_name(name), method,
-                          self._reader.stored_nbytes(name), entry.target)  # fmt: skip
-
-    def _budget(self) -> Budget:
-        return Budget(self._max_tensor_bytes)
-
-    def _give(self, array: Array) -> Any:
-        if not self._is_torch:
-            return array
-        return self._from_numpy(np.asarray(array)).to(self._device)
-
-
-class TensorSlice:
-    """A tensor that is decoded as far as it is indexed."""
-
-    def __init__(self, file: safe_open, name: str) -> None:
-        self._file, self._name = file, name
-        self._entry = file._reader.entry(name)
-
-    def get_shape(self) -> list[int]:
-        """Shape of the whole tensor."""
-        return list(self._entry.shape)
-
-    def get_dtype(self) -> str:
-        """dtype in safetensors' spelling where that has one, such as ``"F32"`` or ``"F8_E4M3"``."""
-        return {"f8_e4m3fn": "F8_E4M3"}.get(self._entry.dtype, self._entry.dtype.upper())
-
-    def __getitem__(self, index: Any) -> Any:
-        key = index if isinstance(index, tuple) else (index,)
-        shape = self._entry.shape
-        first = key[0] if key else slice(None)
-        if not shape or isinstance(first, bool) or not isinstance(first, (int, np.integer, slice)):
-            return self._file._give(self._file._reader.tensor(self._name, self._file._budget())[index])
-        if isinstance(first, slice):
-            rows = range(shape[0])[first]
-            low, high = (min(rows[0], rows[-1]), max(rows[0], rows[-1]) + 1) if rows else (0, 0)
-            inner: Any = slice(None, None, rows.step)  # from the first of the decoded rows, or back from the last
-        else:
-            row = range(shape[0])[first]  # an IndexError of its own where there is no such row
-            low, high, inner = row, row + 1, 0
-        part = self._file._reader.rows(self._name, low, high, self._file._budget())
-        return self._file._give(part[(inner, *key[1:])])
-
-
-class opened:
-    """Context of a binary stream: a path is opened and closed, a stream left open."""
-
-    def __init__(self, source: Path | BinaryIO) -> None:
-        self._source = source
-        self._own: BinaryIO | None = None
-
-    def __enter__(self) -> BinaryIO:
-        if isinstance(self._source, (str, os.PathLike)):
-            self._own = open(self._source, "rb")
-            return self._own
-        if not hasattr(self._source, "read"):
-            raise TypeError(f"a path or a binary stream is wanted, not {type(self._source).__name__}")
-        return self._source
-
-    def __exit__(self, kind: object, err: object, trace: object) -> None:
-        if self._own is not None:
-            self._own.close()
 
 
 def as_recipe(recipe: Recipe | Mapping[str, str] | str | None) -> Recipe | None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, BinaryIO
 
 import numpy.typing as npt
 
 from . import container, limits
 from .codecs import rans
-from .container import FOOTER_NBYTES, HEADER_NBYTES, ChunkHead, StreamInput
-from .errors import ChecksumError, FormatError, LimitError
+from .container import FOOTER_NBYTES, HEADER_NBYTES, ChunkHead, SectionEntry, StoredSection, StreamInput
+from .errors import ChecksumError, FormatError, LimitError, TruncatedError
 from .index import Index
 from .layers import Budget, LayerInfo, Shared, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
-from .records import AliasRecord, Record, Size
+from .records import AliasRecord, Block, Record, Size, TensorRecord
 from .tensor import TensorDecoder, allocate
 from .waiting import Waiting
+from .workers import Workers
 
 Array = npt.NDArray[Any]
 
@@ -30,25 +32,32 @@ class SequentialReader:
         check_digest: Whether the SHA-256 of the file is computed and compared, besides the CRCs.
         keep_total: Whether the caller keeps all layers, so that they count together against the budget.
         at_leisure: Whether arrays need be filled only when all layers have been read, which is faster.
+        allow_partial: Whether a file that ends early is read as far as it goes.
+        threads: That decode.
 
     Attributes:
         metadata: The user's metadata.
         digest: The SHA-256 that the index states, once all layers have been read.
+        cut_at: Where a file ended that ended early, once that has been met; else None.
 
     Raises:
         VqmError: The file is refused.
     """
 
     def __init__(self, stream: BinaryIO, budget: Budget | None = None, *, check_digest: bool = False,
-                 keep_total: bool = True, at_leisure: bool = False) -> None:  # fmt: skip
+                 keep_total: bool = True, at_leisure: bool = False, allow_partial: bool = False,
+                 threads: int = 1) -> None:  # fmt: skip
         self._input = StreamInput(stream)
         self._budget = budget or Budget()
         self._keep_total = keep_total
         self._check_digest = check_digest
         self._index = Index()
         self.digest = b""
+        self.cut_at: int | None = None
         self._shared = Shared()
         self._at_leisure = at_leisure
+        self._allow_partial = allow_partial
+        self._threads = threads
         self._waiting = Waiting()
         if check_digest:
             self._input.hasher = hashlib.sha256()
@@ -67,7 +76,35 @@ class SequentialReader:
         Yields:
             Records, and the arrays of the tensors that are no aliases.
         """
-        while True:
+        with Workers(self._threads) as workers:
+            for info, tensors in self.open_layers():
+                arrays: dict[str, Array] = {}
+                try:
+                    for tensor in tensors:
+                        arrays[tensor.record.name] = self._decode(tensor, workers)
+                except TruncatedError as err:
+                    info = self._whole(info, arrays, err)
+                if not self._at_leisure or self.cut_at is not None:
+                    self._waiting.flush()
+                    workers.wait()
+                yield info, arrays
+                del arrays
+            self._waiting.flush()
+
+    def open_layers(self) -> Iterator[tuple[LayerInfo, Iterator[SequentialTensor]]]:
+        """The layers in file order, nothing of which is decoded; at the end the index and the footer.
+
+        Yields:
+            Records, and the tensors that are no aliases, in file order. What of them has not been read when the next
+            one is asked for is checked and left out.
+        """
+        try:
+            yield from self._open_layers()
+        except TruncatedError as err:
+            self._whole(None, {}, err)
+
+    def _open_layers(self) -> Iterator[tuple[LayerInfo, Iterator[SequentialTensor]]]:
+        while self.cut_at is None:
             digest = self._input.hasher.digest() if self._input.hasher is not None else b""  # type: ignore[attr-defined]
             chunk = container.read_chunk_head(self._input)
             match chunk.type:
@@ -86,16 +123,35 @@ class SequentialReader:
                         self._budget.used_nbytes = self._shared.nbytes
                     info = LayerInfo.parse(chunk, self._shared)
                     self._index.check_names(info.records)
-                    arrays = self._read_tensors(chunk, info)
-                    if not self._at_leisure:
-                        self._waiting.flush()
-                    self._note(chunk, info.records)
-                    yield info, arrays
-                    del arrays
+                    tensors = self._tensors(chunk, info)
+                    yield info, tensors
+                    if self.cut_at is None:
+                        for _ in tensors:  # those that the caller has not come to
+                            pass
+                        self._note(chunk, info.records)
                 case _:
                     for i, entry in enumerate(chunk.sections):
                         container.skip_section(self._input, entry, f"section {i} of the {chunk.label}")
                     self._note(chunk, [])
+
+    def _tensors(self, chunk: ChunkHead, info: LayerInfo) -> Iterator[SequentialTensor]:
+        bounds = zip(info.records, info.first_sections, info.first_sections[1:], strict=False)
+        for record, first, last in bounds:
+            if isinstance(record, TensorRecord):
+                tensor = SequentialTensor(self._input, record, chunk.sections[first:last], self._shared)
+                yield tensor
+                tensor.skip()
+
+    def _whole(self, info: LayerInfo | None, arrays: dict[str, Array], err: TruncatedError) -> LayerInfo:
+        """What of a layer is there when the file has ended early: that must be allowed."""
+        if not self._allow_partial:
+            raise err
+        self.cut_at = self._input.end
+        records = info.records if info is not None else []
+        there = [record for record in records if record.name in arrays
+                 or (isinstance(record, AliasRecord)
+                     and (record.target in arrays or self._index.position(record.target) is not None))]  # fmt: skip
+        return LayerInfo(info.name if info is not None else "", there, [])
 
     def _note(self, chunk: ChunkHead, records: list[Record]) -> None:
         if len(self._index.chunk_types) >= limits.MAX_CHUNKS - 1:  # INDX counts
@@ -105,48 +161,31 @@ class SequentialReader:
     def _read_book(self, chunk: ChunkHead) -> None:
         record = parse_book_chunk(chunk)
         self._budget.take_bytes(record.nbytes, "a BOOK")
-        section = container.read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}")
+        section = container.read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}").plain()
         self._shared.books.append((record, book_values(section, record, self._shared.n_books)))
         self._note(chunk, [])
 
     def _read_freq(self, chunk: ChunkHead) -> None:
         record = parse_freq_chunk(chunk)
         self._budget.take_bytes(record.nbytes, "a FREQ")
-        section = container.read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}")
+        section = container.read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}").plain()
         self._shared.freqs.append((record, rans.Tables.decode(section, record)))
         self._note(chunk, [])
 
-    def _read_tensors(self, chunk: ChunkHead, info: LayerInfo) -> dict[str, Array]:
-        entries = iter(chunk.sections)
-        arrays: dict[str, Array] = {}
-
-        def read(sizes: Sequence[Sequence[Size]], where: str) -> list[bytes]:
-            return [container.read_section(self._input, next(entries), nbytes, where)
-                    for stage_sizes in sizes for nbytes in stage_sizes]  # fmt: skip
-
-        for record in info.records:
-            if isinstance(record, AliasRecord):
+    def _decode(self, tensor: SequentialTensor, workers: Workers) -> Array:
+        """The array of a tensor, which is filled when workers are done and what waits has been decoded."""
+        record = tensor.record
+        self._budget.take(record)
+        array: Array | None = None
+        for blocks, sections in tensor.groups():
+            if array is not None:
+                workers.run(tensor.decode, blocks, sections, array)
                 continue
-            self._budget.take(record)
-            if not record.n_elements:
-                arrays[record.name] = allocate(record)
-                continue
-            resident = read(record.resident_nbytes(), f"a resident section of tensor {record.name!r}")
-            decoder = TensorDecoder(record, resident, self._shared)
-            array: Array | None = None
-            n_blocks = decoder.view.n_blocks
-            for start in range(0, n_blocks, decoder.group_size):
-                numbers = range(start, min(start + decoder.group_size, n_blocks))
-                blocks = [decoder.view.block(i) for i in numbers]
-                payloads = [read(record.payload_nbytes(block), f"block {i} of tensor {record.name!r}")
-                            for i, block in zip(numbers, blocks, strict=True)]  # fmt: skip
-                if array is None:  # REA-002: only now
-                    array = allocate(record)
-                if not self._waiting.add(decoder, blocks, payloads, array):
-                    decoder.decode_blocks(blocks, payloads, array)
-            assert array is not None
-            arrays[record.name] = array
-        return arrays
+            payloads = [[section.plain() for section in of_block] for of_block in sections]
+            array = allocate(record)  # REA-002: only now
+            if not self._waiting.add(tensor.decoder, blocks, payloads, array):
+                tensor.decoder.decode_blocks(blocks, payloads, array)
+        return allocate(record) if array is None else array
 
     def _finish(self, chunk: ChunkHead, digest: bytes) -> None:
         found = Index.parse(chunk.meta)
@@ -165,3 +204,55 @@ class SequentialReader:
                               offset=offset)  # fmt: skip
         if not self._input.at_end():
             raise FormatError("bytes follow the footer", clause="FTR-001", offset=self._input.offset)
+
+
+class SequentialTensor:
+    """A tensor that a sequential reader has come to: its sections are read in their order, each once.
+
+    Attributes:
+        has_passed: Whether the reader has gone on.
+    """
+
+    def __init__(
+        self, source: StreamInput, record: TensorRecord, entries: Sequence[SectionEntry], shared: Shared
+    ) -> None:
+        self.record = record
+        self._source, self._shared = source, shared
+        self._entries = iter(entries)
+        self.has_passed = False
+
+    @cached_property
+    def decoder(self) -> TensorDecoder:
+        """Its decoder; the resident sections are read when it is first asked for."""
+        resident = self._read(self.record.resident_nbytes(), f"a resident section of tensor {self.record.name!r}")
+        return TensorDecoder(self.record, resident, self._shared)
+
+    def groups(self) -> Iterator[tuple[list[Block], list[list[StoredSection]]]]:
+        """Blocks, and the payload sections of each, in groups that are best decoded together; none without elements."""
+        record = self.record
+        if not record.n_elements:
+            return
+        view, size = self.decoder.view, self.decoder.group_size
+        for start in range(0, view.n_blocks, size):
+            numbers = range(start, min(start + size, view.n_blocks))
+            blocks = [view.block(i) for i in numbers]
+            yield blocks, [self._stored(record.payload_nbytes(block), f"block {i} of tensor {record.name!r}")
+                           for i, block in zip(numbers, blocks, strict=True)]  # fmt: skip
+
+    def decode(self, blocks: list[Block], sections: list[list[StoredSection]], out: Array) -> None:
+        """Decode a group to its place in the tensor."""
+        self.decoder.decode_blocks(blocks, [[section.plain() for section in of_block] for of_block in sections], out)
+
+    def skip(self) -> None:
+        """Check the sections that have not been read, and forget them."""
+        self.has_passed = True
+        for entry in self._entries:
+            container.skip_section(self._source, entry, f"a section of tensor {self.record.name!r}")
+
+    def _stored(self, sizes: Sequence[Sequence[Size]], where: str) -> list[StoredSection]:
+        return [container.read_section(self._source, next(self._entries), nbytes, where)
+                for stage_sizes in sizes for nbytes in stage_sizes]  # fmt: skip
+
+    def _read(self, sizes: Sequence[Sequence[Size]], where: str) -> list[bytes]:
+        return [container.read_section(self._source, next(self._entries), nbytes, where).plain()
+                for stage_sizes in sizes for nbytes in stage_sizes]  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from math import prod
 from typing import Any, Protocol
@@ -90,7 +91,7 @@ class TensorDecoder:
                         freq = shared.freq_tables(stage.freq)
                         self._stages.append(TrellisDecoder(stage, self.view, mine, freq))
         self._check_bound()
-        self._scratch: Floats = np.empty(0, np.float32)
+        self._scratch = threading.local()
 
     def _check_bound(self) -> None:
         if not self._stages:
@@ -121,98 +122,104 @@ class TensorDecoder:
         return max(1, min(-(-_SEQUENCES // n_sequences), _GROUP_ELEMENTS // block.n_elements))
 
     def decode_blocks(
-        self, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: npt.NDArray[Any], origin: int = 0
+        self, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: npt.NDArray[Any]
     ) -> None:
-        """Decode blocks to their places in the tensor.
+        """Decode blocks to their places in the tensor. Several threads may do so, each with other blocks.
 
         Args:
             blocks: At most ``group_size``, or as many as memory allows.
             payloads: For each block, plain bytes of its payload sections.
-            out: The tensor, or, where ``is_plain_layout`` holds, the run of its elements in C order that begins
-                with element ``origin``. C-contiguous.
+            out: The tensor, C-contiguous.
 
         Raises:
             FormatError: A code, bool or padding bit breaks a rule; the message names the tensor.
         """
-        with np.errstate(all="ignore"):  # subnormals are no error, whatever the caller has set
-            if self.record.is_raw:
-                for block, sections in zip(blocks, payloads, strict=True):
-                    self._decode_raw(block, sections, out, origin)
-                return
-            prepared = []  # for each stage, for each block
-            first = 0
-            for i, stage in enumerate(self._stages):
-                last = first + stage.stage.n_payload()
-                with naming(self.record.name, stage=i):
-                    prepared.append(stage.prepare(blocks, [sections[first:last] for sections in payloads]))
-                first = last
-            self.decode_prepared(blocks, prepared, out, origin)
+        self.decode_prepared(blocks, self._prepare(blocks, payloads), out)
 
     def decode_prepared(
-        self, blocks: Sequence[Block], prepared: Sequence[Sequence[Any]], out: npt.NDArray[Any], origin: int = 0
+        self, blocks: Sequence[Block], prepared: Sequence[Sequence[Any]], out: npt.NDArray[Any]
     ) -> None:
         """Decode blocks from what their stages have prepared: for each stage, for each block."""
-        with np.errstate(all="ignore"):
-            for block, *of_stages in zip(blocks, *prepared, strict=True):
-                self._decode_block(block, of_stages, out, origin)
+        for block, *of_stages in zip(blocks, *prepared, strict=True):
+            place = self._place(block, out)
+            if place is not None:
+                self._fill(block, of_stages, place)
+            else:
+                values = np.empty((block.n_rows, block.n_columns), np.float32)
+                self._fill(block, of_stages, values)
+                self._scatter(block, values, out)
 
-    def _decode_raw(self, block: Block, payloads: list[bytes], out: npt.NDArray[Any], origin: int) -> None:
-        start = block.row * self.view.n_columns + block.column - origin
-        stage = self.record.stages[0]
-        assert isinstance(stage, RawStage)
-        elements = out.reshape(-1)[start : start + block.n_elements]
-        with naming(self.record.name):
-            raw.decode(payloads, self.record.dtype_info, stage.split, elements)
+    def block_values(
+        self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]
+    ) -> Iterator[npt.NDArray[Any]]:
+        """Decode blocks one by one, in stored order: ``(n_rows, n_columns)`` of ``stored_dtype``.
 
-    def _decode_block(self, block: Block, prepared: list[Any], out: npt.NDArray[Any], origin: int) -> None:
-        place = self._place(block, out, origin)
-        is_direct = place is not None and place.dtype == np.float32 and place.flags.c_contiguous
-        values = place if is_direct else np.empty((block.n_rows, block.n_columns), np.float32)
-        assert values is not None
-        for i, (decoder, of_stage) in enumerate(zip(self._stages, prepared, strict=True)):
-            with naming(self.record.name, stage=i):
-                if i == 0:
-                    decoder.decode(block, of_stage, values)
-                else:
-                    addend = self._scratch_like(values)
-                    decoder.decode(block, of_stage, addend)
-                    np.add(values, addend, out=values)
-        if place is None:
-            self._scatter(block, values, out)
-        elif not is_direct:
-            place[...] = values  # VAL-001: NumPy rounds to nearest, ties to even
-
-    def element_range(self, index: int) -> tuple[int, int]:
-        """First and last element, in stored order, of which this block holds at least a part.
-
-        Where ``is_plain_layout`` holds that is C order.
+        Args, raises: As for ``decode_blocks``.
         """
-        block = self.view.block(index)
-        reals = 2 if self.record.dtype_info.is_complex and not self.record.is_raw else 1
-        start = block.row * self.view.n_columns + block.column
-        return start // reals, -(-(start + block.n_elements) // reals)
+        for block, *of_stages in zip(blocks, *self._prepare(blocks, payloads), strict=True):
+            values = np.empty((block.n_rows, block.n_columns), self.stored_dtype)
+            self._fill(block, of_stages, values)
+            yield values
+
+    @cached_property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Of what the view holds: the tensor's, or where it holds the reals of complex elements that of a real."""
+        dtype = np.dtype(self.record.dtype_info.numpy)
+        return np.empty(0, dtype).real.dtype if self._has_pairs else dtype
 
     @property
-    def is_plain_layout(self) -> bool:
-        """Whether stored order is C order, so that a block is a run of elements."""
-        return self.record.layout.axes is None and self.row_order is None and self.column_order is None
+    def _has_pairs(self) -> bool:
+        """Whether the view has an axis of 2 more than the tensor (SPEC 7.2)."""
+        return self.record.dtype_info.is_complex and not self.record.is_raw
+
+    def _prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Sequence[Sequence[Any]]:
+        if self.record.is_raw:
+            return [payloads]
+        prepared = []
+        first = 0
+        for i, stage in enumerate(self._stages):
+            last = first + stage.stage.n_payload()
+            with naming(self.record.name, stage=i), np.errstate(all="ignore"):
+                prepared.append(stage.prepare(blocks, [sections[first:last] for sections in payloads]))
+            first = last
+        return prepared
+
+    def _fill(self, block: Block, of_stages: list[Any], out: npt.NDArray[Any]) -> None:
+        """A block's values in stored order, ``(n_rows, n_columns)``, C-contiguous."""
+        if self.record.is_raw:
+            stage = self.record.stages[0]
+            assert isinstance(stage, RawStage)
+            with naming(self.record.name):
+                raw.decode(of_stages[0], self.record.dtype_info, stage.split, out.reshape(-1))
+            return
+        values = out if out.dtype == np.float32 else np.empty(out.shape, np.float32)
+        with np.errstate(all="ignore"):  # subnormals are no error, whatever the caller has set
+            for i, (decoder, of_stage) in enumerate(zip(self._stages, of_stages, strict=True)):
+                with naming(self.record.name, stage=i):
+                    if i == 0:
+                        decoder.decode(block, of_stage, values)
+                    else:
+                        addend = self._scratch_like(values)
+                        decoder.decode(block, of_stage, addend)
+                        np.add(values, addend, out=values)
+            if values is not out:
+                out[...] = values  # VAL-001: NumPy rounds to nearest, ties to even
 
     def _scratch_like(self, values: Floats) -> Floats:
-        if self._scratch.size < values.size:
-            self._scratch = np.empty(values.size, np.float32)
-        return self._scratch[: values.size].reshape(values.shape)
+        scratch: Floats | None = getattr(self._scratch, "values", None)
+        if scratch is None or scratch.size < values.size:
+            scratch = self._scratch.values = np.empty(values.size, np.float32)
+        return scratch[: values.size].reshape(values.shape)
 
     def _reals(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The tensor as reals: a complex one has an axis of 2 more."""
-        if not self.record.dtype_info.is_complex:
-            return out
-        return out.reshape(-1).view(out.real.dtype).reshape(*out.shape, 2)
+        """The tensor as the view's elements: of a complex one reals, with an axis of 2 more."""
+        return out.reshape(-1).view(self.stored_dtype).reshape(self.view.shape) if self._has_pairs else out
 
-    def _place(self, block: Block, out: npt.NDArray[Any], origin: int) -> npt.NDArray[Any] | None:
-        """The block's elements as a view of ``out``, or None where no view has them."""
-        if not self.is_plain_layout:
+    def _place(self, block: Block, out: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+        """The block's elements as a view of the tensor, or None where stored order is not C order."""
+        if self.record.layout.axes is not None or self.row_order is not None or self.column_order is not None:
             return None
-        start = block.row * self.view.n_columns + block.column - origin * (1 + self.record.dtype_info.is_complex)
+        start = block.row * self.view.n_columns + block.column
         flat = self._reals(out).reshape(-1)
         return flat[start : start + block.n_elements].reshape(block.n_rows, block.n_columns)
 
@@ -227,11 +234,11 @@ class TensorDecoder:
             columns: slice | Order = slice(block.column, block.column_end)
             if self.column_order is not None:
                 columns = self.column_order[columns]
-            row_offsets, column_offsets = self._offsets
+            row_offsets, column_offsets = self.offsets
             reals.reshape(-1)[row_offsets[rows][:, None] + column_offsets[columns]] = values
             return
-        if self._column_places is not None:
-            values = np.take(values, self._column_places, axis=1)
+        if self.column_places is not None:
+            values = np.take(values, self.column_places, axis=1)
         if layout.axes is None:
             reals.reshape(self.view.n_rows, self.view.n_columns)[rows] = values
             return
@@ -241,16 +248,17 @@ class TensorDecoder:
         permuted[rows] = values.reshape(block.n_rows, *permuted.shape[1:])
 
     @cached_property
-    def _column_places(self) -> Order | None:
-        """Which stored column each view column is."""
-        if self.column_order is None:
-            return None
-        places = np.empty_like(self.column_order)
-        places[self.column_order] = np.arange(places.size)
-        return places
+    def row_places(self) -> Order | None:
+        """Which stored row each view row is; None if the very one."""
+        return None if self.row_order is None else _inverse(self.row_order)
 
     @cached_property
-    def _offsets(self) -> tuple[Order, Order]:
+    def column_places(self) -> Order | None:
+        """Which stored column each view column is; None if the very one."""
+        return None if self.column_order is None else _inverse(self.column_order)
+
+    @cached_property
+    def offsets(self) -> tuple[Order, Order]:
         """Where in the tensor each view row starts, and each view column lies in it: (n_rows,), (n_columns,)."""
         shape, layout = self.view.shape, self.record.layout
         axes = layout.axes or tuple(range(len(shape)))
@@ -262,6 +270,12 @@ class TensorDecoder:
                 offsets = (offsets[:, None] + np.arange(shape[axis]) * strides[axis]).reshape(-1)
             parts.append(offsets)
         return parts[0], parts[1]
+
+
+def _inverse(order: Order) -> Order:
+    places = np.empty_like(order)
+    places[order] = np.arange(order.size)
+    return places
 
 
 class naming:

@@ -16,6 +16,7 @@ except ImportError as err:
     raise ImportError("vqformat.torch needs PyTorch; run: pip install 'vqformat[torch]'") from err
 
 from .. import numpy as front
+from ..access import safe_open
 from ..bits import pack_nibbles, unpack_nibbles
 from ..dtypes import DTYPES
 from ..encode.calibration import Calibration as Calibration
@@ -76,18 +77,18 @@ def save(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None
     return stream.getvalue()
 
 
-def load_file(filename: Path | BinaryIO, device: Device = "cpu", **limits: int) -> dict[str, torch.Tensor]:
+def load_file(filename: Path | BinaryIO, device: Device = "cpu", **options: Any) -> dict[str, torch.Tensor]:
     """All tensors of a file, in their order; an alias is the same tensor as its target.
 
     Args:
         device: Where the tensors go.
-        limits: ``max_tensor_bytes`` and ``max_total_bytes``, as for ``vqformat.load_file``.
+        options: ``max_tensor_bytes``, ``threads`` and so on, as for ``vqformat.load_file``.
 
     Raises:
         VqmError: The file is refused.
         OSError: It cannot be read.
     """
-    arrays = front.load_file(filename, **limits)
+    arrays = front.load_file(filename, **options)
     first: dict[int, str] = {}
     targets = {name: first.setdefault(id(array), name) for name, array in arrays.items()}
     tensors: dict[str, torch.Tensor] = {}
@@ -97,9 +98,9 @@ def load_file(filename: Path | BinaryIO, device: Device = "cpu", **limits: int) 
     return tensors
 
 
-def load(data: bytes | bytearray | memoryview, device: Device = "cpu", **limits: int) -> dict[str, torch.Tensor]:
+def load(data: bytes | bytearray | memoryview, device: Device = "cpu", **options: Any) -> dict[str, torch.Tensor]:
     """All tensors of a file in memory; options as for ``load_file``."""
-    return load_file(io.BytesIO(data), device, **limits)
+    return load_file(io.BytesIO(data), device, **options)
 
 
 def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapping[str, Any] | None = None, *,
@@ -141,7 +142,7 @@ def load_model(model: torch.nn.Module, filename: Path | BinaryIO, strict: bool =
         RuntimeError: A shape differs; or names do and ``strict`` is true.
         VqmError: The file is refused.
     """
-    with front.safe_open(filename, framework="pt") as file:
+    with safe_open(filename, framework="pt") as file:
         state = {name: _Pending.of(file, name) for name in file}
         replaced = _leave_meta(model, device)
         result = model.load_state_dict(state, strict=False)
@@ -315,7 +316,7 @@ class _Pending(torch.Tensor):
     _decode: Callable[[], torch.Tensor]
 
     @classmethod
-    def of(cls, file: front.safe_open, name: str) -> torch.Tensor:
+    def of(cls, file: safe_open, name: str) -> torch.Tensor:
         """The tensor ``name`` of a file opened for torch."""
         info = file.get_slice(name)
         shape, dtype = tuple(info.get_shape()), info.get_dtype().lower()
