@@ -1,0 +1,102 @@
+"""A model filled from a file, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO
+
+import torch
+
+from ..access import safe_open
+from ..files import Path
+from .arrays import identity
+from .pending import pending
+
+Device = str | int | torch.device
+Members = dict[str, torch.Tensor | None]
+
+
+def load_model(model: torch.nn.Module, filename: Path | BinaryIO, strict: bool = True,
+               device: Device = "cpu") -> tuple[list[str], list[str]]:  # fmt: skip
+    """Fill a model in place from a file, one tensor in memory at a time.
+
+    It goes through ``model.load_state_dict``, hooks included: tensors are converted to the model's dtypes and copied
+    to where the model is. Parameters and buffers on the meta device are created on ``device``; those that the file
+    does not have stay there.
+
+    Args:
+        filename: Path, or a binary file that can seek.
+        strict: Refuse a file that has more or less than the model.
+
+    Returns:
+        Names that the model has and the file lacks (not counted: another name of a weight that was filled), and
+        names that the file has and the model lacks.
+
+    Raises:
+        RuntimeError: A shape differs; or names do and ``strict`` is true.
+        VqmError: The file is refused.
+    """
+    with safe_open(filename, framework="pt") as file:
+        state = {name: pending(file, name) for name in file}
+        replaced = leave_meta(model, device)
+        result = model.load_state_dict(state, strict=False)
+        missing, unexpected = really_missing(model, result.missing_keys), list(result.unexpected_keys)
+        for name in missing:
+            if name in replaced:
+                members, key, original = replaced[name]
+                members[key] = original
+    if strict and (missing or unexpected):
+        raise RuntimeError(mismatch(type(model).__name__, missing, unexpected))
+    return missing, unexpected
+
+
+def leave_meta(model: torch.nn.Module, device: Device) -> dict[str, tuple[Members, str, torch.Tensor]]:
+    """Replace parameters and persistent buffers on the meta device by empty ones, ties kept.
+
+    Returns:
+        What was replaced: by full name, where it was, under which key, and the original.
+    """
+    replaced: dict[str, tuple[Members, str, torch.Tensor]] = {}
+    made: dict[int, torch.Tensor] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        members: Any
+        for members in (module._parameters, module._buffers):
+            for key, tensor in members.items():
+                if tensor is None or torch.nn.parameter.is_lazy(tensor) or key in module._non_persistent_buffers_set:
+                    continue
+                name = f"{prefix}.{key}" if prefix else key
+                if not tensor.is_meta:
+                    continue
+                if id(tensor) not in made:
+                    empty = torch.empty_like(tensor, device=device, requires_grad=False)
+                    is_parameter = isinstance(tensor, torch.nn.Parameter)
+                    made[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                replaced[name] = members, key, tensor
+                members[key] = made[id(tensor)]
+    return replaced
+
+
+def really_missing(model: torch.nn.Module, names: list[str]) -> list[str]:
+    """Of the names that were not filled, those that are no other name of one that was."""
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    keys = {name: identity(tensor) for name, tensor in tensors.items() if _has_memory(tensor)}
+    filled = {key for name, key in keys.items() if name not in set(names)}
+    return [name for name in names if keys.get(name) not in filled]
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    is_lazy = torch.nn.parameter.is_lazy(tensor)
+    return not (is_lazy or tensor.is_meta or tensor.layout != torch.strided) and tensor.numel() > 0
+
+
+def mismatch(model: str, missing: list[str], unexpected: list[str]) -> str:
+    lines = [f"Error(s) in loading state_dict for {model}:"]
+    if missing:
+        lines.append(f"Missing key(s): {', '.join(map(repr, missing))}")
+    if unexpected:
+        lines.append(f"Unexpected key(s): {', '.join(map(repr, unexpected))}")
+    for prefix in ("module.", "_orig_mod."):
+        for ours, theirs, side in ((missing, unexpected, "file"), (unexpected, missing, "model")):
+            if theirs and {prefix + name for name in ours} & set(theirs):
+                lines.append(f"The names in the {side} begin with {prefix!r}, the other ones do not.")
+    return "\n    ".join(lines)

@@ -1,0 +1,72 @@
+"""Tensors that are decoded whenever an operation needs their values, and not kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from ..access import safe_open
+from .arrays import torch_dtype
+
+# What a pending tensor tells without being decoded. Whatever else is done to it decodes it.
+_T: Any = torch.Tensor  # its attributes are descriptors, which the type checker does not know
+_SHAPE_AND_DTYPE = frozenset({
+    _T.shape.__get__, _T.dtype.__get__, _T.ndim.__get__, _T.layout.__get__, _T.requires_grad.__get__,
+    _T.is_leaf.__get__, _T.grad_fn.__get__, _T.itemsize.__get__, _T.nbytes.__get__, _T.size, _T.dim, _T.numel,
+    _T.nelement, _T.element_size, _T.stride, _T.is_contiguous, _T.is_floating_point, _T.is_complex, _T.__len__,
+})  # fmt: skip
+_IS_META = _T.is_meta.__get__
+_IS_CUDA = _T.is_cuda.__get__
+_DEVICE = _T.device.__get__
+
+
+class Pending(torch.Tensor):
+    """A tensor that is to be decoded: it has a shape, a dtype and a device, and stands for its values."""
+
+    _decode: Callable[[], torch.Tensor]
+    _device: torch.device
+
+    @classmethod
+    def make(
+        cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, decode: Callable[[], torch.Tensor]
+    ) -> Any:
+        """A tensor that ``decode`` gives."""
+        pending: Pending = torch.Tensor._make_subclass(cls, torch.empty(shape, dtype=dtype, device="meta"))
+        pending._decode, pending._device = decode, device
+        return pending
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:  # fmt: skip
+        if func in _SHAPE_AND_DTYPE:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        if func == _IS_META:
+            return False
+        if func == _DEVICE:
+            return args[0]._device
+        if func == _IS_CUDA:
+            return args[0]._device.type == "cuda"
+        return func(*_decoded(args), **{key: _decoded(value) for key, value in (kwargs or {}).items()})
+
+
+def pending(file: safe_open, name: str) -> torch.Tensor:
+    """The tensor ``name`` of a file opened for torch, decoded where it would take another shape."""
+    info = file.get_slice(name)
+    shape, dtype = tuple(info.get_shape()), info.get_dtype().lower()
+    found = torch_dtype(dtype)
+    if found is None:
+        return file[name]  # type: ignore[no-any-return]
+    made: torch.Tensor = Pending.make(shape, found, torch.device("cpu"), lambda: file[name])
+    return made
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, Pending):
+        return value._decode()
+    if isinstance(value, (list, tuple)):
+        items = [_decoded(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return value
