@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import bits
+from ..chunkwriter import EncodedTensor
 from ..codecs import tables
 from ..codecs.tables import Floats
 from ..container import TABLE_ENTRY_NBYTES
 from ..records import CodebookStage, TableSource
-from ..writer import EncodedTensor
 from . import entropy
 from .assemble import QuantizedStage, assemble
 from .orient import Orientation, orientations

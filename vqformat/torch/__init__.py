@@ -14,6 +14,7 @@ except ImportError as err:
     raise ImportError("vqformat.torch needs PyTorch; run: pip install 'vqformat[torch]'") from err
 
 from .. import numpy as front
+from ..encode import layerwise
 from ..encode.calibration import Calibration as Calibration
 from ..errors import EncodeError
 from ..files import Path
@@ -29,6 +30,7 @@ from .streamed import stream_model as stream_model
 if TYPE_CHECKING:
     from ..encode.report import Report
     from ..encode.source import SourceTensor
+
 
 def save_file(
     tensors: Mapping[str, torch.Tensor],
@@ -112,6 +114,13 @@ def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapp
         options["calibration"] = calibration
         options["correct"] = Corrector(model, calibration, options.get("progress"))
     return save_file(model.state_dict(), filename, metadata, **options)
+
+
+class writer(layerwise.writer):
+    """Writes a ``.vqm`` layer by layer, as ``vqformat.writer`` does; tensors are of PyTorch."""
+
+    def _source_tensors(self, tensors: Mapping[str, torch.Tensor]) -> list[SourceTensor]:
+        return source_tensors(tensors, self._notes)
 
 
 def source_tensors(tensors: Mapping[str, torch.Tensor], notes: list[str]) -> list[SourceTensor]:
