@@ -19,7 +19,7 @@ from .index import Entry, Index
 from .layers import Budget, LayerInfo, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
 from .records import AliasRecord, Block, BookRecord, FreqRecord, Size, TensorRecord
 from .region import Region, part_of
-from .tensor import TensorDecoder, allocate
+from .tensor import FEW_ELEMENTS, MANY_ELEMENTS, TensorDecoder, allocate
 from .workers import Workers
 
 Array = npt.NDArray[Any]
@@ -295,9 +295,10 @@ class IndexedReader:
             return allocate(record) if out is None else out
         stored = _StoredTensor(self, record, chunk, first)
         with Workers(threads) as workers:
-            for blocks, sections in stored.groups(range(stored.decoder.view.n_blocks)):
+            most_elements = MANY_ELEMENTS if out is None else FEW_ELEMENTS
+            for blocks, sections in stored.groups(range(stored.decoder.view.n_blocks), most_elements):
                 if out is not None:
-                    workers.run(stored.decode, blocks, sections, out)
+                    workers.run(stored.decode, blocks, sections, out, here=stored.decoder.has_trellis)
                     continue
                 payloads = [[section.plain() for section in of_block] for of_block in sections]
                 out = allocate(record)  # REA-002: only now
@@ -397,14 +398,17 @@ class _StoredTensor:
         resident = self._sections.read(0, sizes, f"a resident section of tensor {record.name!r}")
         self.decoder = TensorDecoder(record, [section.plain() for section in resident], _LazyShared(reader, 0))
 
-    def groups(self, numbers: Sequence[int]) -> Iterator[tuple[list[Block], list[list[StoredSection]]]]:
+    def groups(
+        self, numbers: Sequence[int], most_elements: int = FEW_ELEMENTS
+    ) -> Iterator[tuple[list[Block], list[list[StoredSection]]]]:
         """Blocks, and the payload sections of each, in groups that are best decoded together."""
         record, decoder, n = self._record, self.decoder, self._record.n_payload()
+        size = decoder.group_size(most_elements)
         at = [self._n_resident + i * n for i in numbers]
         held_end = 0
-        for first in range(0, len(numbers), decoder.group_size):
+        for first in range(0, len(numbers), size):
             blocks, sections = [], []
-            for k in range(first, min(first + decoder.group_size, len(numbers))):
+            for k in range(first, min(first + size, len(numbers))):
                 start, end = self._sections.span(at[k], n)
                 if end > held_end:  # what follows directly is read with it
                     held_end = end
