@@ -24,6 +24,7 @@ import vqformat
 from vqformat import ChecksumError, LimitError, TruncatedError, VqmError, safe_open, stream
 from vqformat.encode import assemble, small
 from vqformat.tensor import TensorDecoder
+from vqformat.workers import Workers
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 PRESETS = ("fast", "default", "small")
@@ -555,3 +556,34 @@ def test_a_file_that_is_damaged_is_refused_though_it_may_be_cut() -> None:
         with pytest.raises(VqmError):
             vqformat.load(bytes(damaged), allow_partial=True)
     assert list(vqformat.load(data, allow_partial=True)) == list(whole)  # without a warning
+
+
+def test_errors_of_workers_come_in_the_order_of_their_jobs() -> None:
+    second_failed = threading.Event()
+
+    def first() -> None:
+        second_failed.wait(10)
+        raise ValueError("first")
+
+    def second() -> None:
+        second_failed.set()
+        raise ValueError("second")
+
+    with pytest.raises(ValueError, match="first"), Workers(2) as workers:
+        workers.run(first)
+        workers.run(second)
+        raise ValueError("third")
+
+
+def test_no_more_jobs_wait_than_two_for_each_thread() -> None:
+    going_on = threading.Event()
+    begun = []
+    timer = threading.Timer(0.2, going_on.set)
+    timer.start()
+    with Workers(2) as workers:
+        for i in range(5):
+            workers.run(going_on.wait, 10)
+            begun.append((i, going_on.is_set()))
+    timer.join()
+
+    assert begun == [(0, False), (1, False), (2, False), (3, False), (4, True)]

@@ -21,6 +21,7 @@ from strategies import arrays, names
 
 import vqformat
 from vqformat import EncodeError, TruncatedError
+from vqformat.encode.spool import Spool
 
 Model = dict[str, dict[str, np.ndarray[Any, Any]]]
 
@@ -181,6 +182,33 @@ def test_memory_that_is_used_again_makes_no_alias() -> None:
     loaded = vqformat.load(stream.getvalue())
 
     assert [loaded[f"w{i}"][0, 0] for i in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"ratio": 5}], ids=str)
+def test_layers_of_one_name_stay_layers(options: dict[str, Any]) -> None:
+    stream = io.BytesIO()
+    with vqformat.writer(stream, **options) as w:
+        for i in range(3):
+            w.add_layer("same", {f"{i}.weight": model()["layers.0"]["layers.0.weight"]})
+
+    found = [(layer.name, list(layer)) for layer in vqformat.stream(io.BytesIO(stream.getvalue()))]
+
+    assert found == [("same", [f"{i}.weight"]) for i in range(3)]
+
+
+def test_what_waits_is_in_any_order(tmp_path: Path) -> None:
+    spool: Spool[Any] = Spool(["first"], folder=str(tmp_path))
+    large = np.zeros(1 << 25, np.uint8)
+    spool.append(large)  # too large for memory
+    assert spool[0] == "first"
+    spool.append("last")
+
+    assert len(spool) == 3
+    assert np.array_equal(spool[1], large)
+    assert [item if isinstance(item, str) else item.size for item in spool] == ["first", large.size, "last"]
+    assert (spool[-1], spool[:1]) == ("last", ["first"])
+    with pytest.raises(IndexError):
+        spool[3]
 
 
 @pytest.mark.parametrize("options", [{"ratio": 4}, {"bits": 9}], ids=str)
