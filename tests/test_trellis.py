@@ -256,7 +256,7 @@ def test_what_is_read_is_what_was_coded(data: st.DataObject) -> None:
 
 def test_blocks_groups_and_slices_agree() -> None:
     weights = normal(2000, 700)
-    quantized = small.quantize("embedding", "f32", weights.shape, weights, 0.8)
+    quantized = small.quantize("embedding", "f32", weights.shape, weights, 0.8, is_table=True)
     data = written(quantized.coded)
     layout = quantized.coded.layout
     assert layout.block_rows and layout.axes is None  # a table of rows

@@ -459,7 +459,7 @@ class ModelEncoder:
         match preset:
             case "small":
                 found = small.quantize(tensor.name, tensor.dtype, tensor.shape, values, step,
-                                       output_axis=tensor.output_axis,
+                                       output_axis=tensor.output_axis, is_table=tensor.is_table,
                                        least_noise=self.options.sqnr is not None,
                                        factors=self._feedback(tensor),
                                        row_scales=self._row_scales(tensor))  # fmt: skip
@@ -468,7 +468,8 @@ class ModelEncoder:
                 encoded, signal, noise = fast.encode(tensor.name, tensor.dtype, tensor.shape, values, step,
                                                      seed=self.options.seed)  # fmt: skip
             case _:
-                encoded, sqnr = encode_uniform(tensor.name, tensor.dtype, tensor.shape, values, step)
+                encoded, sqnr = encode_uniform(tensor.name, tensor.dtype, tensor.shape, values, step,
+                                               is_table=tensor.is_table)  # fmt: skip
                 signal = energy(values)
                 noise = signal / 10 ** (sqnr / 10)
         result = self._result(tensor, encoded, decibel(signal, noise))

@@ -16,6 +16,7 @@ _SHAPE_AND_DTYPE = frozenset({
     _T.shape.__get__, _T.dtype.__get__, _T.ndim.__get__, _T.layout.__get__, _T.requires_grad.__get__,
     _T.is_leaf.__get__, _T.grad_fn.__get__, _T.itemsize.__get__, _T.nbytes.__get__, _T.size, _T.dim, _T.numel,
     _T.nelement, _T.element_size, _T.stride, _T.is_contiguous, _T.is_floating_point, _T.is_complex, _T.__len__,
+    _T.requires_grad_,
 })  # fmt: skip
 _IS_META = _T.is_meta.__get__
 _IS_CUDA = _T.is_cuda.__get__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,9 +44,10 @@ def stream_model(
 
     Every parameter and buffer of 64 KiB or more becomes a tensor that is decoded for each operation that needs it, and
     dropped after it; an ``Embedding`` decodes only the blocks of the rows that are looked up. The others are loaded.
-    Whatever the forward methods do with ``module.weight`` works, tied weights stay tied, and outputs are those of the
-    model that ``load_model`` fills, bit for bit unless a weight is larger than ``max_weight_bytes``. Several threads
-    may run the model. ``state_dict()`` decodes everything; the file has to stay as it is.
+    Whatever the forward methods do with ``module.weight`` works, tied weights stay tied, and under ``torch.no_grad()``
+    outputs are those of the model that ``load_model`` fills, bit for bit unless a weight is larger than
+    ``max_weight_bytes``. (Gradients reach the inputs, not the weights.) Several threads may run the model.
+    ``state_dict()`` decodes everything; the file has to stay as it is.
 
     Args:
         model: Live, or on the meta device. It is changed in place; its own weights are let go.
@@ -75,11 +77,11 @@ def stream_model(
         with opened(filename) as stream:
             stream.seek(0)
             filename = io.BytesIO(stream.read())
-    file = safe_open(filename, framework="pt", threads=threads)
+    store = _Store(safe_open(filename, framework="pt", threads=threads), prefetch)
     try:
-        _Streaming(model, _Store(file, prefetch), max_weight_bytes).begin(strict, device)
+        _Streaming(model, store, max_weight_bytes).begin(strict, device)
     except BaseException:
-        file.close()
+        store.close()
         raise
     return model
 
@@ -110,8 +112,11 @@ class _Streaming:
         """Replace large tensors by streamed ones and load the others; on an error the model is as it was."""
         model, file = self._model, self._store.file
         modules = self._find(device)
+        before = [(tensor, tensor.detach().clone()) for name, tensor in _named_tensors(model)
+                  if name in file and name not in self._names and not tensor.is_meta]  # fmt: skip
         for members, key, _ in self._places:
             members[key] = None  # load_state_dict passes by
+        replaced: dict[str, tuple[Members, str, Tensor]] = {}
         try:
             replaced = leave_meta(model, device)
             state = {name: pending(file, name) for name in file if name not in self._names}
@@ -124,8 +129,11 @@ class _Streaming:
             if strict and (missing or unexpected):
                 raise RuntimeError(mismatch(type(model).__name__, missing, unexpected))
         except BaseException:
-            for members, key, tensor in self._places:
+            for members, key, tensor in [*self._places, *replaced.values()]:
                 members[key] = tensor
+            with torch.no_grad():
+                for tensor, values in before:
+                    tensor.copy_(values)
             raise
         for members, key, tensor in self._places:
             members[key] = self._weights[id(tensor)].tensor
@@ -169,6 +177,11 @@ class _Streaming:
         self._weights[id(tensor)] = _Weight(self._store, name, tensor, device, self._max_weight_nbytes)
 
 
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
 class _Store:
     """The file of a model, and the weights that are decoded ahead."""
 
@@ -180,6 +193,7 @@ class _Store:
         self._last = threading.local()
         self._ahead: OrderedDict[str, Future[Tensor]] = OrderedDict()
         self._pool = ThreadPoolExecutor(1, "vqformat-prefetch") if prefetch else None
+        self.close = weakref.finalize(self, _close, file, self._pool)  # also when the model is let go
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of the file; the next ones are begun."""
@@ -216,6 +230,12 @@ class _Store:
         return tensor
 
 
+def _close(file: safe_open, pool: ThreadPoolExecutor | None) -> None:
+    if pool is not None:
+        pool.shutdown(wait=False, cancel_futures=True)
+    file.close()
+
+
 class _Weight:
     """A tensor of a model that is decoded when it is needed.
 
@@ -228,6 +248,7 @@ class _Weight:
     ) -> None:
         self._store, self.name, self._max_nbytes = store, name, max_weight_nbytes
         self._is_parameter = isinstance(original, nn.Parameter)
+        self._wants_grad = original.requires_grad
         self.dtype, self.device, self._shape = original.dtype, device, tuple(original.shape)
         self.tensor = self._make()
         self._n_holders = 0
@@ -254,13 +275,16 @@ class _Weight:
 
     def decode(self) -> Tensor:
         """All of it."""
-        return self._store.tensor(self.name).to(self.device, self.dtype)
+        found = self._store.tensor(self.name).to(self.device, self.dtype)
+        if self._wants_grad and not torch.is_grad_enabled():
+            found.requires_grad_()  # PyTorch chooses by it between ways that round differently
+        return found
 
     def hold(self) -> Tensor:
         """All of it, one and the same until each holder has let go."""
         if self._held is None:
             held = self.decode()
-            self._held = nn.Parameter(held, requires_grad=False) if self._is_parameter else held
+            self._held = nn.Parameter(held, held.requires_grad) if self._is_parameter else held
         self._n_holders += 1
         return self._held
 
