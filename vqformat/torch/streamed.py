@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from math import prod
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -192,6 +194,7 @@ class _Store:
         self._following: dict[str, str] = {}  # which weight was needed after which
         self._last = threading.local()
         self._ahead: OrderedDict[str, Future[Tensor]] = OrderedDict()
+        self._buffers = _Buffers()
         self._pool = ThreadPoolExecutor(1, "vqformat-prefetch") if prefetch else None
         self.close = weakref.finalize(self, _close, file, self._pool)  # also when the model is let go
 
@@ -225,7 +228,7 @@ class _Store:
         part = self.file.get_slice(name)
         dtype = torch_dtype(part.get_dtype().lower())
         assert dtype is not None
-        tensor = torch.empty(part.get_shape(), dtype=dtype)  # PyTorch's own memory, aligned as its kernels like it
+        tensor = self._buffers.tensor(part.get_shape(), dtype)
         part.decode_into(tensor)
         return tensor
 
@@ -234,6 +237,38 @@ def _close(file: safe_open, pool: ThreadPoolExecutor | None) -> None:
     if pool is not None:
         pool.shutdown(wait=False, cancel_futures=True)
     file.close()
+
+
+class _Buffers:
+    """Memory for decoded weights; that of one is kept for the next when nothing refers to it any more.
+
+    Memory that is asked of the system again and again costs time, and lies scattered between what lives longer.
+    """
+
+    _ALIGNMENT = 64  # as PyTorch's own
+
+    def __init__(self) -> None:
+        self._free: deque[npt.NDArray[np.uint8]] = deque()
+
+    def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor, not initialised."""
+        nbytes = prod(shape) * dtype.itemsize
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(0, np.uint8)
+        if memory.size < nbytes + self._ALIGNMENT:
+            del memory  # before there is other one
+            memory = np.empty(nbytes + self._ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % self._ALIGNMENT
+        part = memory[start : start + nbytes]  # the tensor refers to it, whatever is made of the tensor
+        weakref.finalize(part, self._give_back, memory).atexit = False
+        return torch.from_numpy(part).view(dtype).view(*shape)
+
+    def _give_back(self, memory: npt.NDArray[np.uint8]) -> None:
+        self._free.append(memory)
+        while len(self._free) > 1:
+            self._free.popleft()
 
 
 class _Weight:
