@@ -211,7 +211,8 @@ class _Store:
         part = self.file.get_slice(name)
         dtype = torch_dtype(part.get_dtype().lower())
         assert dtype is not None
-        tensor = torch.empty(part.get_shape(), dtype=dtype)  # PyTorch's own memory, aligned as its kernels like it
+        # PyTorch's own memory, aligned as its kernels like it; on the CPU whatever the default device is
+        tensor = torch.empty(part.get_shape(), dtype=dtype, device="cpu")
         part.decode_into(tensor)
         return tensor
 
@@ -254,7 +255,9 @@ class _Weight:
 
     def decode(self) -> Tensor:
         """All of it."""
-        return self._store.tensor(self.name).to(self.device, self.dtype)
+        with torch._C._DisableFuncTorch():  # a constant to the transforms of torch.func
+            tensor = self._store.tensor(self.name).to(self.device, self.dtype)
+        return tensor
 
     def hold(self) -> Tensor:
         """All of it, one and the same until each holder has let go."""
