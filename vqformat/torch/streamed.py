@@ -228,7 +228,7 @@ class _Weight:
         self, store: _Store, name: str, original: Tensor, device: torch.device, max_weight_nbytes: int
     ) -> None:
         self._store, self.name, self._max_nbytes = store, name, max_weight_nbytes
-        self._is_parameter = isinstance(original, nn.Parameter)
+        self._is_parameter, self._requires_grad = isinstance(original, nn.Parameter), original.requires_grad
         self.dtype, self.device, self._shape = original.dtype, device, tuple(original.shape)
         self.tensor = self._make()
         self._n_holders = 0
@@ -257,13 +257,15 @@ class _Weight:
         """All of it."""
         with torch._C._DisableFuncTorch():  # a constant to the transforms of torch.func
             tensor = self._store.tensor(self.name).to(self.device, self.dtype)
+            if self._requires_grad and not torch.is_grad_enabled():
+                tensor.requires_grad_()  # PyTorch looks at it when it chooses kernels, which round differently
         return tensor
 
     def hold(self) -> Tensor:
         """All of it, one and the same until each holder has let go."""
         if self._held is None:
             held = self.decode()
-            self._held = nn.Parameter(held, requires_grad=False) if self._is_parameter else held
+            self._held = nn.Parameter(held, held.requires_grad) if self._is_parameter else held
         self._n_holders += 1
         return self._held
 
