@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import partial, wraps
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -269,6 +269,10 @@ class _Weight:
         self._n_holders += 1
         return self._held
 
+    def is_in(self, tensor: Tensor | None) -> bool:
+        """Whether this tensor is its own, and not one that the model has got since."""
+        return tensor is not None and (tensor is self.tensor or tensor is self._held)
+
     def let_go(self) -> Tensor:
         """What stands in the place of a holder from now on."""
         self._n_holders -= 1
@@ -386,18 +390,31 @@ class _Swap:
                 return
         swap = cls(modules, lock)
         if swap._places:
-            module.register_forward_pre_hook(lambda *_: swap._enter(), prepend=True)
-            module.register_forward_hook(lambda *_: swap._leave(), always_call=True)
+            module.forward = swap._around(module.forward)  # not by hooks: PyTorch's quick ways are for modules without
 
-    def _enter(self) -> None:
+    def _around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)
+        def swapping(*args: Any, **kwargs: Any) -> Any:
+            held: list[tuple[Any, str, _Weight]] = []
+            try:
+                self._enter(held)
+                return forward(*args, **kwargs)
+            finally:
+                self._leave(held)
+
+        return swapping
+
+    def _enter(self, held: list[tuple[Any, str, _Weight]]) -> None:
         with self._lock:
             for members, key, weight in self._places:
-                members[key] = weight.hold()
+                if weight.is_in(members.get(key)):
+                    members[key] = weight.hold()
+                    held.append((members, key, weight))
             self._renew()
 
-    def _leave(self) -> None:
+    def _leave(self, held: list[tuple[Any, str, _Weight]]) -> None:
         with self._lock:
-            for members, key, weight in self._places:
+            for members, key, weight in held:
                 members[key] = weight.let_go()
             self._renew()
 
