@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -180,6 +181,7 @@ class _Store:
         self._last = threading.local()
         self._ahead: OrderedDict[str, Future[Tensor]] = OrderedDict()
         self._pool = ThreadPoolExecutor(1, "vqformat-prefetch") if prefetch else None
+        weakref.finalize(self, file.close)
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of the file; the next ones are begun."""
