@@ -26,6 +26,7 @@ _SMALLEST_STREAMED_NBYTES = 1 << 16  # smaller tensors stay in memory: norms, bi
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 _T: Any = torch.Tensor
 _COPIES = frozenset({_T.__deepcopy__, _T.__reduce_ex__})
+_SETTING = frozenset({_T.requires_grad_, _T.requires_grad.__set__, _T.grad.__set__})
 _ADDRESSES = frozenset({_T.data_ptr, _T.untyped_storage, _T.storage, _T.share_memory_})
 
 
@@ -319,13 +320,16 @@ class Streamed(Pending):
             return _look_up(args[0], args[1].weight)
         if func is functional.linear and _is_product_by_blocks(*args, **kwargs):
             return _multiply(*args, **kwargs)
-        own = next((arg for arg in args if isinstance(arg, Streamed)), None)
-        if own is not None and own is args[0]:
+        own = next(iter((*args, *kwargs.values())), None)
+        if isinstance(own, Streamed):
             name = getattr(func, "__name__", "")
+            if func in _SETTING and not any((*args[1:], *kwargs.values()) or (func == _T.requires_grad_,)):
+                return own  # what it is without
             is_changing = (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__")
-            if func in _ADDRESSES or (is_changing and func != _T.requires_grad_):
+            if func in _ADDRESSES or is_changing:
                 raise RuntimeError(f"{own.weight.name!r} is streamed from a file: it has no memory of its own and"
-                                   f" cannot be changed ({name}); load_model fills a model that can")  # fmt: skip
+                                   f" cannot be changed or trained ({name}); load_model fills a model that can"
+                                   )  # fmt: skip
             if func in _COPIES:
                 raise RuntimeError(f"{own.weight.name!r} is streamed from a file, and a model with it cannot be copied"
                                    " or pickled; copy it first, or save its state_dict")  # fmt: skip
