@@ -112,6 +112,7 @@ class _Streaming:
         """Replace large tensors by streamed ones and load the others; on an error the model is as it was."""
         model, file = self._model, self._store.file
         modules = self._find(device)
+        restore = self._remember()
         for members, key, _ in self._places:
             members[key] = None  # load_state_dict passes by
         try:
@@ -126,8 +127,7 @@ class _Streaming:
             if strict and (missing or unexpected):
                 raise RuntimeError(mismatch(type(model).__name__, missing, unexpected))
         except BaseException:
-            for members, key, tensor in self._places:
-                members[key] = tensor
+            restore()
             raise
         for members, key, tensor in self._places:
             members[key] = self._weights[id(tensor)].tensor
@@ -137,6 +137,26 @@ class _Streaming:
         lock = threading.RLock()
         for module in model.modules():
             _Swap.around_calls(module, lock)
+
+    def _remember(self) -> Callable[[], None]:
+        """What makes the model again what it is now, the values of large tensors apart that are not in the file."""
+        was: list[tuple[Members, str, Tensor, Tensor | None]] = []
+        for prefix, module in self._model.named_modules(remove_duplicate=False):
+            members: Any
+            for members in (module._parameters, module._buffers):
+                for key, tensor in members.items():
+                    name = f"{prefix}.{key}" if prefix else key
+                    is_kept = tensor is None or tensor.is_meta or id(tensor) in self._weights
+                    is_loaded = not is_kept and (tensor.nbytes < _SMALLEST_STREAMED_NBYTES or name in self._store.file)
+                    was.append((members, key, tensor, tensor.detach().clone() if is_loaded else None))
+
+        def restore() -> None:
+            for members, key, tensor, values in was:
+                members[key] = tensor
+                if values is not None:
+                    tensor.detach().copy_(values)
+
+        return restore
 
     def _find(self, device: Device) -> list[nn.Module]:
         """Note what is to be replaced; the modules that have some of it."""
