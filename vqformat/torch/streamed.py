@@ -95,7 +95,8 @@ def _check_kind(model: nn.Module) -> None:
             raise ValueError(f"{where} is TorchScript, which keeps its weights to itself: stream the Python model")
         if kind in _WRAPPERS:
             raise ValueError(f"{where} is a {kind}, which copies or compiles what it wraps: stream the model in it")
-        if any(torch.nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(torch.nn.parameter.is_lazy(tensor) for tensor in own):
             raise ValueError(f"{where} has parameters without a shape yet: run it once, or load it")
 
 
