@@ -372,7 +372,8 @@ def _look_up(ids: Tensor, weight: _Weight) -> Tensor:
 
 
 def _is_product_by_blocks(input: Any, weight: Any, bias: Any = None) -> bool:
-    return isinstance(weight, Streamed) and not isinstance(input, Streamed) and weight.weight.is_for_blocks
+    is_streamed = isinstance(weight, Streamed) and not isinstance(input, Streamed)
+    return is_streamed and weight.weight.is_for_blocks and weight.dim() == 2
 
 
 def _multiply(input: Tensor, weight: Streamed, bias: Tensor | None = None) -> Tensor:
@@ -380,6 +381,9 @@ def _multiply(input: Tensor, weight: Streamed, bias: Tensor | None = None) -> Te
 
     Sums of several blocks are in float32 at least.
     """
+    if input.shape[-1] != weight.shape[1]:
+        raise RuntimeError(f"an input of shape {tuple(input.shape)} cannot be multiplied by the transpose of"
+                           f" {weight.weight.name!r}, whose shape is {tuple(weight.shape)}")  # fmt: skip
     out: Tensor | None = None
     dtype = input.dtype
     for rows, columns, block in weight.weight.blocks():
