@@ -344,8 +344,9 @@ class Streamed(Pending):
         own = next(iter((*args, *kwargs.values())), None)
         if isinstance(own, Streamed):
             name = getattr(func, "__name__", "")
-            if func in _SETTING and not any((*args[1:], *kwargs.values()) or (func == _T.requires_grad_,)):
-                return own  # what it is without
+            value = next(iter((*args, *kwargs.values())[1:]), True)
+            if func in _SETTING and (value is None or value is False):
+                return own  # it has neither anyway
             is_changing = (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__")
             if func in _ADDRESSES or is_changing:
                 raise RuntimeError(f"{own.weight.name!r} is streamed from a file: it has no memory of its own and"
@@ -421,7 +422,8 @@ class _Swap:
                 return
         swap = cls(modules, lock)
         if swap._places:
-            module.forward = swap._around(module.forward)  # not by hooks: PyTorch's quick ways are for modules without
+            around = swap._around(module.forward)  # not by hooks: PyTorch's quick ways are for modules without
+            module.forward = around  # type: ignore[method-assign]
 
     def _around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(forward)
