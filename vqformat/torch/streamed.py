@@ -135,6 +135,7 @@ class _Streaming:
         for module in modules:
             _renew_flat_weights(module)
             module._apply = partial(_apply, module)  # type: ignore[method-assign]
+            module.__prepare_scriptable__ = _refuse_script
         lock = threading.RLock()
         for module in model.modules():
             _Swap.around_calls(module, lock)
@@ -279,6 +280,7 @@ class _Weight:
 
     def decode(self) -> Tensor:
         """All of it."""
+        _check_not_traced(self.name)
         with torch._C._DisableFuncTorch():  # a constant to the transforms of torch.func
             tensor = self._store.tensor(self.name).to(self.device, self.dtype)
             if self._requires_grad and not torch.is_grad_enabled():
@@ -308,11 +310,13 @@ class _Weight:
 
     def rows(self, numbers: Tensor) -> Tensor:
         """Some of its rows, ``(n, ...)``."""
+        _check_not_traced(self.name)
         rows: Tensor = self._store.file.get_slice(self.name)[numbers.cpu().numpy()]
         return rows.to(self.device, self.dtype)
 
     def blocks(self) -> Iterator[tuple[Any, Any, Tensor]]:
         """Rows, columns and values ``(n_rows, n_columns)`` of each block of a matrix."""
+        _check_not_traced(self.name)
         for index, values in self._store.file.get_slice(self.name).blocks():
             rows, columns = (*index, slice(None), slice(None))[:2]
             block = values.to(self.device, self.dtype)
@@ -325,6 +329,17 @@ class _Weight:
 
     def _places(self, places: Any) -> Any:
         return torch.from_numpy(places).to(self.device) if isinstance(places, np.ndarray) else places
+
+
+def _check_not_traced(name: str) -> None:
+    if torch.jit.is_tracing():
+        raise RuntimeError(f"{name!r} is streamed from a file, and a trace would have none of its values; trace a model"
+                           " that load_model fills")  # fmt: skip
+
+
+def _refuse_script() -> None:
+    raise RuntimeError("a streamed model cannot become TorchScript, which would have no weights; script a model that"
+                       " load_model fills")  # fmt: skip
 
 
 class Streamed(Pending):
