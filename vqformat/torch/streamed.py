@@ -356,17 +356,20 @@ class Streamed(Pending):
             return _look_up(args[0], args[1].weight)
         if func is functional.linear and _is_product_by_blocks(*args, **kwargs):
             return _multiply(*args, **kwargs)
-        own = next(iter((*args, *kwargs.values())), None)
+        out = kwargs.get("out")
+        own = out if isinstance(out, Streamed) else next(iter((*args, *kwargs.values())), None)
         if isinstance(own, Streamed):
             name = getattr(func, "__name__", "")
             value = next(iter((*args, *kwargs.values())[1:]), True)
             if func in _SETTING and (value is None or value is False):
                 return own  # it has neither anyway
-            is_changing = (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__")
-            if func in _ADDRESSES or is_changing:
-                raise RuntimeError(f"{own.weight.name!r} is streamed from a file: it has no memory of its own and"
-                                   f" cannot be changed or trained ({name}); load_model fills a model that can"
-                                   )  # fmt: skip
+            if func in _ADDRESSES:
+                raise RuntimeError(f"{own.weight.name!r} is streamed from a file: it has no memory of its own, which"
+                                   f" {name} is for, as torch.compile and torch.export ask for; load_model fills a"
+                                   " model that has")  # fmt: skip
+            if own is out or (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__"):
+                raise RuntimeError(f"{own.weight.name!r} is streamed from a file: it cannot be changed or trained"
+                                   f" ({name}); load_model fills a model that can")  # fmt: skip
             if func in _COPIES:
                 raise RuntimeError(f"{own.weight.name!r} is streamed from a file, and a model with it cannot be copied"
                                    " or pickled; copy it first, or save its state_dict")  # fmt: skip
