@@ -135,7 +135,7 @@ class _Streaming:
         for module in modules:
             _renew_flat_weights(module)
             module._apply = partial(_apply, module)  # type: ignore[method-assign]
-            module.__prepare_scriptable__ = _refuse_script
+            module.__prepare_scriptable__ = _refuse_script  # type: ignore[assignment]
         lock = threading.RLock()
         for module in model.modules():
             _Swap.around_calls(module, lock)
@@ -332,7 +332,7 @@ class _Weight:
 
 
 def _check_not_traced(name: str) -> None:
-    if torch.jit.is_tracing():
+    if torch._C._is_tracing():
         raise RuntimeError(f"{name!r} is streamed from a file, and a trace would have none of its values; trace a model"
                            " that load_model fills")  # fmt: skip
 
