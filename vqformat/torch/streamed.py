@@ -379,7 +379,8 @@ class Streamed(Pending):
 def _is_plain_lookup(
     input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any
 ) -> bool:
-    return isinstance(weight, Streamed) and not isinstance(input, Streamed) and max_norm is None
+    is_streamed = isinstance(weight, Streamed) and not isinstance(input, Streamed)
+    return is_streamed and max_norm is None and input.dtype in (torch.int32, torch.int64)
 
 
 def _look_up(ids: Tensor, weight: _Weight) -> Tensor:
