@@ -67,7 +67,8 @@ def leave_meta(model: torch.nn.Module, device: Device) -> dict[str, tuple[Member
                 if not tensor.is_meta:
                     continue
                 if id(tensor) not in made:
-                    empty = torch.empty_like(tensor, device=device, requires_grad=False)
+                    # not by empty_like, which of a meta tensor goes through Python that imports SymPy: 32 MB
+                    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
                     is_parameter = isinstance(tensor, torch.nn.Parameter)
                     made[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
                 replaced[name] = members, key, tensor
