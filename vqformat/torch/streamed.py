@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import mmap
 import threading
 import weakref
 from collections import OrderedDict
@@ -23,6 +25,7 @@ from .loading import Device, Members, leave_meta, mismatch, really_missing
 from .pending import Pending, pending
 
 _SMALLEST_STREAMED_NBYTES = 1 << 16  # smaller tensors stay in memory: norms, biases, running statistics
+_PRIVATE: Any = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 _T: Any = torch.Tensor
 _COPIES = frozenset({_T.__deepcopy__, _T.__reduce_ex__})
@@ -236,8 +239,9 @@ class _Store:
         part = self.file.get_slice(name)
         dtype = torch_dtype(part.get_dtype().lower())
         assert dtype is not None
-        # PyTorch's own memory, aligned as its kernels like it; on the CPU whatever the default device is
-        tensor = torch.empty(part.get_shape(), dtype=dtype, device="cpu")
+        # Pages of its own, which go back to the system with the tensor: malloc keeps those of some, in each thread
+        nbytes = math.prod(part.get_shape()) * dtype.itemsize
+        tensor = torch.frombuffer(mmap.mmap(-1, nbytes, **_PRIVATE), dtype=dtype).view(part.get_shape())
         part.decode_into(tensor)
         return tensor
 
