@@ -21,6 +21,8 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import vqmbuilder
+import vqmtensors
 from conftest import ROOT
 
 import vqformat
@@ -460,17 +462,31 @@ class TestBlocks:
         assert decoded.whole == []
         assert len(decoded.block_nbytes) >= 4 * 3 and max(decoded.block_nbytes) <= 1 << 20
 
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    def test_sums_of_half_precision_are_taken_in_float32(self, dtype: Any) -> None:
-        weight = matrix(256, 2500).to(dtype)
-        model = nn.Linear(2500, 256, bias=False, dtype=dtype)
-        vt.stream_model(model, io.BytesIO(vt.save({"weight": weight}, lossless=True)), max_weight_bytes=1000)
-        x = randn((3, 2500))()[0].to(dtype)
-        with torch.no_grad():
-            found = model(x)
-        aim = x.double() @ weight.double().T
-        assert found.dtype == dtype
-        assert float((found - aim).abs().max()) <= 2 * torch.finfo(dtype).eps * float(aim.abs().max())
+    @pytest.mark.parametrize("axes", [(0, 1), (1, 0)])
+    def test_blocks_may_be_parts_of_rows_or_of_columns(self, axes: tuple[int, int], decoded: Decoded) -> None:
+        codes = np.random.default_rng(0).integers(0, 16, (4, 5000))
+        stage = vqmtensors.Codebook(codes, steps=np.ones(1, np.float32), zero=8, entries=16)
+        layout = vqmtensors.Layout(None if axes == (0, 1) else axes, 1, 0, 1, 700)
+        weight = torch.from_numpy(codes - 8).float().permute(axes)
+        data = vqm_of(vqmtensors.tensor("weight", "f32", tuple(weight.shape), stage, layout=layout))
+        model = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        vt.stream_model(model, io.BytesIO(data), max_weight_bytes=1000)
+        x = torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(1))
+        assert torch.allclose(model(x), x @ weight.T, rtol=1e-5, atol=1e-3)
+        assert max(decoded.block_nbytes) == 4 * 700
+
+    @pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "f16"), (torch.bfloat16, "bf16")])
+    def test_sums_of_half_precision_are_taken_in_float32(self, dtype: Any, name: str) -> None:
+        weight = torch.zeros(1, 40_000, dtype=dtype)
+        one = 1 / torch.finfo(dtype).eps
+        weight[0, 0], weight[0, 10_000], weight[0, 20_000] = 2 * one, 0.75, 0.75  # of three blocks; spaced by 2
+        values = weight.view(torch.int16).numpy().tobytes()
+        layout = vqmtensors.Layout(None, 1, 0, 1, 10_000)
+        data = vqm_of(vqmtensors.raw("weight", name, (1, 40_000), values, layout=layout))
+        model = nn.Linear(40_000, 1, bias=False, dtype=dtype)
+        vt.stream_model(model, io.BytesIO(data), max_weight_bytes=1000)
+        found = model(torch.ones(1, 40_000, dtype=dtype))
+        assert found.dtype == dtype and found.item() == 2 * one + 2
 
     def test_gradients_of_inputs_pass(self) -> None:
         data = matrix_file("default", (2500, 256))
@@ -509,6 +525,10 @@ class TestBlocks:
 
 def matrix(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(9))
+
+
+def vqm_of(tensor: vqmtensors.Tensor) -> bytes:
+    return vqmbuilder.file(vqmbuilder.layr("", tensor)).build()
 
 
 @cache
