@@ -52,6 +52,9 @@ def stream_model(
     model that ``load_model`` fills, bit for bit unless a weight is larger than ``max_weight_bytes``. Several threads
     may run the model. ``state_dict()`` decodes everything; the file has to stay as it is.
 
+    Run it under ``torch.no_grad()`` or ``torch.inference_mode()``: where gradients are recorded, PyTorch keeps the
+    decoded weights for them. Streamed weights cannot be trained and do not require gradients.
+
     Args:
         model: Live, or on the meta device. It is changed in place; its own weights are let go.
         filename: Path, or a binary file that can seek and is left open.
