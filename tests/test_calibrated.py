@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from torchmodels import Calling, correlated, filled, output_error, saved
 
 import vqformat
+from vqformat.chunkwriter import ChunkWriter
 from vqformat.encode import small
 from vqformat.encode.calibration import Calibration, TensorStatistics
 from vqformat.encode.coded import Pool
 from vqformat.encode.feedback import Factors
 from vqformat.errors import EncodeError
-from vqformat.writer import Writer
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'vqformat[torch]'")
 
@@ -42,7 +42,7 @@ def _seeded() -> None:
 def written(tensor: Any) -> bytes:
     stream = io.BytesIO()
     pool = Pool.of([tensor])
-    with Writer(stream) as writer:
+    with ChunkWriter(stream) as writer:
         writer.add_layer("", [pool.encode(tensor, writer.add_freq(pool.record, pool.section))])
     return stream.getvalue()
 

@@ -20,11 +20,11 @@ from conftest import CHECKPOINT
 
 import vqformat.cli.inspect as verbs
 from vqformat import ConversionError, load, load_file
+from vqformat.chunkwriter import ChunkWriter
 from vqformat.cli import main
 from vqformat.cli.text import escape, shape_text, table, to_json
 from vqformat.encode.assemble import assemble_raw
 from vqformat.records import AliasRecord
-from vqformat.writer import Writer
 
 Run = Callable[..., "Result"]
 
@@ -76,7 +76,7 @@ def vqm(*args: str | Path, data: bytes | None = None, **options: Any) -> subproc
 def model(tmp_path: Path) -> Path:
     """A small .vqm with an alias, a scalar, an empty tensor and a name that attacks the terminal."""
     path = tmp_path / "model.vqm"
-    with Writer(path, {"note": "x\x1b[31m", "vqm.source": {"format": "npz"}}) as writer:
+    with ChunkWriter(path, {"note": "x\x1b[31m", "vqm.source": {"format": "npz"}}) as writer:
         weight = np.array([[1, 2, 3], [4, 5, 6]], "<f4")
         writer.add_layer("fc1", [assemble_raw("fc1.weight", "f32", weight, 0, compress=False),
                                  assemble_raw("fc1.bias", "f16", np.array([0.5, -2], "<f2"), 0, compress=False),
@@ -764,7 +764,7 @@ def test_a_reader_that_leaves_is_no_error(model: Path) -> None:
 
 def test_an_ascii_terminal_shows_every_name(tmp_path: Path) -> None:
     path = tmp_path / "model.vqm"
-    with Writer(path) as writer:
+    with ChunkWriter(path) as writer:
         writer.add_layer("", [assemble_raw("层", "u8", np.zeros(1, np.uint8), 0)])
     done = vqm("info", path, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert done.returncode == 0

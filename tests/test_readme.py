@@ -9,8 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import CHECKPOINT, ROOT
+from conftest import CHECKPOINT, FIXTURES, ROOT
+
+import vqformat
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -64,6 +67,39 @@ def test_each_snippet_runs(text: str, folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
+
+
+def test_a_device_that_reads_needs_three_packages(tmp_path: Path) -> None:
+    code = """if True:
+        import importlib.abc, sys
+        allowed = {"vqformat", "numpy", "zstandard", "msgpack", *sys.stdlib_module_names}
+        class Only(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name.partition(".")[0] not in allowed:
+                    raise ModuleNotFoundError(f"No module named {name!r}")
+        sys.meta_path.insert(0, Only())
+        import numpy, vqformat
+        for name in ("fast.vqm", "default.vqm", "small.vqm"):
+            for layer in vqformat.stream(name):
+                print(layer["x"].shape)
+            with vqformat.safe_open(name) as file:
+                assert numpy.array_equal(file.get_slice("x")[3], file["x"][3])
+            vqformat.verify(name)
+        try:
+            vqformat.load_file(sys.argv[1])
+        except ImportError as err:
+            print(err)
+    """
+    for preset in ("fast", "default", "small"):
+        weights = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+        vqformat.save_file({"x": weights}, tmp_path / f"{preset}.vqm", preset=preset)
+    bfloat16 = FIXTURES / "valid" / "raw-bf16.vqm"
+    done = subprocess.run([sys.executable, "-c", code, bfloat16], cwd=tmp_path, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:3] == ["(64, 64)"] * 3
+    assert "pip install ml_dtypes" in done.stdout
 
 
 def test_links_lead_somewhere() -> None:

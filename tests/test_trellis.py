@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 import vqformat
 from vqformat import waiting
+from vqformat.chunkwriter import ChunkWriter
 from vqformat.codecs import rans
 from vqformat.encode import coded, contexts, small, tiles, trellis, viterbi
 from vqformat.encode.coded import Pool
 from vqformat.limits import MAX_STEPS_PER_SEQUENCE
 from vqformat.records import FreqRecord
-from vqformat.writer import Writer
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -30,7 +30,7 @@ def written(*tensors: coded.CodedTensor) -> bytes:
     """A file of tensors that share their tables."""
     stream = io.BytesIO()
     pool = Pool.of(tensors)
-    with Writer(stream) as writer:
+    with ChunkWriter(stream) as writer:
         number = writer.add_freq(pool.record, pool.section)
         writer.add_layer("", [pool.encode(tensor, number) for tensor in tensors])
     return stream.getvalue()
@@ -256,7 +256,7 @@ def test_what_is_read_is_what_was_coded(data: st.DataObject) -> None:
 
 def test_blocks_groups_and_slices_agree() -> None:
     weights = normal(2000, 700)
-    quantized = small.quantize("embedding", "f32", weights.shape, weights, 0.8)
+    quantized = small.quantize("embedding", "f32", weights.shape, weights, 0.8, is_table=True)
     data = written(quantized.coded)
     layout = quantized.coded.layout
     assert layout.block_rows and layout.axes is None  # a table of rows
@@ -348,7 +348,7 @@ def test_a_fault_among_tensors_read_together_names_its_tensor() -> None:
     one_by_one = [small.quantize(name, "f32", w.shape, w, float(w.std())).coded for name, w in net.items()]
     pool = Pool.of(one_by_one)
     stream = io.BytesIO()
-    with Writer(stream) as writer:
+    with ChunkWriter(stream) as writer:
         number = writer.add_freq(pool.record, pool.section)
         encoded = [pool.encode(tensor, number) for tensor in one_by_one]
         payload = encoded[3].sections[-1]

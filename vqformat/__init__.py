@@ -6,6 +6,8 @@ see ``vqformat.torch``, for checkpoints of other formats ``vqformat.converters``
 
 __version__ = "0.1.0"
 
+from importlib import import_module
+
 from .access import TensorInfo, safe_open
 from .errors import (
     ChecksumError,
@@ -41,16 +43,15 @@ __all__ = [
     "search",
     "stream",
     "verify",
+    "writer",
 ]
 
 
+# The encoder is imported when it is used
+_LAZY = {"Recipe": "encode.recipe", "search": "encode.search", "writer": "encode.layerwise"}
+
+
 def __getattr__(name: str) -> object:
-    if name == "Recipe":  # the encoder is imported when it is used
-        from .encode.recipe import Recipe
-
-        return Recipe
-    if name == "search":
-        from .encode.search import search
-
-        return search
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module 'vqformat' has no attribute {name!r}")

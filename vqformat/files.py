@@ -6,6 +6,7 @@ import contextlib
 import os
 import pathlib
 import secrets
+import weakref
 from types import TracebackType
 from typing import BinaryIO
 
@@ -62,10 +63,16 @@ class NewFile:
             self.stream = open(self._temporary, "x+b")  # noqa: SIM115
         except PermissionError as err:
             raise PermissionError(err.errno, "nothing can be written to this folder", str(self._path.parent)) from err
+        self._forget = weakref.finalize(self, _remove, self.stream, self._temporary)  # also if the program ends
 
     def _check_absent(self) -> None:
         if not self._overwrite and self._path.exists():
             raise FileExistsError(f"{str(self._path)!r} exists; it was not replaced")
+
+    @property
+    def folder(self) -> str | None:
+        """Where it is; None of a device or a pipe."""
+        return str(self._path.parent) if self._temporary is not None else None
 
     def commit(self) -> None:
         """Give the file its name, with the permissions of the one that it replaces."""
@@ -80,16 +87,17 @@ class NewFile:
             with contextlib.suppress(FileNotFoundError):
                 os.chmod(self._temporary, self._path.stat().st_mode & 0o777)
             os.replace(self._temporary, self._path)
+            self._forget.detach()
         except BaseException:
             self.discard()
             raise
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        with contextlib.suppress(OSError):  # what it could not flush is thrown away
-            self.stream.close()
         if self._temporary is not None:
-            self._temporary.unlink(missing_ok=True)
+            self._forget()
+        else:
+            _close(self.stream)
 
     def __enter__(self) -> BinaryIO:
         return self.stream
@@ -101,3 +109,13 @@ class NewFile:
             self.commit()
         else:
             self.discard()
+
+
+def _remove(stream: BinaryIO, path: pathlib.Path) -> None:
+    _close(stream)
+    path.unlink(missing_ok=True)
+
+
+def _close(stream: BinaryIO) -> None:
+    with contextlib.suppress(OSError):  # what it could not flush is thrown away
+        stream.close()

@@ -17,9 +17,10 @@ from .container import CHUNK_HEAD_NBYTES, FOOTER_NBYTES, HEADER_NBYTES, ChunkHea
 from .errors import ChecksumError, FormatError, TensorNotFoundError, TruncatedError
 from .index import Entry, Index
 from .layers import Budget, LayerInfo, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
+from .limits import MAX_INDEX_NBYTES
 from .records import AliasRecord, Block, BookRecord, FreqRecord, Size, TensorRecord
 from .region import Region, part_of
-from .tensor import TensorDecoder, allocate
+from .tensor import FEW_ELEMENTS, MANY_ELEMENTS, TensorDecoder, allocate
 from .workers import Workers
 
 Array = npt.NDArray[Any]
@@ -28,26 +29,31 @@ Array = npt.NDArray[Any]
 class RandomInput:
     """Reads any part of a seekable file; one lock keeps seek and read together.
 
-    A part may be held in memory, for the reads that follow: over a network few large reads are quicker than many.
+    Parts may be held in memory, for the reads that follow: over a network few large reads are quicker than many. One of
+    a layer is, and one of a chunk that is read meanwhile.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
-        self._held = 0, b""  # offset and bytes
+        self._held: dict[bytes, tuple[int, bytes]] = {}  # by the type of chunk: offset and bytes
         self.nbytes = stream.seek(0, os.SEEK_END)
 
-    def hold(self, start: int, end: int) -> None:
-        """Have bytes ``start:end`` in memory, in place of those held before; nothing where the file is shorter."""
-        offset, data = self._held
-        if end <= self.nbytes and not (offset <= start and end <= offset + len(data)):
-            self._held = 0, b""  # not both in memory
-            self._held = start, self.read_at(start, end - start, "a part of the file")
+    def hold(self, type: bytes, start: int, end: int) -> None:
+        """Have bytes ``start:end`` in memory, in place of those held before; nothing where the file is shorter.
 
-    def release(self, most_nbytes: int) -> None:
+        Args:
+            type: Of the chunk that they are of, or begin with.
+        """
+        offset, data = self._held.get(type, (0, b""))
+        if end <= self.nbytes and not (offset <= start and end <= offset + len(data)):
+            self._held.pop(type, None)  # not both in memory
+            self._held[type] = start, self.read_at(start, end - start, "a part of the file")
+
+    def release(self, type: bytes, most_nbytes: int = 0) -> None:
         """Hold no longer what is larger."""
-        if len(self._held[1]) > most_nbytes:
-            self._held = 0, b""
+        if len(self._held.get(type, (0, b""))[1]) > most_nbytes:
+            self._held.pop(type, None)
 
     def read_at(self, offset: int, n: int, what: str) -> bytes:
         """Bytes ``offset:offset + n``.
@@ -55,9 +61,9 @@ class RandomInput:
         Raises:
             TruncatedError: The file is shorter.
         """
-        held_offset, held = self._held
-        if held_offset <= offset and offset + n <= held_offset + len(held):
-            return held[offset - held_offset : offset - held_offset + n]
+        for held_offset, held in list(self._held.values()):
+            if held_offset <= offset and offset + n <= held_offset + len(held):
+                return held[offset - held_offset : offset - held_offset + n]
         if offset + n <= self.nbytes:  # compared before anything is allocated
             with self._lock:
                 self._stream.seek(offset)
@@ -135,6 +141,9 @@ class IndexedReader:
         if index_offset >= footer_offset:
             raise FormatError(f"index_offset is {index_offset}, not below {footer_offset}", clause="FTR-003",
                               offset=footer_offset)  # fmt: skip
+        if index_offset < tail_offset <= index_offset + MAX_INDEX_NBYTES:
+            tail = self._input.read_at(index_offset, tail_offset - index_offset, "the index") + tail
+            tail_offset = index_offset
         part = _Part(self._input, index_offset, tail_offset, tail)
         chunk = container.read_chunk_head(part)
         if chunk.type != b"INDX" or part.offset != footer_offset:
@@ -244,19 +253,29 @@ class IndexedReader:
     def book(self, number: int) -> tuple[BookRecord, Floats]:
         """Record and values of a BOOK chunk."""
         if number not in self._books:
-            chunk = self._chunk(self.index.chunks_of(b"BOOK")[number])
+            chunk = self._table(b"BOOK", number)
             record = parse_book_chunk(chunk)
             section = self._only_section(chunk, record.nbytes)
             self._books[number] = record, book_values(section, record, number)
+            self._input.release(b"BOOK")
         return self._books[number]
 
     def freq(self, number: int) -> tuple[FreqRecord, rans.Tables]:
         """Record and tables of a FREQ chunk."""
         if number not in self._freqs:
-            chunk = self._chunk(self.index.chunks_of(b"FREQ")[number])
+            chunk = self._table(b"FREQ", number)
             record = parse_freq_chunk(chunk)
             self._freqs[number] = record, rans.Tables.decode(self._only_section(chunk, record.nbytes), record)
+            self._input.release(b"FREQ")
         return self._freqs[number]
+
+    def _table(self, type: bytes, number: int) -> ChunkHead:
+        """The head of a BOOK or FREQ chunk, which is read at once, unless it is large."""
+        at = self.index.chunks_of(type)[number]
+        start, end = self.index.chunk_offsets[at : at + 2]
+        if end - start <= self.HELD_NBYTES:
+            self._input.hold(type, start, end)
+        return self._chunk(at)
 
     def _only_section(self, chunk: ChunkHead, plain_nbytes: int) -> bytes:
         """The section of a chunk that has one, as plain bytes."""
@@ -279,7 +298,7 @@ class IndexedReader:
         """
         self._hold(name, 8 * self.HELD_NBYTES)
         array = self._decode(name, budget, threads, None)
-        self._input.release(self.HELD_NBYTES)
+        self._input.release(b"LAYR", self.HELD_NBYTES)
         return array
 
     def decode_into(self, name: str, out: Array, threads: int = 1) -> None:
@@ -295,9 +314,10 @@ class IndexedReader:
             return allocate(record) if out is None else out
         stored = _StoredTensor(self, record, chunk, first)
         with Workers(threads) as workers:
-            for blocks, sections in stored.groups(range(stored.decoder.view.n_blocks)):
+            most_elements = MANY_ELEMENTS if out is None else FEW_ELEMENTS
+            for blocks, sections in stored.groups(range(stored.decoder.view.n_blocks), most_elements):
                 if out is not None:
-                    workers.run(stored.decode, blocks, sections, out)
+                    workers.run(stored.decode, blocks, sections, out, here=stored.decoder.has_trellis)
                     continue
                 payloads = [[section.plain() for section in of_block] for of_block in sections]
                 out = allocate(record)  # REA-002: only now
@@ -315,7 +335,7 @@ class IndexedReader:
             return
         while self.index.chunk_types[chunk - 1] in (b"BOOK", b"FREQ") and end - offsets[chunk - 1] <= most_nbytes:
             chunk -= 1
-        self._input.hold(offsets[chunk], end)
+        self._input.hold(b"LAYR", offsets[chunk], end)
 
     def part(self, name: str, index: Any, budget: Budget | None = None) -> Array:
         """What an index asks for of a tensor, decoding only the blocks that hold some of it.
@@ -397,14 +417,17 @@ class _StoredTensor:
         resident = self._sections.read(0, sizes, f"a resident section of tensor {record.name!r}")
         self.decoder = TensorDecoder(record, [section.plain() for section in resident], _LazyShared(reader, 0))
 
-    def groups(self, numbers: Sequence[int]) -> Iterator[tuple[list[Block], list[list[StoredSection]]]]:
+    def groups(
+        self, numbers: Sequence[int], most_elements: int = FEW_ELEMENTS
+    ) -> Iterator[tuple[list[Block], list[list[StoredSection]]]]:
         """Blocks, and the payload sections of each, in groups that are best decoded together."""
         record, decoder, n = self._record, self.decoder, self._record.n_payload()
+        size = decoder.group_size(most_elements)
         at = [self._n_resident + i * n for i in numbers]
         held_end = 0
-        for first in range(0, len(numbers), decoder.group_size):
+        for first in range(0, len(numbers), size):
             blocks, sections = [], []
-            for k in range(first, min(first + decoder.group_size, len(numbers))):
+            for k in range(first, min(first + size, len(numbers))):
                 start, end = self._sections.span(at[k], n)
                 if end > held_end:  # what follows directly is read with it
                     held_end = end
@@ -413,7 +436,7 @@ class _StoredTensor:
                         if next_start != held_end or next_end - start > IndexedReader.HELD_NBYTES:
                             break
                         held_end = next_end
-                    self._source.hold(start, held_end)
+                    self._source.hold(b"LAYR", start, held_end)
                 block = decoder.view.block(numbers[k])
                 blocks.append(block)
                 sections.append(self._sections.read(at[k], record.payload_nbytes(block),

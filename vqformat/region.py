@@ -120,7 +120,7 @@ def part_of(decoder: TensorDecoder, block: Block, values: Array) -> tuple[tuple[
     if not layout.block_columns and n <= 1:
         if decoder.column_places is not None:
             values = np.take(values, decoder.column_places, axis=1)
-        permuted = values.reshape(*([block.n_rows] if n else ()), *(shape[axis] for axis in axes[n:]))
+        permuted = values.reshape([*([block.n_rows] if n else ()), *(shape[axis] for axis in axes[n:])])
         index = (slice(None),) * axes[0] + (rows,) if n else ()
         return index, permuted.transpose(np.argsort(axes))
     columns = columns if decoder.column_order is None else decoder.column_order[columns]

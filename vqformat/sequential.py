@@ -16,7 +16,7 @@ from .errors import ChecksumError, FormatError, LimitError, TruncatedError
 from .index import Index
 from .layers import Budget, LayerInfo, Shared, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
 from .records import AliasRecord, Block, Record, Size, TensorRecord
-from .tensor import TensorDecoder, allocate
+from .tensor import FEW_ELEMENTS, MANY_ELEMENTS, TensorDecoder, allocate
 from .waiting import Waiting
 from .workers import Workers
 
@@ -177,9 +177,9 @@ class SequentialReader:
         record = tensor.record
         self._budget.take(record)
         array: Array | None = None
-        for blocks, sections in tensor.groups():
+        for blocks, sections in tensor.groups(MANY_ELEMENTS if self._at_leisure else FEW_ELEMENTS):
             if array is not None:
-                workers.run(tensor.decode, blocks, sections, array)
+                workers.run(tensor.decode, blocks, sections, array, here=tensor.decoder.has_trellis)
                 continue
             payloads = [[section.plain() for section in of_block] for of_block in sections]
             array = allocate(record)  # REA-002: only now
@@ -227,12 +227,12 @@ class SequentialTensor:
         resident = self._read(self.record.resident_nbytes(), f"a resident section of tensor {self.record.name!r}")
         return TensorDecoder(self.record, resident, self._shared)
 
-    def groups(self) -> Iterator[tuple[list[Block], list[list[StoredSection]]]]:
+    def groups(self, most_elements: int = FEW_ELEMENTS) -> Iterator[tuple[list[Block], list[list[StoredSection]]]]:
         """Blocks, and the payload sections of each, in groups that are best decoded together; none without elements."""
         record = self.record
         if not record.n_elements:
             return
-        view, size = self.decoder.view, self.decoder.group_size
+        view, size = self.decoder.view, self.decoder.group_size(most_elements)
         for start in range(0, view.n_blocks, size):
             numbers = range(start, min(start + size, view.n_blocks))
             blocks = [view.block(i) for i in numbers]

@@ -228,7 +228,8 @@ class StreamedTensor:
                     out = allocate(self._tensor.record)
                     self._tensor.decoder.decode_blocks(blocks, payloads, out)
                 else:
-                    workers.run(self._tensor.decode, blocks, sections, out)
+                    here = self._tensor.decoder.has_trellis
+                    workers.run(self._tensor.decode, blocks, sections, out, here=here)
         return allocate(self._tensor.record) if out is None else out
 
     def _check_first(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from math import prod
 from typing import Any, Protocol
@@ -34,7 +34,8 @@ _OVERFLOW = {"f16": np.float32(65520), "bf16": np.uint32(0x7F7F8000).view(np.flo
 
 # Sequences of trellis stages that are decoded side by side: with fewer, NumPy's calls cost more than their work
 _SEQUENCES = 1 << 13
-_GROUP_ELEMENTS = 1 << 24
+# Elements of such a group: where memory is to be spared (20 MB are then enough), and where it is not
+FEW_ELEMENTS, MANY_ELEMENTS = 1 << 22, 1 << 24
 
 Order = npt.NDArray[np.intp]
 
@@ -111,15 +112,19 @@ class TensorDecoder:
         stage = self._stages[0] if len(self._stages) == 1 and not self.record.layout.block_columns else None
         return stage if isinstance(stage, TrellisDecoder) else None
 
-    @cached_property
-    def group_size(self) -> int:
-        """How many blocks are best decoded together."""
-        trellises = [stage for stage in self.record.stages if isinstance(stage, TrellisStage)]
-        if not trellises or self.record.layout.block_columns:
+    @property
+    def has_trellis(self) -> bool:
+        """Whether decoding is many short calls, which several threads do no faster."""
+        return any(isinstance(stage, TrellisStage) for stage in self.record.stages)
+
+    def group_size(self, most_elements: int) -> int:
+        """How many blocks are best decoded together, if that are not more elements."""
+        if not self.has_trellis or self.record.layout.block_columns:
             return 1
         block = self.view.block(0)
-        n_sequences = max(prod(stage.tile_grid(block)) for stage in trellises)
-        return max(1, min(-(-_SEQUENCES // n_sequences), _GROUP_ELEMENTS // block.n_elements))
+        n_sequences = max(prod(stage.tile_grid(block)) for stage in self.record.stages
+                          if isinstance(stage, TrellisStage))  # fmt: skip
+        return max(1, min(-(-_SEQUENCES // n_sequences), most_elements // block.n_elements))
 
     def decode_blocks(
         self, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: npt.NDArray[Any]
@@ -127,7 +132,7 @@ class TensorDecoder:
         """Decode blocks to their places in the tensor. Several threads may do so, each with other blocks.
 
         Args:
-            blocks: At most ``group_size``, or as many as memory allows.
+            blocks: As many as ``group_size`` says, or as memory allows.
             payloads: For each block, plain bytes of its payload sections.
             out: The tensor, C-contiguous.
 
@@ -137,7 +142,7 @@ class TensorDecoder:
         self.decode_prepared(blocks, self._prepare(blocks, payloads), out)
 
     def decode_prepared(
-        self, blocks: Sequence[Block], prepared: Sequence[Sequence[Any]], out: npt.NDArray[Any]
+        self, blocks: Sequence[Block], prepared: Sequence[Iterable[Any]], out: npt.NDArray[Any]
     ) -> None:
         """Decode blocks from what their stages have prepared: for each stage, for each block."""
         for block, *of_stages in zip(blocks, *prepared, strict=True):
@@ -172,7 +177,7 @@ class TensorDecoder:
         """Whether the view has an axis of 2 more than the tensor (SPEC 7.2)."""
         return self.record.dtype_info.is_complex and not self.record.is_raw
 
-    def _prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Sequence[Sequence[Any]]:
+    def _prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Sequence[Iterable[Any]]:
         if self.record.is_raw:
             return [payloads]
         prepared = []

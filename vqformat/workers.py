@@ -43,13 +43,16 @@ class Workers:
         self._pool: ThreadPoolExecutor | None = None
         self._jobs: deque[Future[Any]] = deque()
 
-    def run(self, job: Callable[..., Any], *args: Any) -> None:
+    def run(self, job: Callable[..., Any], *args: Any, here: bool = False) -> None:
         """Run a job, now or soon.
 
+        Args:
+            here: Whether to run it in this thread.
+
         Raises:
-            Exception: That of an earlier job, or where there is one thread of this one.
+            Exception: That of an earlier job, or where it runs in this thread of this one.
         """
-        if self._threads == 1:
+        if here or self._threads == 1:
             job(*args)
             return
         if self._pool is None:

@@ -13,11 +13,11 @@ import numpy as np
 from common import Memcpy, median, print_table, seconds, sqnr, time_together, write_json
 
 import vqformat
+from vqformat.chunkwriter import ChunkWriter
 from vqformat.encode.assemble import QuantizedStage, assemble
 from vqformat.encode.quantize import quantize
 from vqformat.encode.recipe import parse_method
 from vqformat.records import CodebookStage, Layout, TableSource, make_view
-from vqformat.writer import Writer
 
 SIDE = 4000  # of the decoded matrix: 64 MB of float32
 FIXED = {2: 2.0, 4: 1.0, 16: 0.4, 256: 0.03}  # entries -> grid step, in deviations; packed, not compressed
@@ -84,7 +84,7 @@ def write_grid(path: Path, weights: np.ndarray, entries: int, step: float, *, co
     points = ((np.arange(entries) - entries // 2) * step).astype("<f4")
     stage = QuantizedStage(CodebookStage(1, entries, TableSource("f32")), [points.tobytes()], codes)
     tensor = assemble("w", "f32", weights.shape, Layout(n_row_axes=1), [stage], compress=compress)
-    with Writer(path) as writer:
+    with ChunkWriter(path) as writer:
         writer.add_layer("", [tensor])
     packed = tensor.record.stages[0]
     assert isinstance(packed, CodebookStage)

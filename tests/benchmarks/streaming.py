@@ -24,7 +24,7 @@ from common import Memcpy, installed_file, median, noise, print_table, seconds, 
 import vqformat
 
 PRESETS = ("fast", "default", "small")
-LAYERS = (2048, 4096, 8192, 1024, 3072, 6144)  # rows, of 4096 float32 each: 16.8 to 134 MB, 403 MB together
+LAYERS = (144, 2048, 4096, 8192, 1024, 2928, 6144)  # rows, of 4096 float32 each: 2.4 to 134 MB, 403 MB together
 WIDTH = 4096
 MB = 1e6
 
@@ -226,7 +226,7 @@ def times(files: dict[str, Path], folder: Path, repeats: int) -> dict[str, Any]:
         (name, f"{took:.2f}", f"{took / taken[name.split(',')[0] + ', threads=1']:.2f}" if "," in name else "",
          f"{took / taken['safetensors']:.2f}" if "safetensors" in taken else "") for name, took in taken.items()
     ])  # fmt: skip
-    print_table(("first layer (33 of 403 MB), of a new process", "of the time of all"),
+    print_table(("first layer (2.4 of 403 MB), of a new process", "of the time of all"),
                 [(preset, f"{share:.1%}") for preset, share in first.items()])  # fmt: skip
     figures: dict[str, Any] = {"load": taken, "first_layer": first}
     if "safetensors" in taken:

@@ -24,7 +24,7 @@ STATE_NBYTES = 4
 _START, _HALF, _LOW = np.uint32(START), np.uint32(WORD_BITS), np.uint32((1 << WORD_BITS) - 1)
 
 Codes = npt.NDArray[Any]
-Words = npt.NDArray[np.uint32]
+Words = npt.NDArray[np.uint16]
 
 
 def frequencies(section: bytes, record: FreqRecord) -> npt.NDArray[np.uint32]:
@@ -138,7 +138,7 @@ class Decoder:
         if int(self._x.min()) < START:
             raise FormatError(f"a state is {int(self._x.min())}, below {START}", clause="ANS-001")
         # The words of all payloads in a row. Who reads beyond its own is found out in the end
-        self._words = np.concatenate([*words, np.zeros(1, np.uint16)]).astype(np.uint32)
+        self._words = np.concatenate([*words, np.zeros(1, np.uint16)])
         self._end = np.cumsum([w.size for w in words])
         self._next = self._end - [w.size for w in words]
         self._bounds = np.cumsum(n_sequences)
@@ -199,7 +199,7 @@ class Decoder:
             start = int(self._next[0])
             self._next[0] += low.size
             words = self._words[start : start + low.size]
-            return words if words.size == low.size else np.zeros(low.size, np.uint32)
+            return words if words.size == low.size else np.zeros(low.size, np.uint16)
         ends = low.searchsorted(self._bounds)
         first = self._firsts
         first[1:] = ends[:-1]

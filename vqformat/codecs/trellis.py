@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -15,7 +15,7 @@ from . import rans, tables
 from .tables import Floats
 
 _RESTS = np.uint32(1 << 30)  # in place of a first slot, where a tile has no such row or column
-_SLOTS = 1 << 20  # first slots that are found at once
+_SLOTS = 1 << 18  # first slots that are found at once
 
 Codes = npt.NDArray[Any]
 
@@ -70,7 +70,7 @@ class TrellisDecoder:
         """Stages of the same kind can be decoded together."""
         return self.stage.trellis, self.slots.precision, self.slots.symbols.dtype
 
-    def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> list[Codes]:
+    def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Iterable[Codes]:
         """Decode the codes of blocks, side by side where they are bands of rows.
 
         Returns:
@@ -137,20 +137,18 @@ class Bands:
         np.copyto(slots, rest, where=slots >= _RESTS)
         return slots.reshape(end - start, -1)
 
-    def codes(self, symbols: Codes) -> list[Codes]:
+    def codes(self, symbols: Codes) -> Iterator[Codes]:
         """Symbols ``(n_steps, n_sequences)`` as those of blocks, ``(n_rows, n_columns)``."""
         of_tiles = symbols.reshape(self._height, self._width, sum(self._bands), self._n_across)
-        found = []
         end = 0
         for block, n in zip(self._blocks, self._bands, strict=True):
             start, end = end, end + n
             part = np.ascontiguousarray(of_tiles[:, :, start:end])  # by itself: its strides are kinder to the cache
             matrix = part.transpose(2, 0, 3, 1).reshape(n * self._height, self._n_across * self._width)
-            found.append(matrix[: block.n_rows, : block.n_columns])
-        return found
+            yield matrix[: block.n_rows, : block.n_columns]
 
 
-def decode_together(jobs: Sequence[Bands]) -> list[list[Codes]]:
+def decode_together(jobs: Sequence[Bands]) -> list[Iterator[Codes]]:
     """Codes of each block of several bands, whose sequences are decoded side by side.
 
     Args:
@@ -186,10 +184,10 @@ def decode_together(jobs: Sequence[Bands]) -> list[list[Codes]]:
         runs.append(run)
         done = n_steps
     decoder.finish()
-    found: list[list[Codes]] = [[] for _ in jobs]
+    found: dict[int, Iterator[Codes]] = {}
     begin = 0
     for k, job, end in zip(order, ordered, ends, strict=True):
         parts = [run[:, begin:end] for run in runs if run.shape[1] >= end]  # it takes part in the first runs only
         found[k] = job.codes(parts[0] if len(parts) == 1 else np.concatenate(parts))
         begin = end
-    return found
+    return [found[k] for k in range(len(jobs))]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import bits
+from ..chunkwriter import EncodedTensor
 from ..codecs import raw
 from ..codecs.codebook import CodebookDecoder
 from ..codecs.lowrank import LowRankDecoder
@@ -31,7 +32,6 @@ from ..records import (
     View,
     make_view,
 )
-from ..writer import EncodedTensor
 from . import entropy
 
 BLOCK_ELEMENTS = 1 << 18

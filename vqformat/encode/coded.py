@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..chunkwriter import EncodedTensor
 from ..codecs import rans, tables
 from ..codecs.tables import Floats
 from ..codecs.trellis import entries_of
@@ -30,7 +31,6 @@ from ..records import (
     Trellis,
     TrellisStage,
 )
-from ..writer import EncodedTensor
 from . import entropy, tiles
 from .contexts import Contexts
 from .scales import encode_scales, group_size, table_dtype
@@ -109,7 +109,7 @@ class CodedTensor:
 
 @dataclass(frozen=True)
 class Pool:
-    """Tables of frequencies that tensors share, ready for ``Writer.add_freq``.
+    """Tables of frequencies that tensors share, ready for ``ChunkWriter.add_freq``.
 
     Attributes:
         zero: The code of index 0.

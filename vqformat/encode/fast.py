@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
+from ..chunkwriter import EncodedTensor
 from ..codecs.tables import Floats
 from ..records import Layout, make_view
-from ..writer import EncodedTensor
 from .assemble import assemble
 from .report import energy
 from .vector import CodebookOptions, quantize_codebook

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..chunkwriter import EncodedTensor
 from ..dtypes import BY_NAME
-from ..writer import EncodedTensor
 from .assemble import assemble_raw
 
 FRACTION_BITS = 8  # kept by ``fine``: relative error at most 2^-9, SQNR about 56 dB

@@ -15,12 +15,12 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
+from ..chunkwriter import ChunkWriter, EncodedTensor
 from ..codecs.tables import Floats
 from ..describe import describe
 from ..dtypes import BY_NAME
 from ..errors import EncodeError
 from ..records import AliasRecord, Layout, make_view
-from ..writer import EncodedTensor, Writer
 from . import fast, fine, lookups, quantize, small
 from .assemble import QuantizedStage, assemble
 from .budget import Goal, Outcome, Statistics, Steps, meet, root_mean_square
@@ -32,9 +32,10 @@ from .orient import by_columns, by_rows, reals, view_matrix
 from .recipe import Method
 from .report import Report, TensorReport, decibel, energy, sqnr_db
 from .source import SourceTensor, check_name, check_shape, fits_float32, native
+from .spool import Spool
 from .uniform import encode_uniform
 from .vectors import encode_vector
-from .writing import Nowhere, Result, write_results
+from .writing import Layers, Nowhere, Result
 
 Array = npt.NDArray[Any]
 SMALLEST_COARSE = 256  # elements; tensors below it are coded finely
@@ -64,15 +65,57 @@ def encode_model(
         EncodeError: A tensor, the metadata or the options cannot be written, or a budget cannot be met.
         FileExistsError: The file exists and ``overwrite`` is false.
     """
-    return _Encoder(tensors, options or Options()).write(target, metadata, overwrite)
+    options = options or Options()
+    names = check_tensors(tensors, set())
+    known = {} if options.calibration is None else options.calibration.tensors
+    if known and names and not names & known.keys():
+        raise EncodeError(f"the calibration is of another model: it knows {min(known)!r} and others, and no tensor"
+                          f" that is to be written, such as {min(names)!r}")  # fmt: skip
+    unused = options.recipe.unused(names) if options.recipe is not None else []
+    if unused:
+        near = difflib.get_close_matches(unused[0], names, n=3)
+        hint = f"; near matches: {', '.join(map(repr, near))}" if near else ""
+        raise EncodeError(f"the pattern {unused[0]!r} matches no tensor that an earlier one does not{hint}")
+    with open_writer(target, metadata, options, overwrite=overwrite) as writer:
+        return ModelEncoder(tensors, options, metadata).write(writer)
 
 
-class _Encoder:
-    """Encodes one model; holds what the passes learn."""
+def check_tensors(tensors: Iterable[SourceTensor], names: set[str]) -> set[str]:
+    """The names of a file's tensors with those of further ones.
 
-    def __init__(self, tensors: Sequence[SourceTensor], options: Options) -> None:
+    Raises:
+        EncodeError: A name or shape is not allowed, or a name comes twice.
+    """
+    names = set(names)
+    for tensor in tensors:
+        check_name(tensor.name)
+        check_shape(tensor.name, tensor.shape)
+        if tensor.name in names:
+            raise EncodeError(f"two tensors have the name {tensor.name!r}")
+        names.add(tensor.name)
+    return names
+
+
+def open_writer(
+    target: str | os.PathLike[str] | BinaryIO, metadata: dict[str, Any] | None, options: Options, *, overwrite: bool
+) -> ChunkWriter:
+    """The writer of the chunks of a file that these options lead to."""
+    return ChunkWriter(target, metadata, overwrite=overwrite, minor=0 if options.lossless else _MINOR)
+
+
+class ModelEncoder:
+    """Encodes one model, or one layer; holds what the passes learn.
+
+    Args:
+        metadata: Of the file: it counts where the size of the file does.
+    """
+
+    def __init__(
+        self, tensors: Sequence[SourceTensor], options: Options, metadata: dict[str, Any] | None = None
+    ) -> None:
         self.tensors = tensors
         self.options = options
+        self._metadata = metadata
         self._statistics: dict[str, Statistics] = {}
         self._steps = Steps([])
         self._fixed: dict[str, Result] = {}  # results that no step changes, where there is a budget
@@ -81,34 +124,25 @@ class _Encoder:
         self._factors: dict[str, Factors | None] = {}
         self._books: dict[str, quantize.SharedBook] = {}
         self._book_numbers: dict[str, int] = {}
-        names = set()
-        for tensor in tensors:
-            check_name(tensor.name)
-            check_shape(tensor.name, tensor.shape)
-            if tensor.name in names:
-                raise EncodeError(f"two tensors have the name {tensor.name!r}")
-            names.add(tensor.name)
-        known = {} if options.calibration is None else options.calibration.tensors
-        if known and names and not names & known.keys():
-            raise EncodeError(f"the calibration is of another model: it knows {min(known)!r} and others, and no tensor"
-                              f" that is to be written, such as {min(names)!r}")  # fmt: skip
-        unused = options.recipe.unused(names) if options.recipe is not None else []
-        if unused:
-            near = difflib.get_close_matches(unused[0], names, n=3)
-            hint = f"; near matches: {', '.join(map(repr, near))}" if near else ""
-            raise EncodeError(f"the pattern {unused[0]!r} matches no tensor that an earlier one does not{hint}")
+        self._folder: str | None = None
 
-    def write(
-        self, target: str | os.PathLike[str] | BinaryIO, metadata: dict[str, Any] | None, overwrite: bool
-    ) -> Report:
-        with Writer(target, metadata, overwrite=overwrite, minor=0 if self.options.lossless else _MINOR) as writer:
-            self._train_books()
-            self._gather()
-            goal = self._goal()
-            if self.options.correct is not None:
-                return self._write_all(writer, self._corrected(goal, metadata))
-            results = self._encode(self._step) if goal is None else self._meet(goal, metadata)
-            return self._write_all(writer, results)
+    def write(self, writer: ChunkWriter) -> Report:
+        """Encode the model, and end the file with it."""
+        return self._write_all(writer, self.results(writer.folder))
+
+    def results(self, folder: str | None) -> Iterable[Result]:
+        """The tensors, encoded.
+
+        Args:
+            folder: For what does not fit in memory while a budget is being met; None for the system's.
+        """
+        self._folder = folder
+        self._train_books()
+        self._gather()
+        goal = self._goal()
+        if self.options.correct is not None:
+            return self._corrected(goal)
+        return self._encode(self._step) if goal is None else self._meet(goal)
 
     # What each tensor is to become
 
@@ -231,20 +265,20 @@ class _Encoder:
     def _source_nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors if tensor.alias_of is None)
 
-    def _meet(self, goal: Goal, metadata: dict[str, Any] | None) -> list[Result]:
+    def _meet(self, goal: Goal) -> Sequence[Result]:
         """Results that just meet a goal.
 
         Raises:
             EncodeError: Even the coarsest steps give a larger file, or the finest one that is not good enough.
         """
-        best: list[Result] = []
+        best: Sequence[Result] = ()
         best_outcome: Outcome | None = None
         smallest_nbytes, largest_sqnr = sys.maxsize, -math.inf
 
         def encode(step: float) -> Outcome:
             nonlocal best, best_outcome, smallest_nbytes, largest_sqnr
-            results = list(self._encode(step))
-            report = self._trial(results, metadata)
+            results = self._keep(self._encode(step))
+            report = self._trial(results)
             outcome = Outcome(report.file_nbytes, report.sqnr_db)
             smallest_nbytes = min(smallest_nbytes, outcome.nbytes)
             largest_sqnr = max(largest_sqnr, outcome.sqnr_db)
@@ -265,41 +299,45 @@ class _Encoder:
             raise EncodeError(self._unmet(goal.nbytes, smallest_nbytes))
         return best
 
-    def _corrected(self, goal: Goal | None, metadata: dict[str, Any] | None) -> list[Result]:
+    def _corrected(self, goal: Goal | None) -> Sequence[Result]:
         """Results whose short tensors fit what became of the weights."""
         if goal is None or goal.nbytes is None:
-            return self._correct(list(self._encode(self._step)) if goal is None else self._meet(goal, metadata))
-        best: list[Result] = []
+            return self._correct(self._keep(self._encode(self._step)) if goal is None else self._meet(goal))
+        best: Sequence[Result] = ()
         best_nbytes = 0
         aim = goal.nbytes * (1 - _CORRECTION_SHARE) - _CORRECTION_NBYTES
         for _ in range(_MAX_CORRECTIONS):  # they may take some bytes more or less
-            results = self._correct(self._meet(Goal(aim), metadata))
-            nbytes = self._trial(results, metadata).file_nbytes
+            results = self._correct(self._meet(Goal(aim)))
+            nbytes = self._trial(results).file_nbytes
             if best_nbytes < nbytes <= goal.nbytes:
                 best, best_nbytes = results, nbytes
             if goal.nbytes * _NEAR_GOAL <= nbytes <= goal.nbytes:
                 break
             aim += goal.nbytes * (1 - _CORRECTION_SHARE) - nbytes
-        return best or self._meet(goal, metadata)
+        return best or self._meet(goal)
 
-    def _correct(self, results: list[Result]) -> list[Result]:
+    def _correct(self, results: Sequence[Result]) -> Sequence[Result]:
         assert self.options.correct is not None
         values = self.options.correct((result.report.name, result.encoded.array()) for result in results
                                       if isinstance(result.encoded, CodedTensor))  # fmt: skip
-        corrected = []
-        for tensor, result in zip(self.tensors, results, strict=True):
+
+        def corrected(tensor: SourceTensor, result: Result) -> Result:
             array = values.get(tensor.name)
             is_short = result.noise == 0 and isinstance(result.encoded, EncodedTensor)
             if array is None or not is_short or self._method(tensor) is not None or not fits_float32(array):
-                corrected.append(result)
-                continue
+                return result
             news = replace(tensor, load=partial(np.asarray, array))
-            corrected.append(self._encode_short(news, native(news), self._step))
-        return corrected
+            return self._encode_short(news, native(news), self._step)
 
-    def _trial(self, results: list[Result], metadata: dict[str, Any] | None) -> Report:
+        return self._keep(map(corrected, self.tensors, results))
+
+    def _keep(self, results: Iterable[Result]) -> Sequence[Result]:
+        """Results for several passes."""
+        return Spool(results, folder=self._folder)
+
+    def _trial(self, results: Iterable[Result]) -> Report:
         """What a file of these results would be."""
-        with Writer(cast(BinaryIO, Nowhere()), metadata) as writer:
+        with ChunkWriter(cast(BinaryIO, Nowhere()), self._metadata) as writer:
             return self._write_all(writer, results, is_trial=True)
 
     def _unmet(self, nbytes: float, smallest_nbytes: int) -> str:
@@ -342,7 +380,7 @@ class _Encoder:
     def _encode_tensor(self, tensor: SourceTensor, relative_step: float) -> Result:
         if tensor.alias_of is not None:
             report = TensorReport(tensor.name, tensor.dtype, tensor.shape, f"alias of {tensor.alias_of}", 0, math.nan)
-            return Result(AliasRecord(tensor.name, tensor.alias_of), report)
+            return Result(AliasRecord(tensor.name, tensor.alias_of), report, layer=tensor.layer)
         array = native(tensor)
         if not array.size:
             return self._result(tensor, fine.encode_exact(tensor.name, tensor.dtype, array), math.nan)
@@ -421,7 +459,7 @@ class _Encoder:
         match preset:
             case "small":
                 found = small.quantize(tensor.name, tensor.dtype, tensor.shape, values, step,
-                                       output_axis=tensor.output_axis,
+                                       output_axis=tensor.output_axis, is_table=tensor.is_table,
                                        least_noise=self.options.sqnr is not None,
                                        factors=self._feedback(tensor),
                                        row_scales=self._row_scales(tensor))  # fmt: skip
@@ -430,7 +468,8 @@ class _Encoder:
                 encoded, signal, noise = fast.encode(tensor.name, tensor.dtype, tensor.shape, values, step,
                                                      seed=self.options.seed)  # fmt: skip
             case _:
-                encoded, sqnr = encode_uniform(tensor.name, tensor.dtype, tensor.shape, values, step)
+                encoded, sqnr = encode_uniform(tensor.name, tensor.dtype, tensor.shape, values, step,
+                                               is_table=tensor.is_table)  # fmt: skip
                 signal = energy(values)
                 noise = signal / 10 ** (sqnr / 10)
         result = self._result(tensor, encoded, decibel(signal, noise))
@@ -465,10 +504,14 @@ class _Encoder:
         report = TensorReport(tensor.name, tensor.dtype, tensor.shape, method or "", 0, sqnr)
         if isinstance(encoded, EncodedTensor):
             report = replace(report, method=method or describe(encoded.record), stored_nbytes=encoded.stored_nbytes)
-        return Result(encoded, report, (self._fallen[tensor.name],) if tensor.name in self._fallen else ())
+        notes = (self._fallen[tensor.name],) if tensor.name in self._fallen else ()
+        return Result(encoded, report, notes, tensor.layer)
 
-    def _write_all(self, writer: Writer, results: Iterable[Result], *, is_trial: bool = False) -> Report:
-        return write_results(writer, results, self._numbered_book, self._source_nbytes(), is_trial=is_trial)
+    def _write_all(self, writer: ChunkWriter, results: Iterable[Result], *, is_trial: bool = False) -> Report:
+        layers = Layers(writer, self._numbered_book, is_trial=is_trial)
+        for result in results:
+            layers.add(result)
+        return layers.close()
 
     def _numbered_book(self, number: int) -> quantize.SharedBook:
         return next(self._books[name] for name, n in self._book_numbers.items() if n == number)

@@ -76,3 +76,10 @@ class Options:
     @property
     def has_budget(self) -> bool:
         return any(value is not None for value in (self.bits, self.ratio, self.size, self.sqnr, self.step))
+
+    @property
+    def concerns_all(self) -> bool:
+        """Whether what becomes of a tensor depends on all others."""
+        has_shared = self.recipe is not None and any(method.get("share") for method in self.recipe.methods())
+        has_total = any(value is not None for value in (self.bits, self.ratio, self.size))
+        return has_shared or has_total or self.calibration is not None

@@ -77,21 +77,16 @@ def by_columns(shape: tuple[int, ...]) -> Layout:
     return Layout(axes=(1, 0, *range(2, len(shape))), n_row_axes=1)
 
 
-def orientations(name: str, values: Floats) -> list[Orientation]:
+def orientations(values: Floats, *, is_table: bool) -> list[Orientation]:
     """The ways of storing a tensor that are worth a try, the plain one first.
 
     A table whose rows are looked up one by one stays by rows and unsorted: a row must lie in one block.
     """
     plain = Orientation(by_rows(values.shape))
-    if values.ndim < 2 or is_table_of_rows(name):
+    if values.ndim < 2 or is_table:
         return [plain]
     turned = Orientation(by_columns(values.shape))
     return [plain, _sorted(plain, values), turned, _sorted(turned, values)]
-
-
-def is_table_of_rows(name: str) -> bool:
-    """Whether a tensor's name says that it is an embedding."""
-    return "embed" in name.lower()
 
 
 def _sorted(plain: Orientation, values: Floats) -> Orientation:

@@ -31,7 +31,7 @@ _LARGEST = {"f16": 65504.0, "bf16": 3.3895313892515355e38}  # finite values of d
 
 @dataclass(frozen=True)
 class SharedBook:
-    """A codebook for several layers, ready for ``Writer.add_book``.
+    """A codebook for several layers, ready for ``ChunkWriter.add_book``.
 
     Attributes:
         values: ``(groups · entries · dim,)``, as stored.

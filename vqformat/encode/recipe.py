@@ -288,6 +288,10 @@ class Recipe:
             layers[pattern] = _as_method(method)
         return cls(layers, default)
 
+    def methods(self) -> list[Method]:
+        """All that it has."""
+        return [*self._rules.values(), *([self.default] if self.default is not None else [])]
+
     def method_for(self, name: str) -> Match:
         """The method of a tensor, and whether it came by a wildcard or the default."""
         if name in self._rules:

@@ -14,7 +14,7 @@ from . import feedback, tiles, trellis, viterbi
 from .assemble import BLOCK_ELEMENTS
 from .coded import CodedTensor
 from .contexts import Contexts, find_contexts
-from .orient import by_rows, is_table_of_rows, view_matrix
+from .orient import by_rows, view_matrix
 from .report import energy
 
 # A trellis's grid is finer than a scalar one of the same rate. Step and price of a bit could be chosen together; over a
@@ -43,7 +43,8 @@ class Quantized:
 
 def quantize(
     name: str, dtype: str, shape: tuple[int, ...], values: Floats, step: float, *, output_axis: int = 0,
-    least_noise: bool = False, factors: feedback.Factors | None = None, row_scales: Floats | None = None,
+    is_table: bool = False, least_noise: bool = False, factors: feedback.Factors | None = None,
+    row_scales: Floats | None = None,
 ) -> Quantized:  # fmt: skip
     """Put a tensor on a trellis's grid.
 
@@ -51,6 +52,7 @@ def quantize(
         values: The tensor as reals, see ``orient.reals``; at least one axis, finite.
         step: Of a scalar grid of about the same noise.
         output_axis: Axis of the layer's outputs; the others are its inputs.
+        is_table: Whether its rows are looked up one by one, so that they stay rows; goes without factors.
         least_noise: Whether values are the means of their cells, for the best SQNR. Else they are the grid's points, of
             the same energy as the weights: means are smaller, and so would be all activations.
         factors: Of the layer's inputs, if they are known.
@@ -59,7 +61,7 @@ def quantize(
     Raises:
         EncodeError: The factors are of another number of inputs, or the scales of another number of rows.
     """
-    is_table = values.ndim < 2 or (factors is None and (row_scales is not None or is_table_of_rows(name)))
+    is_table = values.ndim < 2 or (factors is None and (row_scales is not None or is_table))
     if factors is None and not is_table and values.shape[output_axis] < 2:  # such as a depthwise kernel of Keras
         output_axis = int(np.argmax(values.shape))
     layout = by_rows(values.shape) if is_table else _inputs_as_rows(values.ndim, output_axis)

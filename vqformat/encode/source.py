@@ -18,6 +18,7 @@ from .orient import reals
 Array = npt.NDArray[Any]
 _LARGEST = float(np.finfo(np.float32).max) / 16  # room for sums of stages and for products with scales
 _SMALLEST = 2.0**-110  # of a tensor's largest magnitude: steps and scales far below it are still normal numbers
+_FEWEST_ROWS, _TALL = 4096, 8  # of a table: rows, and how many times more than columns
 _SHAPE_PRODUCT = 1 << 58  # its bytes, at 16 an element, still fit 64-bit integers of either sign
 
 
@@ -31,6 +32,8 @@ class SourceTensor:
         alias_of: Name of an earlier tensor that it shares everything with.
         is_exact: Whether every bit is kept, unless a pattern of the recipe names the tensor: it is no weight.
         output_axis: Of a weight of two axes or more, the axis of the layer's outputs.
+        is_looked_up: Whether its rows are looked up one by one, if that is known.
+        layer: Number and name of the layer of the file that it is to be in; None for one that goes by names.
     """
 
     name: str
@@ -40,20 +43,39 @@ class SourceTensor:
     alias_of: str | None = None
     is_exact: bool = False
     output_axis: int = 0
+    is_looked_up: bool = False
+    layer: tuple[int, str] | None = None
+
+    @property
+    def is_table(self) -> bool:
+        """Whether its rows are looked up one by one: that is known, or its name or shape says so."""
+        is_tall = len(self.shape) == 2 and self.shape[0] >= max(_FEWEST_ROWS, _TALL * self.shape[1])
+        return self.is_looked_up or is_tall or "embed" in self.name.lower()
+
+    @property
+    def n_elements(self) -> int:
+        return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        return BY_NAME[self.dtype].nbytes(prod(self.shape))
+        return BY_NAME[self.dtype].nbytes(self.n_elements)
 
 
 def check_name(name: str) -> None:
     """Raise EncodeError unless a tensor may have this name (TEN-001)."""
+    if not name or "\0" in name:
+        raise EncodeError(f"the name {name!r} is empty or has a character U+0000")
+    check_layer_name(name)
+
+
+def check_layer_name(name: str) -> None:
+    """Raise EncodeError unless a layer may have this name (LYR-001)."""
+    if not isinstance(name, str):
+        raise EncodeError(f"the name {name!r} is a {type(name).__name__}, not a string")
     try:
         nbytes = len(name.encode())
     except UnicodeEncodeError as err:
         raise EncodeError(f"the name {name!r} is no Unicode text: {err.reason}") from err
-    if not nbytes or "\0" in name:
-        raise EncodeError(f"the name {name!r} is empty or has a character U+0000")
     if nbytes > MAX_NAME_NBYTES:
         raise EncodeError(f"the name {name[:40]!r}… has {nbytes} bytes; at most {MAX_NAME_NBYTES} are allowed")
 

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import bits
+from ..chunkwriter import EncodedTensor
 from ..codecs import tables
 from ..codecs.tables import Floats
 from ..container import TABLE_ENTRY_NBYTES
 from ..records import CodebookStage, TableSource
-from ..writer import EncodedTensor
 from . import entropy
 from .assemble import QuantizedStage, assemble
 from .orient import Orientation, orientations
@@ -97,13 +97,14 @@ def quantize_uniform(
 
 
 def encode_uniform(
-    name: str, dtype: str, shape: tuple[int, ...], values: Floats, step: float
+    name: str, dtype: str, shape: tuple[int, ...], values: Floats, step: float, *, is_table: bool = False
 ) -> tuple[EncodedTensor, float]:
     """A tensor on a grid, in the orientation and order that take the fewest bytes.
 
     Args:
         shape: Of the tensor.
         values: The tensor as reals, see ``orient.reals``; at least one axis, finite.
+        is_table: Whether its rows are looked up one by one, so that they stay rows.
 
     Returns:
         The encoded tensor, and its SQNR in dB.
@@ -112,7 +113,7 @@ def encode_uniform(
     quantized = quantize_uniform(values.reshape(1, -1), step, largest=largest)
     stage = quantized.stage.with_planes(compress=True)
     codes = stage.codes.reshape(values.shape)
-    candidates = orientations(name, values)
+    candidates = orientations(values, is_table=is_table)
     best = candidates[0]
     if len(candidates) > 1:
         best = min(candidates, key=lambda orientation: _trial_nbytes(stage, orientation, codes))

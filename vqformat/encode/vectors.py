@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..chunkwriter import EncodedTensor
 from ..codecs.codebook import floats
 from ..codecs.tables import Floats
 from ..container import TABLE_ENTRY_NBYTES
 from ..dtypes import BY_NAME
 from ..records import CodebookStage, FloatSource, Layout
-from ..writer import EncodedTensor
 from . import fine
 from .assemble import QuantizedStage, assemble
 from .orient import reals

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ..chunkwriter import ChunkWriter, EncodedTensor
 from ..describe import describe
 from ..dtypes import BY_NAME
 from ..records import AliasRecord
-from ..writer import EncodedTensor, Writer
 from .coded import CodedTensor, Pool
 from .quantize import SharedBook
 from .report import Report, TensorReport, decibel
@@ -26,6 +26,7 @@ class Result:
 
     Attributes:
         encoded: A ``CodedTensor`` waits for its tables.
+        layer: Number and name of the layer that it is to be in; None for one that goes by names.
         energy, noise: Sums of squares of values and errors, where the tensor was coded coarsely.
         loss: What the model is expected to lose by it, compared with others.
     """
@@ -33,6 +34,7 @@ class Result:
     encoded: EncodedTensor | AliasRecord | CodedTensor
     report: TensorReport
     notes: tuple[str, ...] = ()
+    layer: tuple[int, str] | None = None
     energy: float = 0.0
     noise: float = 0.0
     loss: float = 0.0
@@ -43,62 +45,61 @@ def layer_name(tensor: str) -> str:
     return tensor[: max(tensor.rfind("."), tensor.rfind("/"), 0)]
 
 
-def write_results(
-    writer: Writer, results: Iterable[Result], book: Callable[[int], SharedBook], source_nbytes: int,
-    *, is_trial: bool = False,
-) -> Report:  # fmt: skip
-    """Write results in layers: tensors that follow each other and whose names have the same beginning.
+class Layers:
+    """Writes results in layers, and reports.
+
+    A layer is what follows each other with the same beginning of its names, small ones together, or what its results
+    say; one that is very large becomes several.
 
     Args:
-        book: The shared codebook of a number; each is written before the first layer that uses it.
-        source_nbytes: For the report.
+        book: The shared codebook of a number; each is written before the first layer that uses it. None where tensors
+            share none.
         is_trial: Whether only sizes count: entropy-coded payloads are then as long as they would be, and empty.
     """
-    layers = _Layers(writer, book, is_trial=is_trial)
-    report = Report(source_nbytes=source_nbytes)
-    energy = noise = loss = 0.0
-    losses = []
-    for result in results:
-        layers.add(result)
-        report.notes.extend(result.notes)
-        energy, noise, loss = energy + result.energy, noise + result.noise, loss + result.loss
-        losses.append(result.loss)
-    layers.end()
-    writer.close()
-    report.tensors = [replace(tensor, loss_share=part / loss if loss else 0.0)
-                      for tensor, part in zip(layers.reports, losses, strict=True)]  # fmt: skip
-    report.file_nbytes, report.section_nbytes = writer.nbytes, writer.section_nbytes
-    report.sqnr_db = decibel(energy, noise)
-    return report
 
-
-class _Layers:
-    """Tensors gathered to layers, and small layers to one.
-
-    Attributes:
-        reports: Of all tensors so far written.
-    """
-
-    def __init__(self, writer: Writer, book: Callable[[int], SharedBook], *, is_trial: bool) -> None:
+    def __init__(
+        self, writer: ChunkWriter, book: Callable[[int], SharedBook] | None = None, *, is_trial: bool = False
+    ) -> None:
         self._writer, self._book, self._is_trial = writer, book, is_trial
-        self.reports: list[TensorReport] = []
+        self._report = Report()
+        self._losses: list[float] = []
+        self._energy = self._noise = 0.0
         self._results: list[Result] = []
-        self._names: list[str] = []  # of the layers in hand
+        self._layers: list[str | tuple[int, str]] = []  # those in hand
         self._nbytes = 0  # of their tensors, decoded
         self._n_books = 0
 
     def add(self, result: Result) -> None:
         """A further tensor; may write those before it."""
-        name = layer_name(result.report.name)
+        layer = result.layer or layer_name(result.report.name)
         nbytes = BY_NAME[result.report.dtype].nbytes(result.report.n_elements)
         is_full = len(self._results) >= _MAX_LAYER_TENSORS or self._nbytes >= _MAX_LAYER_NBYTES
-        is_next = bool(self._names) and name != self._names[-1]
-        if is_full or (is_next and self._nbytes + nbytes > _SMALL_LAYER_NBYTES):
+        is_next = bool(self._layers) and layer != self._layers[-1]
+        if is_full or (is_next and (result.layer or self._nbytes + nbytes > _SMALL_LAYER_NBYTES)):
             self.end()
-        if not self._names or name != self._names[-1]:
-            self._names.append(name)
+        if not self._layers or layer != self._layers[-1]:
+            self._layers.append(layer)
         self._results.append(result)
         self._nbytes += nbytes
+        self._note(result, nbytes)
+
+    def _note(self, result: Result, nbytes: int) -> None:
+        self._report.notes.extend(result.notes)
+        self._losses.append(result.loss)
+        self._energy, self._noise = self._energy + result.energy, self._noise + result.noise
+        if not isinstance(result.encoded, AliasRecord):
+            self._report.source_nbytes += nbytes
+
+    def close(self) -> Report:
+        """End the file."""
+        self.end()
+        self._writer.close()
+        report, loss = self._report, sum(self._losses)
+        report.tensors = [replace(tensor, loss_share=part / loss if loss else 0.0)
+                          for tensor, part in zip(report.tensors, self._losses, strict=True)]  # fmt: skip
+        report.file_nbytes, report.section_nbytes = self._writer.nbytes, self._writer.section_nbytes
+        report.sqnr_db = decibel(self._energy, self._noise)
+        return report
 
     def end(self) -> None:
         """Write the tensors in hand as a layer, if there are any."""
@@ -107,15 +108,17 @@ class _Layers:
         tensors = self._coded()
         numbers = [n for tensor in tensors if isinstance(tensor, EncodedTensor) for n in tensor.record.book_numbers()]
         while self._n_books <= max(numbers, default=-1):  # they are numbered as they come to be used
+            assert self._book is not None
             shared = self._book(self._n_books)
             self._n_books = self._writer.add_book(shared.record, shared.section) + 1
-        self._writer.add_layer(_common(self._names), tensors)
+        names = [layer if isinstance(layer, str) else layer[1] for layer in self._layers]
+        self._writer.add_layer(_common(names), tensors)
         for result, tensor in zip(self._results, tensors, strict=True):
             report = result.report
             if isinstance(result.encoded, CodedTensor) and isinstance(tensor, EncodedTensor):
                 report = replace(report, method=describe(tensor.record), stored_nbytes=tensor.stored_nbytes)
-            self.reports.append(report)
-        self._results, self._names, self._nbytes = [], [], 0
+            self._report.tensors.append(report)
+        self._results, self._layers, self._nbytes = [], [], 0
 
     def _coded(self) -> list[EncodedTensor | AliasRecord]:
         """The tensors in hand, those that wait for tables coded; the tables are written."""

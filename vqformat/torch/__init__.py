@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy.typing as npt
 
 try:
     import torch
+    from torch import nn
 except ImportError as err:
     raise ImportError("vqformat.torch needs PyTorch; run: pip install 'vqformat[torch]'") from err
 
 from .. import numpy as front
+from ..encode import layerwise
 from ..encode.calibration import Calibration as Calibration
 from ..errors import EncodeError
 from ..files import Path
@@ -29,6 +31,7 @@ from .streamed import stream_model as stream_model
 if TYPE_CHECKING:
     from ..encode.report import Report
     from ..encode.source import SourceTensor
+
 
 def save_file(
     tensors: Mapping[str, torch.Tensor],
@@ -51,11 +54,15 @@ def save_file(
         EncodeError: Something cannot be written, or the budget cannot be met.
         FileExistsError: The file exists and ``overwrite`` is false.
     """
+    notes: list[str] = []
+    return _save(source_tensors(tensors, notes), notes, filename, metadata, overwrite=overwrite, **options)
+
+
+def _save(sources: list[SourceTensor], notes: list[str], filename: Path | BinaryIO,
+          metadata: Mapping[str, Any] | None = None, *, overwrite: bool = True, **options: Any) -> Report:  # fmt: skip
     from ..encode.model import encode_model
     from ..encode.options import Options
 
-    notes: list[str] = []
-    sources = source_tensors(tensors, notes)
     options["recipe"] = front.as_recipe(options.get("recipe"))
     report = encode_model(sources, filename, dict(metadata or {}), Options(**options), overwrite=overwrite)
     report.notes.extend(notes)
@@ -111,17 +118,31 @@ def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapp
         options.setdefault("preset", "small")
         options["calibration"] = calibration
         options["correct"] = Corrector(model, calibration, options.get("progress"))
-    return save_file(model.state_dict(), filename, metadata, **options)
+    tables = [f"{name}.weight".lstrip(".") for name, module in model.named_modules()
+              if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]  # fmt: skip
+    notes: list[str] = []
+    return _save(source_tensors(model.state_dict(), notes, tables), notes, filename, metadata, **options)
 
 
-def source_tensors(tensors: Mapping[str, torch.Tensor], notes: list[str]) -> list[SourceTensor]:
+class writer(layerwise.writer):
+    """Writes a ``.vqm`` layer by layer, as ``vqformat.writer`` does; tensors are of PyTorch."""
+
+    def _source_tensors(self, tensors: Mapping[str, torch.Tensor]) -> list[SourceTensor]:
+        return source_tensors(tensors, self._notes)
+
+
+def source_tensors(
+    tensors: Mapping[str, torch.Tensor], notes: list[str], tables: Iterable[str] = ()
+) -> list[SourceTensor]:
     """Tensors as the encoder takes them: tied ones as aliases (SPEC 7, "Alias").
 
     Args:
         notes: Gets a line for each tensor that shares memory with another in a way that no alias can tell.
+        tables: Names of those whose rows are looked up one by one.
     """
     from ..encode.source import SourceTensor
 
+    looked_up = {identity(tensors[name]) for name in tables if name in tensors}
     sources = []
     seen: dict[tuple[Any, ...], str] = {}
     by_storage: dict[int, list[tuple[int, int, int, str]]] = {}
@@ -138,7 +159,8 @@ def source_tensors(tensors: Mapping[str, torch.Tensor], notes: list[str]) -> lis
                 start, end = _extent(tensor)
                 by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append((start, end, position, name))
         sources.append(SourceTensor(name, dtype, logical_shape(tensor), _loader(tensor, name),
-                                    None if target == name else target))  # fmt: skip
+                                    None if target == name else target,
+                                    is_looked_up=identity(tensor) in looked_up))  # fmt: skip
     notes.extend(_overlaps(by_storage))
     return sources
 

@@ -48,12 +48,13 @@ def stream_model(
 
     Every parameter and buffer of 64 KiB or more becomes a tensor that is decoded for each operation that needs it, and
     dropped after it; an ``Embedding`` decodes only the blocks of the rows that are looked up. The others are loaded.
-    Whatever the forward methods do with ``module.weight`` works, tied weights stay tied, and outputs are those of the
-    model that ``load_model`` fills, bit for bit unless a weight is larger than ``max_weight_bytes``. Several threads
-    may run the model. ``state_dict()`` decodes everything; the file has to stay as it is.
+    Whatever the forward methods do with ``module.weight`` works, tied weights stay tied, and under ``torch.no_grad()``
+    outputs are those of the model that ``load_model`` fills, bit for bit unless a weight is larger than
+    ``max_weight_bytes``. Several threads may run the model.
+    ``state_dict()`` decodes everything; the file has to stay as it is.
 
     Run it under ``torch.no_grad()`` or ``torch.inference_mode()``: where gradients are recorded, PyTorch keeps the
-    decoded weights for them. Streamed weights cannot be trained and do not require gradients.
+    decoded weights for them. (They reach the inputs, not the weights.)
 
     Args:
         model: Live, or on the meta device. It is changed in place; its own weights are let go.
@@ -83,11 +84,11 @@ def stream_model(
         with opened(filename) as stream:
             stream.seek(0)
             filename = io.BytesIO(stream.read())
-    file = safe_open(filename, framework="pt", threads=threads)
+    store = _Store(safe_open(filename, framework="pt", threads=threads), prefetch)
     try:
-        _Streaming(model, _Store(file, prefetch), max_weight_bytes).begin(strict, device)
+        _Streaming(model, store, max_weight_bytes).begin(strict, device)
     except BaseException:
-        file.close()
+        store.close()
         raise
     return model
 
@@ -119,9 +120,11 @@ class _Streaming:
         """Replace large tensors by streamed ones and load the others; on an error the model is as it was."""
         model, file = self._model, self._store.file
         modules = self._find(device)
-        restore = self._remember()
+        before = [(tensor, tensor.detach().clone()) for name, tensor in _named_tensors(model)
+                  if name in file and name not in self._names and not tensor.is_meta]  # fmt: skip
         for members, key, _ in self._places:
             members[key] = None  # load_state_dict passes by
+        replaced: dict[str, tuple[Members, str, Tensor]] = {}
         try:
             replaced = leave_meta(model, device)
             state = {name: pending(file, name) for name in file if name not in self._names}
@@ -134,7 +137,11 @@ class _Streaming:
             if strict and (missing or unexpected):
                 raise RuntimeError(mismatch(type(model).__name__, missing, unexpected))
         except BaseException:
-            restore()
+            for members, key, tensor in [*self._places, *replaced.values()]:
+                members[key] = tensor
+            with torch.no_grad():
+                for tensor, values in before:
+                    tensor.copy_(values)
             raise
         for members, key, tensor in self._places:
             members[key] = self._weights[id(tensor)].tensor
@@ -145,26 +152,6 @@ class _Streaming:
         lock = threading.RLock()
         for module in model.modules():
             _Swap.around_calls(module, lock)
-
-    def _remember(self) -> Callable[[], None]:
-        """What makes the model again what it is now, the values of large tensors apart that are not in the file."""
-        was: list[tuple[Members, str, Tensor, Tensor | None]] = []
-        for prefix, module in self._model.named_modules(remove_duplicate=False):
-            members: Any
-            for members in (module._parameters, module._buffers):
-                for key, tensor in members.items():
-                    name = f"{prefix}.{key}" if prefix else key
-                    is_kept = tensor is None or tensor.is_meta or id(tensor) in self._weights
-                    is_loaded = not is_kept and (tensor.nbytes < _SMALLEST_STREAMED_NBYTES or name in self._store.file)
-                    was.append((members, key, tensor, tensor.detach().clone() if is_loaded else None))
-
-        def restore() -> None:
-            for members, key, tensor, values in was:
-                members[key] = tensor
-                if values is not None:
-                    tensor.detach().copy_(values)
-
-        return restore
 
     def _find(self, device: Device) -> list[nn.Module]:
         """Note what is to be replaced; the modules that have some of it."""
@@ -199,6 +186,11 @@ class _Streaming:
         self._weights[id(tensor)] = _Weight(self._store, name, tensor, device, self._max_weight_nbytes)
 
 
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
 class _Store:
     """The file of a model, and the weights that are decoded ahead."""
 
@@ -210,7 +202,7 @@ class _Store:
         self._last = threading.local()
         self._ahead: OrderedDict[str, Future[Tensor]] = OrderedDict()
         self._pool = ThreadPoolExecutor(1, "vqformat-prefetch") if prefetch else None
-        weakref.finalize(self, file.close)
+        self.close = weakref.finalize(self, _close, file, self._pool)  # also when the model is let go
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of the file; the next ones are begun."""
@@ -249,6 +241,12 @@ class _Store:
         return tensor
 
 
+def _close(file: safe_open, pool: ThreadPoolExecutor | None) -> None:
+    if pool is not None:
+        pool.shutdown(wait=False, cancel_futures=True)
+    file.close()
+
+
 class _Weight:
     """A tensor of a model that is decoded when it is needed.
 
@@ -260,7 +258,8 @@ class _Weight:
         self, store: _Store, name: str, original: Tensor, device: torch.device, max_weight_nbytes: int
     ) -> None:
         self._store, self.name, self._max_nbytes = store, name, max_weight_nbytes
-        self._is_parameter, self._requires_grad = isinstance(original, nn.Parameter), original.requires_grad
+        self._is_parameter = isinstance(original, nn.Parameter)
+        self._wants_grad = original.requires_grad
         self.dtype, self.device, self._shape = original.dtype, device, tuple(original.shape)
         self.tensor = self._make()
         self._n_holders = 0
@@ -289,10 +288,10 @@ class _Weight:
         """All of it."""
         _check_not_traced(self.name)
         with torch._C._DisableFuncTorch():  # a constant to the transforms of torch.func
-            tensor = self._store.tensor(self.name).to(self.device, self.dtype)
-            if self._requires_grad and not torch.is_grad_enabled():
-                tensor.requires_grad_()  # PyTorch looks at it when it chooses kernels, which round differently
-        return tensor
+            found = self._store.tensor(self.name).to(self.device, self.dtype)
+            if self._wants_grad and not torch.is_grad_enabled():
+                found.requires_grad_()  # PyTorch chooses by it between ways that round differently
+        return found
 
     def hold(self) -> Tensor:
         """All of it, one and the same until each holder has let go."""
@@ -375,8 +374,8 @@ class Streamed(Pending):
                                    f" {name} is for, as torch.compile and torch.export ask for; load_model fills a"
                                    " model that has")  # fmt: skip
             if own is out or (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__"):
-                raise RuntimeError(f"{own.weight.name!r} is streamed from a file: it cannot be changed or trained"
-                                   f" ({name}); load_model fills a model that can")  # fmt: skip
+                raise RuntimeError(f"{own.weight.name!r} is streamed from a file: it cannot be changed ({name}) or"
+                                   " trained; load_model fills a model that can")  # fmt: skip
             if func in _COPIES:
                 raise RuntimeError(f"{own.weight.name!r} is streamed from a file, and a model with it cannot be copied"
                                    " or pickled; copy it first, or save its state_dict")  # fmt: skip

@@ -32,7 +32,7 @@ class EncodedTensor:
         return sum(len(section.stored) for section in self.sections)
 
 
-class Writer:
+class ChunkWriter:
     """Writes a ``.vqm`` to a path or to a binary stream that need not seek.
 
     With a path, the bytes go to a temporary file in the same folder, which gets its name when ``close`` has
@@ -69,6 +69,11 @@ class Writer:
     def nbytes(self) -> int:
         """Bytes written so far."""
         return self._output.offset
+
+    @property
+    def folder(self) -> str | None:
+        """Where the file is to be, and temporary ones may; None for a stream, a device or a pipe."""
+        return self._output.folder
 
     def add_book(self, record: BookRecord, section: Section) -> int:
         """Write a shared codebook.
@@ -139,7 +144,12 @@ class Writer:
             self._output.discard()
             raise
 
-    def __enter__(self) -> Writer:
+    def discard(self) -> None:
+        """Leave the file unwritten; of a stream, what has been written is no file."""
+        self._is_closed = True
+        self._output.discard()
+
+    def __enter__(self) -> ChunkWriter:
         return self
 
     def __exit__(
@@ -148,7 +158,7 @@ class Writer:
         if kind is None:
             self.close()
         else:
-            self._output.discard()
+            self.discard()
 
 
 class _Output:
@@ -169,6 +179,10 @@ class _Output:
             self._stream.write(data)
             self._digest.update(data)
             self.offset += len(data)
+
+    @property
+    def folder(self) -> str | None:
+        return self._file.folder if self._file is not None else None
 
     def digest(self) -> bytes:
         return self._digest.digest()

@@ -1,0 +1,47 @@
+"""What waits for another pass: on disk, unless it is little."""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar, cast, overload
+
+_IN_MEMORY_NBYTES = 1 << 24
+T = TypeVar("T")
+
+
+class Spool(Sequence[T]):
+    """A list whose items are in a temporary file that has no name, each loaded when it is asked for.
+
+    Args:
+        items: What it begins with.
+        folder: Where the file is; None for the system's place for such files.
+    """
+
+    def __init__(self, items: Iterable[T] = (), *, folder: str | None) -> None:
+        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY_NBYTES, dir=folder)  # noqa: SIM115
+        self._offsets = [0]
+        weakref.finalize(self, self._file.close)
+        for item in items:
+            self.append(item)
+
+    def append(self, item: T) -> None:
+        """Add an item at the end."""
+        self._file.seek(self._offsets[-1])
+        pickle.dump(item, self._file, protocol=5)
+        self._offsets.append(self._file.tell())
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[T]: ...
+    def __getitem__(self, at: int | slice) -> Any:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        self._file.seek(self._offsets[:-1][at])
+        return cast(T, pickle.load(self._file))
