@@ -112,6 +112,12 @@ def identity(tensor: torch.Tensor) -> tuple[Any, ...]:
             tensor.is_conj(), tensor.is_neg())  # fmt: skip
 
 
+def memory_format(tensor: torch.Tensor) -> torch.memory_format:
+    """In which order the axes of a tensor lie in memory."""
+    formats = (torch.channels_last, torch.channels_last_3d)
+    return next((f for f in formats if tensor.is_contiguous(memory_format=f)), torch.contiguous_format)
+
+
 def _existing_dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name, None)
     if dtype is None:

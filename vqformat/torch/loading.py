@@ -8,7 +8,7 @@ import torch
 
 from ..access import safe_open
 from ..files import Path
-from .arrays import identity
+from .arrays import identity, memory_format
 from .pending import pending
 
 Device = str | int | torch.device
@@ -67,19 +67,14 @@ def leave_meta(model: torch.nn.Module, device: Device) -> dict[str, tuple[Member
                 if not tensor.is_meta:
                     continue
                 if id(tensor) not in made:
+                    # empty_like of a meta tensor imports 35 MB of SymPy
                     empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device,
-                                        memory_format=_memory_format(tensor))  # fmt: skip
+                                        memory_format=memory_format(tensor))  # fmt: skip
                     is_parameter = isinstance(tensor, torch.nn.Parameter)
                     made[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
                 replaced[name] = members, key, tensor
                 members[key] = made[id(tensor)]
     return replaced
-
-
-def _memory_format(tensor: torch.Tensor) -> torch.memory_format:
-    """The order of a tensor's axes in memory. (``empty_like`` of a meta tensor imports 35 MB of SymPy.)"""
-    formats = (torch.channels_last, torch.channels_last_3d)
-    return next((f for f in formats if tensor.is_contiguous(memory_format=f)), torch.contiguous_format)
 
 
 def really_missing(model: torch.nn.Module, names: list[str]) -> list[str]:

@@ -16,10 +16,11 @@ _SHAPE_AND_DTYPE = frozenset({
     _T.shape.__get__, _T.dtype.__get__, _T.ndim.__get__, _T.layout.__get__, _T.requires_grad.__get__,
     _T.is_leaf.__get__, _T.grad_fn.__get__, _T.itemsize.__get__, _T.nbytes.__get__, _T.size, _T.dim, _T.numel,
     _T.nelement, _T.element_size, _T.stride, _T.is_contiguous, _T.is_floating_point, _T.is_complex, _T.__len__,
-    _T.requires_grad_,
+    _T.grad.__get__, _T.is_sparse.__get__, _T.is_quantized.__get__, _T.is_nested.__get__, _T.is_signed, _T.is_conj,
+    _T.is_neg, _T.storage_offset,
 })  # fmt: skip
 _IS_META = _T.is_meta.__get__
-_IS_CUDA = _T.is_cuda.__get__
+_IS_CUDA, _IS_CPU = _T.is_cuda.__get__, _T.is_cpu.__get__
 _DEVICE = _T.device.__get__
 
 
@@ -48,8 +49,8 @@ class Pending(torch.Tensor):
             return False
         if func == _DEVICE:
             return args[0]._device
-        if func == _IS_CUDA:
-            return args[0]._device.type == "cuda"
+        if func in (_IS_CUDA, _IS_CPU):
+            return args[0]._device.type == ("cuda" if func == _IS_CUDA else "cpu")
         return func(*_decoded(args), **{key: _decoded(value) for key, value in (kwargs or {}).items()})
 
 

@@ -8,7 +8,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import partial, wraps
 from math import prod
 from typing import Any, BinaryIO, Literal
 
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ..access import safe_open
 from ..files import Path, opened
-from .arrays import torch_dtype
+from .arrays import memory_format, torch_dtype
 from .loading import Device, Members, leave_meta, mismatch, really_missing
 from .pending import Pending, pending
 
@@ -28,6 +28,7 @@ _SMALLEST_STREAMED_NBYTES = 1 << 16  # smaller tensors stay in memory: norms, bi
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 _T: Any = torch.Tensor
 _COPIES = frozenset({_T.__deepcopy__, _T.__reduce_ex__})
+_SETTING = frozenset({_T.requires_grad_, _T.requires_grad.__set__, _T.grad.__set__})
 _ADDRESSES = frozenset({_T.data_ptr, _T.untyped_storage, _T.storage, _T.share_memory_})
 
 
@@ -48,8 +49,11 @@ def stream_model(
     dropped after it; an ``Embedding`` decodes only the blocks of the rows that are looked up. The others are loaded.
     Whatever the forward methods do with ``module.weight`` works, tied weights stay tied, and under ``torch.no_grad()``
     outputs are those of the model that ``load_model`` fills, bit for bit unless a weight is larger than
-    ``max_weight_bytes``. (Gradients reach the inputs, not the weights.) Several threads may run the model.
-    ``state_dict()`` decodes everything; the file has to stay as it is.
+    ``max_weight_bytes``. Several threads may run the model. ``state_dict()`` decodes everything; the file has to stay
+    as it is.
+
+    Run it under ``torch.no_grad()`` or ``torch.inference_mode()``: where gradients are recorded, PyTorch keeps the
+    decoded weights for them. (They reach the inputs, not the weights.)
 
     Args:
         model: Live, or on the meta device. It is changed in place; its own weights are let go.
@@ -97,7 +101,8 @@ def _check_kind(model: nn.Module) -> None:
             raise ValueError(f"{where} is TorchScript, which keeps its weights to itself: stream the Python model")
         if kind in _WRAPPERS:
             raise ValueError(f"{where} is a {kind}, which copies or compiles what it wraps: stream the model in it")
-        if any(torch.nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(torch.nn.parameter.is_lazy(tensor) for tensor in own):
             raise ValueError(f"{where} has parameters without a shape yet: run it once, or load it")
 
 
@@ -142,6 +147,7 @@ class _Streaming:
         for module in modules:
             _renew_flat_weights(module)
             module._apply = partial(_apply, module)  # type: ignore[method-assign]
+            module.__prepare_scriptable__ = _refuse_script  # type: ignore[assignment]
         lock = threading.RLock()
         for module in model.modules():
             _Swap.around_calls(module, lock)
@@ -284,6 +290,7 @@ class _Weight:
         self._store, self.name, self._max_nbytes = store, name, max_weight_nbytes
         self._is_parameter = isinstance(original, nn.Parameter)
         self._wants_grad = original.requires_grad
+        self._memory_format = memory_format(original)
         self.dtype, self.device, self._shape = original.dtype, device, tuple(original.shape)
         self.tensor = self._make()
         self._n_holders = 0
@@ -310,9 +317,11 @@ class _Weight:
 
     def decode(self) -> Tensor:
         """All of it."""
-        found = self._store.tensor(self.name).to(self.device, self.dtype)
-        if self._wants_grad and not torch.is_grad_enabled():
-            found.requires_grad_()  # PyTorch chooses by it between ways that round differently
+        _check_not_traced(self.name)
+        with torch._C._DisableFuncTorch():  # a constant to the transforms of torch.func
+            found = self._store.tensor(self.name).to(self.device, self.dtype, memory_format=self._memory_format)
+            if self._wants_grad and not torch.is_grad_enabled():
+                found.requires_grad_()  # PyTorch chooses by it between ways that round differently
         return found
 
     def hold(self) -> Tensor:
@@ -322,6 +331,10 @@ class _Weight:
             self._held = nn.Parameter(held, held.requires_grad) if self._is_parameter else held
         self._n_holders += 1
         return self._held
+
+    def is_in(self, tensor: Tensor | None) -> bool:
+        """Whether this tensor is its own, and not one that the model has got since."""
+        return tensor is not None and (tensor is self.tensor or tensor is self._held)
 
     def let_go(self) -> Tensor:
         """What stands in the place of a holder from now on."""
@@ -334,11 +347,13 @@ class _Weight:
 
     def rows(self, numbers: Tensor) -> Tensor:
         """Some of its rows, ``(n, ...)``."""
+        _check_not_traced(self.name)
         rows: Tensor = self._store.file.get_slice(self.name)[numbers.cpu().numpy()]
         return rows.to(self.device, self.dtype)
 
     def blocks(self) -> Iterator[tuple[Any, Any, Tensor]]:
         """Rows, columns and values ``(n_rows, n_columns)`` of each block of a matrix."""
+        _check_not_traced(self.name)
         for index, values in self._store.file.get_slice(self.name).blocks():
             rows, columns = (*index, slice(None), slice(None))[:2]
             block = values.to(self.device, self.dtype)
@@ -351,6 +366,17 @@ class _Weight:
 
     def _places(self, places: Any) -> Any:
         return torch.from_numpy(places).to(self.device) if isinstance(places, np.ndarray) else places
+
+
+def _check_not_traced(name: str) -> None:
+    if torch._C._is_tracing():
+        raise RuntimeError(f"{name!r} is streamed from a file, and a trace would have none of its values; trace a model"
+                           " that load_model fills")  # fmt: skip
+
+
+def _refuse_script() -> None:
+    raise RuntimeError("a streamed model cannot become TorchScript, which would have no weights; script a model that"
+                       " load_model fills")  # fmt: skip
 
 
 class Streamed(Pending):
@@ -367,13 +393,20 @@ class Streamed(Pending):
             return _look_up(args[0], args[1].weight)
         if func is functional.linear and _is_product_by_blocks(*args, **kwargs):
             return _multiply(*args, **kwargs)
-        own = next((arg for arg in args if isinstance(arg, Streamed)), None)
-        if own is not None and own is args[0]:
+        out = kwargs.get("out")
+        own = out if isinstance(out, Streamed) else next(iter((*args, *kwargs.values())), None)
+        if isinstance(own, Streamed):
             name = getattr(func, "__name__", "")
-            is_changing = (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__")
-            if func in _ADDRESSES or (is_changing and func != _T.requires_grad_):
-                raise RuntimeError(f"{own.weight.name!r} is streamed from a file: it has no memory of its own and"
-                                   f" cannot be changed ({name}); load_model fills a model that can")  # fmt: skip
+            value = next(iter((*args, *kwargs.values())[1:]), True)
+            if func in _SETTING and (value is None or value is False):
+                return own  # it has neither anyway
+            if func in _ADDRESSES:
+                raise RuntimeError(f"{own.weight.name!r} is streamed from a file: it has no memory of its own, which"
+                                   f" {name} is for, as torch.compile and torch.export ask for; load_model fills a"
+                                   " model that has")  # fmt: skip
+            if own is out or (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__"):
+                raise RuntimeError(f"{own.weight.name!r} is streamed from a file: it cannot be changed ({name}) or"
+                                   " trained; load_model fills a model that can")  # fmt: skip
             if func in _COPIES:
                 raise RuntimeError(f"{own.weight.name!r} is streamed from a file, and a model with it cannot be copied"
                                    " or pickled; copy it first, or save its state_dict")  # fmt: skip
@@ -383,7 +416,8 @@ class Streamed(Pending):
 def _is_plain_lookup(
     input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any
 ) -> bool:
-    return isinstance(weight, Streamed) and not isinstance(input, Streamed) and max_norm is None
+    is_streamed = isinstance(weight, Streamed) and not isinstance(input, Streamed)
+    return is_streamed and max_norm is None and input.dtype in (torch.int32, torch.int64)
 
 
 def _look_up(ids: Tensor, weight: _Weight) -> Tensor:
@@ -395,7 +429,8 @@ def _look_up(ids: Tensor, weight: _Weight) -> Tensor:
 
 
 def _is_product_by_blocks(input: Any, weight: Any, bias: Any = None) -> bool:
-    return isinstance(weight, Streamed) and not isinstance(input, Streamed) and weight.weight.is_for_blocks
+    is_streamed = isinstance(weight, Streamed) and not isinstance(input, Streamed)
+    return is_streamed and weight.weight.is_for_blocks and weight.dim() == 2
 
 
 def _multiply(input: Tensor, weight: Streamed, bias: Tensor | None = None) -> Tensor:
@@ -403,6 +438,9 @@ def _multiply(input: Tensor, weight: Streamed, bias: Tensor | None = None) -> Te
 
     Sums of several blocks are in float32 at least.
     """
+    if input.shape[-1] != weight.shape[1]:
+        raise RuntimeError(f"an input of shape {tuple(input.shape)} cannot be multiplied by the transpose of"
+                           f" {weight.weight.name!r}, whose shape is {tuple(weight.shape)}")  # fmt: skip
     out: Tensor | None = None
     dtype = input.dtype
     for rows, columns, block in weight.weight.blocks():
@@ -440,18 +478,32 @@ class _Swap:
                 return
         swap = cls(modules, lock)
         if swap._places:
-            module.register_forward_pre_hook(lambda *_: swap._enter(), prepend=True)
-            module.register_forward_hook(lambda *_: swap._leave(), always_call=True)
+            around = swap._around(module.forward)  # not by hooks: PyTorch's quick ways are for modules without
+            module.forward = around  # type: ignore[method-assign]
 
-    def _enter(self) -> None:
+    def _around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)
+        def swapping(*args: Any, **kwargs: Any) -> Any:
+            held: list[tuple[Any, str, _Weight]] = []
+            try:
+                self._enter(held)
+                return forward(*args, **kwargs)
+            finally:
+                self._leave(held)
+
+        return swapping
+
+    def _enter(self, held: list[tuple[Any, str, _Weight]]) -> None:
         with self._lock:
             for members, key, weight in self._places:
-                members[key] = weight.hold()
+                if weight.is_in(members.get(key)):
+                    members[key] = weight.hold()
+                    held.append((members, key, weight))
             self._renew()
 
-    def _leave(self) -> None:
+    def _leave(self, held: list[tuple[Any, str, _Weight]]) -> None:
         with self._lock:
-            for members, key, weight in self._places:
+            for members, key, weight in held:
                 members[key] = weight.let_go()
             self._renew()
 
