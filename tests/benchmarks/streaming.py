@@ -7,26 +7,24 @@ it had, above what it had after its imports.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter, sleep
-from typing import Any
+from time import perf_counter
+from typing import Any, Literal
 
 import numpy as np
 from common import Memcpy, installed_file, median, noise, print_table, seconds, time_together, write_json
 
 import vqformat
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from memory import MB, measure
+
 PRESETS = ("fast", "default", "small")
 LAYERS = (144, 2048, 4096, 8192, 1024, 2928, 6144)  # rows, of 4096 float32 each: 2.4 to 134 MB, 403 MB together
 WIDTH = 4096
-MB = 1e6
 
 
 def main() -> None:
@@ -37,11 +35,7 @@ def main() -> None:
     parser.add_argument("--large", type=float, default=2.0, metavar="GB", help="of the large model (%(default)s)")
     parser.add_argument("--folder", help="where files are made; 2.5 GB")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too; - for stdout")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        print(json.dumps(CASES[args.child[0]](json.loads(args.child[1]))))
-        return
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         if args.only != "torch":
@@ -70,116 +64,64 @@ def model_file(folder: Path, preset: str) -> Path:
     return path
 
 
-def run(case: str, **values: Any) -> dict[str, Any]:
-    """A case in a process of its own."""
-    command = [sys.executable, __file__, "--child", case, json.dumps({k: str(v) for k, v in values.items()})]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{case} failed: {done.stderr.strip()}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 # In a process of its own
 
 
-class Peak:
-    """The most anonymous memory of the process since now, in bytes above that of now."""
-
-    def __init__(self) -> None:
-        self._start = self.nbytes = anonymous_nbytes()
-        self._is_over = False
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-
-    def _sample(self) -> None:
-        while not self._is_over:
-            self.nbytes = max(self.nbytes, anonymous_nbytes())
-            sleep(0.001)
-
-    def end(self) -> float:
-        """In MB."""
-        self._is_over = True
-        self._thread.join()
-        return (self.nbytes - self._start) / MB
+def stream(file: Path) -> None:
+    for layer in vqformat.stream(file):
+        for name in layer:
+            layer[name]
 
 
-def anonymous_nbytes() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return 1024 * int(line.split()[1])
-    raise SystemExit("this system does not tell anonymous memory")
+def decode_into(file: Path, out: Path) -> None:
+    with vqformat.safe_open(file) as opened:
+        (name,) = opened
+        part = opened.get_slice(name)
+        part.decode_into(np.memmap(out, np.float32, "w+", shape=tuple(part.get_shape())))
 
 
-@contextmanager
-def peak(found: dict[str, Any]) -> Iterator[None]:
-    """Note the peak of what is done inside."""
-    sampled = Peak()
-    try:
-        yield
-    finally:
-        found["peak_mb"] = sampled.end()
+def look_up(file: Path) -> None:
+    with vqformat.safe_open(file) as opened:
+        (name,) = opened
+        opened.get_slice(name)[[5, 20_000]]
 
 
-def child_stream(values: dict[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    with peak(found), open(values["file"], "rb") as file:
-        for layer in vqformat.stream(file):
-            for name in layer:
-                layer[name]
-    return found
+def load(file: Path) -> int:
+    return len(vqformat.load_file(file))
 
 
-def child_decode_into(values: dict[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    with peak(found), vqformat.safe_open(values["file"]) as file:
-        (name,) = file
-        part = file.get_slice(name)
-        out = np.memmap(values["out"], np.float32, "w+", shape=tuple(part.get_shape()))
-        part.decode_into(out)
-    return found
-
-
-def child_first_layer(values: dict[str, str]) -> dict[str, Any]:
+def first_layer(file: Path) -> float:
+    """The time until there is a layer, in that of reading all."""
     start = perf_counter()
-    layer = next(vqformat.stream(values["file"]))
+    layer = next(vqformat.stream(file))
     layer[next(iter(layer))]
     first = perf_counter() - start
     start = perf_counter()
-    vqformat.load_file(values["file"])
-    return {"first": first, "all": perf_counter() - start}
+    vqformat.load_file(file)
+    return first / (perf_counter() - start)
 
 
-def child_model(values: dict[str, str]) -> dict[str, Any]:
-    """A forward pass of a streamed model, with a limit on memory if one is given."""
+def import_torch() -> None:
     import torch
 
     from vqformat.torch import stream_model
 
+    assert stream_model
     torch.set_num_threads(1)
-    ids = torch.arange(8 * 32).reshape(8, 32) % 997
-    with torch.no_grad(), torch.device("meta"):
-        model = bert(values)
-    if "limit_mb" in values:
-        import resource
-
-        size = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
-        limit = 1024 * int(size.split()[1]) + int(float(values["limit_mb"]) * MB)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     torch.nn.functional.linear(torch.ones(8, 64), torch.ones(64, 64))  # PyTorch's own buffers
-    found: dict[str, Any] = {}
-    with peak(found), torch.no_grad():
-        stream_model(model, values["file"], keep=values["keep"], strict=False)  # type: ignore[arg-type]
-        start = perf_counter()
-        out = model(ids)
-        found["seconds"] = perf_counter() - start
-    assert bool(torch.isfinite(out).all())
-    return found
+    bert({"width": 8, "depth": 1, "words": 8, "heads": 2}, "meta")
 
 
-CASES: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
-    "stream": child_stream, "decode_into": child_decode_into, "first_layer": child_first_layer, "model": child_model,
-}  # fmt: skip
+def run_model(file: Path, keep: Literal["file", "memory"], shape: dict[str, int]) -> None:
+    import torch
+
+    from vqformat.torch import stream_model
+
+    model = bert(shape, "meta")
+    stream_model(model, file, keep=keep, strict=False)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.isfinite(model(torch.arange(8 * 32).reshape(8, 32) % 997)).all()
 
 
 # Without a framework
@@ -191,14 +133,18 @@ def memory(files: dict[str, Path], folder: Path) -> list[dict[str, Any]]:
     for preset, file in files.items():
         one = folder / "one.vqm"
         tensor = np.random.default_rng(1).standard_normal((24576, WIDTH), np.float32)
-        vqformat.save_file({"weight": tensor}, one, preset=preset)
+        vqformat.save_file({"embed.weight": tensor}, one, preset=preset)
         del tensor
-        into = run("decode_into", file=one, out=folder / "one.bin")["peak_mb"]
-        figures.append({"preset": preset, "stream_mb": run("stream", file=file)["peak_mb"], "decode_into_mb": into})
+        works: dict[str, tuple[Any, ...]] = {
+            "load_file": (load, file), "stream": (stream, file), "decode_into": (decode_into, one, folder / "one.bin"),
+            "rows": (look_up, one),
+        }  # fmt: skip
+        figures.append({"preset": preset, **{name: measure(*work).peak_mb for name, work in works.items()}})
     print_table(
-        ("preset", f"stream, MB (largest layer {largest_mb:.0f})", "bound", "decode_into a mapped file, MB", "bound"),
-        [(f["preset"], f"{f['stream_mb']:.1f}", f"{1.1 * largest_mb + 16:.0f}", f"{f['decode_into_mb']:.1f}", 24)
-         for f in figures],
+        ("preset, MB above the imports", "load_file of 403 MB", f"stream (largest layer {largest_mb:.0f})", "bound",
+         "decode_into a mapped file", "bound", "two rows"),
+        [(f["preset"], f"{f['load_file']:.0f}", f"{f['stream']:.0f}", f"{1.1 * largest_mb + 16:.0f}",
+          f"{f['decode_into']:.1f}", 24, f"{f['rows']:.1f}") for f in figures],
     )  # fmt: skip
     return figures
 
@@ -206,8 +152,7 @@ def memory(files: dict[str, Path], folder: Path) -> list[dict[str, Any]]:
 def times(files: dict[str, Path], folder: Path, repeats: int) -> dict[str, Any]:
     first = {}
     for preset, file in files.items():
-        shares = [found["first"] / found["all"] for found in (run("first_layer", file=file) for _ in range(repeats))]
-        first[preset] = median(shares)
+        first[preset] = median([measure(first_layer, file).result for _ in range(repeats)])
     dense = folder / "dense.safetensors"
     works: dict[str, Callable[[], Any]] = {}
     for preset, file in files.items():
@@ -263,16 +208,15 @@ def models(folder: Path, repeats: int, large_gb: float) -> dict[str, Any]:
         else:
             write_bert(small, shape)
     for keep in ("file", "memory"):
-        found = run("model", file=small, keep=keep, **shape)
-        figures[f"MiniLM, keep={keep}"] = found["peak_mb"]
+        figures[f"MiniLM, keep={keep}"] = measure(run_model, small, keep, shape, prepare=import_torch).peak_mb
     width = 2048
     depth = max(1, round((large_gb * 1e9 - 4 * 50_000 * width) / (4 * 12 * width * width)))
     large = {"width": width, "depth": depth, "words": 50_000, "heads": 16}
     file = folder / "large.vqm"
     write_bert(file, large)
-    found = run("model", file=file, keep="file", limit_mb=700, **large)
     n = (12 * depth * width + 50_000) * width
-    figures[f"{4 * n / 1e9:.1f} GB, limited to 700 MB"] = found["peak_mb"]
+    found = measure(run_model, file, "file", large, prepare=import_torch, limit_mb=700)
+    figures[f"{4 * n / 1e9:.1f} GB, limited to 700 MB"] = found.peak_mb
     print_table(("a forward pass of 8 x 32 tokens, streamed", "MB above PyTorch"),
                 [(name, f"{peak_mb:.1f}") for name, peak_mb in figures.items()])  # fmt: skip
     figures["times"] = forward_times(small, shape, repeats)
@@ -291,7 +235,7 @@ def forward_times(file: Path, shape: dict[str, int], repeats: int) -> dict[str, 
             "kept in memory": {"keep": "memory"}, "by blocks": {"max_weight_bytes": 1}}  # fmt: skip
     works = {}
     for name, options in ways.items():
-        model = bert({k: str(v) for k, v in shape.items()}).eval()
+        model = bert(shape, "cpu").eval()
         if options is None:
             load_model(model, file, strict=False)
         else:
@@ -308,10 +252,7 @@ def forward_times(file: Path, shape: dict[str, int], repeats: int) -> dict[str, 
 
 def write_bert(file: Path, shape: dict[str, int]) -> None:
     """Random weights of such a model, layer by layer."""
-    import torch
-
-    with torch.device("meta"):
-        model = bert({k: str(v) for k, v in shape.items()})
+    model = bert(shape, "meta")
     rng = np.random.default_rng(0)
     with vqformat.writer(file, preset="fast") as writer:
         for name, tensor in model.state_dict().items():
@@ -319,13 +260,13 @@ def write_bert(file: Path, shape: dict[str, int]) -> None:
             writer.add_layer(name.rpartition(".")[0], {name: values})
 
 
-def bert(values: dict[str, str]) -> Any:
+def bert(shape: dict[str, int], device: str) -> Any:
     """A BERT encoder with the names of MiniLM's checkpoint."""
     import torch
     from torch import nn
     from torch.nn import functional
 
-    width, depth, words, heads = (int(values[name]) for name in ("width", "depth", "words", "heads"))
+    width, depth, words, heads = (shape[name] for name in ("width", "depth", "words", "heads"))
 
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -366,7 +307,8 @@ def bert(values: dict[str, str]) -> Any:
             x = x + self.embeddings["token_type_embeddings"](torch.zeros_like(ids))
             return self.encoder["layer"](self.embeddings["LayerNorm"](x)).mean(1)
 
-    return Bert()
+    with torch.device(device):
+        return Bert()
 
 
 if __name__ == "__main__":
