@@ -497,6 +497,7 @@ def tiny() -> bytes:
 
 
 def test_a_file_cut_anywhere_gives_the_tensors_that_are_whole() -> None:
+    """And says that it is cut (REA-005)."""
     data = tiny()
     expected = vqformat.load(data)
     ends = {}  # of the tensors, in the file

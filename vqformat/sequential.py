@@ -143,7 +143,7 @@ class SequentialReader:
                 tensor.skip()
 
     def _whole(self, info: LayerInfo | None, arrays: dict[str, Array], err: TruncatedError) -> LayerInfo:
-        """What of a layer is there when the file has ended early: that must be allowed."""
+        """What of a layer is there when the file has ended early: that must be allowed (REA-005)."""
         if not self._allow_partial:
             raise err
         self.cut_at = self._input.end
