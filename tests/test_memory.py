@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(not memory.IS_KNOWN, reason="memory is told by /
 
 PRESETS = ("fast", "default", "small")
 WIDTH = 4096
-ROWS = (64, 2048, 1024, 1536)  # of the layers
+ROWS = (64, 2048, 1024)  # of the layers
 LARGEST_MB = 4 * max(ROWS) * WIDTH / memory.MB  # 33.6
 STACKS_MB = 24  # that the system counts as taken for two threads and what they need
-TOTAL_MB = 4 * sum(ROWS) * WIDTH / memory.MB  # 76.5
+TOTAL_MB = 4 * sum(ROWS) * WIDTH / memory.MB  # 51.4
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +53,6 @@ def stream_into(path: Path, folder: Path) -> None:
             tensor.decode_into(np.memmap(folder / "out", np.float32, "w+", shape=tensor.shape))
 
 
-def open_into(path: Path, folder: Path) -> None:
-    with vqformat.safe_open(path) as file:
-        for name in file:
-            part = file.get_slice(name)
-            part.decode_into(np.memmap(folder / "out", np.float32, "w+", shape=tuple(part.get_shape())))
-
-
-def stream_blocks(path: Path, folder: Path) -> None:
-    for layer in vqformat.stream(path):
-        for tensor in layer.tensors():
-            for _, values in tensor.blocks():
-                values.sum()
-
-
 def open_blocks(path: Path, folder: Path) -> None:
     with vqformat.safe_open(path) as file:
         for name in file:
@@ -74,7 +60,7 @@ def open_blocks(path: Path, folder: Path) -> None:
                 values.sum()
 
 
-@pytest.mark.parametrize("work", [stream_into, open_into, stream_blocks, open_blocks])
+@pytest.mark.parametrize("work", [stream_into, open_blocks])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_blocks_take_no_more_than_24_mb(preset: str, work: Any, files: dict[str, Path], tmp_path: Path) -> None:
     assert memory.measure(work, files[preset], tmp_path, limit_mb=24 + STACKS_MB).peak_mb <= 24
@@ -109,14 +95,14 @@ def write_layers(path: Path, options: dict[str, Any], n_layers: int) -> None:
     random = np.random.default_rng(0)
     with vqformat.writer(path, **options) as w:
         for i in range(n_layers):
-            w.add_layer(f"layers.{i}", {f"layers.{i}.weight": random.standard_normal((512, 1024), np.float32)})
+            w.add_layer(f"layers.{i}", {f"layers.{i}.weight": random.standard_normal((256, 1024), np.float32)})
 
 
 @pytest.mark.parametrize("options", [{"preset": "fast"}, {}, {"preset": "small"}, {"ratio": 6}], ids=str)
 def test_a_writer_takes_no_more_for_more_layers(options: dict[str, Any], tmp_path: Path) -> None:
     few, many = (memory.measure(write_layers, tmp_path / "model.vqm", options, n).peak_mb for n in (4, 20))
 
-    assert many <= few + 16  # 33.6 MB more were given
+    assert many <= few + 8  # 16.8 MB more were given
 
 
 def import_torch() -> None:

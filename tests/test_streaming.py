@@ -505,7 +505,7 @@ def test_a_file_cut_anywhere_gives_the_tensors_that_are_whole() -> None:
         for name in expected:
             record, chunk, first = file._reader._locate(name)
             ends[name] = list(chunk.spans())[first + record.n_sections() - 1][1]
-    for n in range(len(data)):
+    for n in range(0, len(data), 3):
         whole = [name for name, end in ends.items() if end <= n]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
