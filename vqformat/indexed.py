@@ -30,30 +30,31 @@ class RandomInput:
     """Reads any part of a seekable file; one lock keeps seek and read together.
 
     Parts may be held in memory, for the reads that follow: over a network few large reads are quicker than many. One of
-    a layer is, and one of a chunk that is read meanwhile.
+    a layer is, one of a chunk that is read meanwhile, the beginning of the last layer and the end of the file.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
-        self._held: dict[bytes, tuple[int, bytes]] = {}  # by the type of chunk: offset and bytes
+        self._held: dict[bytes, tuple[int, bytes]] = {}  # by what they are of: offset and bytes
         self.nbytes = stream.seek(0, os.SEEK_END)
 
-    def hold(self, type: bytes, start: int, end: int) -> None:
+    def hold(self, kind: bytes, start: int, end: int) -> None:
         """Have bytes ``start:end`` in memory, in place of those held before; nothing where the file is shorter.
 
         Args:
-            type: Of the chunk that they are of, or begin with.
+            kind: Type of the chunk that they are of, ``b"head"`` for a layer's beginning, ``b"tail"`` for the file's
+                end.
         """
-        offset, data = self._held.get(type, (0, b""))
+        offset, data = self._held.get(kind, (0, b""))
         if end <= self.nbytes and not (offset <= start and end <= offset + len(data)):
-            self._held.pop(type, None)  # not both in memory
-            self._held[type] = start, self.read_at(start, end - start, "a part of the file")
+            self._held.pop(kind, None)  # not both in memory
+            self._held[kind] = start, self.read_at(start, end - start, "a part of the file")
 
-    def release(self, type: bytes, most_nbytes: int = 0) -> None:
+    def release(self, kind: bytes, most_nbytes: int = 0) -> None:
         """Hold no longer what is larger."""
-        if len(self._held.get(type, (0, b""))[1]) > most_nbytes:
-            self._held.pop(type, None)
+        if len(self._held.get(kind, (0, b""))[1]) > most_nbytes:
+            self._held.pop(kind, None)
 
     def read_at(self, offset: int, n: int, what: str) -> bytes:
         """Bytes ``offset:offset + n``.
@@ -67,14 +68,15 @@ class RandomInput:
         if offset + n <= self.nbytes:  # compared before anything is allocated
             with self._lock:
                 self._stream.seek(offset)
-                data = self._stream.read(n)
-                while 0 < len(data) < n:  # a raw file may give less than it has
-                    more = self._stream.read(n - len(data))
-                    if not more:
-                        break
-                    data += more
-            if len(data) == n:
-                return data
+                pieces, left = [], n
+                while left > 0 and (piece := self._stream.read(left)):  # a raw file may give less than it has
+                    pieces.append(piece)
+                    left -= len(piece)
+            if not left:
+                return b"".join(pieces)
+            raise TruncatedError(f"{what} needs bytes {offset} to {offset + n}, but the file, of {self.nbytes} bytes"
+                                 f" when it was opened, gives {n - left} of them", clause="REA-001",
+                                 offset=offset)  # fmt: skip
         raise TruncatedError(f"{what} needs bytes {offset} to {offset + n}, but the file has {self.nbytes}",
                              clause="REA-001", offset=offset)  # fmt: skip
 
@@ -125,6 +127,7 @@ class IndexedReader:
                 container.check_header(start)
             raise TruncatedError(f"a file of {size} bytes is too short for a .vqm", clause="REA-001", offset=size)
         tail_offset = max(0, size - self.TAIL_NBYTES)
+        self._input.hold(b"tail", tail_offset, size)
         tail = self._input.read_at(tail_offset, size - tail_offset, "the end of the file")
         footer_offset = size - FOOTER_NBYTES
         try:
@@ -208,6 +211,9 @@ class IndexedReader:
         with self._lock:
             found = self._layers.get(at)
             if found is None:
+                start, end = self.index.chunk_offsets[at : at + 2]
+                end = min(end, start + self.TAIL_NBYTES)  # resident sections of its first tensor may be in it
+                self._input.hold(b"head", self._start_of_tables(at, end, 2 * self.TAIL_NBYTES), end)
                 chunk = self._chunk(at)
                 info = LayerInfo.parse(chunk, _LazyShared(self, at))
                 self._check_layer(at, info)
@@ -333,9 +339,14 @@ class IndexedReader:
         end = offsets[chunk + 1]
         if end - offsets[chunk] > most_nbytes:
             return
+        self._input.hold(b"LAYR", self._start_of_tables(chunk, end, most_nbytes), end)
+
+    def _start_of_tables(self, chunk: int, end: int, most_nbytes: int) -> int:
+        """Where the shared tables right before a chunk start, those that are within so many bytes of ``end``."""
+        offsets = self.index.chunk_offsets
         while self.index.chunk_types[chunk - 1] in (b"BOOK", b"FREQ") and end - offsets[chunk - 1] <= most_nbytes:
             chunk -= 1
-        self._input.hold(b"LAYR", offsets[chunk], end)
+        return offsets[chunk]
 
     def part(self, name: str, index: Any, budget: Budget | None = None) -> Array:
         """What an index asks for of a tensor, decoding only the blocks that hold some of it.
