@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from . import container
 from .codecs import rans
 from .codecs.tables import Floats
 from .container import CHUNK_HEAD_NBYTES, FOOTER_NBYTES, HEADER_NBYTES, ChunkHead, StoredSection
-from .errors import ChecksumError, FormatError, TensorNotFoundError, TruncatedError
+from .errors import ChecksumError, FormatError, TensorNotFoundError, TruncatedError, VqmError
 from .index import Entry, Index
 from .layers import Budget, LayerInfo, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
 from .limits import MAX_INDEX_NBYTES
@@ -55,6 +56,15 @@ class RandomInput:
         """Hold no longer what is larger."""
         if len(self._held.get(kind, (0, b""))[1]) > most_nbytes:
             self._held.pop(kind, None)
+
+    @contextlib.contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Nothing is held any more when a file is refused: the network may be at fault, and the next try reads anew."""
+        try:
+            yield
+        except VqmError:
+            self._held.clear()
+            raise
 
     def read_at(self, offset: int, n: int, what: str) -> bytes:
         """Bytes ``offset:offset + n``.
@@ -182,7 +192,8 @@ class IndexedReader:
 
     def record(self, name: str) -> TensorRecord:
         """The record of a tensor; of its target, if it is an alias."""
-        return self._locate(name)[0]
+        with self._input.forgetting():
+            return self._locate(name)[0]
 
     def layer_name(self, name: str) -> str:
         """Name of the layer that holds a tensor."""
@@ -302,15 +313,17 @@ class IndexedReader:
             TensorNotFoundError: There is none of that name.
             VqmError: Its part of the file is refused.
         """
-        self._hold(name, 8 * self.HELD_NBYTES)
-        array = self._decode(name, budget, threads, None)
+        with self._input.forgetting():
+            self._hold(name, 8 * self.HELD_NBYTES)
+            array = self._decode(name, budget, threads, None)
         self._input.release(b"LAYR", self.HELD_NBYTES)
         return array
 
     def decode_into(self, name: str, out: Array, threads: int = 1) -> None:
         """Decode a tensor into an array of its shape and dtype, C-contiguous."""
-        self._hold(name, self.HELD_NBYTES)
-        self._decode(name, None, threads, out)
+        with self._input.forgetting():
+            self._hold(name, self.HELD_NBYTES)
+            self._decode(name, None, threads, out)
 
     def _decode(self, name: str, budget: Budget | None, threads: int, out: Array | None) -> Array:
         record, chunk, first = self._locate(name)
@@ -354,25 +367,30 @@ class IndexedReader:
         Raises:
             IndexError, TypeError: The tensor has no such part.
         """
-        record, chunk, first = self._locate(name)
+        with self._input.forgetting():
+            record, chunk, first = self._locate(name)
         if not record.n_elements:
             return allocate(record)[index]  # type: ignore[no-any-return]
         region = Region(index, record.shape)
         (budget or Budget()).take(TensorRecord(record.name, record.dtype, region.shape))
-        stored = _StoredTensor(self, record, chunk, first)
-        return region.gather(stored.decoder, stored.values(region.blocks(stored.decoder)))
+        with self._input.forgetting():
+            stored = _StoredTensor(self, record, chunk, first)
+            return region.gather(stored.decoder, stored.values(region.blocks(stored.decoder)))
 
     def parts(self, name: str) -> Iterator[tuple[tuple[Any, ...], Array]]:
         """A tensor block by block: for each an index, and its values, such that ``tensor[index] = values``."""
-        record, chunk, first = self._locate(name)
+        with self._input.forgetting():
+            record, chunk, first = self._locate(name)
         if not record.n_elements:
             return
-        stored = _StoredTensor(self, record, chunk, first)
+        with self._input.forgetting():
+            stored = _StoredTensor(self, record, chunk, first)
         if stored.decoder.stored_dtype != record.dtype_info.numpy:  # pairs of reals, which blocks may cut apart
             yield (), self.tensor(name)
             return
-        for block, values in stored.values(range(stored.decoder.view.n_blocks)):
-            yield part_of(stored.decoder, block, values)
+        with self._input.forgetting():
+            for block, values in stored.values(range(stored.decoder.view.n_blocks)):
+                yield part_of(stored.decoder, block, values)
 
 
 class _Sections:
