@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from . import container
 from .codecs import rans
 from .codecs.tables import Floats
 from .container import CHUNK_HEAD_NBYTES, FOOTER_NBYTES, HEADER_NBYTES, ChunkHead, StoredSection
-from .errors import ChecksumError, FormatError, TensorNotFoundError, TruncatedError
+from .errors import ChecksumError, FormatError, TensorNotFoundError, TruncatedError, VqmError
 from .index import Entry, Index
 from .layers import Budget, LayerInfo, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
 from .limits import MAX_INDEX_NBYTES
@@ -30,30 +31,40 @@ class RandomInput:
     """Reads any part of a seekable file; one lock keeps seek and read together.
 
     Parts may be held in memory, for the reads that follow: over a network few large reads are quicker than many. One of
-    a layer is, and one of a chunk that is read meanwhile.
+    a layer is, one of a chunk that is read meanwhile, the beginning of the last layer and the end of the file.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
-        self._held: dict[bytes, tuple[int, bytes]] = {}  # by the type of chunk: offset and bytes
+        self._held: dict[bytes, tuple[int, bytes]] = {}  # by what they are of: offset and bytes
         self.nbytes = stream.seek(0, os.SEEK_END)
 
-    def hold(self, type: bytes, start: int, end: int) -> None:
+    def hold(self, kind: bytes, start: int, end: int) -> None:
         """Have bytes ``start:end`` in memory, in place of those held before; nothing where the file is shorter.
 
         Args:
-            type: Of the chunk that they are of, or begin with.
+            kind: Type of the chunk that they are of, ``b"head"`` for a layer's beginning, ``b"tail"`` for the file's
+                end.
         """
-        offset, data = self._held.get(type, (0, b""))
+        offset, data = self._held.get(kind, (0, b""))
         if end <= self.nbytes and not (offset <= start and end <= offset + len(data)):
-            self._held.pop(type, None)  # not both in memory
-            self._held[type] = start, self.read_at(start, end - start, "a part of the file")
+            self._held.pop(kind, None)  # not both in memory
+            self._held[kind] = start, self.read_at(start, end - start, "a part of the file")
 
-    def release(self, type: bytes, most_nbytes: int = 0) -> None:
+    def release(self, kind: bytes, most_nbytes: int = 0) -> None:
         """Hold no longer what is larger."""
-        if len(self._held.get(type, (0, b""))[1]) > most_nbytes:
-            self._held.pop(type, None)
+        if len(self._held.get(kind, (0, b""))[1]) > most_nbytes:
+            self._held.pop(kind, None)
+
+    @contextlib.contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Nothing is held any more when a file is refused: the network may be at fault, and the next try reads anew."""
+        try:
+            yield
+        except VqmError:
+            self._held.clear()
+            raise
 
     def read_at(self, offset: int, n: int, what: str) -> bytes:
         """Bytes ``offset:offset + n``.
@@ -67,14 +78,15 @@ class RandomInput:
         if offset + n <= self.nbytes:  # compared before anything is allocated
             with self._lock:
                 self._stream.seek(offset)
-                data = self._stream.read(n)
-                while 0 < len(data) < n:  # a raw file may give less than it has
-                    more = self._stream.read(n - len(data))
-                    if not more:
-                        break
-                    data += more
-            if len(data) == n:
-                return data
+                pieces, left = [], n
+                while left > 0 and (piece := self._stream.read(left)):  # a raw file may give less than it has
+                    pieces.append(piece)
+                    left -= len(piece)
+            if not left:
+                return b"".join(pieces)
+            raise TruncatedError(f"{what} needs bytes {offset} to {offset + n}, but the file, of {self.nbytes} bytes"
+                                 f" when it was opened, gives {n - left} of them", clause="REA-001",
+                                 offset=offset)  # fmt: skip
         raise TruncatedError(f"{what} needs bytes {offset} to {offset + n}, but the file has {self.nbytes}",
                              clause="REA-001", offset=offset)  # fmt: skip
 
@@ -125,6 +137,7 @@ class IndexedReader:
                 container.check_header(start)
             raise TruncatedError(f"a file of {size} bytes is too short for a .vqm", clause="REA-001", offset=size)
         tail_offset = max(0, size - self.TAIL_NBYTES)
+        self._input.hold(b"tail", tail_offset, size)
         tail = self._input.read_at(tail_offset, size - tail_offset, "the end of the file")
         footer_offset = size - FOOTER_NBYTES
         try:
@@ -179,7 +192,8 @@ class IndexedReader:
 
     def record(self, name: str) -> TensorRecord:
         """The record of a tensor; of its target, if it is an alias."""
-        return self._locate(name)[0]
+        with self._input.forgetting():
+            return self._locate(name)[0]
 
     def layer_name(self, name: str) -> str:
         """Name of the layer that holds a tensor."""
@@ -208,6 +222,9 @@ class IndexedReader:
         with self._lock:
             found = self._layers.get(at)
             if found is None:
+                start, end = self.index.chunk_offsets[at : at + 2]
+                end = min(end, start + self.TAIL_NBYTES)  # resident sections of its first tensor may be in it
+                self._input.hold(b"head", self._start_of_tables(at, end, 2 * self.TAIL_NBYTES), end)
                 chunk = self._chunk(at)
                 info = LayerInfo.parse(chunk, _LazyShared(self, at))
                 self._check_layer(at, info)
@@ -296,15 +313,17 @@ class IndexedReader:
             TensorNotFoundError: There is none of that name.
             VqmError: Its part of the file is refused.
         """
-        self._hold(name, 8 * self.HELD_NBYTES)
-        array = self._decode(name, budget, threads, None)
+        with self._input.forgetting():
+            self._hold(name, 8 * self.HELD_NBYTES)
+            array = self._decode(name, budget, threads, None)
         self._input.release(b"LAYR", self.HELD_NBYTES)
         return array
 
     def decode_into(self, name: str, out: Array, threads: int = 1) -> None:
         """Decode a tensor into an array of its shape and dtype, C-contiguous."""
-        self._hold(name, self.HELD_NBYTES)
-        self._decode(name, None, threads, out)
+        with self._input.forgetting():
+            self._hold(name, self.HELD_NBYTES)
+            self._decode(name, None, threads, out)
 
     def _decode(self, name: str, budget: Budget | None, threads: int, out: Array | None) -> Array:
         record, chunk, first = self._locate(name)
@@ -333,9 +352,14 @@ class IndexedReader:
         end = offsets[chunk + 1]
         if end - offsets[chunk] > most_nbytes:
             return
+        self._input.hold(b"LAYR", self._start_of_tables(chunk, end, most_nbytes), end)
+
+    def _start_of_tables(self, chunk: int, end: int, most_nbytes: int) -> int:
+        """Where the shared tables right before a chunk start, those that are within so many bytes of ``end``."""
+        offsets = self.index.chunk_offsets
         while self.index.chunk_types[chunk - 1] in (b"BOOK", b"FREQ") and end - offsets[chunk - 1] <= most_nbytes:
             chunk -= 1
-        self._input.hold(b"LAYR", offsets[chunk], end)
+        return offsets[chunk]
 
     def part(self, name: str, index: Any, budget: Budget | None = None) -> Array:
         """What an index asks for of a tensor, decoding only the blocks that hold some of it.
@@ -343,25 +367,30 @@ class IndexedReader:
         Raises:
             IndexError, TypeError: The tensor has no such part.
         """
-        record, chunk, first = self._locate(name)
+        with self._input.forgetting():
+            record, chunk, first = self._locate(name)
         if not record.n_elements:
             return allocate(record)[index]  # type: ignore[no-any-return]
         region = Region(index, record.shape)
         (budget or Budget()).take(TensorRecord(record.name, record.dtype, region.shape))
-        stored = _StoredTensor(self, record, chunk, first)
-        return region.gather(stored.decoder, stored.values(region.blocks(stored.decoder)))
+        with self._input.forgetting():
+            stored = _StoredTensor(self, record, chunk, first)
+            return region.gather(stored.decoder, stored.values(region.blocks(stored.decoder)))
 
     def parts(self, name: str) -> Iterator[tuple[tuple[Any, ...], Array]]:
         """A tensor block by block: for each an index, and its values, such that ``tensor[index] = values``."""
-        record, chunk, first = self._locate(name)
+        with self._input.forgetting():
+            record, chunk, first = self._locate(name)
         if not record.n_elements:
             return
-        stored = _StoredTensor(self, record, chunk, first)
+        with self._input.forgetting():
+            stored = _StoredTensor(self, record, chunk, first)
         if stored.decoder.stored_dtype != record.dtype_info.numpy:  # pairs of reals, which blocks may cut apart
             yield (), self.tensor(name)
             return
-        for block, values in stored.values(range(stored.decoder.view.n_blocks)):
-            yield part_of(stored.decoder, block, values)
+        with self._input.forgetting():
+            for block, values in stored.values(range(stored.decoder.view.n_blocks)):
+                yield part_of(stored.decoder, block, values)
 
 
 class _Sections:
