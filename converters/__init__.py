@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, cast
 
 from vqformat.encode.model import encode_model
 from vqformat.encode.options import Options
+from vqformat.encode.recipe import as_recipe
 from vqformat.encode.report import Report
 from vqformat.errors import ConversionError
-from vqformat.numpy import as_recipe
 
 from .detect import Kind, detect_format
 from .source import Source

@@ -778,7 +778,7 @@ def test_sigterm_leaves_no_temporary_file(archive: Path, tmp_path: Path) -> None
     command = [sys.executable, "-m", "vqformat", "convert", archive, "--method", "pq:dim=8,entries=4096"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".net.vqm.*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".*.vqm.tmp")) and time.monotonic() < deadline:
         time.sleep(0.02)
     child.send_signal(signal.SIGTERM)
     _, err = child.communicate(timeout=60)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +26,7 @@ from strategies import models
 import vqformat
 from vqformat import ChecksumError, LimitError, TruncatedError, VqmError, safe_open, stream
 from vqformat.encode import assemble, small
+from vqformat.indexed import IndexedReader
 from vqformat.tensor import TensorDecoder
 from vqformat.workers import Workers
 
@@ -259,6 +263,55 @@ def test_max_tensor_bytes_is_for_what_is_decoded_whole() -> None:
     tensor.decode_into(np.empty(tensor.shape, np.float32))
 
 
+def test_an_iterator_that_outlives_its_layer_says_so() -> None:
+    data = vqformat.save({f"{i}.{name}": weights(900, 900) for i in range(2) for name in "ab"})
+    given_layers = stream(io.BytesIO(data))
+    first = next(given_layers)
+    tensors = first.tensors()
+    blocks = next(tensors).blocks()
+    next(blocks)
+    next(given_layers)
+
+    with pytest.raises(ValueError, match="has passed"):
+        next(blocks)
+    with pytest.raises(ValueError, match="has passed"):
+        next(tensors)
+    assert "0.a" in first  # which does not decode it
+    assert "1.a" not in first
+
+
+def test_tensors_of_a_layer_are_no_more_together_than_the_caller_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqformat.limits.available_memory", lambda: 1_000_000)
+    data = vqformat.save({f"a.{i}": weights(300, 300, seed=i) for i in range(5)})  # 1.8 MB
+
+    for layer in stream(io.BytesIO(data)):
+        for tensor in layer.tensors():
+            tensor.decode()
+    with pytest.raises(LimitError):
+        for layer in stream(io.BytesIO(data)):
+            layer["a.0"]
+
+
+def test_after_an_error_a_stream_does_not_end_as_if_it_were_complete() -> None:
+    given_layers = stream(io.BytesIO(written(layers())[:-100]))
+    with pytest.raises(TruncatedError):
+        for _ in given_layers:
+            pass
+
+    with pytest.raises(ValueError, match="was ended by an error"):
+        next(given_layers)
+
+
+def test_a_source_that_does_not_wait_is_refused() -> None:
+    class Empty(io.RawIOBase):
+        def read(self, n: int = -1) -> Any:
+            return None
+
+    for read in (vqformat.load_file, stream):
+        with pytest.raises(BlockingIOError, match="a stream is wanted that blocks"):
+            read(Empty())  # type: ignore[operator]
+
+
 def test_streams_of_torch_tensors() -> None:
     torch = pytest.importorskip("torch")
     data = written(layers())
@@ -266,6 +319,8 @@ def test_streams_of_torch_tensors() -> None:
     found = {name: layer[name] for layer in stream(io.BytesIO(data), framework="pt") for name in layer}
 
     assert all(torch.equal(found[name], torch.from_numpy(vqformat.load(data)[name])) for name in found)
+    partial = stream(io.BytesIO(data), framework="pt", allow_partial=True)
+    assert isinstance(next(partial)["embed.weight"], torch.Tensor)
 
 
 # Parts of tensors
@@ -335,11 +390,22 @@ def indices(shape: tuple[int, ...]) -> st.SearchStrategy[Any]:
 def test_any_index_gives_what_numpy_gives(data: st.DataObject) -> None:
     file, expected = FILES[data.draw(st.sampled_from(list(FILES)))]
     index = data.draw(indices(expected.shape))
+    if isinstance(index, tuple) and not any(item is ... for item in index):
+        at = data.draw(st.integers(0, len(index)))
+        index = data.draw(st.sampled_from([index, (*index[:at], ..., *index[at:])]))
 
     with safe_open(io.BytesIO(file)) as f:
         found = f.get_slice("x")[index]
 
     assert same(np.asarray(found), np.asarray(expected[index]))
+
+
+def test_an_ellipsis_for_no_axis_keeps_arrays_apart() -> None:
+    file, expected = FILES["default", (3, 1, 50)]
+    index = (slice(None), [0, 0], ..., [1, 2])
+
+    with safe_open(io.BytesIO(file)) as f:
+        assert same(f.get_slice("x")[index], expected[index])
 
 
 @pytest.mark.parametrize("index", [40, -41, (0, 64), (0, 0, 0), (..., ...), [0, 40], np.ones((41,), bool),
@@ -443,7 +509,69 @@ def test_decode_into_a_torch_tensor() -> None:
     assert same(out.numpy(), expected)
 
 
+def test_decode_into_is_seen_in_the_torch_tensor_or_refused() -> None:
+    torch = pytest.importorskip("torch")
+    data = vqformat.save({"mask": np.ones((4, 4), bool), "pairs": np.ones(3, np.complex64)}, lossless=True)
+    mask, pairs = torch.zeros(4, 4, dtype=torch.bool), torch.zeros(3, dtype=torch.complex64)
+
+    with safe_open(io.BytesIO(data)) as file:
+        file.get_slice("mask").decode_into(mask)
+        file.get_slice("pairs").decode_into(pairs)
+        with pytest.raises(ValueError, match="packed, conjugate or negative"):
+            file.get_slice("pairs").decode_into(pairs.conj())
+
+    assert mask.all()
+    assert (pairs == 1).all()
+
+
+def test_max_tensor_bytes_is_for_blocks_that_are_a_whole_tensor() -> None:
+    data = vqformat.save({"x": np.ones((50, 50), np.complex64)})
+
+    with safe_open(io.BytesIO(data), max_tensor_bytes=1000) as file, pytest.raises(LimitError):
+        list(file.get_slice("x").blocks())
+
+
+def test_a_file_that_is_closed_gives_nothing() -> None:
+    data = vqformat.save({"a": weights(3), "b": weights(3)})
+    with safe_open(io.BytesIO(data)) as file:
+        file["a"]
+
+    with pytest.raises(ValueError, match="the file is closed"):
+        file["b"]
+
+
+def test_a_mapped_file_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.vqm"
+    vqformat.save_file({"a": weights(3)}, path)
+
+    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        with safe_open(mapped) as file:  # type: ignore[arg-type]
+            assert file["a"].shape == (3,)
+        mapped.seek(0)
+        assert list(vqformat.load_file(mapped)) == ["a"]  # type: ignore[arg-type]
+
+
 # Threads
+
+
+class Slow(io.BytesIO):
+    """A file that others may use between seek and read."""
+
+    def seek(self, *args: int) -> int:
+        at = super().seek(*args)
+        time.sleep(0.001)
+        return at
+
+
+def test_threads_that_read_one_file_get_what_they_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(IndexedReader, "HELD_NBYTES", 1000)  # nothing of a layer is held
+    data = written({f"{i}.weight": weights(200, 300, seed=i) for i in range(6)}, preset="fast")
+    expected = vqformat.load(data)
+
+    with safe_open(Slow(data)) as file, ThreadPoolExecutor(6) as pool:
+        names = list(file) * 5
+        assert all(same(found, expected[name]) for name, found in zip(names, pool.map(file.get_tensor, names),
+                                                                      strict=True))  # fmt: skip
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -352,6 +354,34 @@ def test_what_a_stream_has_got_when_it_stops_is_no_file_but_its_layers_can_be_ha
     assert list(there) == [name for tensors in list(layers.values())[:n_written] for name in tensors]
 
 
+class Slow(Recorder):
+    """A raw stream that takes some bytes at a time."""
+
+    def write(self, data: Any) -> int:
+        return super().write(bytes(data[:1000]))
+
+
+def test_streams_that_take_a_part_are_given_the_rest() -> None:
+    stream = Slow()
+    with vqformat.writer(stream) as w:
+        for name, tensors in model().items():
+            w.add_layer(name, tensors)
+
+    assert stream.data == written(model())
+    assert w.report.file_nbytes == len(stream.data)
+
+
+def test_streams_that_do_not_wait_are_refused() -> None:
+    class Full(Recorder):
+        def write(self, data: Any) -> Any:
+            return None
+
+    with pytest.raises(BlockingIOError, match="a stream is wanted that blocks"):
+        vqformat.writer(Full())
+    with pytest.raises(TypeError, match="a path or a binary stream is wanted, not int"):
+        vqformat.writer(3)
+
+
 class Full(io.RawIOBase):
     """A stream that breaks after some bytes."""
 
@@ -391,6 +421,8 @@ WRONG: list[tuple[Callable[[Any], Any], str]] = [
     (lambda w: w.add_layer(7, {"a": np.ones(3)}), "is a int, not a string"),
     (lambda w: w.add_layer("x" * 2000, {"a": np.ones(3)}), "2000 bytes; at most 1024"),
     (lambda w: w.add_layer("\ud800", {"a": np.ones(3)}), "no Unicode text"),
+    (lambda w: w.add_alias(3, "layers.0.weight"), "is a int, not a string"),
+    (lambda w: w.add_alias("a", ["layers.0.weight"]), "which has not been added"),
     (lambda w: w.add_alias("a", "nothing"), "'nothing', which has not been added"),
     (lambda w: w.add_alias("layers.0.bias", "layers.0.weight"), "two tensors have the name 'layers.0.bias'"),
     (lambda w: w.add_layer("x", {"x.pq": np.full((8, 8), np.nan, np.float32)}), "cannot code it"),
@@ -425,6 +457,73 @@ def test_options_that_are_none_are_refused_before_anything_is_made(tmp_path: Pat
         vqformat.writer(tmp_path / "model.vqm", **options)
 
     assert os.listdir(tmp_path) == []
+
+
+def open_temporary_files() -> list[str]:
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("open files are told by /proc, which is Linux's")
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.exists() or link.is_symlink()]
+    targets = [os.readlink(link) for link in links if link.is_symlink()]
+    return [target for target in targets if target.endswith("(deleted)") and "/model" in target]
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError])
+def test_what_has_waited_is_let_go(error: type[Exception] | None, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    large = np.random.default_rng(0).standard_normal((2048, 2100), np.float32)  # 17 MB
+    with contextlib.suppress(RuntimeError), vqformat.writer(tmp_path / "models" / "a.vqm", ratio=4) as w:
+        w.add_layer("a", {"a.weight": large, "a.tied": large})
+        reference = weakref.ref(large)
+        del large
+        gc.collect()
+        assert reference() is None
+        assert len(open_temporary_files()) == 1
+        if error is not None:
+            raise error
+
+    assert open_temporary_files() == []
+
+
+def test_a_file_system_without_permissions_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    (tmp_path / "model.vqm").write_bytes(b"an earlier one")
+    monkeypatch.setattr(os, "chmod", refuse)
+
+    vqformat.save_file(model()["layers.0"], tmp_path / "model.vqm")
+
+    assert list(vqformat.load_file(tmp_path / "model.vqm")) == list(model()["layers.0"])
+
+
+def test_names_may_be_as_long_as_the_system_has_them(tmp_path: Path) -> None:
+    path = tmp_path / ("模" * 80 + ".vqm")  # 244 bytes
+
+    vqformat.save_file(model()["layers.0"], path)
+
+    assert path.exists()
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no such folder: '.*nowhere'"):
+        vqformat.writer(tmp_path / "nowhere" / "model.vqm")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_leaves_the_file_alone(tmp_path: Path) -> None:
+    code = """if True:
+        import os, sys, numpy, vqformat
+        w = vqformat.writer("model.vqm")
+        w.add_layer("", {"x": numpy.ones((9, 9), "f4")})
+        if not os.fork():
+            sys.exit(0)
+        os.wait()
+        w.close()
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, check=True)
+
+    assert os.listdir(tmp_path) == ["model.vqm"]
+    assert list(vqformat.load_file(tmp_path / "model.vqm")) == ["x"]
 
 
 def test_closed_is_closed() -> None:
@@ -495,6 +594,13 @@ def test_torch_tensors_in_layers(tmp_path: Path) -> None:
     assert loaded["a.tied"] is loaded["a.weight"] is loaded["b.weight"]
     assert torch.equal(loaded["a.t"], weight.T)
     assert loaded["a.weight"].dtype == torch.bfloat16
+    with writer(io.BytesIO()) as other:
+        for wrong in ([weight], torch.nn.Linear(3, 3)):
+            with pytest.raises(EncodeError, match="not a mapping from names to tensors, as state_dict"):
+                other.add_layer("a", wrong)
+        with pytest.raises(EncodeError):
+            other.add_layer("a", {"a": weight, "a.t": weight.T, "": weight})
+    assert other.report.notes == []
     assert w.report.notes == ["'a.t' and 'a.weight' are views that overlap: each is stored on its own"]
 
 

@@ -86,10 +86,11 @@ class safe_open(Mapping[str, Any]):
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._opened.__exit__(kind, err, trace)
+        self.close()
 
     def close(self) -> None:
-        """Close the file, if it was opened here."""
+        """Read no more, and close the file if it was opened here."""
+        self._reader.close()
         self._opened.__exit__(None, None, None)
 
     def keys(self) -> Any:
@@ -185,5 +186,6 @@ class TensorSlice:
 
         A piece is a block of the file, some 250,000 elements (all of a complex tensor).
         """
-        for index, values in self._file._reader.parts(self._name):
-            yield index, self._file._framework.give(values)
+        file = self._file
+        for index, values in file._reader.parts(self._name, file._budget(), file._threads):
+            yield index, file._framework.give(values)

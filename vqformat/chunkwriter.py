@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,6 +126,7 @@ class ChunkWriter:
             self._output.write(bytes(entry.start(self._output.offset) - self._output.offset))
             self._output.write(section.stored)
             self.section_nbytes += len(section.stored)
+        self._output.flush()  # who reads a pipe has the layer now
         self._index.add_chunk(type, self._output.offset - start, records, meta)
 
     def close(self) -> None:
@@ -171,18 +174,27 @@ class _Output:
         if isinstance(target, (str, os.PathLike)):
             self._file = NewFile(target, overwrite=overwrite)
             self._stream = self._file.stream
-        else:
+        elif hasattr(target, "write"):
             self._stream = target
+        else:
+            raise TypeError(f"a path or a binary stream is wanted, not {type(target).__name__}")
 
     def write(self, data: bytes) -> None:
-        if data:
-            self._stream.write(data)
-            self._digest.update(data)
-            self.offset += len(data)
+        rest = memoryview(data)
+        while rest:
+            n = self._stream.write(rest)
+            if n is None and isinstance(self._stream, io.RawIOBase):
+                raise BlockingIOError(errno.EAGAIN, "a stream is wanted that blocks until it takes bytes", len(rest))
+            rest = rest[n:]  # a raw stream may take less; one that does not say how much takes all
+        self._digest.update(data)
+        self.offset += len(data)
 
     @property
     def folder(self) -> str | None:
         return self._file.folder if self._file is not None else None
+
+    def flush(self) -> None:
+        self._stream.flush()
 
     def digest(self) -> bytes:
         return self._digest.digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import zlib
 from collections.abc import Iterator
@@ -61,6 +62,8 @@ class StreamInput:
         left = n
         while left:
             piece = self._stream.read(min(left, _PIECE_NBYTES))
+            if piece is None:
+                raise BlockingIOError(errno.EAGAIN, "a stream is wanted that blocks until it has bytes")
             if not piece:
                 self.end = self.offset + n - left
                 raise TruncatedError(f"{what} needs {n} bytes, but the file ends after {n - left}", clause="REA-001",

@@ -58,12 +58,15 @@ class NewFile:
             return
         self._check_absent()
         # Made as a plain open would make it: the umask decides who may read it
-        self._temporary = self._path.with_name(f".{self._path.name[:100]}.{secrets.token_hex(6)}.tmp")
+        self._temporary = self._path.with_name(f".{secrets.token_hex(8)}.vqm.tmp")
         try:
             self.stream = open(self._temporary, "x+b")  # noqa: SIM115
         except PermissionError as err:
             raise PermissionError(err.errno, "nothing can be written to this folder", str(self._path.parent)) from err
-        self._forget = weakref.finalize(self, _remove, self.stream, self._temporary)  # also if the program ends
+        except FileNotFoundError as err:
+            raise FileNotFoundError(err.errno, "there is no such folder", str(self._path.parent)) from err
+        # Also if the program ends
+        self._forget = weakref.finalize(self, _remove, self.stream, self._temporary, os.getpid())
 
     def _check_absent(self) -> None:
         if not self._overwrite and self._path.exists():
@@ -84,7 +87,7 @@ class NewFile:
             os.fsync(self.stream.fileno())
             self.stream.close()
             self._check_absent()
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # there is none, or the file system has no permissions
                 os.chmod(self._temporary, self._path.stat().st_mode & 0o777)
             os.replace(self._temporary, self._path)
             self._forget.detach()
@@ -111,9 +114,11 @@ class NewFile:
             self.discard()
 
 
-def _remove(stream: BinaryIO, path: pathlib.Path) -> None:
-    _close(stream)
-    path.unlink(missing_ok=True)
+def _remove(stream: BinaryIO, path: pathlib.Path, process: int) -> None:
+    if os.getpid() == process:  # and not one that was forked from it
+        _close(stream)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _close(stream: BinaryIO) -> None:

@@ -45,15 +45,13 @@ def as_output(out: Any, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
     """An array, or tensor on the CPU, that a tensor is to be decoded into, as an array.
 
     Raises:
-        ValueError: It has another shape or dtype, is not C-contiguous, or cannot be written.
+        ValueError: It has another shape or dtype, is not C-contiguous, or cannot be written in place.
         TypeError: It is something else.
     """
     if hasattr(out, "detach"):
-        from .torch import to_numpy
+        from .torch import memory_of
 
-        if out.device.type != "cpu" or not out.is_contiguous():
-            raise ValueError(f"tensor {name!r}: a contiguous tensor on the CPU is wanted, not one on {out.device}")
-        out = to_numpy(out, name)
+        out = memory_of(out, name)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"tensor {name!r}: an array is wanted, not a {type(out).__name__}")
     if out.shape != shape or out.dtype != BY_NAME[dtype].numpy:

@@ -18,7 +18,6 @@ from .container import CHUNK_HEAD_NBYTES, FOOTER_NBYTES, HEADER_NBYTES, ChunkHea
 from .errors import ChecksumError, FormatError, TensorNotFoundError, TruncatedError, VqmError
 from .index import Entry, Index
 from .layers import Budget, LayerInfo, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
-from .limits import MAX_INDEX_NBYTES
 from .records import AliasRecord, Block, BookRecord, FreqRecord, Size, TensorRecord
 from .region import Region, part_of
 from .tensor import FEW_ELEMENTS, MANY_ELEMENTS, TensorDecoder, allocate
@@ -37,8 +36,10 @@ class RandomInput:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
+        self._is_closed = False
         self._held: dict[bytes, tuple[int, bytes]] = {}  # by what they are of: offset and bytes
-        self.nbytes = stream.seek(0, os.SEEK_END)
+        end: int | None = stream.seek(0, os.SEEK_END)
+        self.nbytes = stream.tell() if end is None else end  # mmap does not say
 
     def hold(self, kind: bytes, start: int, end: int) -> None:
         """Have bytes ``start:end`` in memory, in place of those held before; nothing where the file is shorter.
@@ -57,6 +58,11 @@ class RandomInput:
         if len(self._held.get(kind, (0, b""))[1]) > most_nbytes:
             self._held.pop(kind, None)
 
+    def close(self) -> None:
+        """Read no more, and hold nothing."""
+        self._is_closed = True
+        self._held.clear()
+
     @contextlib.contextmanager
     def forgetting(self) -> Iterator[None]:
         """Nothing is held any more when a file is refused: the network may be at fault, and the next try reads anew."""
@@ -71,7 +77,10 @@ class RandomInput:
 
         Raises:
             TruncatedError: The file is shorter.
+            ValueError: It is closed.
         """
+        if self._is_closed:
+            raise ValueError("the file is closed")
         for held_offset, held in list(self._held.values()):
             if held_offset <= offset and offset + n <= held_offset + len(held):
                 return held[offset - held_offset : offset - held_offset + n]
@@ -122,7 +131,7 @@ class IndexedReader:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._input = RandomInput(stream)
-        self._lock = threading.RLock()  # of the two memories below: several threads may read
+        self._lock = threading.RLock()  # of the layers below: several threads may read
         self._layers: dict[int, tuple[ChunkHead, LayerInfo]] = {}
         self._books: dict[int, tuple[BookRecord, Floats]] = {}
         self._freqs: dict[int, tuple[FreqRecord, rans.Tables]] = {}
@@ -154,7 +163,7 @@ class IndexedReader:
         if index_offset >= footer_offset:
             raise FormatError(f"index_offset is {index_offset}, not below {footer_offset}", clause="FTR-003",
                               offset=footer_offset)  # fmt: skip
-        if index_offset < tail_offset <= index_offset + MAX_INDEX_NBYTES:
+        if index_offset < tail_offset <= index_offset + self.HELD_NBYTES:
             tail = self._input.read_at(index_offset, tail_offset - index_offset, "the index") + tail
             tail_offset = index_offset
         part = _Part(self._input, index_offset, tail_offset, tail)
@@ -167,6 +176,10 @@ class IndexedReader:
             raise FormatError(f"the chunks of the index end at {index.chunk_offsets[-1]}, not at {index_offset}",
                               clause="IDX-001", offset=index_offset)  # fmt: skip
         return index
+
+    def close(self) -> None:
+        """Read no more."""
+        self._input.close()
 
     def metadata(self) -> dict[str, Any]:
         """The user's metadata, from the index if that has it (SPEC 15.2), else from META."""
@@ -377,7 +390,9 @@ class IndexedReader:
             stored = _StoredTensor(self, record, chunk, first)
             return region.gather(stored.decoder, stored.values(region.blocks(stored.decoder)))
 
-    def parts(self, name: str) -> Iterator[tuple[tuple[Any, ...], Array]]:
+    def parts(
+        self, name: str, budget: Budget | None = None, threads: int = 1
+    ) -> Iterator[tuple[tuple[Any, ...], Array]]:
         """A tensor block by block: for each an index, and its values, such that ``tensor[index] = values``."""
         with self._input.forgetting():
             record, chunk, first = self._locate(name)
@@ -386,7 +401,7 @@ class IndexedReader:
         with self._input.forgetting():
             stored = _StoredTensor(self, record, chunk, first)
         if stored.decoder.stored_dtype != record.dtype_info.numpy:  # pairs of reals, which blocks may cut apart
-            yield (), self.tensor(name)
+            yield (), self.tensor(name, budget, threads)
             return
         with self._input.forgetting():
             for block, values in stored.values(range(stored.decoder.view.n_blocks)):

@@ -5,14 +5,11 @@ from __future__ import annotations
 import io
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
 import numpy.typing as npt
 
-from .dtypes import of_array
-from .errors import EncodeError
 from .files import Path, opened
 from .layers import Budget
 from .limits import DEFAULT_MAX_TENSOR_NBYTES
@@ -21,12 +18,11 @@ from .sequential import SequentialReader
 from .workers import n_threads
 
 if TYPE_CHECKING:
+    from .encode.options import Progress
     from .encode.recipe import Recipe
     from .encode.report import Report
-    from .encode.source import SourceTensor
 
 Array = npt.NDArray[Any]
-Progress = Callable[[str, int, int], None]
 
 
 def save_file(
@@ -79,6 +75,8 @@ def save_file(
     """
     from .encode.model import encode_model
     from .encode.options import Options
+    from .encode.recipe import as_recipe
+    from .encode.source import source_tensors
 
     options = Options(as_recipe(recipe), bits, ratio, size, sqnr, step, lossless, preset, seed=seed, progress=progress)
     return encode_model(source_tensors(tensors), filename, dict(metadata or {}), options, overwrite=overwrite)
@@ -148,35 +146,3 @@ def verify(filename: Path | BinaryIO) -> str:
         reader = SequentialReader(stream, check_digest=True, keep_total=False, at_leisure=True)
         deque(reader.layers(), maxlen=0)  # none is kept for long
         return reader.digest.hex()
-
-
-def as_recipe(recipe: Recipe | Mapping[str, str] | str | None) -> Recipe | None:
-    """A recipe from what a caller may give for one."""
-    from .encode.recipe import Recipe
-
-    if recipe is None or isinstance(recipe, Recipe):
-        return recipe
-    return Recipe({}, default=recipe) if isinstance(recipe, str) else Recipe(recipe)
-
-
-def source_tensors(tensors: Mapping[str, Array]) -> list[SourceTensor]:
-    """Arrays as the encoder takes them; equal views of one memory as aliases (WRI-002)."""
-    from .encode.source import SourceTensor
-
-    if not isinstance(tensors, Mapping):
-        raise EncodeError(f"tensors is a {type(tensors).__name__}, not a mapping from names to arrays")
-    sources = []
-    seen: dict[tuple[Any, ...], str] = {}
-    for name, value in tensors.items():
-        if not isinstance(name, str):
-            raise EncodeError(f"the name {name!r} is a {type(name).__name__}, not a string")
-        if not isinstance(value, (np.ndarray, np.generic)):
-            raise EncodeError(f"tensor {name!r} is a {type(value).__name__}, not a NumPy array")
-        array = np.asarray(value)
-        dtype = of_array(array, name)
-        key = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str, dtype.name)
-        target = seen.get(key) if array.size else None
-        if target is None:
-            seen[key] = name
-        sources.append(SourceTensor(name, dtype.name, array.shape, lambda array=array: array, target))  # type: ignore[misc]
-    return sources

@@ -38,12 +38,13 @@ class Region:
         if len(ellipses) > 1:
             raise IndexError("an index can have one ellipsis ('...') only")
         at = ellipses[0] if ellipses else len(key)
-        key[at : at + 1] = [slice(None)] * (len(shape) - n_axes)
+        if not ellipses or n_axes < len(shape):  # one for no axis stays: it keeps arrays apart
+            key[at : at + 1] = [slice(None)] * (len(shape) - n_axes)
         self._positions: list[Places] = []  # for each axis those that are asked for, ascending, each once
         self._inner: list[Any] = []  # what of them is asked for, and in which order
         for item in key:
-            if item is None:
-                self._inner.append(None)
+            if item is None or item is Ellipsis:
+                self._inner.append(item)
                 continue
             for part in [item] if isinstance(item, slice) or item.dtype != np.bool_ else _of_mask(item, shape, self):
                 axis = len(self._positions)

@@ -234,6 +234,8 @@ class SequentialTensor:
             return
         view, size = self.decoder.view, self.decoder.group_size(most_elements)
         for start in range(0, view.n_blocks, size):
+            if self.has_passed:
+                raise ValueError(f"tensor {record.name!r} has passed: decode it before the stream goes on, and once")
             numbers = range(start, min(start + size, view.n_blocks))
             blocks = [view.block(i) for i in numbers]
             yield blocks, [self._stored(record.payload_nbytes(block), f"block {i} of tensor {record.name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -73,14 +74,18 @@ class stream(Iterator["Layer"]):
         self.metadata: dict[str, Any] = self._reader.metadata
         self._layers = self._whole_layers() if allow_partial else self._open_layers()
         self._current: Layer | None = None
+        self._has_failed = False
 
     def __next__(self) -> Layer:
         if self._current is not None:
             self._current._pass_by()
             self._current = None
+        if self._has_failed:
+            raise ValueError("the stream was ended by an error: what follows is not known")
         try:
             self._current = next(self._layers)
-        except BaseException:
+        except BaseException as err:
+            self._has_failed = not isinstance(err, StopIteration)
             self.close()
             raise
         return self._current
@@ -88,11 +93,11 @@ class stream(Iterator["Layer"]):
     def _open_layers(self) -> Iterator[Layer]:
         for info, tensors in self._reader.open_layers():
             given = (StreamedTensor(tensor, self._framework, self._budget, self._threads) for tensor in tensors)
-            yield Layer(info, self._framework, given)
+            yield Layer(info, self._budget, given)
 
     def _whole_layers(self) -> Iterator[Layer]:
         for info, arrays in self._reader.layers():
-            yield Layer(info, self._framework, iter(()), arrays)
+            yield Layer(info, self._budget, iter(()), {name: self._framework.give(a) for name, a in arrays.items()})
         if self._reader.cut_at is not None:
             warnings.warn(f"the file ends early, at byte {self._reader.cut_at}", stacklevel=3)
 
@@ -119,22 +124,28 @@ class Layer(Mapping[str, Any]):
         aliases: Further names of tensors, of this layer or an earlier one, by the name: ``{alias: target}``.
     """
 
-    def __init__(self, info: LayerInfo, framework: Framework, tensors: Iterator[StreamedTensor],
-                 arrays: dict[str, Array] | None = None) -> None:  # fmt: skip
+    def __init__(self, info: LayerInfo, budget: Budget, tensors: Iterator[StreamedTensor],
+                 arrays: dict[str, Any] | None = None) -> None:  # fmt: skip
         self.name = info.name
         self.aliases = {record.name: record.target for record in info.records if isinstance(record, AliasRecord)}
         self._names = [record.name for record in info.records if not isinstance(record, AliasRecord)]
-        self._framework = framework
+        self._budget = budget
         self._tensors: Iterator[StreamedTensor] | None = tensors
         self._arrays = arrays
+        self._has_passed = False
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._names:
             raise KeyError(name)
         if self._arrays is None:
-            self._arrays = {tensor.name: tensor.decode() for tensor in self._take()}
-            return self._arrays[name]
+            arrays = {}
+            for tensor in self._take():
+                arrays[tensor.name] = tensor.decode(self._budget)
+            self._arrays = arrays
         return self._arrays[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -155,11 +166,23 @@ class Layer(Mapping[str, Any]):
     def _take(self) -> Iterator[StreamedTensor]:
         tensors, self._tensors = self._tensors, None
         if tensors is None:
-            raise ValueError(f"layer {self.name!r} has passed: look into a layer before the stream goes on, and once")
-        return tensors
+            raise self._passed()
+        return self._until_passed(tensors)
+
+    def _until_passed(self, tensors: Iterator[StreamedTensor]) -> Iterator[StreamedTensor]:
+        for tensor in tensors:
+            yield tensor
+            if self._has_passed:
+                raise self._passed()
+        if self._has_passed:
+            raise self._passed()
+
+    def _passed(self) -> ValueError:
+        return ValueError(f"layer {self.name!r} has passed: look into a layer before the stream goes on, and once")
 
     def _pass_by(self) -> None:
         self._tensors = None
+        self._has_passed = True
 
 
 class StreamedTensor:
@@ -176,14 +199,17 @@ class StreamedTensor:
         self.name, self.shape = tensor.record.name, tensor.record.shape
         self.dtype = spelled_as_safetensors(tensor.record.dtype)
 
-    def decode(self) -> Any:
+    def decode(self, budget: Budget | None = None) -> Any:
         """The tensor.
+
+        Args:
+            budget: What it counts against, with others that are held; by default it is by itself.
 
         Raises:
             VqmError: Its part of the file is refused.
             ValueError: It has been decoded, or the stream has gone on.
         """
-        self._budget.take(self._tensor.record)
+        (budget or replace(self._budget)).take(self._tensor.record)
         return self._framework.give(self._decode(None))
 
     def decode_into(self, out: Any) -> None:

@@ -12,12 +12,11 @@ from typing import Any, BinaryIO
 
 from ..errors import EncodeError
 from ..files import Path
-from ..numpy import Array, Progress, as_recipe, source_tensors
 from .model import ModelEncoder, check_tensors, open_writer
-from .options import Options
-from .recipe import Recipe
+from .options import Options, Progress
+from .recipe import Recipe, as_recipe
 from .report import Report
-from .source import SourceTensor, check_layer_name, native
+from .source import Array, SourceTensor, check_layer_name, check_name, native, source_tensors
 from .spool import Spool
 from .writing import Layers, layer_name
 
@@ -34,7 +33,8 @@ class writer:
     In memory is the layer in hand. Each is encoded and written as it comes, as if it were a model of its own: steps
     (``step`` too, and the default) are relative to its weights, ``sqnr`` is met by each. Where the whole model must be
     known, for the budgets ``bits``, ``ratio`` and ``size`` and for codebooks that layers share, tensors wait in a
-    temporary file, in the folder of the path, until ``close`` encodes them as ``save_file`` does.
+    temporary file, in the folder of the path, until ``close`` encodes them as ``save_file`` does. (A codebook that
+    layers share is trained on all of them, which then are in memory together.)
 
     A path gets its file when the writer is closed. After an exception there is none, and what a stream has got does not
     open as a file, but for ``allow_partial=True``.
@@ -91,13 +91,16 @@ class writer:
                 layer and in the same memory becomes its alias; for one of an earlier layer see ``add_alias``.
 
         Raises:
-            EncodeError: Something cannot be written; the file can be gone on with.
+            EncodeError: Something cannot be written. The file can be gone on with, unless it is more than a file can
+                hold.
             OSError: Writing failed; the file is given up.
             ValueError: The writer is closed.
         """
         self._check_open()
         check_layer_name(name)
-        self._add(name, self._source_tensors(tensors))
+        notes: list[str] = []
+        self._add(name, self._source_tensors(tensors, notes))
+        self._notes.extend(notes)
 
     def add_alias(self, name: str, target: str) -> None:
         """Give a tensor that has been added a further name: tied weights are stored once.
@@ -107,7 +110,8 @@ class writer:
             OSError, ValueError: As ``add_layer``.
         """
         self._check_open()
-        known = self._known.get(target)
+        check_name(name)
+        known = self._known.get(target) if isinstance(target, str) else None
         if known is None:
             raise EncodeError(f"{name!r} cannot be an alias of {target!r}, which has not been added")
         alias = replace(known, name=name, alias_of=known.alias_of or target)
@@ -134,6 +138,7 @@ class writer:
                 report = self._layers.close()
             else:
                 report = ModelEncoder(self._waiting, self._options, self._metadata).write(self._chunks)
+        self._forget()
         report.notes.extend(self._notes)
         self._report = report
         for pattern in unused:  # no error: the file is whole, and may have taken hours
@@ -153,7 +158,7 @@ class writer:
             raise ValueError("the report is there when the writer is closed")
         return self._report
 
-    def _source_tensors(self, tensors: Mapping[str, Any]) -> list[SourceTensor]:
+    def _source_tensors(self, tensors: Mapping[str, Any], notes: list[str]) -> list[SourceTensor]:
         return source_tensors(tensors)
 
     def _add(self, layer: str, tensors: list[SourceTensor]) -> None:
@@ -177,7 +182,7 @@ class writer:
     def _put_by(self, tensor: SourceTensor, arrays: Spool[Array]) -> SourceTensor:
         """A tensor that will load its array from the temporary file."""
         if tensor.alias_of is not None:
-            return tensor
+            return replace(tensor, load=_gone)
         arrays.append(native(tensor))
         return replace(tensor, load=partial(arrays.__getitem__, len(arrays) - 1))
 
@@ -206,6 +211,13 @@ class writer:
     def _discard(self) -> None:
         self._is_over = True
         self._chunks.discard()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of what has waited."""
+        self._waiting = []
+        if self._arrays is not None:
+            self._arrays.close()
 
     def __enter__(self) -> writer:
         return self

@@ -15,6 +15,7 @@ from .calibration import Calibration
 from .recipe import Recipe
 
 Array = npt.NDArray[Any]
+Progress = Callable[[str, int, int], None]
 
 # What each preset is for, for help texts
 PRESETS = {
@@ -54,7 +55,7 @@ class Options:
     calibration: Calibration | None = None
     correct: Callable[[Iterable[tuple[str, Array]]], Mapping[str, Array]] | None = None
     seed: int = 0
-    progress: Callable[[str, int, int], None] | None = None
+    progress: Progress | None = None
 
     def __post_init__(self) -> None:
         numeric = {"bits": self.bits, "ratio": self.ratio, "size": self.size, "sqnr": self.sqnr,

@@ -322,3 +322,10 @@ class Recipe:
 
 def _as_method(method: str | Method) -> Method:
     return method if isinstance(method, Method) else parse_method(method)
+
+
+def as_recipe(recipe: Recipe | Mapping[str, str | Method] | str | None) -> Recipe | None:
+    """A recipe from what a caller may give for one."""
+    if recipe is None or isinstance(recipe, Recipe):
+        return recipe
+    return Recipe({}, default=recipe) if isinstance(recipe, str) else Recipe(recipe)

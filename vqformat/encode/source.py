@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..dtypes import BY_NAME
+from ..dtypes import BY_NAME, of_array
 from ..errors import EncodeError
 from ..limits import MAX_NAME_NBYTES, MAX_RANK
 from .orient import reals
@@ -61,11 +61,32 @@ class SourceTensor:
         return BY_NAME[self.dtype].nbytes(self.n_elements)
 
 
+def source_tensors(tensors: Mapping[str, Array]) -> list[SourceTensor]:
+    """Arrays as the encoder takes them; equal views of one memory as aliases (WRI-002)."""
+    if not isinstance(tensors, Mapping):
+        raise EncodeError(f"tensors is a {type(tensors).__name__}, not a mapping from names to arrays")
+    sources = []
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, value in tensors.items():
+        if not isinstance(name, str):
+            raise EncodeError(f"the name {name!r} is a {type(name).__name__}, not a string")
+        if not isinstance(value, (np.ndarray, np.generic)):
+            raise EncodeError(f"tensor {name!r} is a {type(value).__name__}, not a NumPy array")
+        array = np.asarray(value)
+        dtype = of_array(array, name)
+        key = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str, dtype.name)
+        target = seen.get(key) if array.size else None
+        if target is None:
+            seen[key] = name
+        sources.append(SourceTensor(name, dtype.name, array.shape, lambda array=array: array, target))  # type: ignore[misc]
+    return sources
+
+
 def check_name(name: str) -> None:
     """Raise EncodeError unless a tensor may have this name (TEN-001)."""
+    check_layer_name(name)
     if not name or "\0" in name:
         raise EncodeError(f"the name {name!r} is empty or has a character U+0000")
-    check_layer_name(name)
 
 
 def check_layer_name(name: str) -> None:

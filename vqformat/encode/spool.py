@@ -23,7 +23,7 @@ class Spool(Sequence[T]):
     def __init__(self, items: Iterable[T] = (), *, folder: str | None) -> None:
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY_NBYTES, dir=folder)  # noqa: SIM115
         self._offsets = [0]
-        weakref.finalize(self, self._file.close)
+        self.close = weakref.finalize(self, self._file.close)
         for item in items:
             self.append(item)
 

@@ -21,6 +21,7 @@ from ..errors import EncodeError
 from ..files import Path
 from .arrays import dtype_name, identity, logical_shape
 from .arrays import from_numpy as from_numpy
+from .arrays import memory_of as memory_of
 from .arrays import to_numpy as to_numpy
 from .calibrate import calibrate as calibrate
 from .correct import Corrector
@@ -62,8 +63,9 @@ def _save(sources: list[SourceTensor], notes: list[str], filename: Path | Binary
           metadata: Mapping[str, Any] | None = None, *, overwrite: bool = True, **options: Any) -> Report:  # fmt: skip
     from ..encode.model import encode_model
     from ..encode.options import Options
+    from ..encode.recipe import as_recipe
 
-    options["recipe"] = front.as_recipe(options.get("recipe"))
+    options["recipe"] = as_recipe(options.get("recipe"))
     report = encode_model(sources, filename, dict(metadata or {}), Options(**options), overwrite=overwrite)
     report.notes.extend(notes)
     return report
@@ -127,8 +129,8 @@ def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapp
 class writer(layerwise.writer):
     """Writes a ``.vqm`` layer by layer, as ``vqformat.writer`` does; tensors are of PyTorch."""
 
-    def _source_tensors(self, tensors: Mapping[str, torch.Tensor]) -> list[SourceTensor]:
-        return source_tensors(tensors, self._notes)
+    def _source_tensors(self, tensors: Mapping[str, torch.Tensor], notes: list[str]) -> list[SourceTensor]:
+        return source_tensors(tensors, notes)
 
 
 def source_tensors(
@@ -142,6 +144,9 @@ def source_tensors(
     """
     from ..encode.source import SourceTensor
 
+    if not isinstance(tensors, Mapping):
+        raise EncodeError(f"tensors is a {type(tensors).__name__}, not a mapping from names to tensors, as state_dict()"
+                          " gives")  # fmt: skip
     looked_up = {identity(tensors[name]) for name in tables if name in tensors}
     sources = []
     seen: dict[tuple[Any, ...], str] = {}

@@ -69,6 +69,23 @@ def to_numpy(tensor: torch.Tensor, name: str = "") -> npt.NDArray[Any]:
     return tensor.view(word[0]).numpy().view(info.numpy)
 
 
+def memory_of(tensor: torch.Tensor, name: str) -> npt.NDArray[Any]:
+    """A tensor's memory as an array, so that what is written to the one is in the other.
+
+    Raises:
+        ValueError: It is elsewhere, or its elements lie there otherwise than in an array.
+    """
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise ValueError(f"tensor {name!r}: a contiguous tensor on the CPU is wanted, not one on {tensor.device}")
+    if tensor.dtype == torch.bool:
+        return tensor.view(torch.uint8).numpy().view(np.bool_)
+    array = to_numpy(tensor, name)
+    if array.size and array.ctypes.data != tensor.data_ptr():
+        raise ValueError(f"tensor {name!r}: a tensor is wanted whose memory has its elements one by one, as they are;"
+                         f" that of dtype {tensor.dtype} is packed, conjugate or negative")  # fmt: skip
+    return array
+
+
 def dtype_name(tensor: torch.Tensor, name: str) -> str:
     """The dtype's name in SPEC 7.1.
 
