@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 import vqformat
 from vqformat import TruncatedError, VqmError, safe_open
-from vqformat.container import FOOTER_NBYTES, pack_header
+from vqformat.container import FOOTER_NBYTES, pack_footer, pack_header
 
 
 def small_file() -> tuple[bytes, dict[str, np.ndarray[Any, Any]]]:
@@ -226,3 +227,18 @@ def test_no_temporary_file_is_left_by_metadata_that_is_too_large(tmp_path: Any) 
         vqformat.save_file({}, tmp_path / "x.vqm", {"k": "x" * (17 << 20)})
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_index_that_is_said_to_be_the_whole_file_is_not_read_whole(tmp_path: Path) -> None:
+    header = pack_header(0)
+    with open(tmp_path / "a.vqm", "wb") as stream:
+        stream.write(header)
+        stream.seek(1 << 28)  # nothing is stored
+        stream.write(pack_footer(header, 16))
+    tracemalloc.start()
+    try:
+        with pytest.raises(VqmError):
+            safe_open(tmp_path / "a.vqm")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    finally:
+        tracemalloc.stop()
