@@ -716,3 +716,16 @@ def test_no_more_jobs_wait_than_two_for_each_thread() -> None:
     timer.join()
 
     assert begun == [(0, False), (1, False), (2, False), (3, False), (4, True)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_nothing_of_a_tensor_whose_rows_are_sorted(preset: str) -> None:
+    scales = np.exp(weights(64))
+    data = vqformat.save({"x": weights(64, 90) * scales[:, None]}, preset=preset)
+    expected = vqformat.load(data)["x"]
+
+    with safe_open(io.BytesIO(data)) as file:
+        part = file.get_slice("x")
+        for index in (slice(0, 0), [], (slice(None), []), np.zeros(64, bool), False):
+            assert same(part[index], expected[index])
+        assert same(part[True], expected[True])

@@ -378,7 +378,7 @@ class IndexedReader:
         """What an index asks for of a tensor, decoding only the blocks that hold some of it.
 
         Raises:
-            IndexError, TypeError: The tensor has no such part.
+            IndexError, TypeError, ValueError: What NumPy raises for an index that an array of that shape does not have.
         """
         with self._input.forgetting():
             record, chunk, first = self._locate(name)

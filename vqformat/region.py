@@ -24,26 +24,23 @@ class Region:
         shape: Of the tensor.
 
     Raises:
-        IndexError: There is no such position, or there are more indices than axes.
-        TypeError: An index is of another kind.
+        IndexError, TypeError, ValueError: What NumPy raises for an array of that shape.
     """
 
     def __init__(self, index: Any, shape: tuple[int, ...]) -> None:
-        key: list[Any] = [item if item is None or isinstance(item, slice) or item is Ellipsis else np.asarray(item)
-                          for item in (index if isinstance(index, tuple) else (index,))]  # fmt: skip
+        key = [_item(item) for item in (index if isinstance(index, tuple) else (index,))]
         n_axes = sum(map(_n_axes, key))
         if n_axes > len(shape):
             raise IndexError(f"too many indices: the tensor has {len(shape)} axes, but {n_axes} were indexed")
-        ellipses = [i for i, item in enumerate(key) if item is Ellipsis]
-        if len(ellipses) > 1:
+        if sum(item is Ellipsis for item in key) > 1:
             raise IndexError("an index can have one ellipsis ('...') only")
-        at = ellipses[0] if ellipses else len(key)
-        if not ellipses or n_axes < len(shape):  # one for no axis stays: it keeps arrays apart
-            key[at : at + 1] = [slice(None)] * (len(shape) - n_axes)
         self._positions: list[Places] = []  # for each axis those that are asked for, ascending, each once
         self._inner: list[Any] = []  # what of them is asked for, and in which order
         for item in key:
-            if item is None or item is Ellipsis:
+            if item is Ellipsis:
+                axis = len(self._positions)
+                self._positions += map(range, shape[axis : axis + len(shape) - n_axes])
+            if item is None or item is Ellipsis or isinstance(item, bool):
                 self._inner.append(item)
                 continue
             for part in [item] if isinstance(item, slice) or item.dtype != np.bool_ else _of_mask(item, shape, self):
@@ -51,6 +48,7 @@ class Region:
                 positions, inner = _along(part, shape[axis], axis)
                 self._positions.append(positions)
                 self._inner.append(inner)
+        self._positions += map(range, shape[len(self._positions) :])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -121,7 +119,7 @@ def part_of(decoder: TensorDecoder, block: Block, values: Array) -> tuple[tuple[
     if not layout.block_columns and n <= 1:
         if decoder.column_places is not None:
             values = np.take(values, decoder.column_places, axis=1)
-        permuted = values.reshape([*([block.n_rows] if n else ()), *(shape[axis] for axis in axes[n:])])
+        permuted = values.reshape([block.n_rows] * n + [shape[axis] for axis in axes[n:]])
         index = (slice(None),) * axes[0] + (rows,) if n else ()
         return index, permuted.transpose(np.argsort(axes))
     columns = columns if decoder.column_order is None else decoder.column_order[columns]
@@ -159,8 +157,24 @@ def _axes(decoder: TensorDecoder) -> Sequence[int]:
     return decoder.record.layout.axes or range(len(decoder.view.shape))
 
 
+def _item(item: Any) -> Any:
+    """An item of an index as None, a slice, ``...``, a bool, or an array of integers or bools."""
+    if item is None or item is Ellipsis or isinstance(item, slice):
+        return item
+    array = np.asarray(item)
+    if array.dtype == object and hasattr(item, "__index__"):
+        array = np.asarray(operator.index(item))
+    if not array.size and not hasattr(item, "dtype"):  # an empty list
+        array = array.astype(np.intp)
+    if array.dtype == np.bool_:
+        return array if array.ndim else bool(array)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise IndexError(f"an index is of dtype {array.dtype}; integers, slices, '...', None and bools are allowed")
+    return array
+
+
 def _n_axes(item: Any) -> int:
-    if item is None or item is Ellipsis:
+    if item is None or item is Ellipsis or isinstance(item, bool):
         return 0
     return 1 if isinstance(item, slice) or item.dtype != np.bool_ else int(item.ndim)
 
@@ -168,8 +182,6 @@ def _n_axes(item: Any) -> int:
 def _of_mask(mask: Array, shape: tuple[int, ...], region: Region) -> tuple[Array, ...]:
     """The positions of a mask, axis by axis."""
     axis = region.n_axes_met
-    if not mask.ndim:
-        raise TypeError("a single bool is no index")
     if mask.shape != shape[axis : axis + mask.ndim]:
         raise IndexError(f"a mask of shape {mask.shape}, for axes of shape {shape[axis : axis + mask.ndim]}")
     return np.nonzero(mask)
@@ -184,10 +196,6 @@ def _along(item: Any, size: int, axis: int) -> tuple[Places, Any]:
         ascending = found if found.step > 0 else found[::-1]
         positions = range(ascending.start, ascending.stop) if ascending.step == 1 else np.asarray(ascending)
         return positions, slice(None, None, 1 if found.step > 0 else -1)
-    if not item.size and item.dtype == np.float64:  # an empty list
-        item = item.astype(np.intp)
-    if not np.issubdtype(item.dtype, np.integer):
-        raise TypeError(f"an index is of dtype {item.dtype}; integers, slices, '...', None and bools are allowed")
     low, high = int(item.min(initial=0)), int(item.max(initial=0))
     if item.size and (low < -size or high >= size):
         raise IndexError(f"index {low if low < -size else high} is out of bounds for axis {axis} with size {size}")
@@ -210,7 +218,7 @@ def _flat(places: list[Places], sizes: list[int]) -> Places:
                 return range(outer.start * size + positions.start, outer.start * size + positions.stop)
             if len(positions) == size:
                 return range(outer.start * size, outer.stop * size)
-        found: Places = (np.asarray(outer)[:, None] * size + np.asarray(positions)).reshape(-1)
+        found: Places = (np.asarray(outer, np.intp)[:, None] * size + np.asarray(positions, np.intp)).reshape(-1)
         return found
 
     start: Places = range(1)
