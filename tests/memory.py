@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -67,6 +66,8 @@ def _call(
         if prepare is not None:
             prepare()
         if limit_mb is not None:
+            import resource  # not on every system
+
             limit = status_nbytes("VmData") + int(limit_mb * MB)
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         pipe.send(status_nbytes("RssAnon"))
