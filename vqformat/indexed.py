@@ -16,12 +16,12 @@ from .codecs import rans
 from .codecs.tables import Floats
 from .container import CHUNK_HEAD_NBYTES, FOOTER_NBYTES, HEADER_NBYTES, ChunkHead, StoredSection
 from .errors import ChecksumError, FormatError, TensorNotFoundError, TruncatedError, VqmError
+from .grouped import GroupedTensor, Sections, plain
 from .index import Entry, Index
 from .layers import Budget, LayerInfo, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
 from .records import AliasRecord, Block, BookRecord, FreqRecord, Size, TensorRecord
 from .region import Region, part_of
 from .tensor import FEW_ELEMENTS, MANY_ELEMENTS, TensorDecoder, allocate
-from .workers import Workers
 
 Array = npt.NDArray[Any]
 
@@ -345,17 +345,8 @@ class IndexedReader:
         if not record.n_elements:
             return allocate(record) if out is None else out
         stored = _StoredTensor(self, record, chunk, first)
-        with Workers(threads) as workers:
-            most_elements = MANY_ELEMENTS if out is None else FEW_ELEMENTS
-            for blocks, sections in stored.groups(range(stored.decoder.view.n_blocks), most_elements):
-                if out is not None:
-                    workers.run(stored.decode, blocks, sections, out, here=stored.decoder.has_trellis)
-                    continue
-                payloads = [[section.plain() for section in of_block] for of_block in sections]
-                out = allocate(record)  # REA-002: only now
-                stored.decoder.decode_blocks(blocks, payloads, out)
-        assert out is not None
-        return out
+        groups = stored.groups(range(stored.decoder.view.n_blocks), MANY_ELEMENTS if out is None else FEW_ELEMENTS)
+        return stored.decode_all(groups, out, threads)
 
     def _hold(self, name: str, most_nbytes: int) -> None:
         """Read the layer of a tensor at once, with the shared tables right before it, unless it is large."""
@@ -450,22 +441,27 @@ class _Sections:
         return sections
 
 
-class _StoredTensor:
+class _StoredTensor(GroupedTensor):
     """A tensor with elements in the file: its resident sections are read, its blocks are when they are wanted."""
 
     def __init__(self, reader: IndexedReader, record: TensorRecord, chunk: ChunkHead, first: int) -> None:
-        self._record, self._source = record, reader._input
+        super().__init__(record)
+        self._source = reader._input
         self._sections = _Sections(reader._input, chunk, reader._spans(chunk), first)
         sizes = record.resident_nbytes()
         self._n_resident = sum(map(len, sizes))
         resident = self._sections.read(0, sizes, f"a resident section of tensor {record.name!r}")
-        self.decoder = TensorDecoder(record, [section.plain() for section in resident], _LazyShared(reader, 0))
+        self._decoder = TensorDecoder(record, [section.plain() for section in resident], _LazyShared(reader, 0))
+
+    @property
+    def decoder(self) -> TensorDecoder:
+        return self._decoder
 
     def groups(
         self, numbers: Sequence[int], most_elements: int = FEW_ELEMENTS
-    ) -> Iterator[tuple[list[Block], list[list[StoredSection]]]]:
+    ) -> Iterator[tuple[list[Block], Sections]]:
         """Blocks, and the payload sections of each, in groups that are best decoded together."""
-        record, decoder, n = self._record, self.decoder, self._record.n_payload()
+        record, decoder, n = self.record, self.decoder, self.record.n_payload()
         size = decoder.group_size(most_elements)
         at = [self._n_resident + i * n for i in numbers]
         held_end = 0
@@ -487,15 +483,10 @@ class _StoredTensor:
                                                     f"block {numbers[k]} of tensor {record.name!r}"))  # fmt: skip
             yield blocks, sections
 
-    def decode(self, blocks: list[Block], stored: list[list[StoredSection]], out: Array) -> None:
-        """Decode a group to its place in the tensor."""
-        self.decoder.decode_blocks(blocks, [[section.plain() for section in sections] for sections in stored], out)
-
     def values(self, numbers: Sequence[int]) -> Iterator[tuple[Block, Array]]:
         """Blocks, and the values of each in stored order."""
-        for blocks, stored in self.groups(numbers):
-            payloads = [[section.plain() for section in sections] for sections in stored]
-            yield from zip(blocks, self.decoder.block_values(blocks, payloads), strict=True)
+        for blocks, sections in self.groups(numbers):
+            yield from zip(blocks, self.decoder.block_values(blocks, plain(sections)), strict=True)
 
 
 class _LazyShared:

@@ -13,6 +13,7 @@ from . import container, limits
 from .codecs import rans
 from .container import FOOTER_NBYTES, HEADER_NBYTES, ChunkHead, SectionEntry, StoredSection, StreamInput
 from .errors import ChecksumError, FormatError, LimitError, TruncatedError
+from .grouped import GroupedTensor, Sections, plain
 from .index import Index
 from .layers import Budget, LayerInfo, Shared, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
 from .records import AliasRecord, Block, Record, Size, TensorRecord
@@ -181,7 +182,7 @@ class SequentialReader:
             if array is not None:
                 workers.run(tensor.decode, blocks, sections, array, here=tensor.decoder.has_trellis)
                 continue
-            payloads = [[section.plain() for section in of_block] for of_block in sections]
+            payloads = plain(sections)
             array = allocate(record)  # REA-002: only now
             if not self._waiting.add(tensor.decoder, blocks, payloads, array):
                 tensor.decoder.decode_blocks(blocks, payloads, array)
@@ -206,7 +207,7 @@ class SequentialReader:
             raise FormatError("bytes follow the footer", clause="FTR-001", offset=self._input.offset)
 
 
-class SequentialTensor:
+class SequentialTensor(GroupedTensor):
     """A tensor that a sequential reader has come to: its sections are read in their order, each once.
 
     Attributes:
@@ -216,7 +217,7 @@ class SequentialTensor:
     def __init__(
         self, source: StreamInput, record: TensorRecord, entries: Sequence[SectionEntry], shared: Shared
     ) -> None:
-        self.record = record
+        super().__init__(record)
         self._source, self._shared = source, shared
         self._entries = iter(entries)
         self.has_passed = False
@@ -227,23 +228,27 @@ class SequentialTensor:
         resident = self._read(self.record.resident_nbytes(), f"a resident section of tensor {self.record.name!r}")
         return TensorDecoder(self.record, resident, self._shared)
 
-    def groups(self, most_elements: int = FEW_ELEMENTS) -> Iterator[tuple[list[Block], list[list[StoredSection]]]]:
-        """Blocks, and the payload sections of each, in groups that are best decoded together; none without elements."""
+    def groups(self, most_elements: int = FEW_ELEMENTS) -> Iterator[tuple[list[Block], Sections]]:
+        """Blocks, and the payload sections of each, in groups that are best decoded together; none without elements.
+
+        Raises:
+            ValueError: The reader has gone on.
+        """
         record = self.record
         if not record.n_elements:
             return
         view, size = self.decoder.view, self.decoder.group_size(most_elements)
         for start in range(0, view.n_blocks, size):
             if self.has_passed:
-                raise ValueError(f"tensor {record.name!r} has passed: decode it before the stream goes on, and once")
+                raise self.passed()
             numbers = range(start, min(start + size, view.n_blocks))
             blocks = [view.block(i) for i in numbers]
             yield blocks, [self._stored(record.payload_nbytes(block), f"block {i} of tensor {record.name!r}")
                            for i, block in zip(numbers, blocks, strict=True)]  # fmt: skip
 
-    def decode(self, blocks: list[Block], sections: list[list[StoredSection]], out: Array) -> None:
-        """Decode a group to its place in the tensor."""
-        self.decoder.decode_blocks(blocks, [[section.plain() for section in of_block] for of_block in sections], out)
+    def passed(self) -> ValueError:
+        """What is raised when the tensor can be decoded no more."""
+        return ValueError(f"tensor {self.record.name!r} has passed: decode it before the stream goes on, and once")
 
     def skip(self) -> None:
         """Check the sections that have not been read, and forget them."""

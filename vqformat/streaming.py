@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from .files import Path, opened
 from .framework import Framework, as_output, spelled_as_safetensors
+from .grouped import plain
 from .layers import Budget, LayerInfo
 from .limits import DEFAULT_MAX_TENSOR_NBYTES
 from .records import AliasRecord
 from .region import part_of
 from .sequential import SequentialReader, SequentialTensor
-from .tensor import allocate
-from .workers import Workers, n_threads
+from .workers import n_threads
 
 Array = npt.NDArray[Any]
 
@@ -140,7 +140,7 @@ class Layer(Mapping[str, Any]):
         if self._arrays is None:
             arrays = {}
             for tensor in self._take():
-                arrays[tensor.name] = tensor.decode(self._budget)
+                arrays[tensor.name] = tensor._decode_within(self._budget)
             self._arrays = arrays
         return self._arrays[name]
 
@@ -170,12 +170,12 @@ class Layer(Mapping[str, Any]):
         return self._until_passed(tensors)
 
     def _until_passed(self, tensors: Iterator[StreamedTensor]) -> Iterator[StreamedTensor]:
-        for tensor in tensors:
+        while not self._has_passed:
+            tensor = next(tensors, None)
+            if tensor is None:
+                return
             yield tensor
-            if self._has_passed:
-                raise self._passed()
-        if self._has_passed:
-            raise self._passed()
+        raise self._passed()
 
     def _passed(self) -> ValueError:
         return ValueError(f"layer {self.name!r} has passed: look into a layer before the stream goes on, and once")
@@ -199,17 +199,17 @@ class StreamedTensor:
         self.name, self.shape = tensor.record.name, tensor.record.shape
         self.dtype = spelled_as_safetensors(tensor.record.dtype)
 
-    def decode(self, budget: Budget | None = None) -> Any:
+    def decode(self) -> Any:
         """The tensor.
-
-        Args:
-            budget: What it counts against, with others that are held; by default it is by itself.
 
         Raises:
             VqmError: Its part of the file is refused.
             ValueError: It has been decoded, or the stream has gone on.
         """
-        (budget or replace(self._budget)).take(self._tensor.record)
+        return self._decode_within(replace(self._budget))  # by itself: the caller may have dropped the others
+
+    def _decode_within(self, budget: Budget) -> Any:
+        budget.take(self._tensor.record)
         return self._framework.give(self._decode(None))
 
     def decode_into(self, out: Any) -> None:
@@ -240,25 +240,15 @@ class StreamedTensor:
         self._check_first()
         decoder = self._tensor.decoder
         for blocks, sections in self._tensor.groups():
-            payloads = [[section.plain() for section in of_block] for of_block in sections]
-            for block, values in zip(blocks, decoder.block_values(blocks, payloads), strict=True):
+            for block, values in zip(blocks, decoder.block_values(blocks, plain(sections)), strict=True):
                 index, part = part_of(decoder, block, values)
                 yield index, self._framework.give(part)
 
     def _decode(self, out: Array | None) -> Array:
         self._check_first()
-        with Workers(self._threads) as workers:
-            for blocks, sections in self._tensor.groups():
-                if out is None:  # REA-002: only when the first group has been checked
-                    payloads = [[section.plain() for section in of_block] for of_block in sections]
-                    out = allocate(self._tensor.record)
-                    self._tensor.decoder.decode_blocks(blocks, payloads, out)
-                else:
-                    here = self._tensor.decoder.has_trellis
-                    workers.run(self._tensor.decode, blocks, sections, out, here=here)
-        return allocate(self._tensor.record) if out is None else out
+        return self._tensor.decode_all(self._tensor.groups(), out, self._threads)
 
     def _check_first(self) -> None:
         if self._is_taken or self._tensor.has_passed:
-            raise ValueError(f"tensor {self.name!r} has passed: decode it before the stream goes on, and once")
+            raise self._tensor.passed()
         self._is_taken = True
