@@ -117,7 +117,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
         return decode(self, name, *rest)
 
     def counting_values(self: Any, numbers: Any) -> Any:
-        found.parts.append((self._record.name, len(numbers)))
+        found.parts.append((self.record.name, len(numbers)))
         for block, array in values(self, numbers):
             found.block_nbytes.append(array.nbytes)
             yield block, array
