@@ -15,6 +15,8 @@ from .workers import Workers
 Array = npt.NDArray[Any]
 Sections = list[list[StoredSection]]  # payload sections, by block
 
+_THREADS_FROM_ELEMENTS = 1 << 20  # smaller tensors are decoded before threads have started
+
 
 class GroupedTensor:
     """A tensor whose blocks come in groups that are best decoded together."""
@@ -33,7 +35,8 @@ class GroupedTensor:
 
     def decode_all(self, groups: Iterable[tuple[list[Block], Sections]], out: Array | None, threads: int) -> Array:
         """Decode all groups into an array, a new one if there is none."""
-        with Workers(threads) as workers:
+        is_large = self.record.n_elements >= _THREADS_FROM_ELEMENTS
+        with Workers(threads if is_large else 1) as workers:
             for blocks, sections in groups:
                 if out is None:
                     payloads = plain(sections)

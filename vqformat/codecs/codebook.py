@@ -15,6 +15,7 @@ from . import tables
 from .tables import Floats
 
 _PAIRS_FROM_ELEMENTS = 1 << 20
+_PIECE = 1 << 14  # bytes looked up at once: NumPy makes numbers of 8 bytes of them, which then stay in the cache
 
 
 def progression(steps: Floats, zero: int, entries: int) -> Floats:
@@ -161,8 +162,7 @@ class CodebookDecoder:
         entries = np.append(self._book[:, 0], np.float32(np.nan))
         table: Floats = entries[np.minimum(digits, stage.entries)]
         table[base**per_byte :] = np.nan
-        self._bad_bytes = np.isnan(table).any(axis=1)
-        self._has_bad_bytes = bool(self._bad_bytes.any())
+        self._is_bad_byte = np.isnan(table).any(axis=1)
         return table
 
     def _decode_bytes(self, payload: bits.Bytes, out: Floats) -> None:
@@ -170,20 +170,30 @@ class CodebookDecoder:
         assert table is not None
         stage = self.stage
         per_byte = table.shape[1]
-        if self._has_bad_bytes and np.take(self._bad_bytes, payload).any():
+        if self._has_bad_bytes(payload):
             bits.unpack([payload], out.size, stage.entries, stage.planes)  # says which, unless it is in the tail
         n_whole, n_tail = divmod(out.size, per_byte)
         if n_tail:
             codes = bits.unpack([payload[-1:]], n_tail, stage.entries, stage.planes)
             out[-n_tail:] = self._book[codes.astype(np.intp), 0]
-        whole = out[: n_whole * per_byte]
-        if per_byte > 1:
-            np.take(table, payload[:n_whole], axis=0, out=whole.reshape(n_whole, per_byte), mode="clip")
-        elif self._pair_table is not None and n_whole % 2 == 0:
-            pairs = payload[:n_whole].view("<u2")
-            np.take(self._pair_table, pairs, axis=0, out=whole.reshape(-1, 2), mode="clip")
-        else:
-            np.take(table[:, 0], payload[:n_whole].astype(np.intp), out=whole, mode="clip")
+        indices: bits.Codes = payload[:n_whole]
+        if per_byte == 1 and self._pair_table is not None and n_whole % 2 == 0:
+            table, indices = self._pair_table, indices.view("<u2")
+        values = out[: n_whole * per_byte].reshape(-1, table.shape[1])
+        for start in range(0, indices.size, _PIECE):
+            piece = slice(start, start + _PIECE)
+            np.take(table, indices[piece], axis=0, out=values[piece], mode="clip")
+
+    def _has_bad_bytes(self, payload: bits.Bytes) -> bool:
+        """Whether a byte has a digit outside the codebook; the last one's may be those that are dropped."""
+        is_bad = self._is_bad_byte
+        first = int(is_bad.argmax())
+        if not is_bad[first]:
+            return False
+        largest = int(payload.max(initial=0))
+        if is_bad[first:].all():
+            return largest >= first
+        return bool(is_bad[np.flatnonzero(np.bincount(payload))].any())
 
     @cached_property
     def _pair_table(self) -> Floats | None:
