@@ -162,7 +162,7 @@ class CodebookDecoder:
         entries = np.append(self._book[:, 0], np.float32(np.nan))
         table: Floats = entries[np.minimum(digits, stage.entries)]
         table[base**per_byte :] = np.nan
-        self._is_bad_byte = np.isnan(table).any(axis=1)
+        self._is_bad_byte: npt.NDArray[np.bool_] = np.isnan(table).max(axis=1)
         return table
 
     def _decode_bytes(self, payload: bits.Bytes, out: Floats) -> None:
