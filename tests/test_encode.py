@@ -15,7 +15,7 @@ import vqformat
 import vqformat.numpy as vqm
 from vqformat import bits
 from vqformat.encode import entropy, quantize
-from vqformat.encode.budget import Statistics
+from vqformat.encode.budget import Goal, Outcome, Statistics, Steps, meet
 from vqformat.encode.fine import encode_fine
 from vqformat.encode.recipe import parse_method
 from vqformat.encode.report import Report
@@ -241,6 +241,22 @@ def test_presets_are_ordered_by_size_and_keep_budgets(lenet: Model) -> None:
     sizes = {preset: len(save(lenet, sqnr=15, preset=preset)[0]) for preset in ("small", "default", "fast")}
     assert sizes["small"] < 0.93 * sizes["default"] < 0.93 * sizes["fast"]
     assert save(lenet, ratio=9, preset="fast")[1].ratio >= 9  # of whole bits: not always near
+
+
+@pytest.mark.parametrize("steepness", [0.5, 1, 10, 30])
+@pytest.mark.parametrize("share", [0.9, 0.4, 0.1])
+def test_a_size_is_met_however_it_goes_with_the_step(steepness: float, share: float) -> None:
+    steps = Steps([Statistics.of(normal(300, 200))])
+    tried = []
+
+    def encode(step: float) -> Outcome:  # up to a step of 0.9 as estimated, then of another slope
+        nbytes = steps.estimate(min(step, 0.9)) * max(1.0, step / 0.9) ** -steepness
+        tried.append(int(nbytes))
+        return Outcome(int(nbytes) + 1, 0.0)
+
+    nbytes = share * steps.estimate(0.9)
+    meet(steps, Goal(nbytes), encode)
+    assert 0.99 * nbytes <= max(n for n in tried if n <= nbytes)
 
 
 def test_a_fixed_step_stays_and_the_others_meet_the_budget() -> None:

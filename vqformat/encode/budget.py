@@ -22,7 +22,8 @@ _LARGEST_SHARE = 4.0  # times the step that the tensor would have if all had its
 SMALLEST_STEP: float = 2.0**-14
 COARSEST_STEP: float = 2.0**8
 _TOLERANCE = 0.004
-_MAX_TRIES = 9
+_MAX_TRIES = 14
+_FURTHEST = 4.0  # times the step before
 
 
 @dataclass(frozen=True)
@@ -193,12 +194,18 @@ class _SizeSearch:
         if above and below:  # between the two nearest, where the logarithms are nearly on a line
             low, high = max(above), min(below)
             share = math.log(above[low] / wanted) / max(math.log(above[low] / below[high]), 1e-9)
+            *_, before, last = self._tried.values()
+            if (before > wanted) == (last > wanted):  # or not: sizes may fall off as from a cliff
+                share = 0.5
             return low * math.pow(high / low, min(max(share, 0.05), 0.95))
         correction = max(self._tried[self._last] - self._fixed, 1.0) / max(self._steps.estimate(self._last), 1.0)
         step = _solve(self._steps.estimate, (wanted - self._fixed) / correction)
+        least = math.pow(1.02, 2 ** (len(self._tried) - 1))
         if above:
-            return max(step, max(above) * 1.02)
-        return min(step, min(below) / 1.02)
+            step = min(max(step, max(above) * least), max(above) * max(least, _FURTHEST))
+        else:
+            step = max(min(step, min(below) / least), min(below) / max(least, _FURTHEST))
+        return min(max(step, SMALLEST_STEP), COARSEST_STEP)
 
     def last_resort(self) -> float | None:
         return COARSEST_STEP if min(self._tried.values()) > self._goal else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +24,9 @@ _FINER = 0.62
 PRICE = 0.15  # of a bit, in squared steps
 _N_STATES = 32  # 0.12 dB better than 8, in the same time
 _N_FEEDBACK_STATES = 8  # where more take longer: rows are coded one by one
-_MAGNITUDE_POWER = 0.5  # of a weight, with which its squared error counts
+# Of a weight's magnitude, with which its squared error counts: at one bit a weight and below, and how much less it is
+# for each doubling of the rate
+_MAGNITUDE_POWER, _POWER_A_DOUBLING = 0.5, 0.32
 _FEWEST_INPUTS = 8  # of which sums of errors are kept small
 _MOST_BLOCK_ELEMENTS = BLOCK_ELEMENTS * 3 // 2
 
@@ -85,7 +88,7 @@ def quantize(
     if factors is not None:
         indices, books = _quantize_with_feedback(points, contexts, grid, factors)
     else:
-        weights = None if least_noise else _weights(points)
+        weights = None if least_noise else _weights(points, contexts.expected_bits)
         rates = trellis.find_rates(points, contexts, grid, PRICE, weights)
         keeps_sums = layout.n_row_axes > 0 and not is_table and matrix.shape[0] >= _FEWEST_INPUTS
         code = trellis.quantize_keeping_sums if keeps_sums else trellis.quantize
@@ -112,14 +115,16 @@ def _quantize_with_feedback(
     return feedback.quantize(points, contexts, grid, rates, factors)
 
 
-def _weights(points: Floats) -> Floats:
-    """How much a squared error counts: more for a large weight.
+def _weights(points: Floats, bits: float) -> Floats | None:
+    """How much a squared error counts at so many bits a weight: at low rates more for a large weight.
 
-    Much of a small weight is what training began with and the network does not miss, so that at low rates large ones
-    had better be right.
+    Much of a small weight is what training began with and the network does not miss. From 3 bits on all count the same.
     """
+    power = _MAGNITUDE_POWER - _POWER_A_DOUBLING * math.log2(max(bits, 1.0))
+    if power <= 0:
+        return None
     squares = np.square(points, dtype=np.float32)
-    weights = np.power(squares, np.float32(_MAGNITUDE_POWER / 2))
+    weights = np.power(squares, np.float32(power / 2))
     scale = float(squares.mean(dtype=np.float64)) / max(float((squares * weights).mean(dtype=np.float64)), 1e-30)
     weights *= np.float32(scale)
     return weights
