@@ -37,6 +37,9 @@ _SEQUENCES = 1 << 13
 # Elements of such a group: where memory is to be spared (20 MB are then enough), and where it is not
 FEW_ELEMENTS, MANY_ELEMENTS = 1 << 22, 1 << 24
 
+# Rows of so many bytes, or times that, begin in the same places of a cache: a column of theirs would push itself out
+_CACHE_NBYTES, _UNEVEN = 1024, 16
+
 Order = npt.NDArray[np.intp]
 
 
@@ -247,6 +250,10 @@ class TensorDecoder:
         if layout.axes is None:
             reals.reshape(self.view.n_rows, self.view.n_columns)[rows] = values
             return
+        if block.n_columns * values.itemsize % _CACHE_NBYTES == 0:
+            uneven = np.empty((block.n_rows, block.n_columns + _UNEVEN), values.dtype)[:, : block.n_columns]
+            uneven[...] = values
+            values = uneven
         permuted = reals.transpose(layout.axes)
         if layout.n_row_axes == 0:
             permuted = permuted[None]

@@ -21,7 +21,6 @@ from ..records import FreqRecord, Trellis
 START = 1 << 16  # the state in which an encoder begins and a decoder ends
 WORD_BITS = 16
 STATE_NBYTES = 4
-_START, _HALF, _LOW = np.uint32(START), np.uint32(WORD_BITS), np.uint32((1 << WORD_BITS) - 1)
 
 Codes = npt.NDArray[Any]
 Words = npt.NDArray[np.uint16]
@@ -80,33 +79,37 @@ class Slots:
 
     Args:
         first, n_contexts, n_books: The tables that the stage uses: ``n_books`` for each context from ``first`` on.
+        trellis: Which codebook serves a code; None for one codebook.
 
     Attributes:
         symbols: ``n_books · code + q`` of each slot, ``((n_contexts + 1) · n_books · 2**precision,)``. The last
             context is one of rest: a sequence that meets it stays as it is.
-        steps: ``frequency << 16 | slot − start`` of each slot.
+        steps: Of each slot what a step needs: frequency, ``slot − start``, what the code adds to the next trellis
+            state (a state times ``2**precision``) and 0: 16 bytes, which NumPy takes as fast as 4.
     """
 
-    def __init__(self, tables: Tables, first: int, n_contexts: int, n_books: int) -> None:
-        self.precision = tables.precision
-        self.shift, self.mask = np.uint32(tables.precision), np.uint32((1 << tables.precision) - 1)
+    def __init__(self, tables: Tables, first: int, n_contexts: int, n_books: int, trellis: Trellis | None) -> None:
+        self.precision, self.trellis = tables.precision, trellis
         used = slice(first, first + n_contexts * n_books)
         counts = tables.frequencies[used].reshape(-1)
         n_tables, entries = tables.frequencies[used].shape
         dtype = np.uint8 if n_books * entries <= 256 else np.uint16
         symbols = n_books * np.arange(entries) + np.arange(n_books)[:, None]  # (n_books, entries)
-        rest = np.zeros(n_books << self.precision, np.uint32)
-        slot = np.tile(np.arange(1 << self.precision, dtype=np.uint32), n_tables + n_books)
-        self.symbols = np.concatenate([np.repeat(np.tile(symbols.astype(dtype), (n_contexts, 1)).reshape(-1), counts),
-                                       rest.astype(dtype)])  # fmt: skip
-        starts = np.concatenate([np.repeat(tables.starts[used].reshape(-1), counts), rest])
-        frequency = np.concatenate([np.repeat(counts, counts), rest + np.uint32(1 << self.precision)])
-        self.steps = frequency << np.uint32(16) | (slot - starts)
+        n_rests = n_books << self.precision
         self.rest = np.uint32(n_tables << self.precision)  # first slot of the context of rest
+        self.symbols = np.zeros(int(self.rest) + n_rests, dtype)
+        self.symbols[: self.rest] = np.repeat(np.tile(symbols.astype(dtype), (n_contexts, 1)).reshape(-1), counts)
+        self.steps = np.zeros((self.symbols.size, 4), np.uint32)
+        self.steps[: self.rest, 0] = np.repeat(counts, counts)
+        self.steps[self.rest :, 0] = 1 << self.precision
+        self.steps[:, 1] = np.tile(np.arange(1 << self.precision, dtype=np.uint32), n_tables + n_books)
+        self.steps[: self.rest, 1] -= np.repeat(tables.starts[used].reshape(-1), counts)
+        if trellis is not None:
+            self.steps[:, 2] = (_additions(trellis) << np.uint32(self.precision)).take(np.bitwise_and(self.symbols, 3))
 
     @classmethod
     def joined(cls, parts: Sequence[Slots]) -> Slots:
-        """Slots of several stages of one precision in a row; one rest serves all."""
+        """Slots of several stages of one precision and trellis in a row; one rest serves all."""
         if len(parts) == 1:
             return parts[0]
         joined = copy.copy(parts[0])
@@ -117,20 +120,25 @@ class Slots:
         return joined
 
 
+def _additions(trellis: Trellis) -> npt.NDArray[np.uint32]:
+    """What a code, by ``2 · (code & 1) + q``, changes in the bits of ``state >> 1`` (SPEC 12.2)."""
+    forward, feedback = trellis.forward >> 1, trellis.feedback >> 1
+    return np.array([0, feedback, forward, forward ^ feedback], np.uint32)
+
+
 class Decoder:
     """Decodes the codes of several payloads at once, a step at a time.
 
     Args:
         payloads: One for each block: the states of its sequences, then words.
         n_sequences: Sequences of each payload.
-        trellis: Which codebook serves a code; None for one codebook.
 
     Raises:
         FormatError: A state is impossible (ANS-001).
     """
 
-    def __init__(self, slots: Slots, payloads: list[bytes], n_sequences: list[int], trellis: Trellis | None) -> None:
-        self._slots, self._trellis = slots, trellis
+    def __init__(self, slots: Slots, payloads: list[bytes], n_sequences: list[int]) -> None:
+        self._slots = slots
         heads = [np.frombuffer(payload, "<u4", n) for payload, n in zip(payloads, n_sequences, strict=True)]
         words = [np.frombuffer(payload, "<u2", offset=STATE_NBYTES * n)
                  for payload, n in zip(payloads, n_sequences, strict=True)]  # fmt: skip
@@ -145,53 +153,58 @@ class Decoder:
         n = self._x.size
         self._numbers = np.arange(n)
         self._firsts = np.zeros(self._bounds.size, np.intp)  # of the words that a step takes, for each payload
-        # Where what follows a state begins in the tables of _what_follows, and the first slot of its codebook
-        self._part, self._book_slot = np.zeros(n, np.intp), np.zeros(n, np.uint32)
-        if trellis is not None:
-            self._next_part, self._next_book_slot = _what_follows(trellis, slots.shift)
-        self._buffers = np.empty(n, np.intp), np.empty(n, np.uint32), np.empty(n, np.uint32)
-        self.narrow(n)
+        self._states = np.zeros(n, np.uint32)  # of the trellis, times 2**precision; the bits below are of no meaning
+        self._book_slots = np.zeros(n, np.uint32)  # first slot of the codebook
+        self._steps = np.empty((n, 4), np.uint32)
+        self._is_low = np.empty(n, np.bool_)
 
-    def narrow(self, n: int) -> None:
-        """Go on with the first ``n`` sequences only."""
-        self._active = (self._x[:n], self._part[:n], self._book_slot[:n], *(buffer[:n] for buffer in self._buffers))
-
-    def step(self, first_slots: npt.NDArray[np.uint32] | None, out: Codes, *, some_rest: bool) -> None:
-        """Take the next code of every sequence that is gone on with.
+    def run(self, first_slots: npt.NDArray[np.uint32] | None, out: Codes) -> None:
+        """Take the next codes of the first sequences.
 
         Args:
-            first_slots: ``(n,)``: for each sequence the first slot of its context, or ``Slots.rest``; None for 0.
-            out: ``(n,)``, gets the symbols.
-            some_rest: Whether some sequences have no code at this step.
+            first_slots: ``(n_steps, n)``: for each code the first slot of its context, or ``Slots.rest`` where there
+                is no code; None for 0.
+            out: ``(n_steps, n)``, gets the symbols. No run may have more sequences than one before.
         """
-        slots = self._slots
-        x, part, book_slot, indices, steps, factors = self._active
-        np.bitwise_and(x, slots.mask, out=steps)
-        if first_slots is not None:
-            np.add(steps, first_slots, out=steps)
-        if self._trellis is not None:
-            np.add(steps, book_slot, out=steps)
-        indices[...] = steps
-        slots.symbols.take(indices, out=out, mode="clip")
-        slots.steps.take(indices, out=steps, mode="clip")
-        np.right_shift(x, slots.shift, out=x)
-        np.right_shift(steps, _HALF, out=factors)
-        np.multiply(x, factors, out=x)
-        np.bitwise_and(steps, _LOW, out=steps)
-        np.add(x, steps, out=x)
-        low = (x < _START).nonzero()[0]
-        if low.size:
-            x[low] = x[low] << _HALF | self._take_words(low)
-        if self._trellis is None:
-            return
-        rests = first_slots == slots.rest if some_rest and first_slots is not None else None
-        before = None if rests is None else (part[rests], book_slot[rests])
-        np.bitwise_and(out, 3, out=indices)  # parity of the code, and q
-        np.add(indices, part, out=indices)
-        self._next_part.take(indices, out=part, mode="clip")
-        self._next_book_slot.take(indices, out=book_slot, mode="clip")
-        if before is not None:
-            part[rests], book_slot[rests] = before
+        slots, n = self._slots, out.shape[1]
+        trellis, rest, table = slots.trellis, slots.rest, slots.steps
+        # NumPy takes arrays without axes sooner than its scalars
+        shift, one, half, start = (np.array(v, np.uint32) for v in (slots.precision, 1, WORD_BITS, START))
+        mask, book_bit = (np.array(v, np.uint32) for v in ((1 << slots.precision) - 1, 1 << slots.precision))
+        x, states, book_slots, found, is_low = (
+            array[:n] for array in (self._x, self._states, self._book_slots, self._steps, self._is_low))  # fmt: skip
+        frequency, addend, change = (found[:, i] for i in range(3))
+        slot = np.empty(n, np.uint32)
+        places = np.empty(out.shape, np.intp)
+        some_rest = [False] * len(out) if first_slots is None else (first_slots == rest).any(axis=1).tolist()
+        for k in range(len(out)):
+            place = places[k]
+            np.bitwise_and(x, mask, out=slot)
+            if trellis is not None:
+                np.add(slot, book_slots, out=slot)
+            if first_slots is not None:
+                np.add(slot, first_slots[k], out=slot)
+            place[...] = slot
+            table.take(place, axis=0, out=found, mode="clip")
+            np.right_shift(x, shift, out=x)
+            np.multiply(x, frequency, out=x)
+            np.add(x, addend, out=x)
+            low = np.less(x, start, out=is_low).nonzero()[0]
+            if low.size:
+                few = x[low]
+                np.left_shift(few, half, out=few)
+                x[low] = np.bitwise_or(few, self._take_words(low), out=few)
+            if trellis is None:
+                continue
+            if some_rest[k]:
+                goes_on = first_slots[k] != rest  # type: ignore[index]
+                np.right_shift(states, one, out=states, where=goes_on)
+                np.bitwise_xor(states, change, out=states, where=goes_on)
+            else:
+                np.right_shift(states, one, out=states)
+                np.bitwise_xor(states, change, out=states)
+            np.bitwise_and(states, book_bit, out=book_slots)
+        slots.symbols.take(places, out=out, mode="clip")
 
     def _take_words(self, low: npt.NDArray[np.intp]) -> Words:
         """A word for each of these sequences, from the payload that is theirs."""
@@ -218,17 +231,6 @@ class Decoder:
             raise FormatError(f"{left} words of a payload are left after its last code", clause="ANS-003")
         if (self._x != START).any():
             raise FormatError(f"a state ends at {int(self._x[self._x != START][0])}, not at {START}", clause="ANS-003")
-
-
-def _what_follows(trellis: Trellis, shift: np.uint32) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint32]]:
-    """The next state (SPEC 12.2), at ``4 · (state >> 1) + 2 · (code & 1) + q``.
-
-    Returns:
-        Where what follows it begins in these very tables, and the first slot of its codebook.
-    """
-    half, parity, q = np.ogrid[:128, :2, :2]
-    state = (half ^ q * (trellis.feedback >> 1) ^ parity * (trellis.forward >> 1)).reshape(-1)
-    return (state >> 1) * 4, (state & 1).astype(np.uint32) << shift
 
 
 def encode(frequency: Codes, start: Codes, precision: int, n_sequences: list[int]) -> list[bytes]:

@@ -63,7 +63,7 @@ class TrellisDecoder:
         if stage.first + n_contexts * stage.n_books > len(freq.frequencies):
             raise FormatError(f"{n_contexts} contexts from table {stage.first} on, but FREQ {stage.freq} has"
                               f" {len(freq.frequencies)} tables", clause="TRL-004")  # fmt: skip
-        self.slots = rans.Slots(freq, stage.first, n_contexts, stage.n_books)
+        self.slots = rans.Slots(freq, stage.first, n_contexts, stage.n_books, stage.trellis)
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -97,7 +97,7 @@ class Bands:
     Attributes:
         n_steps: Codes of a tile.
         n_sequences: Tiles, by block.
-        has_contexts: Whether not all tiles have the same tables all over.
+        needs_slots: For each step whether not all tiles take a code of the first context then.
     """
 
     def __init__(self, decoder: TrellisDecoder, blocks: Sequence[Block], payloads: list[bytes]) -> None:
@@ -112,7 +112,7 @@ class Bands:
         of_rows = [self._first_slots(decoder.row_classes, b.row, b.row_end, self._height) for b in blocks]
         self._rows = np.concatenate(of_rows, axis=1)
         self._columns = self._first_slots(decoder.column_classes, blocks[0].column, blocks[0].column_end, self._width)
-        self.has_contexts = bool(self._rows.any() or self._columns.any())
+        self.needs_slots = np.maximum.outer(self._rows.max(axis=1), self._columns.max(axis=1)).reshape(-1) > 0
 
     def _first_slots(self, classes: Codes | None, start: int, end: int, size: int) -> npt.NDArray[np.uint32]:
         """What rows (columns) ``start:end`` add to the first slot: ``(size, n_tiles)``, a tile in each column."""
@@ -163,24 +163,20 @@ def decode_together(jobs: Sequence[Bands]) -> list[Iterator[Codes]]:
     bases = list(accumulate((int(job.decoder.slots.rest) for job in ordered[:-1]), initial=0))
     ends = list(accumulate(sum(job.n_sequences) for job in ordered))
     decoder = rans.Decoder(slots, [payload for job in ordered for payload in job.payloads],
-                           [n for job in ordered for n in job.n_sequences], jobs[0].decoder.stage.trellis)  # fmt: skip
-    needs_slots = len(jobs) > 1 or jobs[0].has_contexts
+                           [n for job in ordered for n in job.n_sequences])  # fmt: skip
+    needs_slots = jobs[0].needs_slots if len(jobs) == 1 else np.full(ordered[0].n_steps, True)
     runs: list[Codes] = []  # of steps that the same sequences take: (n_steps, n)
     done = 0
     for n_steps, last in sorted({job.n_steps: i for i, job in enumerate(ordered)}.items()):  # last: of those so long
         active, n = list(zip(ordered, bases, strict=True))[: last + 1], ends[last]
-        decoder.narrow(n)
         run = np.empty((n_steps - done, n), slots.symbols.dtype)
         size = max(1, _SLOTS // n)
         for start in range(done, n_steps, size):
             end = min(start + size, n_steps)
-            first: Any = [None] * (end - start)
-            rests = [False] * (end - start)
-            if needs_slots:
+            first = None
+            if needs_slots[start:end].any():
                 first = np.concatenate([job.first_slots(start, end, base, slots.rest) for job, base in active], axis=1)
-                rests = (first.max(axis=1) == slots.rest).tolist()
-            for k in range(end - start):
-                decoder.step(first[k], run[start - done + k], some_rest=rests[k])
+            decoder.run(first, run[start - done : end - done])
         runs.append(run)
         done = n_steps
     decoder.finish()
