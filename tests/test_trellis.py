@@ -215,7 +215,17 @@ def test_scales_of_rows_and_columns_are_found() -> None:
     assert np.corrcoef(found.rows, np.arange(64) % 4)[0, 1] > 0.99
     assert np.corrcoef(found.columns, np.arange(256) % 3)[0, 1] > 0.99
     exponents = found.exponent + found.at(slice(None), slice(None)).astype(int)
-    assert np.abs(exponents - 2 * np.log2(rows[:, None] * columns)).max() <= 1
+    assert np.abs(exponents / contexts.PER_OCTAVE - 2 * np.log2(rows[:, None] * columns)).max() <= 1
+
+
+def test_classes_are_fine_where_that_pays() -> None:
+    scales = np.exp2(np.random.default_rng(1).uniform(-2, 2, 256)).astype(np.float32)
+
+    long, short = (contexts.find_contexts(normal(256, n) * scales[:, None]).rows for n in (2000, 16))
+
+    assert long is not None and short is not None
+    assert np.abs(np.diff(np.unique(long))).min() == 1
+    assert np.abs(np.diff(np.unique(short))).min() == contexts.PER_OCTAVE
 
 
 def test_no_classes_where_all_scales_are_alike() -> None:
@@ -229,7 +239,7 @@ def test_contexts_of_extreme_or_dead_rows(exponent: int) -> None:
 
     found = contexts.find_contexts(points)
 
-    assert found.exponent >= contexts.LOWEST and found.n_contexts <= 64
+    assert found.exponent >= contexts.PER_OCTAVE * contexts.LOWEST and found.n_contexts <= 65
 
 
 # Whole tensors

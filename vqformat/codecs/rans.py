@@ -91,21 +91,22 @@ class Slots:
     def __init__(self, tables: Tables, first: int, n_contexts: int, n_books: int, trellis: Trellis | None) -> None:
         self.precision, self.trellis = tables.precision, trellis
         used = slice(first, first + n_contexts * n_books)
-        counts = tables.frequencies[used].reshape(-1)
-        n_tables, entries = tables.frequencies[used].shape
-        dtype = np.uint8 if n_books * entries <= 256 else np.uint16
+        frequencies = tables.frequencies[used]
+        n_tables, entries = frequencies.shape
+        n_slots = 1 << self.precision
         symbols = n_books * np.arange(entries) + np.arange(n_books)[:, None]  # (n_books, entries)
-        n_rests = n_books << self.precision
-        self.rest = np.uint32(n_tables << self.precision)  # first slot of the context of rest
-        self.symbols = np.zeros(int(self.rest) + n_rests, dtype)
-        self.symbols[: self.rest] = np.repeat(np.tile(symbols.astype(dtype), (n_contexts, 1)).reshape(-1), counts)
-        self.steps = np.zeros((self.symbols.size, 4), np.uint32)
-        self.steps[: self.rest, 0] = np.repeat(counts, counts)
-        self.steps[self.rest :, 0] = 1 << self.precision
-        self.steps[:, 1] = np.tile(np.arange(1 << self.precision, dtype=np.uint32), n_tables + n_books)
-        self.steps[: self.rest, 1] -= np.repeat(tables.starts[used].reshape(-1), counts)
+        rest = np.zeros(n_books, np.intp)
+        of_all = np.concatenate([np.tile(symbols, (n_contexts, 1)).reshape(-1), rest])
+        counts = np.concatenate([frequencies.reshape(-1), rest + n_slots])
+        steps = np.zeros((counts.size, 4), np.uint32)
+        steps[:, 0] = counts
+        np.negative(tables.starts[used].reshape(-1), out=steps[: -n_books, 1])
         if trellis is not None:
-            self.steps[:, 2] = (_additions(trellis) << np.uint32(self.precision)).take(np.bitwise_and(self.symbols, 3))
+            steps[: -n_books, 2] = _additions(trellis)[of_all[: -n_books] & 3] << np.uint32(self.precision)
+        self.symbols = of_all.astype(np.uint8 if n_books * entries <= 256 else np.uint16).repeat(counts)
+        self.steps = steps.repeat(counts, axis=0)
+        self.steps.reshape(-1, n_slots, 4)[:, :, 1] += np.arange(n_slots, dtype=np.uint32)
+        self.rest = np.uint32(n_tables * n_slots)  # first slot of the context of rest
 
     @classmethod
     def joined(cls, parts: Sequence[Slots]) -> Slots:

@@ -15,12 +15,14 @@ import numpy.typing as npt
 from ..codecs.tables import Floats
 from ..container import TABLE_ENTRY_NBYTES
 
-LOWEST = -8  # exponents: variances in steps of the grid are 2**LOWEST to 2**HIGHEST; below the one nearly all are 0
+LOWEST = -8  # variances in steps of the grid are 2**LOWEST to 2**HIGHEST; below the one nearly all codes are 0
 HIGHEST = 24
+PER_OCTAVE = 2  # exponents for each doubling of the variance
 _ROUNDS = 3  # of making row and column variances agree
 _CLASS_BITS = 2.5  # of a class, about
 _SECTION_BITS = 8 * (TABLE_ENTRY_NBYTES + 12)
 _TABLE_BITS = 8 * 10  # of the tables of a further context
+_FINE_BITS = 0.0108  # that a code of a normal variable is shorter where the classes of an axis are half as wide
 
 Classes = npt.NDArray[np.uint8]
 
@@ -30,6 +32,7 @@ class Contexts:
     """The context of each element of a matrix is ``exponent + rows[i] + columns[j]``: the logarithm of its variance.
 
     Attributes:
+        exponent: Such a logarithm, times ``PER_OCTAVE``.
         rows, columns: Classes, from 0; None for one class.
     """
 
@@ -44,7 +47,8 @@ class Contexts:
     @property
     def expected_bits(self) -> float:
         """Of a code, about: measured on normal weights at the price of a bit that is usual."""
-        exponent = self.exponent + sum(float(c.mean()) for c in (self.rows, self.columns) if c is not None)
+        classes = sum(float(c.mean()) for c in (self.rows, self.columns) if c is not None)
+        exponent = (self.exponent + classes) / PER_OCTAVE
         return 1.4 + 0.43 * exponent if exponent >= -2 else 0.54 * math.pow(2.0, exponent + 2)
 
     def at(self, rows: slice, columns: slice) -> npt.NDArray[np.uint8]:
@@ -74,8 +78,8 @@ def find_contexts(points: Floats) -> Contexts:
         rows = np.full_like(rows, _log2(float((energies @ np.exp2(-columns)).mean() / columns.size)))
     if not has_columns:
         rows, columns = _log_mean(energies, np.ones_like(columns, np.float32), axis=1), np.zeros_like(columns)
-    row_exponents = np.clip(np.rint(rows), LOWEST, HIGHEST).astype(int)
-    column_exponents = np.clip(np.rint(columns), LOWEST, -LOWEST).astype(int)
+    row_exponents = _exponents(np.clip(rows, LOWEST, HIGHEST), columns.size)
+    column_exponents = _exponents(np.clip(columns, LOWEST, -LOWEST), rows.size)
     return Contexts(
         int(row_exponents.min() + column_exponents.min()),
         (row_exponents - row_exponents.min()).astype(np.uint8) if has_rows else None,
@@ -87,8 +91,21 @@ def _log2(mean: float) -> float:
     return math.log2(max(mean, 2.0**-40))
 
 
-def _clip(exponent: float) -> int:
-    return min(max(round(exponent), LOWEST), HIGHEST)
+def _clip(logarithm: float) -> int:
+    return round(PER_OCTAVE * min(max(logarithm, LOWEST), HIGHEST))
+
+
+def _exponents(logarithms: npt.NDArray[np.float64], n_elements: int) -> npt.NDArray[np.intp]:
+    """Of rows with so many elements: fine ones, or where those do not earn their bytes multiples of ``PER_OCTAVE``."""
+    gain = _FINE_BITS * _share(logarithms) * n_elements - math.log2(PER_OCTAVE)  # of a row
+    is_fine = gain * logarithms.size > np.ptp(logarithms) * _TABLE_BITS
+    unit = 1 if is_fine else PER_OCTAVE
+    return unit * np.rint(logarithms * (PER_OCTAVE / unit)).astype(np.intp)
+
+
+def _share(logarithms: npt.NDArray[np.float64]) -> float:
+    """How much of what normal variables would gain codes do: where most are 0 there is less to gain."""
+    return min(1.0, max(0.1, (float(logarithms.mean()) + 6) / 8))
 
 
 def _log_mean(energies: Floats, factors: Floats, axis: int) -> npt.NDArray[np.float64]:
@@ -101,13 +118,12 @@ def _pays(logarithms: npt.NDArray[np.float64], n_elements: int) -> bool:
     """Whether classes of these scales save more than they take.
 
     An ideal code of normal variables gains half the difference between the logarithm of their mean variance and the
-    mean of their logarithms; where most codes are 0 there is less to gain.
+    mean of their logarithms.
     """
     if logarithms.size < 2:
         return False
     spread = np.clip(logarithms - logarithms.max(), -12, 0)
     gain = 0.5 * (math.log2(float(np.exp2(spread).mean())) - float(spread.mean()))
-    share = min(1.0, max(0.1, (float(logarithms.mean()) + 6) / 8))
     classes = int(np.ptp(np.rint(logarithms)))
     cost = logarithms.size * _CLASS_BITS + _SECTION_BITS + classes * _TABLE_BITS
-    return classes > 0 and gain * share * n_elements > cost
+    return classes > 0 and gain * _share(logarithms) * n_elements > cost

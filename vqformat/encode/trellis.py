@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ..codecs.tables import Floats
 from ..records import Trellis
 from . import tiles, viterbi
-from .contexts import LOWEST, Contexts
+from .contexts import LOWEST, PER_OCTAVE, Contexts
 from .viterbi import Rates
 
 _SAMPLE = 1 << 16  # elements on which rates are found
@@ -39,7 +39,8 @@ class Grid:
 
 def expected_rates(contexts: Contexts, reach: int) -> Floats:
     """Bits of each index before any has been seen, for Laplacian weights: ``(n_contexts, 2, 2 · reach + 1)``."""
-    deviation = np.exp2((contexts.exponent + np.arange(contexts.n_contexts)) / 2)[:, None, None]
+    logarithms = (contexts.exponent + np.arange(contexts.n_contexts)) / PER_OCTAVE
+    deviation = np.exp2(logarithms / 2)[:, None, None]
     points = 2.0 * np.arange(-reach, reach + 1) + np.arange(2)[:, None]
     logarithm = -np.sqrt(2.0) * np.abs(points) / np.maximum(deviation, 2.0 ** (LOWEST / 2))
     shares = np.exp(np.maximum(logarithm - logarithm.max(axis=2, keepdims=True), -80.0))

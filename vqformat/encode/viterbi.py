@@ -20,7 +20,7 @@ from ..records import Trellis
 # Parity-check polynomials by the number of states (Ungerboeck 1982, table I, one-dimensional)
 TRELLISES = {4: Trellis(0o5, 0o2), 8: Trellis(0o13, 0o4), 16: Trellis(0o23, 0o4), 32: Trellis(0o45, 0o10),
              64: Trellis(0o103, 0o24), 128: Trellis(0o235, 0o126), 256: Trellis(0o515, 0o362)}  # fmt: skip
-_SEQUENCES = 1 << 10  # that are searched side by side
+_PATHS = 1 << 15  # that are searched side by side: one for each state of each sequence
 _PIECE = 1 << 16  # elements whose metrics are held at a time
 _FORBIDDEN = np.float32(1e30)
 
@@ -90,8 +90,9 @@ def quantize(
     n_sequences = points.shape[1]
     indices, books = np.empty(points.shape, np.int32), np.empty(points.shape, np.uint8)
     end = np.empty(n_sequences, np.uint8)
-    for first in range(0, n_sequences, _SEQUENCES):
-        piece = slice(first, first + _SEQUENCES)
+    size = max(1, _PATHS // trellis.n_states)
+    for first in range(0, n_sequences, size):
+        piece = slice(first, first + size)
         search = _Search(
             points[:, piece], None if contexts is None else contexts[:, piece], rates,
             None if weights is None else np.broadcast_to(weights, points.shape)[:, piece],
