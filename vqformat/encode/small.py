@@ -10,7 +10,7 @@ import numpy as np
 from ..codecs.tables import Floats
 from ..errors import EncodeError
 from ..limits import MAX_BLOCK_ELEMENTS
-from ..records import Layout
+from ..records import Layout, Trellis
 from . import feedback, tiles, trellis, viterbi
 from .assemble import BLOCK_ELEMENTS
 from .coded import CodedTensor
@@ -22,7 +22,8 @@ from .report import energy
 # wide range of both only the rate that they lead to matters
 _FINER = 0.62
 PRICE = 0.15  # of a bit, in squared steps
-_TRELLIS = viterbi.TRELLISES[256]  # 2 % smaller than 32 states at one bit a weight, 1 % at two; decoding is the same
+_N_STATES = 256  # 2 % smaller than 32 states at one bit a weight, 1 % at two; decoding is the same
+_N_FEEDBACK_STATES = 8  # with more the errors are smaller, but no more answers are right
 # Of a weight's magnitude, with which its squared error counts: at one bit a weight and below, and how much less it is
 # for each doubling of the rate
 _MAGNITUDE_POWER, _POWER_A_DOUBLING = 0.5, 0.32
@@ -82,7 +83,8 @@ def quantize(
         points /= row_scales[:, None]
     contexts = find_contexts(points)
     width = None if factors is None else tiles.band_width(matrix.shape[1], feedback.TILE_COLUMNS)
-    layout, grid = _cut(layout, matrix.shape, contexts.expected_bits, width)
+    path = viterbi.TRELLISES[_N_STATES if factors is None else _N_FEEDBACK_STATES]
+    layout, grid = _cut(layout, matrix.shape, contexts.expected_bits, width, path)
     if factors is not None:
         indices, books = _quantize_with_feedback(points, contexts, grid, factors)
     else:
@@ -136,7 +138,7 @@ def _inputs_as_rows(rank: int, output_axis: int) -> Layout:
 
 
 def _cut(
-    layout: Layout, shape: tuple[int, ...], bits: float, width: int | None
+    layout: Layout, shape: tuple[int, ...], bits: float, width: int | None, path: Trellis
 ) -> tuple[Layout, trellis.Grid]:
     """How a matrix is cut into blocks, and blocks into sequences, of so many columns if that is said."""
     n_rows, n_columns = shape
@@ -152,5 +154,5 @@ def _cut(
         columns -= columns % tile[1]
     block_columns = columns if columns < n_columns else 0
     block_rows = rows if rows < n_rows or block_columns else 0
-    grid = trellis.Grid(tile, 0 if block_columns else block_rows, _TRELLIS)
+    grid = trellis.Grid(tile, 0 if block_columns else block_rows, path)
     return replace(layout, block_rows=block_rows, block_columns=block_columns), grid
