@@ -35,8 +35,8 @@ from . import entropy, tiles
 from .contexts import Contexts
 from .scales import encode_scales, group_size, table_dtype
 
-_COARSE_PRECISION = 12  # serves up to _COARSE_ENTRIES codes; more need more
-_COARSE_ENTRIES = 32
+_COARSE_PRECISION = 12  # serves up to _COARSE_ENTRIES codes: tables of a cache's size are quicker than larger ones
+_COARSE_ENTRIES = 256
 
 Counts = npt.NDArray[np.float64]
 
