@@ -348,8 +348,8 @@ def test_tensors_read_together_are_those_read_one_by_one(bits: float, monkeypatc
     with vqformat.safe_open(io.BytesIO(data)) as file:
         for name in file:
             assert np.array_equal(found[name], file.get_tensor(name))
-    for most in (0, 3000, 20_000):  # none waits, some do, in several groups
-        monkeypatch.setattr("vqformat.waiting._MOST_WAITING", most)
+    for most_nbytes in (0, 1 << 22, 1 << 23):  # none waits, some do, in several groups
+        monkeypatch.setattr("vqformat.waiting._MOST_WAITING_NBYTES", most_nbytes)
         again = vqformat.load(data)
         assert all(np.array_equal(again[name], array) for name, array in found.items())
 
@@ -374,15 +374,31 @@ def test_a_fault_among_tensors_read_together_names_its_tensor() -> None:
 def test_what_waits_is_bounded_over_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     coarse, fine = _net(6), {f"fine{i}.weight": normal(30, 20, seed=i) for i in range(30)}
     data = [vqformat.save(coarse, preset="small", bits=1.5), vqformat.save(fine, preset="small", bits=8)]
-    held: list[int] = []
+    waiting_jobs, held_nbytes = [], []
     add = waiting.Waiting.add
 
     def noted(self: waiting.Waiting, *args: Any) -> bool:
         waits = add(self, *args)
-        held.append(sum(waiting._JOB_NBYTES for jobs in self._groups.values() for _ in jobs))
+        jobs = [job for group in self._groups.values() for job in group]
+        waiting_jobs.append(len(jobs))
+        held_nbytes.append(sum(job.stage.slots.nbytes + sum(len(p[0]) for p in job.payloads) for job in jobs))
         return waits
 
     monkeypatch.setattr(waiting.Waiting, "add", noted)
-    monkeypatch.setattr(waiting, "_MOST_WAITING", 40_000)
+    monkeypatch.setattr(waiting, "_MOST_WAITING_NBYTES", 1 << 23)
     assert all(vqformat.load(each) for each in data)
-    assert 8000 < max(held) <= 40_000
+    assert 3 <= max(waiting_jobs) < len(_net(6)) + 30
+    assert max(held_nbytes) <= 1 << 23
+
+
+def test_at_low_rates_large_weights_count_more() -> None:
+    points = normal(100, 100)
+
+    low, middle, high = (small._weights(points, bits) for bits in (0.5, 2.0, 3.0))
+
+    assert low is not None and middle is not None and high is None
+    order = np.argsort(np.abs(points), axis=None)
+    for weights in (low, middle):
+        assert (np.diff(weights.reshape(-1)[order]) >= 0).all()
+        assert np.square(points).mean() == pytest.approx((weights * np.square(points)).mean(), rel=1e-3)
+    assert np.ptp(low) > np.ptp(middle)

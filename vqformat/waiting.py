@@ -12,8 +12,9 @@ from .errors import FormatError
 from .records import Block
 from .tensor import TensorDecoder
 
-# Of all that wait: elements, slots of their tables, or bytes, whatever is more of each tensor
-_MOST_WAITING = 1 << 23
+# Of all that wait: bytes of their elements, of their tables and those joined, or of what is stored, whatever is more of
+# each tensor
+_MOST_WAITING_NBYTES = 1 << 25
 _JOB_NBYTES = 1 << 12  # that objects take for each
 
 
@@ -30,7 +31,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self._groups: dict[object, list[_Job]] = {}  # by what must be the same for all
-        self._size = 0
+        self._nbytes = 0
 
     def add(
         self, decoder: TensorDecoder, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: npt.NDArray[Any]
@@ -47,13 +48,13 @@ class Waiting:
         if stage is None or len(blocks) < decoder.view.n_blocks:
             return False
         held_nbytes = _JOB_NBYTES + sum(map(sum, decoder.record.resident_nbytes())) + sum(len(p[0]) for p in payloads)
-        size = max(decoder.record.n_elements, int(stage.slots.rest), held_nbytes)
-        if size > _MOST_WAITING // 2:
+        nbytes = max(4 * decoder.record.n_elements, 2 * stage.slots.nbytes, held_nbytes)
+        if nbytes > _MOST_WAITING_NBYTES // 2:
             return False
-        if self._size + size > _MOST_WAITING:
+        if self._nbytes + nbytes > _MOST_WAITING_NBYTES:
             self.flush()
         self._groups.setdefault(stage.kind, []).append(_Job(decoder, stage, blocks, payloads, out))
-        self._size += size
+        self._nbytes += nbytes
         return True
 
     def flush(self) -> None:
@@ -62,7 +63,7 @@ class Waiting:
         Raises:
             FormatError: A code breaks a rule; the message names the tensor.
         """
-        groups, self._groups, self._size = self._groups, {}, 0
+        groups, self._groups, self._nbytes = self._groups, {}, 0
         for jobs in groups.values():
             self._decode(jobs)
 

@@ -108,6 +108,11 @@ class Slots:
         self.steps.reshape(-1, n_slots, 4)[:, :, 1] += np.arange(n_slots, dtype=np.uint32)
         self.rest = np.uint32(n_tables * n_slots)  # first slot of the context of rest
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.symbols.nbytes + self.steps.nbytes
+
     @classmethod
     def joined(cls, parts: Sequence[Slots]) -> Slots:
         """Slots of several stages of one precision and trellis in a row; one rest serves all."""
@@ -168,7 +173,7 @@ class Decoder:
             out: ``(n_steps, n)``, gets the symbols. No run may have more sequences than one before.
         """
         slots, n = self._slots, out.shape[1]
-        trellis, rest, table = slots.trellis, slots.rest, slots.steps
+        trellis, table = slots.trellis, slots.steps
         # NumPy takes arrays without axes sooner than its scalars
         shift, one, half, start = (np.array(v, np.uint32) for v in (slots.precision, 1, WORD_BITS, START))
         mask, book_bit = (np.array(v, np.uint32) for v in ((1 << slots.precision) - 1, 1 << slots.precision))
@@ -177,7 +182,10 @@ class Decoder:
         frequency, addend, change = (found[:, i] for i in range(3))
         slot = np.empty(n, np.uint32)
         places = np.empty(out.shape, np.intp)
-        some_rest = [False] * len(out) if first_slots is None else (first_slots == rest).any(axis=1).tolist()
+        goes_on: list[Any] = [True] * len(out)  # for each step, which trellis states do
+        if first_slots is not None:
+            has_code = first_slots != slots.rest
+            goes_on = [all_have or some for all_have, some in zip(has_code.all(axis=1).tolist(), has_code, strict=True)]
         for k in range(len(out)):
             place = places[k]
             np.bitwise_and(x, mask, out=slot)
@@ -195,16 +203,10 @@ class Decoder:
                 few = x[low]
                 np.left_shift(few, half, out=few)
                 x[low] = np.bitwise_or(few, self._take_words(low), out=few)
-            if trellis is None:
-                continue
-            if some_rest[k]:
-                goes_on = first_slots[k] != rest  # type: ignore[index]
-                np.right_shift(states, one, out=states, where=goes_on)
-                np.bitwise_xor(states, change, out=states, where=goes_on)
-            else:
-                np.right_shift(states, one, out=states)
-                np.bitwise_xor(states, change, out=states)
-            np.bitwise_and(states, book_bit, out=book_slots)
+            if trellis is not None:
+                np.right_shift(states, one, out=states, where=goes_on[k])
+                np.bitwise_xor(states, change, out=states, where=goes_on[k])
+                np.bitwise_and(states, book_bit, out=book_slots)
         slots.symbols.take(places, out=out, mode="clip")
 
     def _take_words(self, low: npt.NDArray[np.intp]) -> Words:
