@@ -381,7 +381,7 @@ def test_what_waits_is_bounded_over_all_kinds(monkeypatch: pytest.MonkeyPatch) -
         waits = add(self, *args)
         jobs = [job for group in self._groups.values() for job in group]
         waiting_jobs.append(len(jobs))
-        held_nbytes.append(sum(job.stage.slots.nbytes + sum(len(p[0]) for p in job.payloads) for job in jobs))
+        held_nbytes.append(sum(job.bands.decoder.slots.nbytes + sum(len(p[0]) for p in job.payloads) for job in jobs))
         return waits
 
     monkeypatch.setattr(waiting.Waiting, "add", noted)

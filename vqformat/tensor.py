@@ -15,7 +15,7 @@ from .codecs import rans, raw
 from .codecs.codebook import CodebookDecoder
 from .codecs.lowrank import LowRankDecoder
 from .codecs.tables import Floats
-from .codecs.trellis import TrellisDecoder
+from .codecs.trellis import Bands, Codes, TrellisDecoder
 from .errors import FormatError
 from .records import (
     ORDER_COLUMNS,
@@ -109,11 +109,15 @@ class TensorDecoder:
             raise FormatError(f"tensor {self.record.name!r}: values up to {total} are possible, beyond dtype {dtype}",
                               clause="VAL-002")  # fmt: skip
 
-    @property
-    def only_trellis(self) -> TrellisDecoder | None:
-        """The tensor's only stage, if that is a trellis stage in bands of rows."""
-        stage = self._stages[0] if len(self._stages) == 1 and not self.record.layout.block_columns else None
-        return stage if isinstance(stage, TrellisDecoder) else None
+    def bands(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Bands | None:
+        """What blocks have for their one trellis stage; None unless there is one and they are bands of rows."""
+        found = [i for i, stage in enumerate(self._stages) if isinstance(stage, TrellisDecoder)]
+        if len(found) != 1 or self.record.layout.block_columns:
+            return None
+        stage = self._stages[found[0]]
+        assert isinstance(stage, TrellisDecoder)
+        first = sum(other.stage.n_payload() for other in self._stages[: found[0]])
+        return Bands(stage, blocks, [sections[first] for sections in payloads])
 
     @property
     def has_trellis(self) -> bool:
@@ -130,25 +134,21 @@ class TensorDecoder:
         return max(1, min(-(-_SEQUENCES // n_sequences), most_elements // block.n_elements))
 
     def decode_blocks(
-        self, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: npt.NDArray[Any]
-    ) -> None:
+        self, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: npt.NDArray[Any],
+        codes: Iterable[Codes] | None = None,
+    ) -> None:  # fmt: skip
         """Decode blocks to their places in the tensor. Several threads may do so, each with other blocks.
 
         Args:
             blocks: As many as ``group_size`` says, or as memory allows.
             payloads: For each block, plain bytes of its payload sections.
             out: The tensor, C-contiguous.
+            codes: Of its one trellis stage, of each block, where they have been decoded already.
 
         Raises:
             FormatError: A code, bool or padding bit breaks a rule; the message names the tensor.
         """
-        self.decode_prepared(blocks, self._prepare(blocks, payloads), out)
-
-    def decode_prepared(
-        self, blocks: Sequence[Block], prepared: Sequence[Iterable[Any]], out: npt.NDArray[Any]
-    ) -> None:
-        """Decode blocks from what their stages have prepared: for each stage, for each block."""
-        for block, *of_stages in zip(blocks, *prepared, strict=True):
+        for block, *of_stages in zip(blocks, *self._prepare(blocks, payloads, codes), strict=True):
             place = self._place(block, out)
             if place is not None:
                 self._fill(block, of_stages, place)
@@ -180,15 +180,21 @@ class TensorDecoder:
         """Whether the view has an axis of 2 more than the tensor (SPEC 7.2)."""
         return self.record.dtype_info.is_complex and not self.record.is_raw
 
-    def _prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Sequence[Iterable[Any]]:
+    def _prepare(
+        self, blocks: Sequence[Block], payloads: Sequence[list[bytes]], codes: Iterable[Codes] | None = None
+    ) -> Sequence[Iterable[Any]]:
+        """What each stage takes for each block; a trellis stage these codes, if there are some."""
         if self.record.is_raw:
             return [payloads]
-        prepared = []
+        prepared: list[Iterable[Any]] = []
         first = 0
         for i, stage in enumerate(self._stages):
             last = first + stage.stage.n_payload()
             with naming(self.record.name, stage=i), np.errstate(all="ignore"):
-                prepared.append(stage.prepare(blocks, [sections[first:last] for sections in payloads]))
+                if codes is not None and isinstance(stage, TrellisDecoder):
+                    prepared.append(codes)
+                else:
+                    prepared.append(stage.prepare(blocks, [sections[first:last] for sections in payloads]))
             first = last
         return prepared
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
-from .codecs.trellis import Bands, TrellisDecoder, decode_together
+from .codecs.trellis import Bands, decode_together
 from .errors import FormatError
 from .records import Block
 from .tensor import TensorDecoder
@@ -20,14 +20,14 @@ _JOB_NBYTES = 1 << 12  # that objects take for each
 
 class _Job(NamedTuple):
     decoder: TensorDecoder
-    stage: TrellisDecoder
+    bands: Bands
     blocks: Sequence[Block]
     payloads: Sequence[list[bytes]]
     out: npt.NDArray[Any]
 
 
 class Waiting:
-    """Tensors of one trellis stage each, which wait until there are enough of them."""
+    """Tensors that have one trellis stage each, which wait until there are enough of them."""
 
     def __init__(self) -> None:
         self._groups: dict[object, list[_Job]] = {}  # by what must be the same for all
@@ -44,16 +44,17 @@ class Waiting:
         Raises:
             FormatError: A code of one that waited breaks a rule.
         """
-        stage = decoder.only_trellis
-        if stage is None or len(blocks) < decoder.view.n_blocks:
+        bands = decoder.bands(blocks, payloads)
+        if bands is None or len(blocks) < decoder.view.n_blocks:
             return False
-        held_nbytes = _JOB_NBYTES + sum(map(sum, decoder.record.resident_nbytes())) + sum(len(p[0]) for p in payloads)
-        nbytes = max(4 * decoder.record.n_elements, 2 * stage.slots.nbytes, held_nbytes)
+        stored_nbytes = sum(len(section) for sections in payloads for section in sections)
+        held_nbytes = _JOB_NBYTES + sum(map(sum, decoder.record.resident_nbytes())) + stored_nbytes
+        nbytes = max(4 * decoder.record.n_elements, 2 * bands.decoder.slots.nbytes, held_nbytes)
         if nbytes > _MOST_WAITING_NBYTES // 2:
             return False
         if self._nbytes + nbytes > _MOST_WAITING_NBYTES:
             self.flush()
-        self._groups.setdefault(stage.kind, []).append(_Job(decoder, stage, blocks, payloads, out))
+        self._groups.setdefault(bands.decoder.kind, []).append(_Job(decoder, bands, blocks, payloads, out))
         self._nbytes += nbytes
         return True
 
@@ -68,12 +69,11 @@ class Waiting:
             self._decode(jobs)
 
     def _decode(self, jobs: list[_Job]) -> None:
-        bands = [Bands(job.stage, job.blocks, [payload[0] for payload in job.payloads]) for job in jobs]
         try:
-            codes = decode_together(bands)
+            codes = decode_together([job.bands for job in jobs])
         except FormatError:
             for job in jobs:  # by itself the one at fault says so
                 job.decoder.decode_blocks(job.blocks, job.payloads, job.out)
             raise
         for job, of_blocks in zip(jobs, codes, strict=True):
-            job.decoder.decode_prepared(job.blocks, [of_blocks], job.out)
+            job.decoder.decode_blocks(job.blocks, job.payloads, job.out, of_blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import lcm
 from typing import Any
@@ -98,6 +99,14 @@ class QuantizedStage:
             case LowRankStage():
                 codes, entries, planes = self.codes, self.stage.entries_u, self.stage.planes_u
         return bits.pack(entropy.as_codes(codes[block.row : block.row_end], entries), entries, planes)
+
+
+def sum_of_stages(stages: Sequence[QuantizedStage], view: View) -> Floats:
+    """What a decoder makes of stages, exactly: the stored matrix, ``(R, C)`` float32."""
+    total = stages[0].values(view)
+    for stage in stages[1:]:
+        total += stage.values(view)
+    return total
 
 
 def choose_blocks(layout: Layout, n_rows: int, n_columns: int, unit: int = 1, *, whole_rows: bool = False) -> Layout:

@@ -30,8 +30,10 @@ from ..records import (
     TensorRecord,
     Trellis,
     TrellisStage,
+    make_view,
 )
 from . import entropy, tiles
+from .assemble import QuantizedStage, sum_of_stages
 from .contexts import Contexts
 from .scales import encode_scales, group_size, table_dtype
 
@@ -54,6 +56,7 @@ class CodedTensor:
         values: What index k of codebook q stands for, ``(B, 2 · reach + 1)`` at ``[q, k + reach]``; None for
             ``(B k + q) · step``.
         row_scales: By which the values of each stored row are multiplied, ``(R,)``, as they are stored.
+        base: Low-rank stages, to whose values those of the codes are added; with planes.
     """
 
     name: str
@@ -68,6 +71,7 @@ class CodedTensor:
     step: float
     values: Floats | None = None
     row_scales: Floats | None = None
+    base: tuple[QuantizedStage, ...] = ()
 
     @property
     def n_books(self) -> int:
@@ -88,7 +92,15 @@ class CodedTensor:
             found = self.values[self.books, self.indices.astype(np.intp) + reach]
         if self.row_scales is not None:
             found *= self.row_scales[:, None]
-        return found
+        return self.with_base(found)
+
+    def with_base(self, values: Floats) -> Floats:
+        """Values ``(R, C)`` of the codes, added to those of the stages before them."""
+        if not self.base:
+            return values
+        total = sum_of_stages(self.base, make_view(self.shape, BY_NAME[self.dtype].is_complex, self.layout))
+        total += values
+        return total
 
     def array(self) -> npt.NDArray[Any]:
         """The same in the tensor's shape, complex if that is."""
@@ -155,8 +167,11 @@ class Pool:
         view = record.view()
         blocks = [view.block(i) for i in range(view.n_blocks)]
         sections = [entropy.sections([plain])[0] for plain in resident]
+        of_base = [entropy.sections(kind) for stage in tensor.base
+                   for kind in zip(*map(stage.payload, blocks), strict=True)]  # fmt: skip
         if is_trial:
-            return EncodedTensor(record, sections + self._mock_payloads(tensor, record, blocks))
+            payloads = self._mock_payloads(tensor, record, blocks)
+            return EncodedTensor(record, sections + _by_block([*of_base, payloads]))
         first = self.first_table(tensor)
         used = slice(first, first + tensor.contexts.n_contexts * self.n_books)
         frequencies = self.tables.frequencies[used].astype(np.uint16).reshape(-1)
@@ -169,16 +184,16 @@ class Pool:
             at += tensor.indices[place].astype(np.intp) + self.zero
             parts.append((tiles.by_steps(np.take(frequencies, at), tensor.tile),
                           tiles.by_steps(np.take(starts, at), tensor.tile)))  # fmt: skip
-        stage = record.stages[0]
+        stage = record.stages[-1]
         assert isinstance(stage, TrellisStage)
         n_sequences = [prod(stage.tile_grid(block)) for block in blocks]
         of_all = [np.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
-        payloads = rans.encode(of_all[0], of_all[1], self.record.precision, n_sequences)
-        return EncodedTensor(record, [*sections, *map(Section, payloads)])
+        payloads = [*map(Section, rans.encode(of_all[0], of_all[1], self.record.precision, n_sequences))]
+        return EncodedTensor(record, sections + _by_block([*of_base, payloads]))
 
     def _mock_payloads(self, tensor: CodedTensor, record: TensorRecord, blocks: list[Block]) -> list[Section]:
         """Zeros in place of payloads: of the four bytes of a state, one holds codes on average."""
-        stage = record.stages[0]
+        stage = record.stages[-1]
         assert isinstance(stage, TrellisStage)
         bits = self.n_bits(tensor) / prod(tensor.indices.shape)
         sizes = (4 * (n := prod(stage.tile_grid(b))) + 2 * max(0, round((bits * b.n_elements - 8 * n) / 16))
@@ -210,16 +225,18 @@ class Pool:
                 resident.append(found.tobytes())
         stage = TrellisStage(source, tensor.trellis, scale, classes, number, self.first_table(tensor), tensor.tile,
                              self.record.entries)  # fmt: skip
-        return TensorRecord(tensor.name, tensor.dtype, tensor.shape, tensor.layout, (stage,)), resident
+        stages = (*(q.stage for q in tensor.base), stage)
+        of_base = [section for q in tensor.base for section in q.resident_sections()]
+        return TensorRecord(tensor.name, tensor.dtype, tensor.shape, tensor.layout, stages), of_base + resident
 
     def decoded(self, tensor: CodedTensor) -> Floats:
         """What a decoder makes of it, exactly: the stored matrix ``(R, C)``."""
         record, resident = self._record(tensor, 0)
-        stage = record.stages[0]
+        stage = record.stages[-1]
         assert isinstance(stage, TrellisStage)
-        book = entries_of(stage, resident[0])
+        book = entries_of(stage, resident[sum(len(q.resident_sections()) for q in tensor.base)])
         values: Floats = book[tensor.books, tensor.indices.astype(np.intp) + self.zero]
-        return values
+        return tensor.with_base(values)
 
     def n_bits(self, tensor: CodedTensor) -> float:
         """Bits that its codes take by these tables."""
@@ -228,6 +245,11 @@ class Pool:
         frequencies = self.tables.frequencies[first : first + len(counts)]
         used = counts > 0
         return float(-(counts[used] * np.log2(frequencies[used] / (1 << self.record.precision))).sum())
+
+
+def _by_block(kinds: Sequence[Sequence[Section]]) -> list[Section]:
+    """Sections of each kind, by block, in file order."""
+    return [section for of_block in zip(*kinds, strict=True) for section in of_block]
 
 
 def _weights(counts: Counts) -> npt.NDArray[np.uint8]:

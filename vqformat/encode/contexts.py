@@ -18,6 +18,8 @@ from ..container import TABLE_ENTRY_NBYTES
 LOWEST = -8  # variances in steps of the grid are 2**LOWEST to 2**HIGHEST; below the one nearly all codes are 0
 HIGHEST = 24
 PER_OCTAVE = 2  # exponents for each doubling of the variance
+_SAMPLE = 1 << 18  # elements by which entropies are found
+_MOST = 1 << 12  # magnitude of an integer that is told from larger ones
 _ROUNDS = 3  # of making row and column variances agree
 _CLASS_BITS = 2.5  # of a class, about
 _SECTION_BITS = 8 * (TABLE_ENTRY_NBYTES + 12)
@@ -47,9 +49,35 @@ class Contexts:
     @property
     def expected_bits(self) -> float:
         """Of a code, about: measured on normal weights at the price of a bit that is usual."""
+        return self._bits_at(self._mean_exponent)
+
+    @property
+    def slope(self) -> float:
+        """Bits by which codes get shorter where the variance is a quarter, about; at most 1."""
+        exponent = self._mean_exponent
+        return min(1.0, self._bits_at(exponent + 0.5) - self._bits_at(exponent - 1.5))
+
+    @property
+    def _mean_exponent(self) -> float:
         classes = sum(float(c.mean()) for c in (self.rows, self.columns) if c is not None)
-        exponent = (self.exponent + classes) / PER_OCTAVE
+        return (self.exponent + classes) / PER_OCTAVE
+
+    @staticmethod
+    def _bits_at(exponent: float) -> float:
         return 1.4 + 0.43 * exponent if exponent >= -2 else 0.54 * math.pow(2.0, exponent + 2)
+
+    def entropy(self, points: Floats) -> float:
+        """Bits of a code, if each point of the matrix is rounded to an integer; by a sample of rows."""
+        stride = max(1, points.size // _SAMPLE)
+        rows = slice(0, None, min(stride, points.shape[0]))
+        integers = np.rint(np.clip(points[rows], -_MOST, _MOST)).astype(np.intp)
+        low = int(integers.min(initial=0))
+        size = int(integers.max(initial=0)) - low + 1
+        at = self.at(rows, slice(None)) * np.intp(size) + (integers - low)
+        counts = np.bincount(at.reshape(-1), minlength=self.n_contexts * size).reshape(-1, size).astype(np.float64)
+        used = counts > 0
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        return float(-(counts[used] * np.log2(shares[used])).sum()) / max(1, integers.size)
 
     def at(self, rows: slice, columns: slice) -> npt.NDArray[np.uint8]:
         """``rows[i] + columns[j]`` of the elements of a part of the matrix; to be broadcast to its shape."""

@@ -22,7 +22,7 @@ from ..dtypes import BY_NAME
 from ..errors import EncodeError
 from ..records import AliasRecord, Layout, make_view
 from . import fast, fine, lookups, quantize, small
-from .assemble import QuantizedStage, assemble
+from .assemble import QuantizedStage, assemble, sum_of_stages
 from .budget import Goal, Outcome, Statistics, Steps, meet, root_mean_square
 from .calibration import TensorStatistics
 from .coded import CodedTensor
@@ -489,10 +489,7 @@ class ModelEncoder:
         else:
             stages = quantize.quantize(matrix, view, method, seed=self.options.seed, dtype=tensor.dtype)
         encoded = assemble(tensor.name, tensor.dtype, tensor.shape, layout, stages)
-        decoded = stages[0].values(view)
-        for stage in stages[1:]:
-            decoded += stage.values(view)
-        return self._result(tensor, encoded, sqnr_db(matrix, decoded))
+        return self._result(tensor, encoded, sqnr_db(matrix, sum_of_stages(stages, view)))
 
     def _book_number(self, name: str) -> int:
         """Of a shared codebook: they are numbered as they come to be used."""

@@ -10,9 +10,9 @@ import numpy as np
 from ..codecs.tables import Floats
 from ..errors import EncodeError
 from ..limits import MAX_BLOCK_ELEMENTS
-from ..records import Layout, Trellis
-from . import feedback, tiles, trellis, viterbi
-from .assemble import BLOCK_ELEMENTS
+from ..records import Layout, Trellis, make_view
+from . import feedback, principal, tiles, trellis, viterbi
+from .assemble import BLOCK_ELEMENTS, QuantizedStage, sum_of_stages
 from .coded import CodedTensor
 from .contexts import Contexts, find_contexts
 from .orient import by_rows, view_matrix
@@ -78,17 +78,16 @@ def quantize(
         raise EncodeError(f"tensor {name!r} has {matrix.shape[1]} outputs, its calibration {n_groups} groups of them")
     furthest = float(np.abs(matrix).max(initial=0)) / (1.0 if row_scales is None else float(row_scales.min()))
     step = max(step * _FINER, furthest / 30_000, float(np.finfo(np.float32).tiny))
-    points = matrix * np.float32(1 / step)
-    if row_scales is not None:
-        points /= row_scales[:, None]
-    contexts = find_contexts(points)
+    points, contexts, base = _without_components(matrix, step, row_scales)
     width = None if factors is None else tiles.band_width(matrix.shape[1], feedback.TILE_COLUMNS)
     path = viterbi.TRELLISES[_N_STATES if factors is None else _N_FEEDBACK_STATES]
     layout, grid = _cut(layout, matrix.shape, contexts.expected_bits, width, path)
     if factors is not None:
         indices, books = _quantize_with_feedback(points, contexts, grid, factors)
     else:
-        weights = None if least_noise else _weights(points, contexts.expected_bits)
+        weights = None
+        if not least_noise:  # a table's rows are not summed up: there it is what is left of a weight that counts
+            weights = _weights(points if is_table else matrix * np.float32(1 / step), contexts.expected_bits)
         rates = trellis.find_rates(points, contexts, grid, PRICE, weights)
         keeps_sums = layout.n_row_axes > 0 and not is_table and matrix.shape[0] >= _FEWEST_INPUTS
         code = trellis.quantize_keeping_sums if keeps_sums else trellis.quantize
@@ -98,9 +97,32 @@ def quantize(
         reach = int(np.abs(indices).max(initial=0)) + 1
         table = (trellis.centroids(points, indices, books, reach) * step).astype(np.float32)
     coded = CodedTensor(name, dtype, shape, layout, grid.tile, grid.trellis, contexts, indices, books, step, table,
-                        row_scales)  # fmt: skip
+                        row_scales, tuple(base))  # fmt: skip
     error = coded.values_as_coded() - matrix
     return Quantized(coded, energy(matrix), energy(error))
+
+
+def _without_components(
+    matrix: Floats, step: float, row_scales: Floats | None
+) -> tuple[Floats, Contexts, list[QuantizedStage]]:
+    """What is left of a matrix, in steps of its grid, the contexts of that, and the stages of what is not left."""
+
+    def in_steps(values: Floats) -> Floats:
+        points = values * np.float32(1 / step)
+        return points if row_scales is None else points / row_scales[:, None]
+
+    points = in_steps(matrix)
+    contexts = find_contexts(points)
+    is_cut = matrix.shape[1] > MAX_BLOCK_ELEMENTS // 4  # its rows are, which low-rank stages do not allow
+    stages = [] if is_cut else principal.find_stages(matrix, contexts.slope)
+    if stages:
+        view = make_view(matrix.shape, False, Layout(n_row_axes=1))
+        left = in_steps(matrix - sum_of_stages(stages, view))
+        of_left = find_contexts(left)
+        gain = contexts.entropy(points * np.float32(_FINER)) - of_left.entropy(left * np.float32(_FINER))
+        if principal.n_bits(stages, view) < gain * matrix.size:
+            return left, of_left, stages
+    return points, contexts, []
 
 
 def _quantize_with_feedback(

@@ -1,0 +1,164 @@
+"""Principal components: found where a matrix has some, left alone where it has none, and decoded bit by bit."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from arrays import weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vqformat
+from vqformat import waiting
+from vqformat.chunkwriter import ChunkWriter
+from vqformat.encode import principal, small
+from vqformat.encode.coded import CodedTensor, Pool
+
+Matrix = np.ndarray[Any, Any]
+
+
+def with_components(n_rows: int, n_columns: int, rank: int, *, share: float = 0.5, seed: int = 0) -> Matrix:
+    """Noise and components, which have so much of the energy."""
+    left, right = weights(n_rows, rank, seed=seed + 1), weights(rank, n_columns, seed=seed + 2)
+    noise = weights(n_rows, n_columns, seed=seed) * np.float32((1 - share) ** 0.5)
+    return noise + left @ right * np.float32((share / rank) ** 0.5)
+
+
+def saved(matrix: Matrix, **options: Any) -> bytes:
+    file = io.BytesIO()
+    vqformat.save_file({"w": matrix}, file, preset="small", **options)
+    return file.getvalue()
+
+
+def method(data: bytes) -> str:
+    with vqformat.safe_open(io.BytesIO(data)) as file:
+        return file.info("w").method
+
+
+def quantized(matrix: Matrix, step: float = 0.3, **options: Any) -> CodedTensor:
+    return small.quantize("w", "f32", matrix.shape, matrix, step, **options).coded
+
+
+def decoded(coded: CodedTensor) -> Matrix:
+    """What a decoder is to find, in the tensor's shape."""
+    matrix = Pool.of([coded]).decoded(coded)
+    return matrix.T if coded.layout.axes else matrix
+
+
+def saved_coded(coded: CodedTensor) -> bytes:
+    pool, stream = Pool.of([coded]), io.BytesIO()
+    with ChunkWriter(stream) as writer:
+        writer.add_layer("", [pool.encode(coded, writer.add_freq(pool.record, pool.section))])
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("goal", [{"sqnr": 5.0}, {"sqnr": 15.0}], ids=str)
+@pytest.mark.parametrize("shape", [(2000, 128), (128, 2000), (500, 400)], ids=str)
+def test_a_matrix_with_components_takes_fewer_bytes(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], goal: dict[str, float]
+) -> None:
+    matrix = with_components(*shape, 4)
+    data = saved(matrix, **goal)
+
+    monkeypatch.setattr(principal, "find_stages", lambda matrix, slope: [])
+    without = saved(matrix, **goal)
+
+    assert "low-rank" in method(data) and "low-rank" not in method(without)
+    # Half of the energy is worth half a bit a weight; the factors take some of it
+    assert len(data) < len(without) - 0.25 * matrix.size / 8
+
+
+@pytest.mark.parametrize("make", [
+    lambda: weights(600, 300),
+    lambda: weights(4000, 64),
+    lambda: weights(300, 300) * np.exp(weights(300, 1, seed=1)),
+    lambda: with_components(300, 300, 1, share=0.005),
+], ids=["noise", "tall noise", "rows of many scales", "a component too short to pay"])  # fmt: skip
+def test_noise_has_no_components(make: Callable[[], Matrix]) -> None:
+    assert "low-rank" not in method(saved(make(), bits=2))
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_what_is_read_is_what_was_coded(data: st.DataObject) -> None:
+    shape = data.draw(st.integers(16, 90)), data.draw(st.integers(16, 90))
+    matrix = with_components(*shape, data.draw(st.integers(1, 5)), share=data.draw(st.sampled_from([0.3, 0.9, 1.0])),
+                             seed=data.draw(st.integers(0, 99)))  # fmt: skip
+    matrix *= np.float32(data.draw(st.sampled_from([1e-30, 1, 1e30])))
+    step = float(np.abs(matrix).max()) * data.draw(st.sampled_from([1e-4, 0.1, 2.0]))
+    with pytest.MonkeyPatch.context() as patch:
+        if data.draw(st.booleans()):  # many blocks
+            patch.setattr(small, "BLOCK_ELEMENTS", 512)
+            patch.setattr(small, "_MOST_BLOCK_ELEMENTS", 768)
+        found = small.quantize("w", "f32", shape, matrix, step, output_axis=data.draw(st.integers(0, 1)),
+                               least_noise=data.draw(st.booleans()), is_table=data.draw(st.booleans()))  # fmt: skip
+
+    loaded = vqformat.load(saved_coded(found.coded))["w"]
+
+    assert loaded.tobytes() == np.ascontiguousarray(decoded(found.coded)).tobytes()
+    if found.coded.values is None:  # no table that is rounded
+        noise = np.square(loaded.astype(np.float64) - matrix).sum()
+        assert found.noise == pytest.approx(noise, rel=1e-3, abs=1e-9 * found.energy)
+
+
+@pytest.mark.parametrize("matrix", [
+    np.outer(np.arange(100), np.ones(80)).astype(np.float32),
+    np.ones((64, 64), np.float32),
+    np.zeros((64, 64), np.float32),
+    np.repeat(weights(20, 200), 20, axis=0),
+    np.eye(64, dtype=np.float32),
+    np.where(np.arange(90)[:, None] == 7, np.float32(1e6), with_components(90, 90, 2)),
+], ids=["rank 1", "constant", "zero", "rank 20", "identity", "one huge row"])  # fmt: skip
+@pytest.mark.parametrize("ratio", [4, 40])
+def test_matrices_of_no_noise(matrix: Matrix, ratio: float) -> None:
+    loaded = vqformat.load(saved(matrix, ratio=ratio))["w"]
+
+    assert np.square(loaded - matrix).sum() <= np.square(matrix).sum()
+
+
+def test_parts_of_a_table_are_those_of_the_whole() -> None:
+    matrix = with_components(5000, 300, 6)
+    coded = quantized(matrix, is_table=True)
+    assert coded.base and coded.layout.block_rows and not coded.layout.axes
+    data = saved_coded(coded)
+
+    loaded = vqformat.load(data)["w"]
+    streamed = {name: array for layer in vqformat.stream(io.BytesIO(data)) for name, array in layer.items()}
+
+    assert loaded.tobytes() == decoded(coded).tobytes() == streamed["w"].tobytes()
+    with vqformat.safe_open(io.BytesIO(data)) as file:
+        for rows in (slice(0, 1), slice(870, 880), slice(4990, 5000)):
+            assert np.array_equal(file.get_slice("w")[rows], loaded[rows])
+
+
+def test_small_tensors_with_components_are_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = {f"layer{i}.weight": with_components(100, 120, 2, share=0.9, seed=i) for i in range(12)}
+    file = io.BytesIO()
+    vqformat.save_file(net, file, preset="small", bits=2)
+    together: list[int] = []
+    decode_together = waiting.decode_together
+    monkeypatch.setattr(waiting, "decode_together",
+                        lambda jobs: together.append(len(jobs)) or decode_together(jobs))  # fmt: skip
+
+    loaded = vqformat.load(file.getvalue())
+
+    assert together == [len(net)]
+    with vqformat.safe_open(io.BytesIO(file.getvalue())) as one_by_one:
+        assert all(loaded[name].tobytes() == one_by_one[name].tobytes() for name in net)
+
+
+def test_rows_that_are_cut_keep_their_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Low-rank stages have whole rows only (LOW-002)."""
+    matrix = with_components(20, 3000, 1, share=0.9)
+    assert quantized(matrix, is_table=True).base
+    monkeypatch.setattr(small, "MAX_BLOCK_ELEMENTS", 8000)
+    monkeypatch.setattr(small, "BLOCK_ELEMENTS", 2000)
+
+    coded = quantized(matrix, is_table=True)
+
+    assert coded.layout.block_columns and not coded.base
+    assert vqformat.load(saved_coded(coded))["w"].tobytes() == decoded(coded).tobytes()
