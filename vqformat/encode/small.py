@@ -78,16 +78,16 @@ def quantize(
         raise EncodeError(f"tensor {name!r} has {matrix.shape[1]} outputs, its calibration {n_groups} groups of them")
     furthest = float(np.abs(matrix).max(initial=0)) / (1.0 if row_scales is None else float(row_scales.min()))
     step = max(step * _FINER, furthest / 30_000, float(np.finfo(np.float32).tiny))
-    points, contexts, base = _without_components(matrix, step, row_scales)
+    unit = np.float32(step) if row_scales is None else np.float32(step) * row_scales[:, None]
+    whole: Floats = np.divide(matrix, unit, dtype=np.float32)
+    points, contexts, base = _without_components(matrix, whole, unit)
     width = None if factors is None else tiles.band_width(matrix.shape[1], feedback.TILE_COLUMNS)
     path = viterbi.TRELLISES[_N_STATES if factors is None else _N_FEEDBACK_STATES]
     layout, grid = _cut(layout, matrix.shape, contexts.expected_bits, width, path)
     if factors is not None:
         indices, books = _quantize_with_feedback(points, contexts, grid, factors)
     else:
-        weights = None
-        if not least_noise:  # a table's rows are not summed up: there it is what is left of a weight that counts
-            weights = _weights(points if is_table else matrix * np.float32(1 / step), contexts.expected_bits)
+        weights = None if least_noise else _weights(whole, points, contexts.expected_bits)
         rates = trellis.find_rates(points, contexts, grid, PRICE, weights)
         keeps_sums = layout.n_row_axes > 0 and not is_table and matrix.shape[0] >= _FEWEST_INPUTS
         code = trellis.quantize_keeping_sums if keeps_sums else trellis.quantize
@@ -103,26 +103,27 @@ def quantize(
 
 
 def _without_components(
-    matrix: Floats, step: float, row_scales: Floats | None
+    matrix: Floats, whole: Floats, unit: Floats | np.float32
 ) -> tuple[Floats, Contexts, list[QuantizedStage]]:
-    """What is left of a matrix, in steps of its grid, the contexts of that, and the stages of what is not left."""
+    """What the trellis stage is to code.
 
-    def in_steps(values: Floats) -> Floats:
-        points = values * np.float32(1 / step)
-        return points if row_scales is None else points / row_scales[:, None]
+    Args:
+        whole: The matrix in steps of the grid, ``matrix / unit``.
 
-    points = in_steps(matrix)
-    contexts = find_contexts(points)
+    Returns:
+        The matrix without its principal components, in steps of the grid; its contexts; the stages of the components.
+    """
+    contexts = find_contexts(whole)
     is_cut = matrix.shape[1] > MAX_BLOCK_ELEMENTS // 4  # its rows are, which low-rank stages do not allow
     stages = [] if is_cut else principal.find_stages(matrix, contexts.slope)
     if stages:
         view = make_view(matrix.shape, False, Layout(n_row_axes=1))
-        left = in_steps(matrix - sum_of_stages(stages, view))
+        left: Floats = np.divide(matrix - sum_of_stages(stages, view), unit, dtype=np.float32)
         of_left = find_contexts(left)
-        gain = contexts.entropy(points * np.float32(_FINER)) - of_left.entropy(left * np.float32(_FINER))
+        gain = contexts.entropy(whole * np.float32(_FINER)) - of_left.entropy(left * np.float32(_FINER))
         if principal.n_bits(stages, view) < gain * matrix.size:
             return left, of_left, stages
-    return points, contexts, []
+    return whole, contexts, []
 
 
 def _quantize_with_feedback(
@@ -137,16 +138,19 @@ def _quantize_with_feedback(
     return feedback.quantize(points, contexts, grid, rates, factors)
 
 
-def _weights(points: Floats, bits: float) -> Floats | None:
+def _weights(whole: Floats, left: Floats, bits: float) -> Floats | None:
     """How much a squared error counts at so many bits a weight: at low rates more for a large weight.
 
     Much of a small weight is what training began with and the network does not miss. From 3 bits on all count the same.
+
+    Args:
+        whole, left: Weights, and what principal components leave of them: it is the geometric mean that counts.
     """
     power = _MAGNITUDE_POWER - _POWER_A_DOUBLING * math.log2(max(bits, 1.0))
     if power <= 0:
         return None
-    squares = np.square(points, dtype=np.float32)
-    weights = np.power(squares, np.float32(power / 2))
+    squares = np.abs(whole * left)
+    weights: Floats = np.power(squares, np.float32(power / 2))
     scale = float(squares.mean(dtype=np.float64)) / max(float((squares * weights).mean(dtype=np.float64)), 1e-30)
     weights *= np.float32(scale)
     return weights
