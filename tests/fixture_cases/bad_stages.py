@@ -241,8 +241,11 @@ def packings() -> Iterator[Case]:
 
     good = b"\xc8\x01"
     yield stored("cod-001-dense", "code 3 of 3 entries, dense", "COD-001", (), b"\x52\x07")
+    yield stored("cod-001-whole-byte", "code 3 of 3 entries, dense, in a full byte", "COD-001", (), b"\x07\0")
     yield stored("cod-001-dense-3-bits", "code 5 of 5 entries, dense", "COD-001", (), b"\x05\0\0", entries=5)
     yield stored("cod-001-planes", "code 3 of 3 entries in a plane of base 4", "COD-001", ((4, 4),), b"\x52\x07")
+    yield stored("cod-001-whole-plane-byte", "code 3 of 3 entries in a plane of base 4, in a full byte",
+                 "COD-001", ((4, 4),), b"\x07\0")  # fmt: skip
     yield stored(
         "cod-001-two-planes", "code 3 of 3 entries in two planes of bits", "COD-001", ((2, 8), (2, 8)), b"\x01", b"\x01"
     )
