@@ -27,9 +27,9 @@ _N_FEEDBACK_STATES = 8  # with more the errors are smaller, but no more answers 
 # Of a weight's magnitude, with which its squared error counts: at one bit a weight and below, and how much less it is
 # for each doubling of the rate
 _MAGNITUDE_POWER, _POWER_A_DOUBLING = 0.5, 0.32
-# Of its bits that a matrix must become smaller by for the sake of its components, at one bit a weight and below; nothing
-# at 4. At low rates codes hold on to half of what a weight does, components to all: it is not for little that one gets
-# more weight than the other (CREPE's second layer: 2 % smaller, but at 68 times 12 % fewer answers the same)
+# Share of its bits that components must save a matrix, at one bit a weight and below; nothing from 4 bits on. At low
+# rates codes keep half of what a weight does, components all of it, which shifts the balance between them: on CREPE's
+# second layer 2 % of its bits changed 12 % of the answers
 _LEAST_GAIN = 0.03
 _FEWEST_INPUTS = 8  # of which sums of errors are kept small
 _MOST_BLOCK_ELEMENTS = BLOCK_ELEMENTS * 3 // 2
