@@ -120,6 +120,18 @@ def test_matrices_of_no_noise(matrix: Matrix, ratio: float) -> None:
     assert np.square(loaded - matrix).sum() <= np.square(matrix).sum()
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [(np.float16, 60_000), (np.float16, 6000), (np.float32, 3e38)])
+def test_values_near_the_largest_of_a_dtype(dtype: type, largest: float) -> None:
+    """No sum of stages may be beyond it, whatever the codes (VAL-002)."""
+    matrix = with_components(400, 300, 3, share=0.9)
+    matrix = (matrix * np.float32(largest / np.abs(matrix).max())).astype(dtype)
+
+    loaded = vqformat.load(saved(matrix, sqnr=20.0))["w"]
+
+    noise, signal = (float(np.square(a.astype(np.float64)).sum()) for a in (loaded.astype(np.float64) - matrix, matrix))
+    assert noise < 0.0101 * signal
+
+
 def test_parts_of_a_table_are_those_of_the_whole() -> None:
     matrix = with_components(5000, 300, 6)
     coded = quantized(matrix, is_table=True)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from ..codecs.lowrank import LowRankDecoder
 from ..codecs.tables import Floats
 from ..limits import MAX_RIGHT_FACTOR
 from ..records import AxisScale, Block, LowRankStage, View
@@ -74,6 +75,12 @@ def n_bits(stages: list[QuantizedStage], view: View) -> int:
     whole = Block(0, view.n_rows, 0, view.n_columns)
     sections = [plain for q in stages for plain in (*q.resident_sections(), *q.payload(whole))]
     return _STAGE_BITS * len(stages) + 8 * sum(map(entropy.quick_nbytes, sections))
+
+
+def bound(stages: list[QuantizedStage], view: View) -> float:
+    """What no decoded value of the stages together is larger than (SPEC section 11)."""
+    return float(sum(LowRankDecoder(q.stage, view, q.resident_sections()).bound for q in stages
+                     if isinstance(q.stage, LowRankStage)))  # fmt: skip
 
 
 def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:

@@ -31,6 +31,7 @@ _MAGNITUDE_POWER, _POWER_A_DOUBLING = 0.5, 0.32
 # rates codes keep half of what a weight does, components all of it, which shifts the balance between them: on CREPE's
 # second layer 2 % of its bits changed 12 % of the answers
 _LEAST_GAIN = 0.03
+_LARGEST = {"f16": 65504.0}  # finite value of a dtype narrower than float32 in range
 _FEWEST_INPUTS = 8  # of which sums of errors are kept small
 _MOST_BLOCK_ELEMENTS = BLOCK_ELEMENTS * 3 // 2
 
@@ -84,7 +85,8 @@ def quantize(
     step = max(step * _FINER, furthest / 30_000, float(np.finfo(np.float32).tiny))
     unit = np.float32(step) if row_scales is None else np.float32(step) * row_scales[:, None]
     whole: Floats = np.divide(matrix, unit, dtype=np.float32)
-    points, contexts, base = _without_components(matrix, whole, unit, least_noise=least_noise)
+    largest = _LARGEST.get(dtype, 3e38)
+    points, contexts, base = _without_components(matrix, whole, unit, largest, least_noise=least_noise)
     width = None if factors is None else tiles.band_width(matrix.shape[1], feedback.TILE_COLUMNS)
     path = viterbi.TRELLISES[_N_STATES if factors is None else _N_FEEDBACK_STATES]
     layout, grid = _cut(layout, matrix.shape, contexts.expected_bits, width, path)
@@ -107,12 +109,13 @@ def quantize(
 
 
 def _without_components(
-    matrix: Floats, whole: Floats, unit: Floats | np.float32, *, least_noise: bool
+    matrix: Floats, whole: Floats, unit: Floats | np.float32, largest: float, *, least_noise: bool
 ) -> tuple[Floats, Contexts, list[QuantizedStage]]:
     """What the trellis stage is to code.
 
     Args:
         whole: The matrix in steps of the grid, ``matrix / unit``.
+        largest: Finite value of the tensor's dtype.
 
     Returns:
         The matrix without its principal components, in steps of the grid; its contexts; the stages of the components.
@@ -122,7 +125,10 @@ def _without_components(
     stages = [] if is_cut else principal.find_stages(matrix, contexts.slope)
     if stages:
         view = make_view(matrix.shape, False, Layout(n_row_axes=1))
-        left: Floats = np.divide(matrix - sum_of_stages(stages, view), unit, dtype=np.float32)
+        left: Floats = matrix - sum_of_stages(stages, view)
+        if not principal.bound(stages, view) + float(np.abs(left).max()) < largest / 2:  # VAL-002
+            return whole, contexts, []
+        left /= unit
         of_left = find_contexts(left)
         bits = contexts.entropy(whole * np.float32(_FINER))
         bits_left = of_left.entropy(left * np.float32(_FINER)) + principal.n_bits(stages, view) / matrix.size
