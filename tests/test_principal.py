@@ -17,6 +17,7 @@ from vqformat import waiting
 from vqformat.chunkwriter import ChunkWriter
 from vqformat.encode import principal, small
 from vqformat.encode.coded import CodedTensor, Pool
+from vqformat.limits import MAX_STAGES
 
 Matrix = np.ndarray[Any, Any]
 
@@ -117,7 +118,22 @@ def test_what_is_read_is_what_was_coded(data: st.DataObject) -> None:
 def test_matrices_of_no_noise(matrix: Matrix, ratio: float) -> None:
     loaded = vqformat.load(saved(matrix, ratio=ratio))["w"]
 
-    assert np.square(loaded - matrix).sum() <= np.square(matrix).sum()
+    assert np.square(loaded - matrix).sum() <= (1e-6 if ratio == 4 else 1) * np.square(matrix).sum()
+
+
+def test_components_of_very_different_lengths_fit_the_limit_of_stages() -> None:
+    stages = principal._groups(1.71 ** -np.arange(40.0))
+
+    assert len(stages) == MAX_STAGES - 1 and stages[-1][1] == 40
+
+
+def test_components_that_some_rows_only_have_are_seen() -> None:
+    """Whether they pay is found on a sample of rows, which is not to keep step with the taps of a convolution."""
+    matrix = weights(4608, 512)
+    matrix[1::9] = with_components(512, 512, 4, share=0.95)
+    matrix[2::9] = with_components(512, 512, 4, share=0.95)
+
+    assert quantized(matrix, is_table=True).base
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [(np.float16, 60_000), (np.float16, 6000), (np.float32, 3e38)])
@@ -163,7 +179,7 @@ def test_small_tensors_with_components_are_decoded_together(monkeypatch: pytest.
         assert all(loaded[name].tobytes() == one_by_one[name].tobytes() for name in net)
 
 
-def test_rows_that_are_cut_keep_their_components(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matrices_whose_rows_are_cut_have_no_low_rank_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Low-rank stages have whole rows only (LOW-002)."""
     matrix = with_components(20, 3000, 1, share=0.9)
     assert quantized(matrix, is_table=True).base

@@ -44,8 +44,8 @@ class Waiting:
         Raises:
             FormatError: A code of one that waited breaks a rule.
         """
-        bands = decoder.bands(blocks, payloads)
-        if bands is None or len(blocks) < decoder.view.n_blocks:
+        bands = None if len(blocks) < decoder.view.n_blocks else decoder.bands(blocks, payloads)
+        if bands is None:
             return False
         stored_nbytes = sum(len(section) for sections in payloads for section in sections)
         held_nbytes = _JOB_NBYTES + sum(map(sum, decoder.record.resident_nbytes())) + stored_nbytes

@@ -230,7 +230,7 @@ class Pool:
         return TensorRecord(tensor.name, tensor.dtype, tensor.shape, tensor.layout, stages), of_base + resident
 
     def decoded(self, tensor: CodedTensor) -> Floats:
-        """What a decoder makes of it, exactly: the stored matrix ``(R, C)``."""
+        """What a decoder makes of it, if it has no row scales, exactly: the stored matrix ``(R, C)``."""
         record, resident = self._record(tensor, 0)
         stage = record.stages[-1]
         assert isinstance(stage, TrellisStage)

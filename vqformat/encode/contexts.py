@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..codecs.tables import Floats
 from ..container import TABLE_ENTRY_NBYTES
+from .sampling import sample_indices
 
 LOWEST = -8  # variances in steps of the grid are 2**LOWEST to 2**HIGHEST; below the one nearly all codes are 0
 HIGHEST = 24
@@ -53,9 +54,9 @@ class Contexts:
 
     @property
     def slope(self) -> float:
-        """Bits by which codes get shorter where the variance is a quarter, about; at most 1."""
+        """Bits by which codes get shorter where the variance is a quarter, about."""
         exponent = self._mean_exponent
-        return min(1.0, self._bits_at(exponent + 0.5) - self._bits_at(exponent - 1.5))
+        return self._bits_at(exponent + 0.5) - self._bits_at(exponent - 1.5)
 
     @property
     def _mean_exponent(self) -> float:
@@ -68,8 +69,7 @@ class Contexts:
 
     def entropy(self, points: Floats) -> float:
         """Bits of a code, if each point of the matrix is rounded to an integer; by a sample of rows."""
-        stride = max(1, points.size // _SAMPLE)
-        rows = slice(0, None, min(stride, points.shape[0]))
+        rows = sample_indices(points.shape[0], max(1, _SAMPLE // points.shape[1]), 0)
         integers = np.rint(np.clip(points[rows], -_MOST, _MOST)).astype(np.intp)
         low = int(integers.min(initial=0))
         size = int(integers.max(initial=0)) - low + 1
@@ -79,7 +79,7 @@ class Contexts:
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         return float(-(counts[used] * np.log2(shares[used])).sum()) / max(1, integers.size)
 
-    def at(self, rows: slice, columns: slice) -> npt.NDArray[np.uint8]:
+    def at(self, rows: slice | npt.NDArray[np.intp], columns: slice) -> npt.NDArray[np.uint8]:
         """``rows[i] + columns[j]`` of the elements of a part of the matrix; to be broadcast to its shape."""
         found = np.zeros((1, 1), np.uint8)
         if self.rows is not None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..codecs.lowrank import LowRankDecoder
 from ..codecs.tables import Floats
-from ..limits import MAX_RIGHT_FACTOR
+from ..limits import MAX_RIGHT_FACTOR, MAX_STAGES
 from ..records import AxisScale, Block, LowRankStage, View
 from . import entropy
 from .assemble import QuantizedStage
@@ -47,7 +47,7 @@ def find_stages(matrix: Floats, slope: float) -> list[QuantizedStage]:
 
     Args:
         matrix: ``(R, C)``, finite.
-        slope: Bits by which the code of a weight gets shorter where its variance is a quarter: 1 at high rates.
+        slope: Bits by which the code of a weight gets shorter where its variance is a quarter: nearly 1 at high rates.
 
     Returns:
         Low-rank stages, packed; none where nothing is gained.
@@ -79,8 +79,8 @@ def n_bits(stages: list[QuantizedStage], view: View) -> int:
 
 def bound(stages: list[QuantizedStage], view: View) -> float:
     """What no decoded value of the stages together is larger than (SPEC section 11)."""
-    return float(sum(LowRankDecoder(q.stage, view, q.resident_sections()).bound for q in stages
-                     if isinstance(q.stage, LowRankStage)))  # fmt: skip
+    return sum(float(LowRankDecoder(q.stage, view, q.resident_sections()).bound) for q in stages
+               if isinstance(q.stage, LowRankStage))  # fmt: skip
 
 
 def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
@@ -90,8 +90,9 @@ def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
     """
     n_columns = matrix.shape[1]
     width = min(n + _OVERSAMPLING, n_columns)
-    # Sums of four uniforms do as well as normal numbers, and are the same on every machine
-    basis = uniforms(0, 4 * n_columns * width).reshape(4, n_columns, width).sum(axis=0) - 2
+    basis = np.full((n_columns, width), -2.0)  # sums of four uniforms do as well as normal numbers, see ``lowrank``
+    for seed in range(4):
+        basis += uniforms(seed, n_columns * width).reshape(n_columns, width)
     for _ in range(_POWER_ROUNDS):
         product = np.zeros_like(basis)
         for _, part in _pieces(matrix):
@@ -139,6 +140,7 @@ def _groups(lengths: Doubles) -> list[tuple[int, int]]:
     for i, length in enumerate(lengths):
         if length * _SPAN < lengths[starts[-1]]:
             starts.append(i)
+    starts = starts[: MAX_STAGES - 1]
     return list(zip(starts, [*starts[1:], len(lengths)], strict=True))
 
 

@@ -115,6 +115,7 @@ def _without_components(
 
     Args:
         whole: The matrix in steps of the grid, ``matrix / unit``.
+        unit: The step, times the scales of the rows.
         largest: Finite value of the tensor's dtype.
 
     Returns:
@@ -129,6 +130,8 @@ def _without_components(
         if not principal.bound(stages, view) + float(np.abs(left).max()) < largest / 2:  # VAL-002
             return whole, contexts, []
         left /= unit
+        if np.abs(left).max() > 2 * np.abs(whole).max():  # indices would be larger than the step was chosen for
+            return whole, contexts, []
         of_left = find_contexts(left)
         bits = contexts.entropy(whole * np.float32(_FINER))
         bits_left = of_left.entropy(left * np.float32(_FINER)) + principal.n_bits(stages, view) / matrix.size
