@@ -303,6 +303,22 @@ def test_tensors_that_share_tables_differ_in_scale() -> None:
         assert matrix.tobytes() == pool.decoded(tensor).tobytes()
 
 
+def test_no_entry_is_beyond_the_dtype_that_only_other_tensors_use() -> None:
+    large = (np.clip(normal(100, 100), -2, 2) * np.float32(10_000)).astype(np.float16)
+    largest = (np.clip(normal(100, 100), -3, 3) * np.float32(65504 / 3)).astype(np.float16)
+    peaked = normal(100, 100).astype(np.float16)
+    peaked[0, 0] = 60  # as many deviations: its tables have many entries
+    net = {"large": large, "largest": largest, "peaked": peaked}
+    file = io.BytesIO()
+    vqformat.save_file(net, file, preset="small")
+
+    loaded = vqformat.load(file.getvalue())
+
+    for name, weights in net.items():
+        noise, signal = (np.square(a.astype(np.float64)).sum() for a in (loaded[name] - weights.astype(float), weights))
+        assert noise < 0.1 * signal
+
+
 @pytest.mark.parametrize("is_trial", [True, False])
 def test_a_trial_is_as_long_as_the_file(is_trial: bool) -> None:
     quantized = small.quantize("w", "f32", (300, 784), normal(300, 784), 1.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -203,13 +204,14 @@ class Pool:
     def _record(self, tensor: CodedTensor, number: int) -> tuple[TensorRecord, list[bytes]]:
         """The tensor's record, and its resident sections, plain."""
         source: TableSource | ProgressionSource
-        if tensor.values is None:
+        values = tensor.values if tensor.values is not None else self._clipped(tensor)
+        if values is None:
             source, resident = ProgressionSource(self.zero), [tables.encode(np.array([tensor.step]), "f32")]
         else:
-            reach = (tensor.values.shape[1] - 1) // 2
+            reach = (values.shape[1] - 1) // 2
             book = np.zeros((self.n_books, self.record.entries), np.float32)
             low, high = tensor.span
-            book[:, low + self.zero : high + self.zero + 1] = tensor.values[:, low + reach : high + reach + 1]
+            book[:, low + self.zero : high + self.zero + 1] = values[:, low + reach : high + reach + 1]
             source = TableSource(table_dtype(book))
             resident = [tables.encode(book, source.dtype)]
         scale = None
@@ -228,6 +230,22 @@ class Pool:
         stages = (*(q.stage for q in tensor.base), stage)
         of_base = [section for q in tensor.base for section in q.resident_sections()]
         return TensorRecord(tensor.name, tensor.dtype, tensor.shape, tensor.layout, stages), of_base + resident
+
+    def _clipped(self, tensor: CodedTensor) -> Floats | None:
+        """The tensor's own points, as ``CodedTensor.values``, where others of the progression may be beyond its dtype.
+
+        A decoder counts points that the tensor does not use, but those that share its tables do (VAL-002).
+        """
+        largest = 65504.0 if tensor.dtype == "f16" else math.inf
+        scale = 1.0 if tensor.row_scales is None else float(tensor.row_scales.max())
+        furthest = self.n_books * max(self.zero, self.record.entries - self.zero)
+        if furthest * tensor.step * scale < largest / 2:
+            return None
+        reach = max(map(abs, tensor.span))
+        points = self.n_books * np.arange(-reach, reach + 1) + np.arange(self.n_books)[:, None]
+        room = largest / scale if not tensor.base else largest / scale / 2
+        clipped: Floats = np.clip(points * tensor.step, -room, room).astype(np.float32)
+        return clipped
 
     def decoded(self, tensor: CodedTensor) -> Floats:
         """What a decoder makes of it, if it has no row scales, exactly: the stored matrix ``(R, C)``."""
