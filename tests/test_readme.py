@@ -49,22 +49,47 @@ def test_readme_has_the_two_commands_and_others() -> None:
     assert len(PYTHON) >= 3
 
 
-@pytest.mark.parametrize("line", SHELL)
-def test_each_command_runs(line: str, folder: Path) -> None:
-    vqm = shutil.which("vqm", path=str(Path(sys.executable).parent))
-    assert vqm is not None, "vqm is not installed beside this Python"
-    line = line.replace("vqm ", f"{vqm} ", 1)
-    done = subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True, check=False)
+class Follower:
+    """Follows README from the top: a step needs what those before it have made, in whatever process it is tested."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._done: list[subprocess.CompletedProcess[str]] = []
+
+    def do(self, step: int) -> subprocess.CompletedProcess[str]:
+        """Take a step, and those before it that have not been taken."""
+        for i in range(len(self._done), step + 1):
+            self._done.append(self._run(SHELL[i]) if i < len(SHELL) else self._run_python(PYTHON[i - len(SHELL)]))
+        return self._done[step]
+
+    def _run(self, line: str) -> subprocess.CompletedProcess[str]:
+        vqm = shutil.which("vqm", path=str(Path(sys.executable).parent))
+        assert vqm is not None, "vqm is not installed beside this Python"
+        line = line.replace("vqm ", f"{vqm} ", 1)
+        return subprocess.run(line, shell=True, cwd=self._folder, capture_output=True, text=True, check=False)
+
+    def _run_python(self, text: str) -> subprocess.CompletedProcess[str]:
+        keras_warns = "ignore:__array__ implementation:DeprecationWarning"
+        command = [sys.executable, "-W", "error", "-W", keras_warns, "-c", text]
+        return subprocess.run(command, cwd=self._folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def follower(folder: Path) -> Follower:
+    return Follower(folder)
+
+
+@pytest.mark.parametrize("step", range(len(SHELL)), ids=SHELL)
+def test_each_command_runs(step: int, follower: Follower) -> None:
+    done = follower.do(step)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
 
-@pytest.mark.parametrize("text", PYTHON)
-def test_each_snippet_runs(text: str, folder: Path) -> None:
-    keras_warns = "ignore:__array__ implementation:DeprecationWarning"
-    command = [sys.executable, "-W", "error", "-W", keras_warns, "-c", text]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("step", range(len(SHELL), len(SHELL) + len(PYTHON)))
+def test_each_snippet_runs(step: int, follower: Follower) -> None:
+    done = follower.do(step)
 
     assert done.returncode == 0, done.stderr
 
