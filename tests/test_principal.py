@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
+import minidecoder
+import ml_dtypes
 import numpy as np
 import pytest
 from arrays import weights
@@ -15,8 +18,13 @@ from hypothesis import strategies as st
 import vqformat
 from vqformat import waiting
 from vqformat.chunkwriter import ChunkWriter
-from vqformat.encode import principal, small
+from vqformat.dtypes import of_array
+from vqformat.encode import lookups, principal, small
+from vqformat.encode.calibration import TensorStatistics
 from vqformat.encode.coded import CodedTensor, Pool
+from vqformat.encode.contexts import find_contexts
+from vqformat.encode.feedback import Factors
+from vqformat.encode.orient import reals
 from vqformat.limits import MAX_STAGES
 
 Matrix = np.ndarray[Any, Any]
@@ -161,6 +169,72 @@ def test_parts_of_a_table_are_those_of_the_whole() -> None:
     with vqformat.safe_open(io.BytesIO(data)) as file:
         for rows in (slice(0, 1), slice(870, 880), slice(4990, 5000)):
             assert np.array_equal(file.get_slice("w")[rows], loaded[rows])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64"])
+@pytest.mark.parametrize("is_looked_up", [True, False])
+def test_a_second_decoder_finds_the_same_in_every_dtype(dtype: str, is_looked_up: bool) -> None:
+    """Two stages of components, since they are of two lengths; rows of a table with scales of their own."""
+    matrix = with_components(300, 64, 1, share=0.9) + with_components(300, 64, 2, share=0.95, seed=5) * np.float32(0.4)
+    array = (matrix * (1 + 1j) if dtype == "complex64" else matrix).astype(ml_dtypes.bfloat16 if dtype == "bfloat16"
+                                                                            else dtype)  # fmt: skip
+    values = reals(array)
+    scales = lookups.row_scales(np.arange(300)) if is_looked_up else None
+    coded = small.quantize("w", of_array(array, "w").name, array.shape, values, 0.1, row_scales=scales).coded
+    assert len(coded.base) > 1 and (coded.row_scales is not None) == is_looked_up
+    data = saved_coded(coded)
+
+    loaded = vqformat.load(data)["w"]
+
+    assert loaded.dtype == array.dtype
+    assert minidecoder.decode(io.BytesIO(data)).tensors["w"][2] == loaded.tobytes()
+    assert np.square(np.abs(loaded.astype(complex) - array)).mean() < 0.02 * np.square(np.abs(matrix)).mean()
+
+
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_feedback_makes_up_for_errors_in_what_components_leave(n_groups: int) -> None:
+    matrix = with_components(128, 96, 3, share=0.7)  # (outputs, inputs)
+    x = weights(500, 8, seed=7) @ weights(8, 96, seed=8) + weights(500, 96, seed=9) * np.float32(0.1)
+    factors = Factors.of(TensorStatistics(1.0, ((x.T @ x / 500,),) * n_groups, 500))
+    coded, free = quantized(matrix, 0.8, factors=factors), quantized(matrix, 0.8)
+    assert coded.base and free.base
+
+    def output_error(of: CodedTensor) -> float:
+        return float(np.square(x @ (vqformat.load(saved_coded(of))["w"] - matrix).T).mean())
+
+    assert vqformat.load(saved_coded(coded))["w"].tobytes() == np.ascontiguousarray(decoded(coded)).tobytes()
+    assert output_error(coded) < 0.5 * output_error(free)
+
+
+def test_the_gain_is_measured_at_any_rate() -> None:
+    matrix, noise = with_components(300, 300, 8, share=0.9), weights(300, 300) * np.float32(0.1**0.5)
+    for step in (0.3, 1e-2, 1e-4):
+        whole, left = matrix / np.float32(step), noise / np.float32(step)
+
+        gain = find_contexts(whole).entropy(whole) - find_contexts(left).entropy(left)
+
+        assert gain == pytest.approx(0.5 * np.log2(10), abs=0.25)
+
+
+def test_an_error_counts_by_its_weight_and_by_what_is_left_of_it() -> None:
+    whole, left = np.array([[1, 4, 1, 4]], np.float32), np.array([[1, 1, 4, 4]], np.float32)
+
+    found = small._weights(whole, left, 0.5)
+
+    assert found is not None
+    assert found / found[0, 0] == pytest.approx(np.array([[1, 2**0.5, 2**0.5, 2]]))
+
+
+@pytest.mark.parametrize("shape", [(40, 200_000), (200_000, 40)])
+def test_components_are_found_in_little_memory(shape: tuple[int, int]) -> None:
+    matrix = weights(*shape)
+    tracemalloc.start()
+
+    principal.find_stages(matrix, 0.8)
+
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * matrix.nbytes
 
 
 def test_small_tensors_with_components_are_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,11 @@ class DType:
     def is_complex(self) -> bool:
         return self.name in ("c64", "c128")
 
+    @property
+    def largest(self) -> float:
+        """Of the finite values that a real of an arithmetic dtype has after decoding, which is in float32."""
+        return {"f16": 65504.0, "bf16": 3.3895313892515355e38}.get(self.name, float(np.finfo(np.float32).max))
+
     @cached_property
     def numpy(self) -> np.dtype[Any]:
         """The NumPy dtype, little-endian; 4-bit dtypes have an element per byte.

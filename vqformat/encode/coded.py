@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -236,7 +235,7 @@ class Pool:
 
         A decoder counts points that the tensor does not use, but those that share its tables do (VAL-002).
         """
-        largest = 65504.0 if tensor.dtype == "f16" else math.inf
+        largest = BY_NAME[tensor.dtype].largest
         scale = 1.0 if tensor.row_scales is None else float(tensor.row_scales.max())
         furthest = self.n_books * max(self.zero, self.record.entries - self.zero)
         if furthest * tensor.step * scale < largest / 2:

@@ -20,6 +20,7 @@ LOWEST = -8  # variances in steps of the grid are 2**LOWEST to 2**HIGHEST; below
 HIGHEST = 24
 PER_OCTAVE = 2  # exponents for each doubling of the variance
 _SAMPLE = 1 << 18  # elements by which entropies are found
+_FINEST = 16  # deviation of integers by which entropies are found; those of a finer grid are larger by its logarithm
 _MOST = 1 << 12  # magnitude of an integer that is told from larger ones
 _ROUNDS = 3  # of making row and column variances agree
 _CLASS_BITS = 2.5  # of a class, about
@@ -70,14 +71,19 @@ class Contexts:
     def entropy(self, points: Floats) -> float:
         """Bits of a code, if each point of the matrix is rounded to an integer; by a sample of rows."""
         rows = sample_indices(points.shape[0], max(1, _SAMPLE // points.shape[1]), 0)
-        integers = np.rint(np.clip(points[rows], -_MOST, _MOST)).astype(np.intp)
-        low = int(integers.min(initial=0))
-        size = int(integers.max(initial=0)) - low + 1
-        at = self.at(rows, slice(None)) * np.intp(size) + (integers - low)
+        contexts = np.broadcast_to(self.at(rows, slice(None)), (rows.size, points.shape[1]))
+        logarithms = (self.exponent + np.arange(self.n_contexts)) / (2 * PER_OCTAVE) - math.log2(_FINEST)
+        octaves = np.maximum(logarithms, 0)  # by which the grid of each context is made coarser
+        coarse = points[rows] * np.exp2(-octaves).astype(np.float32)[contexts]
+        integers = np.rint(np.clip(coarse, -_MOST, _MOST)).astype(np.intp) + _MOST
+        size = 2 * _MOST + 1
+        at = contexts * np.intp(size) + integers
         counts = np.bincount(at.reshape(-1), minlength=self.n_contexts * size).reshape(-1, size).astype(np.float64)
+        of_contexts = counts.sum(axis=1)
         used = counts > 0
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        return float(-(counts[used] * np.log2(shares[used])).sum()) / max(1, integers.size)
+        shares = counts / np.maximum(of_contexts, 1)[:, None]
+        bits = float(of_contexts @ octaves) - float((counts[used] * np.log2(shares[used])).sum())
+        return bits / float(max(1, integers.size))
 
     def at(self, rows: slice | npt.NDArray[np.intp], columns: slice) -> npt.NDArray[np.uint8]:
         """``rows[i] + columns[j]`` of the elements of a part of the matrix; to be broadcast to its shape."""

@@ -10,7 +10,7 @@ from ..errors import EncodeError
 from ..limits import MAX_RIGHT_FACTOR
 from ..records import AxisScale, LowRankStage
 from .assemble import QuantizedStage
-from .sampling import Doubles, Seed, uniforms
+from .sampling import Doubles, Seed, bells
 from .scales import encode_scales, group_size
 
 _EXACT_UP_TO = 384  # the shorter side of a matrix that is decomposed whole
@@ -89,9 +89,7 @@ def _randomized_svd(matrix: Doubles, rank: int, seed: Seed) -> tuple[Doubles, Do
     """Subspace iteration from a random start (Halko, Martinsson and Tropp 2011, algorithm 4.4)."""
     n_columns = matrix.shape[1]
     width = rank + _OVERSAMPLING
-    # Sums of four uniforms do as well as normal numbers, and are the same on every machine.
-    start = uniforms(seed, 4 * n_columns * width).reshape(4, n_columns, width).sum(axis=0) - 2
-    basis = np.linalg.qr(matrix @ start)[0]
+    basis = np.linalg.qr(matrix @ bells(seed, (n_columns, width)))[0]
     for _ in range(_POWER_ROUNDS):
         basis = np.linalg.qr(matrix.T @ basis)[0]
         basis = np.linalg.qr(matrix @ basis)[0]

@@ -21,7 +21,7 @@ from ..records import AxisScale, Block, LowRankStage, View
 from . import entropy
 from .assemble import QuantizedStage
 from .report import energy
-from .sampling import Doubles, uniforms
+from .sampling import Doubles, bells
 from .scales import encode_scales
 
 _MOST_COMPONENTS = 128
@@ -84,27 +84,35 @@ def bound(stages: list[QuantizedStage], view: View) -> float:
 
 
 def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
-    """Lengths and directions of the longest components, ``(n,)`` and ``(n, C)``.
+    """Lengths and directions of the longest components, ``(n,)`` and ``(n, C)``, the largest element of each positive.
 
-    By subspace iteration from a random start (Halko, Martinsson and Tropp 2011, algorithm 4.4).
+    By subspace iteration from a random start (Halko, Martinsson and Tropp 2011, algorithm 4.4), along the shorter side.
     """
-    n_columns = matrix.shape[1]
-    width = min(n + _OVERSAMPLING, n_columns)
-    basis = np.full((n_columns, width), -2.0)  # sums of four uniforms do as well as normal numbers, see ``lowrank``
-    for seed in range(4):
-        basis += uniforms(seed, n_columns * width).reshape(n_columns, width)
+    is_wide = matrix.shape[1] > matrix.shape[0]
+    tall = matrix.T if is_wide else matrix
+    width = min(n + _OVERSAMPLING, tall.shape[1])
+    basis = bells(0, (tall.shape[1], width))
     for _ in range(_POWER_ROUNDS):
         product = np.zeros_like(basis)
-        for _, part in _pieces(matrix):
+        for _, part in _pieces(tall):
             product += part.T @ (part @ basis)
         basis = np.linalg.qr(product)[0]
     gram = np.zeros((width, width))
-    for _, part in _pieces(matrix):
+    for _, part in _pieces(tall):
         projections = part @ basis
         gram += projections.T @ projections
     squares, vectors = np.linalg.eigh(gram)
     order = np.argsort(-squares, kind="stable")[:n]
-    return np.sqrt(np.maximum(squares[order], 0)), (basis @ vectors[:, order]).T
+    lengths = np.sqrt(np.maximum(squares[order], 0))
+    directions = (basis @ vectors[:, order]).T
+    if is_wide:
+        across, directions = directions, np.zeros((n, matrix.shape[1]))
+        for rows, part in _pieces(matrix):
+            directions += across[:, rows] @ part
+        directions /= np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]
+    at = np.abs(directions).argmax(axis=1)[:, None]
+    directions *= np.copysign(1.0, np.take_along_axis(directions, at, axis=1))
+    return lengths, directions
 
 
 def _choose_rank(squares: Doubles, shape: tuple[int, int], of_all: float, slope: float) -> tuple[int, float]:

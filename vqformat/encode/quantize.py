@@ -13,6 +13,7 @@ from ..codecs.codebook import CodebookDecoder
 from ..codecs.lowrank import LowRankDecoder
 from ..codecs.tables import Floats
 from ..container import Section
+from ..dtypes import BY_NAME
 from ..errors import EncodeError
 from ..limits import MAX_RESIDENT_NBYTES
 from ..records import BookRecord, CodebookStage, View
@@ -26,7 +27,6 @@ from .vector import CodebookOptions, quantize_codebook, quantize_shared, train_b
 
 LOSSLESS = parse_method("lossless")
 
-_LARGEST = {"f16": 65504.0, "bf16": 3.3895313892515355e38}  # finite values of dtypes narrower than f32
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _check_bound(stages: list[QuantizedStage], view: View, dtype: str) -> None:
             else:
                 bound = LowRankDecoder(q.stage, view, q.resident_sections()).bound
             total = np.float32(total + bound)
-    if not np.isfinite(total) or total > _LARGEST.get(dtype, math.inf):
+    if not np.isfinite(total) or total > BY_NAME[dtype].largest:
         raise EncodeError(f"values up to {total} would be possible, beyond dtype {dtype}; code the tensor lossless")
 
 

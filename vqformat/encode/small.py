@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..codecs.tables import Floats
+from ..dtypes import BY_NAME
 from ..errors import EncodeError
 from ..limits import MAX_BLOCK_ELEMENTS
 from ..records import Layout, Trellis, make_view
@@ -31,7 +32,6 @@ _MAGNITUDE_POWER, _POWER_A_DOUBLING = 0.5, 0.32
 # rates codes keep half of what a weight does, components all of it, which shifts the balance between them: on CREPE's
 # second layer 2 % of its bits changed 12 % of the answers
 _LEAST_GAIN = 0.03
-_LARGEST = {"f16": 65504.0}  # finite value of a dtype narrower than float32 in range
 _FEWEST_INPUTS = 8  # of which sums of errors are kept small
 _MOST_BLOCK_ELEMENTS = BLOCK_ELEMENTS * 3 // 2
 
@@ -85,8 +85,7 @@ def quantize(
     step = max(step * _FINER, furthest / 30_000, float(np.finfo(np.float32).tiny))
     unit = np.float32(step) if row_scales is None else np.float32(step) * row_scales[:, None]
     whole: Floats = np.divide(matrix, unit, dtype=np.float32)
-    largest = _LARGEST.get(dtype, 3e38)
-    points, contexts, base = _without_components(matrix, whole, unit, largest, least_noise=least_noise)
+    points, contexts, base = _without_components(matrix, whole, unit, BY_NAME[dtype].largest, least_noise=least_noise)
     width = None if factors is None else tiles.band_width(matrix.shape[1], feedback.TILE_COLUMNS)
     path = viterbi.TRELLISES[_N_STATES if factors is None else _N_FEEDBACK_STATES]
     layout, grid = _cut(layout, matrix.shape, contexts.expected_bits, width, path)
@@ -122,8 +121,7 @@ def _without_components(
         The matrix without its principal components, in steps of the grid; its contexts; the stages of the components.
     """
     contexts = find_contexts(whole)
-    is_cut = matrix.shape[1] > MAX_BLOCK_ELEMENTS // 4  # its rows are, which low-rank stages do not allow
-    stages = [] if is_cut else principal.find_stages(matrix, contexts.slope)
+    stages = [] if _cuts_rows(matrix.shape[1]) else principal.find_stages(matrix, contexts.slope)
     if stages:
         view = make_view(matrix.shape, False, Layout(n_row_axes=1))
         left: Floats = matrix - sum_of_stages(stages, view)
@@ -178,13 +176,18 @@ def _inputs_as_rows(rank: int, output_axis: int) -> Layout:
     return Layout(None if axes == tuple(range(rank)) else axes, rank - 1)
 
 
+def _cuts_rows(n_columns: int) -> bool:
+    """Whether rows are so long that they are cut into blocks, which low-rank stages do not allow (LOW-002)."""
+    return n_columns > MAX_BLOCK_ELEMENTS // 4
+
+
 def _cut(
     layout: Layout, shape: tuple[int, ...], bits: float, width: int | None, path: Trellis
 ) -> tuple[Layout, trellis.Grid]:
     """How a matrix is cut into blocks, and blocks into sequences, of so many columns if that is said."""
     n_rows, n_columns = shape
     rows, columns = n_rows, n_columns
-    if n_columns > MAX_BLOCK_ELEMENTS // 4:
+    if _cuts_rows(n_columns):
         rows, columns = 1, BLOCK_ELEMENTS
     elif n_rows * n_columns > _MOST_BLOCK_ELEMENTS:
         rows = max(1, BLOCK_ELEMENTS // n_columns)

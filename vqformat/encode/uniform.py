@@ -14,6 +14,7 @@ from ..chunkwriter import EncodedTensor
 from ..codecs import tables
 from ..codecs.tables import Floats
 from ..container import TABLE_ENTRY_NBYTES
+from ..dtypes import BY_NAME
 from ..records import CodebookStage, TableSource
 from . import entropy
 from .assemble import QuantizedStage, assemble
@@ -109,8 +110,7 @@ def encode_uniform(
     Returns:
         The encoded tensor, and its SQNR in dB.
     """
-    largest = 65504.0 if dtype == "f16" else math.inf
-    quantized = quantize_uniform(values.reshape(1, -1), step, largest=largest)
+    quantized = quantize_uniform(values.reshape(1, -1), step, largest=BY_NAME[dtype].largest)
     stage = quantized.stage.with_planes(compress=True)
     codes = stage.codes.reshape(values.shape)
     candidates = orientations(values, is_table=is_table)

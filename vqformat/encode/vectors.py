@@ -26,7 +26,6 @@ FINE_BITS = 8  # of fraction without a budget: every value within one part in 51
 _FRACTION_BITS = range(3, 11)
 _EXPONENT_BITS = 5
 _EXPONENTS = range(-120, 61)
-_LARGEST = {"f16": 65504.0}  # of a dtype narrower than float32 in range
 _COARSEST = 0.35  # step of a fixed-point grid over the root mean square
 _LONGEST = 1 << 20  # elements
 
@@ -81,7 +80,7 @@ def _source(values: Floats, dtype: str, step: float | None) -> FloatSource | Non
     if exponent_bits > _EXPONENT_BITS or exponent not in _EXPONENTS:
         return None
     source = FloatSource(signed, exponent_bits, fraction_bits, exponent)
-    return None if float(floats(source).max()) > _LARGEST.get(dtype, math.inf) else source
+    return None if float(floats(source).max()) > BY_NAME[dtype].largest else source
 
 
 def _fixed(values: Floats, signed: int, largest: float, step: float) -> FloatSource | None:
