@@ -216,7 +216,14 @@ def test_the_gain_is_measured_at_any_rate() -> None:
         assert gain == pytest.approx(0.5 * np.log2(10), abs=0.25)
 
 
-def test_an_error_counts_by_its_weight_and_by_what_is_left_of_it() -> None:
+def test_an_error_counts_by_its_weight_and_by_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, seen = with_components(200, 100, 2, share=0.8), []
+    monkeypatch.setattr(small, "_weights", lambda *args: seen.append(args))
+    coded = quantized(matrix, 2.0, is_table=True)
+    np.testing.assert_allclose(seen[0][0] * np.float32(coded.step), matrix, rtol=1e-5)
+    np.testing.assert_allclose((seen[0][0] - seen[0][1]) * np.float32(coded.step),
+                               coded.with_base(np.zeros_like(matrix)), atol=1e-4)  # fmt: skip
+    monkeypatch.undo()
     whole, left = np.array([[1, 4, 1, 4]], np.float32), np.array([[1, 1, 4, 4]], np.float32)
 
     found = small._weights(whole, left, 0.5)
