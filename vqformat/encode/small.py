@@ -28,10 +28,9 @@ _N_FEEDBACK_STATES = 8  # with more the errors are smaller, but no more answers 
 # Of a weight's magnitude, with which its squared error counts: at one bit a weight and below, and how much less it is
 # for each doubling of the rate
 _MAGNITUDE_POWER, _POWER_A_DOUBLING = 0.5, 0.32
-# Share of its bits that components must save a matrix, at one bit a weight and below; nothing from 4 bits on. At low
-# rates codes keep half of what a weight does, components all of it, which shifts the balance between them: on CREPE's
-# second layer 2 % of its bits changed 12 % of the answers
-_LEAST_GAIN = 0.03
+# Share of its bits that components must save a matrix, times the share of energy that codes leave out: they leave as
+# much of what a weight does, components nothing, and that shifts the balance between the two
+_LEAST_GAIN = 0.04
 _FEWEST_INPUTS = 8  # of which sums of errors are kept small
 _MOST_BLOCK_ELEMENTS = BLOCK_ELEMENTS * 3 // 2
 
@@ -133,7 +132,7 @@ def _without_components(
         of_left = find_contexts(left)
         bits = contexts.entropy(whole * np.float32(_FINER))
         bits_left = of_left.entropy(left * np.float32(_FINER)) + principal.n_bits(stages, view) / matrix.size
-        least_gain = 0.0 if least_noise else _LEAST_GAIN * (1 - math.log2(min(max(contexts.expected_bits, 1), 4)) / 2)
+        least_gain = 0.0 if least_noise else _LEAST_GAIN * 4.0**-contexts.expected_bits
         if bits_left < (1 - least_gain) * bits:
             return left, of_left, stages
     return whole, contexts, []
