@@ -28,18 +28,21 @@ from fixture_cases import (
     bad_stages,
     bad_sums,
     bad_tensors,
+    bad_transforms,
     bad_trellises,
     bases,
     codebooks,
     containers,
     raws,
     sums,
+    transforms,
     trellises,
     views,
 )
 
-VALID = (bases, containers, raws, codebooks, views, sums, trellises)
-INVALID = (bad_containers, bad_sections, bad_metadata, bad_tensors, bad_records, bad_stages, bad_sums, bad_trellises)
+VALID = (bases, containers, raws, codebooks, views, sums, trellises, transforms)
+INVALID = (bad_containers, bad_sections, bad_metadata, bad_tensors, bad_records, bad_stages, bad_sums, bad_trellises,
+           bad_transforms)
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 

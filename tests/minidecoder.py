@@ -296,9 +296,12 @@ def low_rank_stage(record: Any, view: View) -> Stage:  # section 11
 
 def trellis_stage(record: Any, view: View, freqs: Sequence[Freq]) -> Stage:  # section 12
     _, source, trellis, scale, classes, freq, first, tile = kind_of(record, list, 8)
-    is_steps, (_, detail) = id_of(source, "CBK-007", 0, 1) == 1, kind_of(source, list, 2)
-    dtype, zero = (F32, detail) if is_steps else (integer(detail, *TABLE_DTYPE), None)
+    kind = id_of(source, "CBK-007", 0, 1, 5)
+    _, detail, *sizes = kind_of(source, list, 3 if kind == 5 else 2)
+    dtype, zero = (F32, detail) if kind else (integer(detail, *TABLE_DTYPE), None)
     need(zero, "TRL-005", zero is None or abs(kind_of(zero, int)) <= 1 << 22)
+    size = integer(sizes[0], "TRL-006", 2, 128, "limit") if sizes else 1
+    need((size, view), "TRL-006", view[0] % size == view[2] % size == 0 and (size == 1 or view[3] == view[1]))
     n_books, polynomials = (1, [0, 0]) if trellis is None else (2, kind_of(trellis, list, 2))
     feedback, forward = (integer(polynomial, "TRL-003", most=511) >> 1 for polynomial in polynomials)
     scales = scales_of(scale, view)
@@ -309,11 +312,17 @@ def trellis_stage(record: Any, view: View, freqs: Sequence[Freq]) -> Stage:  # s
     need(tile, "TRL-002", i_end * j_end <= 64 * ceil_div(view[2], i_end) * ceil_div(view[3], j_end))
     table = Grid(dtype, (0, 0), view[:2], n_books * entries if zero is None else 1)
     n_classes, classes_of = [n * (classes >> i & 1) for i, n in enumerate(view[:2])], list[bytes]()  # rows, columns
-    residents = [table.n_bytes, 0 if scales.values else scales.n_bytes, *n_classes]  # 0: there is none
+    n_matrix, matrix = size * size if sizes else 0, array("b")
+    residents = [table.n_bytes + n_matrix, 0 if scales.values else scales.n_bytes, *n_classes]  # 0: there is none
 
     def load(read: Read) -> float:
         largest = 1 if zero is None else max(abs(n_books * zero), abs(n_books * (entries - 1 - zero) + n_books - 1))
-        bound = f32(f32(largest * table.load(read)) * scales.load(read))
+        data = read(table.n_bytes + n_matrix)
+        step = table.load(lambda n: data[:n])
+        matrix.frombytes(data[table.n_bytes:])
+        if sizes:
+            largest = f32(largest * max(sum(map(abs, matrix[t::size])) for t in range(size)))
+        bound = f32(f32(largest * step) * scales.load(read))
         classes_of.extend(read(n) if n else b"" for n in n_classes)
         k = sum(max(found, default=0) for found in classes_of)
         need((first, k), "TRL-004", first + (k + 1) * n_books <= len(tables))
@@ -338,11 +347,16 @@ def trellis_stage(record: Any, view: View, freqs: Sequence[Freq]) -> Stage:  # s
                 need((r, c), "ANS-002", word := next(words, ()))
                 xs[t] = xs[t] << 16 | word[0]
             states[t] = states[t] >> 1 ^ q * feedback ^ (code & 1) * forward
-            v = (table.values[q * entries + code] if zero is None else
-                 f32((n_books * (code - zero) + q) * table.values[0]))
-            values[(r - rows.start) * len(columns) + c - columns.start] = f32(scales.values[scales.group(r, c)] * v)
+            v = table.values[q * entries + code] if zero is None else n_books * (code - zero) + q
+            values[(r - rows.start) * len(columns) + c - columns.start] = v
         need(xs, "ANS-003", {*xs} == {1 << 16} and not [*words])
-        return values
+        if sizes:  # 12.5
+            n = len(columns)
+            values = [f32(sum(matrix[k * size + i % size] * values[(i - i % size + k) * n + c] for k in range(size)))
+                      for i, c in product(range(len(rows)), range(n))]
+        step = 1.0 if zero is None else table.values[0]
+        return [f32(scales.values[scales.group(r, c)] * f32(v * step))
+                for v, (r, c) in zip(values, product(rows, columns), strict=True)]
 
     return [n for n in residents if n], 1, load, block
 

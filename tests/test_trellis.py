@@ -418,3 +418,14 @@ def test_at_low_rates_large_weights_count_more() -> None:
         assert (np.diff(weights.reshape(-1)[order]) >= 0).all()
         assert np.square(points).mean() == pytest.approx((weights * np.square(points)).mean(), rel=1e-3)
     assert np.ptp(low) > np.ptp(middle)
+
+
+@pytest.mark.parametrize(("options", "sqnr"), [({"step": 1e-7}, 75), ({"sqnr": 75}, 75), ({"sqnr": 55}, 55)], ids=str)
+def test_the_finest_grids_fit_the_largest_tables(options: dict[str, float], sqnr: float) -> None:
+    weights = normal(200, 200)
+    file = io.BytesIO()
+    vqformat.save_file({"w": weights}, file, preset="small", **options)
+
+    loaded = vqformat.load(file.getvalue())["w"]
+
+    assert np.square(loaded - weights).mean() < 10 ** (-0.1 * sqnr + 0.01) * np.square(weights).mean()

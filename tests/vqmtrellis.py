@@ -48,7 +48,8 @@ class Trellis:
     """A trellis stage (SPEC 12).
 
     ``codes`` has a code for each stored row and column. The source is ``table`` ``(B, entries)``, or ``step`` with
-    ``zero``. ``freq`` is what FREQ chunk ``number`` holds. ``ends`` is a fault: the ``x`` in which each sequence ends.
+    ``zero``, and for a transform ``matrix`` of int8. ``freq`` is what FREQ chunk ``number``
+    holds. ``ends`` is a fault: the ``x`` in which each sequence ends.
     """
 
     codes: np.ndarray
@@ -57,6 +58,7 @@ class Trellis:
     table: np.ndarray | None = None
     step: float = 0
     zero: int = 0
+    matrix: np.ndarray | None = None
     trellis: tuple[int, int] | None = None
     scale: Scale | None = None
     row_classes: Sequence[int] = ()
@@ -73,6 +75,8 @@ class Trellis:
 
     def record(self) -> list[object]:
         source = [1, self.zero] if self.table is None else [0, TABLE_DTYPES[self.table.dtype]]
+        if self.matrix is not None:
+            source = [5, self.zero, len(self.matrix)]
         trellis = self.trellis and list(self.trellis)
         scale = self.scale and [TABLE_DTYPES[self.scale.values.dtype], self.scale.rows, self.scale.columns]
         classes = (len(self.row_classes) > 0) + 2 * (len(self.column_classes) > 0)
@@ -80,6 +84,8 @@ class Trellis:
 
     def resident(self) -> list[bytes]:
         out = [table_bytes(np.array([self.step], F32) if self.table is None else self.table)]
+        if self.matrix is not None:
+            out[0] += self.matrix.tobytes()
         if self.scale is not None:
             out.append(table_bytes(self.scale.values))
         return out + [bytes(classes) for classes in (self.row_classes, self.column_classes) if classes]
@@ -129,9 +135,15 @@ class Trellis:
 
     def value(self, r: int, c: int, n_rows: int, n_columns: int) -> np.float32:
         """The stage's value at stored row ``r``, column ``c`` (12.4), after ``payload`` was asked for."""
-        q, code = self._books[r, c], int(self.codes[r][c])
-        if self.table is None:
-            v = F32(self.n_books * (code - self.zero) + q) * F32(self.step)
+        if self.table is not None:
+            v = F32(self.table[self._books[r, c], int(self.codes[r][c])])
+        elif self.matrix is not None:
+            size = len(self.matrix)
+            s = sum(int(self.matrix[k, r % size]) * self._point(r - r % size + k, c) for k in range(size))
+            v = F32(s) * F32(self.step)
         else:
-            v = F32(self.table[q, code])
+            v = F32(self._point(r, c)) * F32(self.step)
         return v if self.scale is None else self.scale.at(r, c, n_rows, n_columns) * v
+
+    def _point(self, r: int, c: int) -> int:
+        return self.n_books * (int(self.codes[r][c]) - self.zero) + self._books[r, c]

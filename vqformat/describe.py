@@ -12,6 +12,7 @@ from .records import (
     Source,
     Stage,
     TensorRecord,
+    TransformSource,
     TrellisStage,
 )
 
@@ -42,6 +43,8 @@ def _stage(stage: Stage) -> str:
             return " ".join(words)
         case TrellisStage():
             words = [_source(stage.source), str(stage.entries)]
+            if isinstance(stage.source, TransformSource):
+                words = [f"transform {stage.source.size}", *words]
             if stage.trellis is not None:
                 words = [f"trellis {stage.trellis.n_states}", *words]
             if stage.scale is not None:
@@ -49,9 +52,9 @@ def _stage(stage: Stage) -> str:
             return " ".join([*words, "entropy-coded"])
 
 
-def _source(source: Source) -> str:
+def _source(source: Source | TransformSource) -> str:
     match source:
-        case ProgressionSource():
+        case ProgressionSource() | TransformSource():
             return "grid"
         case FloatSource(_, exponent_bits, fraction_bits):
             if not exponent_bits:

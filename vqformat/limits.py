@@ -27,6 +27,7 @@ MAX_WINDOW_NBYTES: Final = 1 << 23
 MAX_SLOTS: Final = 1 << 22  # of all tables of a FREQ
 MAX_PRECISION: Final = 14
 MAX_STEPS_PER_SEQUENCE: Final = 64  # TRL-002
+MAX_TRANSFORM: Final = 128  # rows of a transform
 
 MAX_SECTION_NBYTES: Final = (1 << 31) - 1  # bit 31 of the length is a flag
 MAX_META_COPY_NBYTES: Final = 1 << 16  # longer META is not copied into INDX

@@ -26,6 +26,7 @@ from .records import (
     RAW,
     SHARED,
     TABLE,
+    TRANSFORM,
     TRELLIS,
     AliasRecord,
     AxisScale,
@@ -43,12 +44,14 @@ from .records import (
     Source,
     TableSource,
     TensorRecord,
+    TransformSource,
     Trellis,
     TrellisStage,
     View,
     make_view,
 )
 
+_SOURCE_FIELDS = {FLOAT: 5, TRANSFORM: 3}  # others have 2
 _FLOAT_FIELDS = {"signed": (0, 1), "exponent_bits": (0, 5), "fraction_bits": (0, 10), "exponent": (-120, 60)}
 _MAX_TRELLIS = 511
 
@@ -288,6 +291,7 @@ def _parse_codebook(meta: Any, view: View, dtype: DType, shared: Shared, where: 
     dim = fields.integer("dim", 1, limits.MAX_DIM, "CBK-001")
     entries = fields.integer("entries", 1, limits.MAX_ENTRIES, "CBK-001")
     source = _parse_source(fields.array("source"), shared.n_books, (TABLE, PROGRESSION, SHARED, FLOAT), where)
+    assert not isinstance(source, TransformSource)
     if fields.integer("choice", 0, None, "CBK-004"):
         fields.fail("choice is not 0", "CBK-004", UnsupportedError)
     n_subvectors = -(-view.n_columns // dim)
@@ -314,19 +318,19 @@ def _parse_codebook(meta: Any, view: View, dtype: DType, shared: Shared, where: 
     return stage
 
 
-def _parse_source(meta: list[Any], n_books: int, known: tuple[int, ...], where: str) -> Source:
+def _parse_source(meta: list[Any], n_books: int, known: tuple[int, ...], where: str) -> Source | TransformSource:
     id = _Fields(meta[:1], 1, f"{where}, source").integer("source id", 0, None, "CBK-007")
     if id not in known:
         raise UnsupportedError(f"{where}, source: unknown source id {id}", clause="CBK-007")
-    fields = _Fields(meta, 5 if id == FLOAT else 2, f"{where}, source")
+    fields = _Fields(meta, _SOURCE_FIELDS.get(id, 2), f"{where}, source")
     fields.any()
     if id == TABLE:
         return TableSource(fields.table_dtype("dtype"))
-    if id == PROGRESSION:
+    if id in (PROGRESSION, TRANSFORM):
         zero = fields.integer("zero", -MAX_ZERO, None, "CBK-005")
         if zero > MAX_ZERO:
             fields.fail(f"zero is {zero}; at most {MAX_ZERO} is allowed", "CBK-005")
-        return ProgressionSource(zero)
+        return ProgressionSource(zero) if id == PROGRESSION else TransformSource(zero, _parse_transform_size(fields))
     if id == SHARED:
         number = fields.integer("number", 0, None, "BOK-001")
         if number >= n_books:
@@ -339,6 +343,13 @@ def _parse_source(meta: list[Any], n_books: int, known: tuple[int, ...], where: 
             fields.fail(f"{name} is {values[-1]}; at most {most} is allowed", "CBK-009")
     signed, exponent_bits, fraction_bits, exponent = values
     return FloatSource(signed, exponent_bits, fraction_bits, exponent)
+
+
+def _parse_transform_size(fields: _Fields) -> int:
+    size = fields.integer("size", 2, None, "TRL-006")
+    if size > limits.MAX_TRANSFORM:
+        fields.fail(f"size is {size}; at most {limits.MAX_TRANSFORM} is allowed", "TRL-006", LimitError)
+    return size
 
 
 def _parse_group(fields: _Fields, name: str, length: int) -> int:
@@ -400,9 +411,9 @@ def _parse_trellis(meta: Any, view: View, dtype: DType, shared: Shared, where: s
     fields = _Fields(meta, 8, where)
     fields.any()
     # TRL-005: the rules of codebook stages
-    source = _parse_source(fields.array("source"), 0, (TABLE, PROGRESSION), where)
-    assert isinstance(source, (TableSource, ProgressionSource))
-    if isinstance(source, ProgressionSource) and abs(source.zero) > MAX_TRELLIS_ZERO:
+    source = _parse_source(fields.array("source"), 0, (TABLE, PROGRESSION, TRANSFORM), where)
+    assert isinstance(source, (TableSource, ProgressionSource, TransformSource))
+    if not isinstance(source, TableSource) and abs(source.zero) > MAX_TRELLIS_ZERO:
         fields.fail(f"zero is {source.zero}; from -{MAX_TRELLIS_ZERO} to {MAX_TRELLIS_ZERO} is allowed", "TRL-005")
     trellis = _parse_polynomials(fields.any(), where)
     scale = _parse_scale(fields.any(), view, where)
@@ -423,11 +434,21 @@ def _parse_trellis(meta: Any, view: View, dtype: DType, shared: Shared, where: s
     block = view.block(0)
     if sizes[0] > block.n_rows or sizes[1] > block.n_columns:
         tile.fail(f"{sizes[0]} x {sizes[1]} is larger than a block of {block.n_rows} x {block.n_columns}", "TRL-001")
+    if isinstance(source, TransformSource):
+        _check_transform(fields, source.size, view)
     n_steps, n_sequences = prod(sizes), prod(stage.tile_grid(block))
     if n_steps > limits.MAX_STEPS_PER_SEQUENCE * n_sequences:
         tile.fail(f"{n_steps} codes in each of {n_sequences} sequences; at most {limits.MAX_STEPS_PER_SEQUENCE} times"
                   " their number are allowed", "TRL-002")  # fmt: skip
     return stage
+
+
+def _check_transform(fields: _Fields, size: int, view: View) -> None:
+    if view.layout.block_columns:
+        fields.fail(f"block_columns is {view.layout.block_columns}, not 0 as with a transform", "TRL-006")
+    for name, n in (("the number of rows", view.n_rows), ("block_rows", view.layout.block_rows)):
+        if n % size:
+            fields.fail(f"{name} is {n}, no multiple of the {size} rows of the transform", "TRL-006")
 
 
 def _parse_polynomials(meta: Any, where: str) -> Trellis | None:

@@ -13,7 +13,7 @@ from .bits import Planes, n_planes, payload_nbytes
 from .dtypes import BY_NAME, DType
 
 RAW, CODEBOOK, LOW_RANK, TRELLIS = 0, 1, 2, 4  # stage ids; 3 is never assigned
-TABLE, PROGRESSION, SHARED, FLOAT = 0, 1, 2, 4  # source ids; 3 is never assigned
+TABLE, PROGRESSION, SHARED, FLOAT, TRANSFORM = 0, 1, 2, 4, 5  # source ids; 3 is never assigned
 ORDER_ROWS, ORDER_COLUMNS = 1, 2  # bits of order
 CLASSES_ROWS, CLASSES_COLUMNS = 1, 2  # bits of classes
 MAX_ZERO = 1 << 23
@@ -136,7 +136,19 @@ class FloatSource:
         return 1 << (self.signed + self.exponent_bits + self.fraction_bits)
 
 
+@dataclass(frozen=True, slots=True)
+class TransformSource:
+    """A progression whose points are transform coefficients of groups of ``size`` rows; of trellis stages (SPEC 12.5).
+
+    Step and matrix are in a resident section.
+    """
+
+    zero: int
+    size: int
+
+
 Source = TableSource | ProgressionSource | SharedSource | FloatSource
+TrellisSource = TableSource | ProgressionSource | TransformSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +264,7 @@ class TrellisStage:
         entries: Of each codebook; those of the FREQ chunk.
     """
 
-    source: TableSource | ProgressionSource
+    source: TrellisSource
     trellis: Trellis | None
     scale: Scale | None
     classes: int
@@ -266,8 +278,13 @@ class TrellisStage:
         return 1 if self.trellis is None else 2
 
     def resident_nbytes(self, view: View) -> list[int]:
-        sizes = [self.n_books * self.entries * BY_NAME[self.source.dtype].bits // 8
-                 if isinstance(self.source, TableSource) else 4]  # fmt: skip
+        match self.source:
+            case TableSource(dtype):
+                sizes = [self.n_books * self.entries * BY_NAME[dtype].bits // 8]
+            case ProgressionSource():
+                sizes = [4]
+            case TransformSource(_, size):
+                sizes = [4 + size * size]
         if self.scale is not None:
             sizes.append(self.scale.nbytes(view))
         return sizes + [n for bit, n in ((CLASSES_ROWS, view.n_rows), (CLASSES_COLUMNS, view.n_columns))
@@ -450,12 +467,14 @@ def _stage_to_metadata(stage: Stage) -> list[Any]:
             return [LOW_RANK, stage.rank, *factors, *scales]
 
 
-def _source_to_metadata(source: Source) -> list[int]:
+def _source_to_metadata(source: Source | TransformSource) -> list[int]:
     match source:
         case TableSource(dtype):
             return [TABLE, BY_NAME[dtype].id]
         case ProgressionSource(zero):
             return [PROGRESSION, zero]
+        case TransformSource(zero, size):
+            return [TRANSFORM, zero, size]
         case SharedSource(number):
             return [SHARED, number]
         case FloatSource():

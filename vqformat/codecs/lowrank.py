@@ -13,8 +13,6 @@ from ..records import Block, LowRankStage, View
 from . import tables
 from .tables import Floats
 
-_EXACT_IN_FLOAT32 = 1 << 24
-
 
 class LowRankDecoder:
     """Decodes the blocks of one stage of one tensor.
@@ -37,7 +35,7 @@ class LowRankDecoder:
         codes = bits.unpack(planes, stage.rank * view.n_columns, stage.entries_v, stage.planes_v)
         largest_sum = stage.rank * (stage.entries_u // 2) * (stage.entries_v // 2)
         # Either is exact, whatever the order of summation; the narrower one is twice as quick
-        self._dtype = np.float32 if largest_sum <= _EXACT_IN_FLOAT32 else np.float64
+        self._dtype = np.float32 if largest_sum <= tables.EXACT_IN_FLOAT32 else np.float64
         self._right = self._integers(codes, stage.entries_v).reshape(stage.rank, view.n_columns)
         with np.errstate(over="ignore", under="ignore"):
             bound = np.float32(largest_sum) * tables.largest(self._row_scales)

@@ -11,6 +11,8 @@ from ..dtypes import BY_NAME
 from ..errors import FormatError
 from ..records import Block, Scale, View
 
+EXACT_IN_FLOAT32 = 1 << 24  # integers up to this magnitude are
+
 Floats = npt.NDArray[np.float32]
 
 

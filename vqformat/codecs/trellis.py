@@ -10,7 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError
-from ..records import CLASSES_COLUMNS, CLASSES_ROWS, Block, ProgressionSource, TableSource, TrellisStage, View
+from ..records import (
+    CLASSES_COLUMNS,
+    CLASSES_ROWS,
+    Block,
+    ProgressionSource,
+    TableSource,
+    TransformSource,
+    TrellisStage,
+    View,
+)
 from . import rans, tables
 from .tables import Floats
 
@@ -20,15 +29,56 @@ _SLOTS = 1 << 18  # first slots that are found at once
 Codes = npt.NDArray[Any]
 
 
+def points_of(stage: TrellisStage, zero: int) -> npt.NDArray[np.intp]:
+    """The integers of a progression: ``(n_books, entries)`` (SPEC 12.4)."""
+    return stage.n_books * (np.arange(stage.entries) - zero) + np.arange(stage.n_books)[:, None]
+
+
 def entries_of(stage: TrellisStage, section: bytes) -> Floats:
-    """The codebooks of a stage from the section of its source: ``(n_books, entries)`` float32 (SPEC 12.4)."""
+    """The codebooks of a stage from the section of its source: ``(n_books, entries)`` float32 (SPEC 12.4).
+
+    Of a transform they are the integers that it takes.
+    """
     match stage.source:
         case TableSource(dtype):
             return tables.decode(section, dtype, "codebook").reshape(stage.n_books, stage.entries)
         case ProgressionSource(zero):
-            step = tables.decode(section, "f32", "step")
-            points = stage.n_books * (np.arange(stage.entries) - zero) + np.arange(stage.n_books)[:, None]
-            return points.astype(np.float32) * step
+            return points_of(stage, zero).astype(np.float32) * tables.decode(section, "f32", "step")
+        case TransformSource(zero):
+            return points_of(stage, zero).astype(np.float32)
+
+
+class Transform:
+    """Gives the rows of a group from as many transform coefficients (SPEC 12.5).
+
+    Args:
+        largest: Coefficient in magnitude.
+
+    Attributes:
+        bound: No value is larger in magnitude.
+        dtype: In which the sums of products are exact, so that coefficients are to be of it.
+
+    Raises:
+        FormatError: The step is not finite (CBK-008).
+    """
+
+    def __init__(self, source: TransformSource, section: bytes, largest: float) -> None:
+        self._step = tables.decode(section[:4], "f32", "step")[0]
+        matrix = np.frombuffer(section, np.int8, offset=4).reshape(source.size, source.size)
+        largest_sum = largest * int(np.abs(matrix.astype(np.intp)).sum(axis=0).max())
+        self.bound = np.float32(largest_sum) * np.abs(self._step)
+        self.dtype = np.float32 if largest_sum <= tables.EXACT_IN_FLOAT32 else np.float64
+        self._matrix = np.ascontiguousarray(matrix.T, self.dtype)
+
+    def apply(self, coefficients: npt.NDArray[Any], out: Floats) -> None:
+        """Values of whole groups of rows, ``(n_rows, n_columns)``, from their coefficients."""
+        size, n_columns = len(self._matrix), out.shape[1]
+        groups = coefficients.reshape(-1, size, n_columns)
+        if self.dtype is np.float32 and out.flags.c_contiguous:
+            np.matmul(self._matrix, groups, out=out.reshape(groups.shape))
+        else:
+            out[...] = np.matmul(self._matrix, groups).reshape(out.shape)
+        np.multiply(out, self._step, out=out)
 
 
 class TrellisDecoder:
@@ -49,8 +99,14 @@ class TrellisDecoder:
         self.stage = stage
         sections = iter(resident)
         with np.errstate(over="ignore", under="ignore"):
-            book = entries_of(stage, next(sections))
+            of_source = next(sections)
+            book = entries_of(stage, of_source)
             bound = tables.largest(book)
+            self._transform: Transform | None = None
+            if isinstance(stage.source, TransformSource):
+                self._transform = Transform(stage.source, of_source, float(bound))
+                bound = self._transform.bound
+                book = book.astype(self._transform.dtype)
             self._scales: tables.Scales | None = None
             if stage.scale is not None:
                 self._scales = tables.Scales(stage.scale, next(sections), view)
@@ -86,7 +142,10 @@ class TrellisDecoder:
 
     def decode(self, block: Block, codes: Codes, out: Floats) -> None:
         """Values of a block's codes, as ``prepare`` gives them, into ``out``, ``(n_rows, n_columns)`` float32."""
-        np.take(self._book, codes.astype(np.intp), out=out, mode="clip")
+        if self._transform is None:
+            np.take(self._book, codes.astype(np.intp), out=out, mode="clip")
+        else:
+            self._transform.apply(np.take(self._book, codes.astype(np.intp), mode="clip"), out)
         if self._scales is not None:
             self._scales.multiply(block, out)
 

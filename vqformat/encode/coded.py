@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..chunkwriter import EncodedTensor
-from ..codecs import rans, tables
+from ..codecs import rans, tables, trellis
 from ..codecs.tables import Floats
-from ..codecs.trellis import entries_of
 from ..container import Section
 from ..dtypes import BY_NAME
 from ..limits import MAX_PRECISION
@@ -28,7 +27,9 @@ from ..records import (
     Scale,
     TableSource,
     TensorRecord,
+    TransformSource,
     Trellis,
+    TrellisSource,
     TrellisStage,
     make_view,
 )
@@ -36,6 +37,7 @@ from . import entropy, tiles
 from .assemble import QuantizedStage, sum_of_stages
 from .contexts import Contexts
 from .scales import encode_scales, group_size, table_dtype
+from .transform import Transform
 
 _COARSE_PRECISION = 12  # serves up to _COARSE_ENTRIES codes: tables of a cache's size are quicker than larger ones
 _COARSE_ENTRIES = 256
@@ -57,6 +59,7 @@ class CodedTensor:
             ``(B k + q) · step``.
         row_scales: By which the values of each stored row are multiplied, ``(R,)``, as they are stored.
         base: Low-rank stages, to whose values those of the codes are added; with planes.
+        transform: Whose coefficients the points are; goes without ``values``.
     """
 
     name: str
@@ -72,6 +75,7 @@ class CodedTensor:
     values: Floats | None = None
     row_scales: Floats | None = None
     base: tuple[QuantizedStage, ...] = ()
+    transform: Transform | None = None
 
     @property
     def n_books(self) -> int:
@@ -90,6 +94,8 @@ class CodedTensor:
         else:
             reach = (self.values.shape[1] - 1) // 2
             found = self.values[self.books, self.indices.astype(np.intp) + reach]
+        if self.transform is not None:
+            found = self.transform.backward(found)
         if self.row_scales is not None:
             found *= self.row_scales[:, None]
         return self.with_base(found)
@@ -202,9 +208,13 @@ class Pool:
 
     def _record(self, tensor: CodedTensor, number: int) -> tuple[TensorRecord, list[bytes]]:
         """The tensor's record, and its resident sections, plain."""
-        source: TableSource | ProgressionSource
+        source: TrellisSource
         values = tensor.values if tensor.values is not None else self._clipped(tensor)
-        if values is None:
+        if tensor.transform is not None:
+            source = TransformSource(self.zero, tensor.transform.size)
+            step = tables.encode(np.array([tensor.step * tensor.transform.unit]), "f32")
+            resident = [step + tensor.transform.matrix.tobytes()]
+        elif values is None:
             source, resident = ProgressionSource(self.zero), [tables.encode(np.array([tensor.step]), "f32")]
         else:
             reach = (values.shape[1] - 1) // 2
@@ -251,8 +261,12 @@ class Pool:
         record, resident = self._record(tensor, 0)
         stage = record.stages[-1]
         assert isinstance(stage, TrellisStage)
-        book = entries_of(stage, resident[sum(len(q.resident_sections()) for q in tensor.base)])
+        section = resident[sum(len(q.resident_sections()) for q in tensor.base)]
+        book = trellis.entries_of(stage, section)
         values: Floats = book[tensor.books, tensor.indices.astype(np.intp) + self.zero]
+        if isinstance(stage.source, TransformSource):
+            decoder = trellis.Transform(stage.source, section, float(tables.largest(book)))
+            decoder.apply(values.astype(decoder.dtype), values)
         return tensor.with_base(values)
 
     def n_bits(self, tensor: CodedTensor) -> float:

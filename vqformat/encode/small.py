@@ -18,6 +18,7 @@ from .coded import CodedTensor
 from .contexts import Contexts, find_contexts
 from .orient import by_rows, view_matrix
 from .report import energy
+from .transform import Transform, find_kernel, find_transform
 
 # A trellis's grid is finer than a scalar one of the same rate. Step and price of a bit could be chosen together; over a
 # wide range of both only the rate that they lead to matters
@@ -32,6 +33,10 @@ _MAGNITUDE_POWER, _POWER_A_DOUBLING = 0.5, 0.32
 # much of what a weight does, components nothing, and that shifts the balance between the two
 _LEAST_GAIN = 0.04
 _FEWEST_INPUTS = 8  # of which sums of errors are kept small
+_MEANS_BITS = 0.02  # of a weight: what tables of means save, which a transform does not allow
+_INPUT_CORRELATION = 0.3  # of the inputs of neighbouring taps
+_LARGEST_MEAN = 256  # index that has one: f16 rounds larger ones by more than means are from their points
+_LARGEST_POINT = 16_000  # in steps of the grid: an index is half of it, and tables have 2**14 entries at most (FRQ-001)
 _MOST_BLOCK_ELEMENTS = BLOCK_ELEMENTS * 3 // 2
 
 
@@ -81,38 +86,79 @@ def quantize(
     if matrix.shape[1] % n_groups:
         raise EncodeError(f"tensor {name!r} has {matrix.shape[1]} outputs, its calibration {n_groups} groups of them")
     furthest = float(np.abs(matrix).max(initial=0)) / (1.0 if row_scales is None else float(row_scales.min()))
-    step = max(step * _FINER, furthest / 30_000, float(np.finfo(np.float32).tiny))
+    step = max(step * _FINER, furthest / _LARGEST_POINT, float(np.finfo(np.float32).tiny))
     unit = np.float32(step) if row_scales is None else np.float32(step) * row_scales[:, None]
-    whole: Floats = np.divide(matrix, unit, dtype=np.float32)
-    points, contexts, base = _without_components(matrix, whole, unit, BY_NAME[dtype].largest, least_noise=least_noise)
+    transform = None
+    kernel = None if is_table or factors is not None else find_kernel(shape, output_axis)
+    if kernel is not None and not _cuts_rows(matrix.shape[1]):
+        in_order = np.ascontiguousarray(view_matrix(values, kernel.layout))
+        transform = _transform_that_pays(in_order, kernel.taps, step, BY_NAME[dtype].largest, least_noise=least_noise)
+        if transform is not None:
+            layout, matrix = kernel.layout, in_order
+    whole = _points(matrix, transform, unit)
+    points, contexts, base = _without_components(matrix, whole, transform, unit, BY_NAME[dtype].largest,
+                                                 least_noise=least_noise)  # fmt: skip
     width = None if factors is None else tiles.band_width(matrix.shape[1], feedback.TILE_COLUMNS)
     path = viterbi.TRELLISES[_N_STATES if factors is None else _N_FEEDBACK_STATES]
-    layout, grid = _cut(layout, matrix.shape, contexts.expected_bits, width, path)
+    unit_rows = 1 if transform is None else transform.size
+    layout, grid = _cut(layout, matrix.shape, contexts.expected_bits, width, path, unit=unit_rows)
     if factors is not None:
         indices, books = _quantize_with_feedback(points, contexts, grid, factors)
     else:
         weights = None if least_noise else _weights(whole, points, contexts.expected_bits)
         rates = trellis.find_rates(points, contexts, grid, PRICE, weights)
         keeps_sums = layout.n_row_axes > 0 and not is_table and matrix.shape[0] >= _FEWEST_INPUTS
-        code = trellis.quantize_keeping_sums if keeps_sums else trellis.quantize
-        indices, books = code(points, contexts, grid, rates, weights)
+        if keeps_sums:
+            shares = None if transform is None else transform.sums
+            indices, books = trellis.quantize_keeping_sums(points, contexts, grid, rates, weights, shares=shares)
+        else:
+            indices, books = trellis.quantize(points, contexts, grid, rates, weights)
     table = None
-    if least_noise:
-        reach = int(np.abs(indices).max(initial=0)) + 1
+    reach = int(np.abs(indices).max(initial=0)) + 1
+    if least_noise and transform is None and reach <= _LARGEST_MEAN:
         table = (trellis.centroids(points, indices, books, reach) * step).astype(np.float32)
     coded = CodedTensor(name, dtype, shape, layout, grid.tile, grid.trellis, contexts, indices, books, step, table,
-                        row_scales, tuple(base))  # fmt: skip
+                        row_scales, tuple(base), transform)  # fmt: skip
     error = coded.values_as_coded() - matrix
     return Quantized(coded, energy(matrix), energy(error))
 
 
+def _points(matrix: Floats, transform: Transform | None, unit: Floats | np.float32) -> Floats:
+    """A matrix, or its coefficients, in steps of the grid."""
+    coefficients = matrix if transform is None else transform.forward(matrix)
+    points: Floats = np.divide(coefficients, unit, dtype=np.float32)
+    return points
+
+
+def _transform_that_pays(
+    matrix: Floats, taps: tuple[int, ...], step: float, largest: float, *, least_noise: bool
+) -> Transform | None:
+    """The transform of a kernel of so many taps along each axis, if its coefficients take fewer bits than the matrix.
+
+    Args:
+        largest: Finite value of the tensor's dtype.
+    """
+    transform = find_transform(matrix, taps, 0.0 if least_noise else _INPUT_CORRELATION)
+    if transform is None or not 1.1 * _LARGEST_POINT * step * transform.most < largest / 2:  # VAL-002
+        return None
+    bits = []
+    for of_matrix in (None, transform):
+        points = _points(matrix, of_matrix, np.float32(step))
+        if np.abs(points).max() > _LARGEST_POINT:
+            return None
+        bits.append(find_contexts(points).entropy(points * np.float32(_FINER)))
+    bits[1] += transform.n_bits / matrix.size + (_MEANS_BITS if least_noise else 0.0)
+    return transform if bits[1] < bits[0] else None
+
+
 def _without_components(
-    matrix: Floats, whole: Floats, unit: Floats | np.float32, largest: float, *, least_noise: bool
+    matrix: Floats, whole: Floats, transform: Transform | None, unit: Floats | np.float32, largest: float, *,
+    least_noise: bool,
 ) -> tuple[Floats, Contexts, list[QuantizedStage]]:
     """What the trellis stage is to code.
 
     Args:
-        whole: The matrix in steps of the grid, ``matrix / unit``.
+        whole: The matrix, or its coefficients, in steps of the grid.
         unit: The step, times the scales of the rows.
         largest: Finite value of the tensor's dtype.
 
@@ -126,8 +172,8 @@ def _without_components(
         left: Floats = matrix - sum_of_stages(stages, view)
         if not principal.bound(stages, view) + float(np.abs(left).max()) < largest / 2:  # VAL-002
             return whole, contexts, []
-        left /= unit
-        if np.abs(left).max() > 2 * np.abs(whole).max():  # indices would be larger than the step was chosen for
+        left = _points(left, transform, unit)
+        if np.abs(left).max() > _LARGEST_POINT:
             return whole, contexts, []
         of_left = find_contexts(left)
         bits = contexts.entropy(whole * np.float32(_FINER))
@@ -181,17 +227,22 @@ def _cuts_rows(n_columns: int) -> bool:
 
 
 def _cut(
-    layout: Layout, shape: tuple[int, ...], bits: float, width: int | None, path: Trellis
+    layout: Layout, shape: tuple[int, int], bits: float, width: int | None, path: Trellis, *, unit: int
 ) -> tuple[Layout, trellis.Grid]:
-    """How a matrix is cut into blocks, and blocks into sequences, of so many columns if that is said."""
+    """How a matrix is cut into blocks, of whole units of rows, and these into sequences.
+
+    Args:
+        width: Columns of a sequence, if that is said.
+    """
     n_rows, n_columns = shape
     rows, columns = n_rows, n_columns
     if _cuts_rows(n_columns):
         rows, columns = 1, BLOCK_ELEMENTS
     elif n_rows * n_columns > _MOST_BLOCK_ELEMENTS:
-        rows = max(1, BLOCK_ELEMENTS // n_columns)
+        rows = max(unit, BLOCK_ELEMENTS // n_columns // unit * unit)
     tile = tiles.choose_tile(rows, columns, bits, width, in_whole=(rows, columns) != shape)
     if rows < n_rows:
+        tile = _in_units(tile[0], unit), tile[1]
         rows -= rows % tile[0]  # whole tiles, which then are the same as without blocks
     if columns < n_columns:
         columns -= columns % tile[1]
@@ -199,3 +250,10 @@ def _cut(
     block_rows = rows if rows < n_rows or block_columns else 0
     grid = trellis.Grid(tile, 0 if block_columns else block_rows, path)
     return replace(layout, block_rows=block_rows, block_columns=block_columns), grid
+
+
+def _in_units(height: int, unit: int) -> int:
+    """The largest height, of at most this, of which whole ones make whole units, or whole units make one."""
+    if height >= unit:
+        return height - height % unit
+    return max(n for n in range(1, height + 1) if unit % n == 0)

@@ -126,24 +126,29 @@ def quantize(
 
 
 def quantize_keeping_sums(
-    points: Floats, contexts: Contexts, grid: Grid, rates: Rates, weights: Floats | None = None
-) -> tuple[Indices, Books]:
+    points: Floats, contexts: Contexts, grid: Grid, rates: Rates, weights: Floats | None = None, *,
+    shares: Floats | None = None,
+) -> tuple[Indices, Books]:  # fmt: skip
     """As ``quantize``, and so that in each column the errors add up to little.
 
     A column has the weights of one output; where its inputs have a mean, as after a ReLU, a sum of errors shifts the
     output. Each further part of the rows makes up for what those before it left over: the feedback of Frantar et al.
-    2022 (GPTQ), for inputs of which no more is known than that (their second moments are I + d 11ᵀ).
+    2022 (GPTQ), for inputs of which no more is known than that (their second moments are I + d ssᵀ).
+
+    Args:
+        shares: s, by which the error of a row counts in the sum, again from the start after its last; None for 1.
     """
     n_rows = points.shape[0]
     indices, books = np.empty(points.shape, np.int16), np.empty(points.shape, np.uint8)
+    of_rows = np.resize(np.ones(1, np.float32) if shares is None else shares, n_rows)
     left = np.zeros(points.shape[1], np.float32)  # sum of the errors so far
     for start, end in halves(n_rows, grid.tile[0]):
-        share = np.float32(_DAMPING / (1 + _DAMPING * (n_rows - start)))
         part = slice(start, end)
         of_part = None if weights is None else weights[part] if weights.shape[0] > 1 else weights
-        aims = points[part] + left * share
+        made_up = _DAMPING * of_rows[part] / (1 + _DAMPING * np.square(of_rows[start:]).sum())
+        aims = points[part] + left * made_up[:, None]
         indices[part], books[part] = quantize(aims, contexts, grid, rates, of_part, first_row=start)
-        left += (points[part] - (2 * indices[part] + books[part])).sum(axis=0)
+        left += of_rows[part] @ (points[part] - (2 * indices[part] + books[part]))
     return indices, books
 
 

@@ -1,0 +1,76 @@
+"""Invalid files: trellis stages with a transform (SPEC 12.5)."""
+
+# ruff: noqa: PLR0917 (a call is a row of a table)
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+from vqmbuilder import layr, section
+from vqmtensors import F32, Codebook, Scale, Tensor, edit, tensor, with_section
+
+from fixture_cases import Case, invalid
+from fixture_cases.bases import ROWS, codes, table
+from fixture_cases.transforms import base, base_tensor
+from fixture_cases.trellises import model
+
+SIBLING = "; sibling: valid/transform.vqm"
+
+
+def cases() -> list[Case]:
+    return [*records(), *sections()]
+
+
+def bad(name: str, error: str, comment: str, clauses: str, item: Tensor) -> Case:
+    return invalid(name, error, comment, clauses, model(base().freq.chunk(), layr("", item)))
+
+
+def records() -> list[Case]:
+    def changed(name: str, error: str, comment: str, path: Sequence[int], value: object, clauses: str) -> Case:
+        return bad(name, error, comment + SIBLING, clauses, edit(base_tensor(), (4, 0, 1, *path), value))
+
+    def laid_out(name: str, comment: str, layout: list[object]) -> Case:
+        return bad(name, "format", comment + SIBLING, "TRL-006", edit(base_tensor(), (3,), layout))
+
+    book = Codebook(codes(2, (6, 5), 6), table(3, 1, 6, 1))
+    return [
+        changed("trl-006-size-0", "format", "groups of no rows", (2,), 0, "TRL-006"),
+        changed("trl-006-size-1", "format", "groups of one row", (2,), 1, "TRL-006"),
+        changed("trl-006-size-4", "format", "groups of 4 rows of 6", (2,), 4, "TRL-006"),
+        changed("trl-006-size-12", "format", "a group of 12 rows of 6", (2,), 12, "TRL-006"),
+        changed("trl-006-limit", "limit", "groups of 129 rows", (2,), 129, "TRL-006 LIM-001"),
+        changed("trl-006-hostile", "limit", "groups of 2^64 - 1 rows", (2,), 2**64 - 1, "TRL-006 LIM-001"),
+        changed("trl-006-negative", "format", "groups of -3 rows", (2,), -3, "TRL-006 MET-008"),
+        changed("trl-005-transform-zero", "format", "zero is 2^22 + 1", (1,), 2**22 + 1, "TRL-005"),
+        changed("met-008-transform-fields", "format", "a transform of two fields", (), [5, 2], "MET-008"),
+        changed("met-008-transform-more", "format", "a transform of four fields", (), [5, 2, 3, 0], "MET-008"),
+        laid_out("trl-006-bands", "bands of 2 rows, groups of 3", [None, 1, 0, 2, 0]),
+        laid_out("trl-006-ranges", "ranges of 2 columns", [None, 1, 0, 1, 2]),
+        bad("cbk-007-transform", "unsupported", "a codebook stage with a transform", "CBK-007",
+            edit(tensor("a", "f32", [6, 5], book, layout=ROWS), (4, 0, 3), [5, 2, 3])),
+    ]  # fmt: skip
+
+
+def sections() -> list[Case]:
+    def other(name: str, comment: str, clauses: str, data: bytes, item: Tensor | None = None) -> Case:
+        item = item or base_tensor()
+        return bad(name, "format", comment + SIBLING, clauses, with_section(item, 0, section(data)))
+
+    whole = base_tensor().sections[0].stored
+    most = np.full((3, 3), -128, np.int8).tobytes()
+    narrow = tensor("a", "f16", [6, 5], base(), layout=ROWS)
+    step = 65_536 / (3 * 128 * 5)  # points are -4 to 5
+    return [
+        other("sec-004-transform-step", "a step without a matrix", "SEC-004", whole[:4]),
+        other("sec-004-transform-long", "a matrix of ten elements", "SEC-004", whole + b"\0"),
+        other("trl-005-transform-nan", "a step that is a NaN", "TRL-005 CBK-008",
+              struct.pack("<f", np.nan) + whole[4:]),
+        other("val-002-transform", "the bound is infinite", "VAL-002", struct.pack("<f", 3e38) + whole[4:]),
+        other("val-002-transform-f16", "the bound is what f16 has no value for", "VAL-002",
+              struct.pack("<f", step) + most, narrow),
+        other("val-002-transform-scale", "the bound is infinite once it is scaled", "VAL-002",
+              struct.pack("<f", 1e36) + whole[4:],
+              tensor("a", "f32", [6, 5], base(scale=Scale(np.array([1e6], F32))), layout=ROWS)),
+    ]  # fmt: skip

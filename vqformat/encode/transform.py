@@ -1,0 +1,136 @@
+"""Transform coding of kernels: the taps of a convolution as coefficients, which go together less (SPEC 12.5).
+
+The taps of a trained kernel go together, most of all neighbours. In the basis of their principal components most of
+the energy is in few coefficients, and the others take few bits (Karhunen-Loève transform: Goyal 2001, "Theoretical
+foundations of transform coding"; of weights: Young, Wang, Taubman and Girod 2021, "Transform quantization for CNN
+compression").
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..codecs.tables import Floats
+from ..limits import MAX_TRANSFORM
+from ..records import Layout
+
+_LARGEST = 127  # of the integers of a matrix
+_ENTRY_BITS = 6  # that one takes, about
+_BITS = 8 * 30  # of a transform besides its matrix
+_LARGEST_SHARE = 0.25  # of the bits of the weights, at one for each, that a matrix may take
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Coefficients of groups of ``size`` rows.
+
+    Attributes:
+        matrix: ``(size, size)`` int8: coefficient k adds ``matrix[k, t] · unit`` to row t of its group.
+        unit: Of the integers.
+    """
+
+    matrix: npt.NDArray[np.int8]
+    unit: float
+
+    @property
+    def size(self) -> int:
+        return len(self.matrix)
+
+    @property
+    def n_bits(self) -> int:
+        """That it takes, about."""
+        return _BITS + _ENTRY_BITS * self.matrix.size
+
+    @property
+    def sums(self) -> Floats:
+        """What each coefficient adds to the sum of its group, ``(size,)``."""
+        sums: Floats = (self.matrix.sum(axis=1) * self.unit).astype(np.float32)
+        return sums
+
+    @property
+    def most(self) -> float:
+        """What a value is at most, where no coefficient is beyond 1."""
+        return float(np.abs(self.matrix.astype(np.float64)).sum(axis=0).max()) * self.unit
+
+    def forward(self, matrix: Floats) -> Floats:
+        """The coefficients of ``(R, C)``, in its place and order."""
+        inverse = np.linalg.inv(self.matrix * self.unit).astype(np.float32)
+        return self._apply(inverse, matrix)
+
+    def backward(self, coefficients: Floats) -> Floats:
+        """What they stand for, to rounding."""
+        return self._apply((self.matrix * self.unit).astype(np.float32), coefficients)
+
+    def _apply(self, factor: Floats, matrix: Floats) -> Floats:
+        groups = matrix.reshape(-1, self.size, matrix.shape[1])
+        found: Floats = np.matmul(factor.T, groups).reshape(matrix.shape)
+        return found
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Where the taps of a convolution are.
+
+    Attributes:
+        layout: Rows are the inputs and their taps, those of an input in a row; columns are the outputs.
+        taps: Their number along each axis.
+    """
+
+    layout: Layout
+    taps: tuple[int, ...]
+
+
+def find_kernel(shape: tuple[int, ...], output_axis: int) -> Kernel | None:
+    """The kernel of a tensor of this shape; None where there are no taps, or too many.
+
+    Args:
+        output_axis: 0 where the axes of taps are the last, −1 where they are the first.
+    """
+    rank = len(shape)
+    if rank < 3 or output_axis not in (0, -1):
+        return None
+    if output_axis == 0:
+        axes, taps = (1, *range(2, rank), 0), shape[2:]
+    else:
+        axes, taps = (rank - 2, *range(rank - 2), rank - 1), shape[:-2]
+    n_taps = math.prod(taps)
+    if not 2 <= n_taps <= MAX_TRANSFORM or n_taps**2 * _ENTRY_BITS > _LARGEST_SHARE * math.prod(shape):
+        return None
+    return Kernel(Layout(axes, rank - 1), taps)
+
+
+def find_transform(matrix: Floats, taps: tuple[int, ...], correlation: float) -> Transform | None:
+    """The transform of a kernel's taps to principal components, at the same squared error for the same steps.
+
+    Where the inputs of neighbouring taps are alike, as in images and sound, errors of one sign add up in the output and
+    those that change sign cancel out. A coefficient gets finer steps the more its errors count with inputs like that:
+    components are those of ``Lᵀ w`` for inputs of the second moments ``L Lᵀ``.
+
+    Args:
+        matrix: ``(R, C)``, finite; the taps of each input are rows one after another.
+        correlation: Of the inputs of neighbouring taps, less than 1.
+
+    Returns:
+        None if the matrix is all zeros.
+    """
+    n_taps = math.prod(taps)
+    gram = np.zeros((n_taps, n_taps))
+    for group in matrix.reshape(-1, n_taps, matrix.shape[1]):
+        part = group.astype(np.float64)
+        gram += part @ part.T
+    if not np.trace(gram):
+        return None
+    places = np.indices(taps).reshape(len(taps), n_taps)
+    apart = np.abs(places[:, :, None] - places[:, None, :]).sum(axis=0)
+    lower = np.linalg.cholesky(np.power(correlation, apart))
+    basis = np.linalg.eigh(lower.T @ gram @ lower)[1].T[::-1]  # a component a row
+    at = np.abs(basis).argmax(axis=1)[:, None]
+    basis = basis * np.copysign(1.0, np.take_along_axis(basis, at, axis=1))
+    back = basis @ np.linalg.inv(lower)
+    back *= math.sqrt(n_taps / float(np.square(back).sum()))
+    unit = float(np.abs(back).max()) / _LARGEST
+    return Transform(np.rint(back / unit).astype(np.int8), unit)
