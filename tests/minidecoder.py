@@ -301,7 +301,6 @@ def trellis_stage(record: Any, view: View, freqs: Sequence[Freq]) -> Stage:  # s
     dtype, zero = (F32, detail) if kind else (integer(detail, *TABLE_DTYPE), None)
     need(zero, "TRL-005", zero is None or abs(kind_of(zero, int)) <= 1 << 22)
     size = integer(sizes[0], "TRL-006", 2, 128, "limit") if sizes else 1
-    need((size, view), "TRL-006", view[0] % size == view[2] % size == 0 and (size == 1 or view[3] == view[1]))
     n_books, polynomials = (1, [0, 0]) if trellis is None else (2, kind_of(trellis, list, 2))
     feedback, forward = (integer(polynomial, "TRL-003", most=511) >> 1 for polynomial in polynomials)
     scales = scales_of(scale, view)
@@ -310,6 +309,7 @@ def trellis_stage(record: Any, view: View, freqs: Sequence[Freq]) -> Stage:  # s
     integer(first, "TRL-004", most=len(tables) - n_books)
     i_end, j_end = (integer(n, "TRL-001", 1, most) for n, most in zip(kind_of(tile, list, 2), view[2:], strict=True))
     need(tile, "TRL-002", i_end * j_end <= 64 * ceil_div(view[2], i_end) * ceil_div(view[3], j_end))
+    need((size, view), "TRL-006", view[0] % size == view[2] % size == 0)
     table = Grid(dtype, (0, 0), view[:2], n_books * entries if zero is None else 1)
     n_classes, classes_of = [n * (classes >> i & 1) for i, n in enumerate(view[:2])], list[bytes]()  # rows, columns
     n_matrix, matrix = size * size if sizes else 0, array("b")

@@ -330,7 +330,9 @@ def _parse_source(meta: list[Any], n_books: int, known: tuple[int, ...], where: 
         zero = fields.integer("zero", -MAX_ZERO, None, "CBK-005")
         if zero > MAX_ZERO:
             fields.fail(f"zero is {zero}; at most {MAX_ZERO} is allowed", "CBK-005")
-        return ProgressionSource(zero) if id == PROGRESSION else TransformSource(zero, _parse_transform_size(fields))
+        if id == PROGRESSION:
+            return ProgressionSource(zero)
+        return TransformSource(zero, fields.integer("size", 2, None, "TRL-006"))
     if id == SHARED:
         number = fields.integer("number", 0, None, "BOK-001")
         if number >= n_books:
@@ -343,13 +345,6 @@ def _parse_source(meta: list[Any], n_books: int, known: tuple[int, ...], where: 
             fields.fail(f"{name} is {values[-1]}; at most {most} is allowed", "CBK-009")
     signed, exponent_bits, fraction_bits, exponent = values
     return FloatSource(signed, exponent_bits, fraction_bits, exponent)
-
-
-def _parse_transform_size(fields: _Fields) -> int:
-    size = fields.integer("size", 2, None, "TRL-006")
-    if size > limits.MAX_TRANSFORM:
-        fields.fail(f"size is {size}; at most {limits.MAX_TRANSFORM} is allowed", "TRL-006", LimitError)
-    return size
 
 
 def _parse_group(fields: _Fields, name: str, length: int) -> int:
@@ -415,6 +410,9 @@ def _parse_trellis(meta: Any, view: View, dtype: DType, shared: Shared, where: s
     assert isinstance(source, (TableSource, ProgressionSource, TransformSource))
     if not isinstance(source, TableSource) and abs(source.zero) > MAX_TRELLIS_ZERO:
         fields.fail(f"zero is {source.zero}; from -{MAX_TRELLIS_ZERO} to {MAX_TRELLIS_ZERO} is allowed", "TRL-005")
+    if isinstance(source, TransformSource) and source.size > limits.MAX_TRANSFORM:
+        fields.fail(f"size of the transform is {source.size}; at most {limits.MAX_TRANSFORM} is allowed", "TRL-006",
+                    LimitError)  # fmt: skip
     trellis = _parse_polynomials(fields.any(), where)
     scale = _parse_scale(fields.any(), view, where)
     classes = fields.integer("classes", 0, None, "TRL-004")
@@ -444,8 +442,6 @@ def _parse_trellis(meta: Any, view: View, dtype: DType, shared: Shared, where: s
 
 
 def _check_transform(fields: _Fields, size: int, view: View) -> None:
-    if view.layout.block_columns:
-        fields.fail(f"block_columns is {view.layout.block_columns}, not 0 as with a transform", "TRL-006")
     for name, n in (("the number of rows", view.n_rows), ("block_rows", view.layout.block_rows)):
         if n % size:
             fields.fail(f"{name} is {n}, no multiple of the {size} rows of the transform", "TRL-006")

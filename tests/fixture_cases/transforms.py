@@ -32,6 +32,12 @@ def base_tensor(layout: Layout = ROWS) -> Tensor:
     return tensor("a", "f32", [6, 5], base(), layout=layout)
 
 
+def nearly_too_large(factor: np.ndarray) -> Tensor:
+    """A tensor of f16: 131 is too large a sum of magnitudes in a column, 129 is not."""
+    step = 65_536 / (130 * 5)  # points are -4 to 5
+    return tensor("a", "f16", [6, 5], base(matrix=factor, step=step), layout=ROWS)
+
+
 def cases() -> list[Case]:
     whole = Trellis(codes(2, (4, 3), 5), freq(2, 1, 5), (1, 3), step=-0.7, zero=3, matrix=matrix(2, 4))
     fine = Trellis(codes(3, (4, 5), 9), freq(3, 2, 9), (3, 4), step=0.3, zero=-(2**22), matrix=matrix(3, 2),
@@ -39,6 +45,7 @@ def cases() -> list[Case]:
     odd = np.array([[127, 1], [-3, 126]], np.int8)
     exact = Trellis(np.array([[3], [1]]), Freq(3, (bytes([20] * 4),)), (1, 1), step=1.0, zero=-(2**22), matrix=odd)
     zeros = Trellis(codes(4, (4, 3), 4), freq(4, 1, 4), (2, 1), step=-1.0, zero=1, matrix=np.zeros((2, 2), np.int8))
+    nothing = Trellis(np.full((4, 3), 2), freq(4, 1, 4), (2, 1), step=1.0, zero=2, matrix=np.full((2, 2), -1, np.int8))
     limit = Trellis(codes(5, (128, 2), 3), freq(5, 1, 3), (4, 1), step=2.0**-10, zero=1,
                     matrix=np.where(np.eye(128, dtype=bool), 127, np.int8(0)).astype(np.int8))  # fmt: skip
     most = tensor("a", "f32", [128, 2], limit, layout=ROWS)
@@ -58,6 +65,10 @@ def cases() -> list[Case]:
         coded("transform-beyond-f32", "sums of more than 2^29: each is rounded once, not its terms", "TRL-006", fine),
         coded("transform-once", "a sum that binary32 does not hold, of terms that it does not hold", "TRL-006", exact),
         coded("transform-zeros", "a matrix of zeros: 0 times a negative step is -0", "TRL-006 CNV-006", zeros),
+        coded("transform-plus-zero", "products that are all -0 in floating point: their sum is 0, not -0",
+              "TRL-006 CNV-006", nothing),
+        valid("transform-bound", "f16; sums of columns of the matrix fit, those of rows would not", "VAL-002",
+              model(base().freq.chunk(), layr("", nearly_too_large(np.array([[-128, 3], [1, 2]], np.int8))))),
         valid("transform-limit", "groups of 128 rows; the matrix is compressed", "TRL-006 LIM-001",
               model(limit.freq.chunk(), layr("", with_section(most, 0, zstd_section(most.sections[0].stored))))),
         coded("transform-scaled", "scales and classes of rows", "TRL-006 TRL-004", scaled),
