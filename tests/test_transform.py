@@ -158,16 +158,36 @@ def test_values_near_the_largest_of_float16(largest: float) -> None:
         assert np.square(error).mean() < 0.05 * np.square(array.astype(np.float64)).mean()
 
 
-@pytest.mark.parametrize("step", [2e-5, 2e-4])
-def test_one_large_weight_among_small_ones(step: float) -> None:
-    """Its coefficients are larger than it; indices have 16 bits."""
-    array = kernels(64, 48, 11, 11)
-    array[3, 5] *= 0.9 / np.abs(array[3, 5]).max()
-    array[3, 5] = 6
+@pytest.mark.parametrize("is_fine", [False, True])
+def test_coefficients_that_are_larger_than_their_weights_fit_the_tables(is_fine: bool) -> None:
+    """One of a constant kernel of 121 taps is 11 times as large; tables have 2**14 entries at most (FRQ-001)."""
+    array = kernels(64, 48, 11, 11, correlation=0.95)
+    array[3, 5] = 5
+    coded = quantized(array, 6e-4 if is_fine else 2e-2)
+    assert (coded.transform is None) == is_fine
 
-    loaded = vqformat.load(saved_coded(quantized(array, step)))["w"]
+    loaded = vqformat.load(saved_coded(coded))["w"]
 
-    assert np.abs(loaded - array).max() < 0.01
+    assert np.square(loaded - array).mean() < coded.step**2
+
+
+def test_complex_kernels_have_no_transform() -> None:
+    array = (kernels(32, 24, 3, 3) * (1 + 1j)).astype(np.complex64)
+
+    loaded = vqformat.load(saved(array, bits=6))["w"]
+
+    assert np.square(np.abs(loaded - array)).mean() < 0.2
+
+
+def test_an_input_is_no_tap_whichever_axis_is_taken_for_outputs() -> None:
+    """A filter of one output, channels last: its longest axis takes the place of the outputs."""
+    assert quantized(kernels(129, 3, 8, 1), output_axis=-1).transform is None
+    assert find_kernel((3, 3, 200, 1), -1) is None
+
+
+def test_groups_that_are_larger_than_a_block_are_left_alone() -> None:
+    assert find_kernel((100_000, 1, 5, 5), 0) is not None
+    assert find_kernel((200_000, 1, 5, 5), 0) is None
 
 
 def test_blocks_have_whole_groups_and_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

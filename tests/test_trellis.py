@@ -429,3 +429,12 @@ def test_the_finest_grids_fit_the_largest_tables(options: dict[str, float], sqnr
     loaded = vqformat.load(file.getvalue())["w"]
 
     assert np.square(loaded - weights).mean() < 10 ** (-0.1 * sqnr + 0.01) * np.square(weights).mean()
+
+
+def test_no_mean_is_beyond_the_dtype_that_no_weight_has() -> None:
+    weights = (np.clip(normal(85, 18), -2, 2) * np.float32(30_000)).astype(np.float16)
+
+    coded = small.quantize("w", "f16", weights.shape, weights.astype(np.float32), 50_000, least_noise=True).coded
+
+    loaded = vqformat.load(written(coded))["w"]
+    assert np.square(loaded.astype(float) - weights).mean() < np.square(weights.astype(float)).mean()

@@ -209,7 +209,7 @@ class Pool:
     def _record(self, tensor: CodedTensor, number: int) -> tuple[TensorRecord, list[bytes]]:
         """The tensor's record, and its resident sections, plain."""
         source: TrellisSource
-        values = tensor.values if tensor.values is not None else self._clipped(tensor)
+        values = self._values(tensor)
         if tensor.transform is not None:
             source = TransformSource(self.zero, tensor.transform.size)
             step = tables.encode(np.array([tensor.step * tensor.transform.unit]), "f32")
@@ -240,19 +240,24 @@ class Pool:
         of_base = [section for q in tensor.base for section in q.resident_sections()]
         return TensorRecord(tensor.name, tensor.dtype, tensor.shape, tensor.layout, stages), of_base + resident
 
-    def _clipped(self, tensor: CodedTensor) -> Floats | None:
-        """The tensor's own points, as ``CodedTensor.values``, where others of the progression may be beyond its dtype.
+    def _values(self, tensor: CodedTensor) -> Floats | None:
+        """``CodedTensor.values``, or the tensor's own points, where others of the progression may be beyond its dtype.
 
-        A decoder counts points that the tensor does not use, but those that share its tables do (VAL-002).
+        A decoder counts points that the tensor does not use, but those that share its tables do (VAL-002). With a
+        transform no point of any tensor is so large, see ``small``.
         """
+        if tensor.transform is not None:
+            return None
         largest = BY_NAME[tensor.dtype].largest
         scale = 1.0 if tensor.row_scales is None else float(tensor.row_scales.max())
+        room = largest / scale if not tensor.base else largest / scale / 2
+        if tensor.values is not None:
+            return np.clip(tensor.values, -room, room)
         furthest = self.n_books * max(self.zero, self.record.entries - self.zero)
         if furthest * tensor.step * scale < largest / 2:
             return None
         reach = max(map(abs, tensor.span))
         points = self.n_books * np.arange(-reach, reach + 1) + np.arange(self.n_books)[:, None]
-        room = largest / scale if not tensor.base else largest / scale / 2
         clipped: Floats = np.clip(points * tensor.step, -room, room).astype(np.float32)
         return clipped
 
@@ -263,10 +268,14 @@ class Pool:
         assert isinstance(stage, TrellisStage)
         section = resident[sum(len(q.resident_sections()) for q in tensor.base)]
         book = trellis.entries_of(stage, section)
-        values: Floats = book[tensor.books, tensor.indices.astype(np.intp) + self.zero]
+        codes = tensor.indices.astype(np.intp) + self.zero
+        values: Floats
         if isinstance(stage.source, TransformSource):
-            decoder = trellis.Transform(stage.source, section, float(tables.largest(book)))
-            decoder.apply(values.astype(decoder.dtype), values)
+            values = np.empty(codes.shape, np.float32)
+            decoder = trellis.TransformDecoder(stage.source, section, book.T.reshape(-1))
+            decoder.decode(self.n_books * codes + tensor.books, values)
+        else:
+            values = book[tensor.books, codes]
         return tensor.with_base(values)
 
     def n_bits(self, tensor: CodedTensor) -> float:

@@ -35,7 +35,7 @@ _LEAST_GAIN = 0.04
 _FEWEST_INPUTS = 8  # of which sums of errors are kept small
 _MEANS_BITS = 0.02  # of a weight: what tables of means save, which a transform does not allow
 _INPUT_CORRELATION = 0.3  # of the inputs of neighbouring taps
-_LARGEST_MEAN = 256  # index that has one: f16 rounds larger ones by more than means are from their points
+_MOST_MEANS = 256  # in a table: f16 rounds larger ones by more than they are from the grid's points
 _LARGEST_POINT = 16_000  # in steps of the grid: an index is half of it, and tables have 2**14 entries at most (FRQ-001)
 _MOST_BLOCK_ELEMENTS = BLOCK_ELEMENTS * 3 // 2
 
@@ -65,14 +65,16 @@ def quantize(
         step: Of a scalar grid of about the same noise.
         output_axis: Axis of the layer's outputs; the others are its inputs.
         is_table: Whether its rows are looked up one by one, so that they stay rows; goes without factors.
-        least_noise: Whether values are the means of their cells, for the best SQNR. Else they are the grid's points, of
-            the same energy as the weights: means are smaller, and so would be all activations.
+        least_noise: Whether the best SQNR is wanted: values are the means of their cells, unless they are too many or
+            there is a transform. Else they are the grid's points, of the same energy as the weights: means are smaller,
+            and so would be all activations.
         factors: Of the layer's inputs, if they are known.
         row_scales: Of a table whose rows are looked up, see ``lookups``; goes without factors.
 
     Raises:
         EncodeError: The factors are of another number of inputs, or the scales of another number of rows.
     """
+    kernel = None if is_table or factors is not None or values.ndim != len(shape) else find_kernel(shape, output_axis)
     is_table = values.ndim < 2 or (factors is None and (row_scales is not None or is_table))
     if factors is None and not is_table and values.shape[output_axis] < 2:  # such as a depthwise kernel of Keras
         output_axis = int(np.argmax(values.shape))
@@ -89,12 +91,11 @@ def quantize(
     step = max(step * _FINER, furthest / _LARGEST_POINT, float(np.finfo(np.float32).tiny))
     unit = np.float32(step) if row_scales is None else np.float32(step) * row_scales[:, None]
     transform = None
-    kernel = None if is_table or factors is not None else find_kernel(shape, output_axis)
-    if kernel is not None and not _cuts_rows(matrix.shape[1]):
-        in_order = np.ascontiguousarray(view_matrix(values, kernel.layout))
-        transform = _transform_that_pays(in_order, kernel.taps, step, BY_NAME[dtype].largest, least_noise=least_noise)
-        if transform is not None:
-            layout, matrix = kernel.layout, in_order
+    if kernel is not None:
+        if kernel.layout != layout:
+            layout = kernel.layout
+            matrix = np.ascontiguousarray(view_matrix(values, layout))
+        transform = _transform_that_pays(matrix, kernel.taps, step, BY_NAME[dtype].largest, least_noise=least_noise)
     whole = _points(matrix, transform, unit)
     points, contexts, base = _without_components(matrix, whole, transform, unit, BY_NAME[dtype].largest,
                                                  least_noise=least_noise)  # fmt: skip
@@ -115,7 +116,7 @@ def quantize(
             indices, books = trellis.quantize(points, contexts, grid, rates, weights)
     table = None
     reach = int(np.abs(indices).max(initial=0)) + 1
-    if least_noise and transform is None and reach <= _LARGEST_MEAN:
+    if least_noise and transform is None and reach <= _MOST_MEANS:
         table = (trellis.centroids(points, indices, books, reach) * step).astype(np.float32)
     coded = CodedTensor(name, dtype, shape, layout, grid.tile, grid.trellis, contexts, indices, books, step, table,
                         row_scales, tuple(base), transform)  # fmt: skip
@@ -125,8 +126,10 @@ def quantize(
 
 def _points(matrix: Floats, transform: Transform | None, unit: Floats | np.float32) -> Floats:
     """A matrix, or its coefficients, in steps of the grid."""
-    coefficients = matrix if transform is None else transform.forward(matrix)
-    points: Floats = np.divide(coefficients, unit, dtype=np.float32)
+    if transform is None:
+        return np.divide(matrix, unit, dtype=np.float32)
+    points = transform.forward(matrix)
+    points /= unit
     return points
 
 
@@ -139,7 +142,8 @@ def _transform_that_pays(
         largest: Finite value of the tensor's dtype.
     """
     transform = find_transform(matrix, taps, 0.0 if least_noise else _INPUT_CORRELATION)
-    if transform is None or not 1.1 * _LARGEST_POINT * step * transform.most < largest / 2:  # VAL-002
+    # VAL-002: tensors that share its tables may have points as large as any, feedback included
+    if transform is None or not 1.1 * _LARGEST_POINT * step * transform.gain < largest / 2:
         return None
     bits = []
     for of_matrix in (None, transform):
@@ -163,7 +167,8 @@ def _without_components(
         largest: Finite value of the tensor's dtype.
 
     Returns:
-        The matrix without its principal components, in steps of the grid; its contexts; the stages of the components.
+        The matrix, or its coefficients, in steps of the grid and without principal components; its contexts; the stages
+        of the components.
     """
     contexts = find_contexts(whole)
     stages = [] if _cuts_rows(matrix.shape[1]) else principal.find_stages(matrix, contexts.slope)
@@ -201,8 +206,10 @@ def _weights(whole: Floats, left: Floats, bits: float) -> Floats | None:
 
     Much of a small weight is what training began with and the network does not miss. From 3 bits on all count the same.
 
+    Of transform coefficients, too, small ones count less.
+
     Args:
-        whole, left: Weights, and what principal components leave of them: it is the geometric mean that counts.
+        whole, left: Weights or coefficients, and what principal components leave: it is the geometric mean that counts.
     """
     power = _MAGNITUDE_POWER - _POWER_A_DOUBLING * math.log2(max(bits, 1.0))
     if power <= 0:

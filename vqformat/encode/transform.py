@@ -9,18 +9,22 @@ compression").
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..codecs.tables import Floats
-from ..limits import MAX_TRANSFORM
+from ..limits import MAX_BLOCK_ELEMENTS, MAX_TRANSFORM
 from ..records import Layout
+from .sampling import Doubles
 
 _LARGEST = 127  # of the integers of a matrix
 _ENTRY_BITS = 6  # that one takes, about
 _BITS = 8 * 30  # of a transform besides its matrix
+_PIECE = 1 << 18  # elements that are made float64 at once
 _LARGEST_SHARE = 0.25  # of the bits of the weights, at one for each, that a matrix may take
 
 
@@ -42,33 +46,41 @@ class Transform:
 
     @property
     def n_bits(self) -> int:
-        """That it takes, about."""
+        """Bits of its part of the file, about."""
         return _BITS + _ENTRY_BITS * self.matrix.size
 
     @property
     def sums(self) -> Floats:
         """What each coefficient adds to the sum of its group, ``(size,)``."""
-        sums: Floats = (self.matrix.sum(axis=1) * self.unit).astype(np.float32)
+        sums: Floats = (self.matrix.sum(axis=1, dtype=np.float64) * self.unit).astype(np.float32)
         return sums
 
     @property
-    def most(self) -> float:
-        """What a value is at most, where no coefficient is beyond 1."""
+    def gain(self) -> float:
+        """The largest magnitude of a value whose coefficients are at most 1."""
         return float(np.abs(self.matrix.astype(np.float64)).sum(axis=0).max()) * self.unit
 
     def forward(self, matrix: Floats) -> Floats:
-        """The coefficients of ``(R, C)``, in its place and order."""
-        inverse = np.linalg.inv(self.matrix * self.unit).astype(np.float32)
-        return self._apply(inverse, matrix)
+        """Coefficients ``(R, C)`` of a matrix, a new array: row k of a group is its coefficient k."""
+        return self._apply(np.linalg.inv(self.matrix * self.unit), matrix)
 
     def backward(self, coefficients: Floats) -> Floats:
-        """What they stand for, to rounding."""
-        return self._apply((self.matrix * self.unit).astype(np.float32), coefficients)
+        """What coefficients ``(R, C)`` stand for, to rounding; a new array."""
+        return self._apply(self.matrix * self.unit, coefficients)
 
-    def _apply(self, factor: Floats, matrix: Floats) -> Floats:
-        groups = matrix.reshape(-1, self.size, matrix.shape[1])
-        found: Floats = np.matmul(factor.T, groups).reshape(matrix.shape)
+    def _apply(self, factor: npt.NDArray[np.floating[Any]], matrix: Floats) -> Floats:
+        found = np.empty_like(matrix)
+        for rows, groups in _groups(matrix, self.size):
+            found[rows] = np.matmul(factor.T, groups).reshape(-1, matrix.shape[1])
         return found
+
+
+def _groups(matrix: Floats, size: int) -> Iterator[tuple[slice, Doubles]]:
+    """Groups of rows as float64 ``(n, size, C)``, some at a time, so that results depend on threads and BLAS hardly."""
+    n = max(1, _PIECE // (size * matrix.shape[1])) * size
+    for start in range(0, matrix.shape[0], n):
+        rows = slice(start, start + n)
+        yield rows, matrix[rows].astype(np.float64).reshape(-1, size, matrix.shape[1])
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class Kernel:
 
 
 def find_kernel(shape: tuple[int, ...], output_axis: int) -> Kernel | None:
-    """The kernel of a tensor of this shape; None where there are no taps, or too many.
+    """The kernel of a tensor of this shape; None where there are no taps, or too many for a transform.
 
     Args:
         output_axis: 0 where the axes of taps are the last, −1 where they are the first.
@@ -98,7 +110,10 @@ def find_kernel(shape: tuple[int, ...], output_axis: int) -> Kernel | None:
     else:
         axes, taps = (rank - 2, *range(rank - 2), rank - 1), shape[:-2]
     n_taps = math.prod(taps)
-    if not 2 <= n_taps <= MAX_TRANSFORM or n_taps**2 * _ENTRY_BITS > _LARGEST_SHARE * math.prod(shape):
+    n_outputs = shape[output_axis]
+    if not 2 <= n_taps <= MAX_TRANSFORM or n_outputs < 2 or n_taps * n_outputs > MAX_BLOCK_ELEMENTS:
+        return None
+    if n_taps**2 * _ENTRY_BITS > _LARGEST_SHARE * math.prod(shape):
         return None
     return Kernel(Layout(axes, rank - 1), taps)
 
@@ -119,9 +134,8 @@ def find_transform(matrix: Floats, taps: tuple[int, ...], correlation: float) ->
     """
     n_taps = math.prod(taps)
     gram = np.zeros((n_taps, n_taps))
-    for group in matrix.reshape(-1, n_taps, matrix.shape[1]):
-        part = group.astype(np.float64)
-        gram += part @ part.T
+    for _, groups in _groups(matrix, n_taps):
+        gram += np.matmul(groups, groups.transpose(0, 2, 1)).sum(axis=0)
     if not np.trace(gram):
         return None
     places = np.indices(taps).reshape(len(taps), n_taps)
@@ -132,5 +146,6 @@ def find_transform(matrix: Floats, taps: tuple[int, ...], correlation: float) ->
     basis = basis * np.copysign(1.0, np.take_along_axis(basis, at, axis=1))
     back = basis @ np.linalg.inv(lower)
     back *= math.sqrt(n_taps / float(np.square(back).sum()))
-    unit = float(np.abs(back).max()) / _LARGEST
+    significand, exponent = math.frexp(float(np.abs(back).max()) / _LARGEST)
+    unit = math.ldexp(math.ceil(significand * 256), exponent - 8)  # few digits, on which all machines agree
     return Transform(np.rint(back / unit).astype(np.int8), unit)

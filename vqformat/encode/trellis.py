@@ -148,7 +148,10 @@ def quantize_keeping_sums(
         made_up = _DAMPING * of_rows[part] / (1 + _DAMPING * np.square(of_rows[start:]).sum())
         aims = points[part] + left * made_up[:, None]
         indices[part], books[part] = quantize(aims, contexts, grid, rates, of_part, first_row=start)
-        left += of_rows[part] @ (points[part] - (2 * indices[part] + books[part]))
+        errors = points[part] - (2 * indices[part] + books[part])
+        if shares is not None:
+            errors *= of_rows[part, None]
+        left += errors.sum(axis=0)  # no product of matrices: its rounding depends on threads and BLAS
     return indices, books
 
 
