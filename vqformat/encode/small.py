@@ -92,10 +92,11 @@ def quantize(
     unit = np.float32(step) if row_scales is None else np.float32(step) * row_scales[:, None]
     transform = None
     if kernel is not None:
-        if kernel.layout != layout:
-            layout = kernel.layout
-            matrix = np.ascontiguousarray(view_matrix(values, layout))
-        transform = _transform_that_pays(matrix, kernel.taps, step, BY_NAME[dtype].largest, least_noise=least_noise)
+        in_order = matrix if kernel.layout == layout else np.ascontiguousarray(view_matrix(values, kernel.layout))
+        transform = _transform_that_pays(in_order, kernel.taps, step, BY_NAME[dtype].largest, least_noise=least_noise)
+        if transform is not None:
+            layout, matrix = kernel.layout, in_order
+        del in_order
     whole = _points(matrix, transform, unit)
     points, contexts, base = _without_components(matrix, whole, transform, unit, BY_NAME[dtype].largest,
                                                  least_noise=least_noise)  # fmt: skip
