@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coding import written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmodels import Calling, correlated, filled, output_error, saved
 
 import vqformat
-from vqformat.chunkwriter import ChunkWriter
 from vqformat.encode import small
 from vqformat.encode.calibration import Calibration, TensorStatistics
 from vqformat.encode.coded import Pool
@@ -37,14 +37,6 @@ def _seeded() -> None:
 
 
 # Feedback
-
-
-def written(tensor: Any) -> bytes:
-    stream = io.BytesIO()
-    pool = Pool.of([tensor])
-    with ChunkWriter(stream) as writer:
-        writer.add_layer("", [pool.encode(tensor, writer.add_freq(pool.record, pool.section))])
-    return stream.getvalue()
 
 
 def of_inputs(kind: str, n: int, size: int, seed: int) -> np.ndarray:

@@ -12,16 +12,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 from arrays import weights
+from coding import decoded, method, quantized, saved, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vqformat
 from vqformat import waiting
-from vqformat.chunkwriter import ChunkWriter
 from vqformat.dtypes import of_array
 from vqformat.encode import lookups, principal, small
 from vqformat.encode.calibration import TensorStatistics
-from vqformat.encode.coded import CodedTensor, Pool
+from vqformat.encode.coded import CodedTensor
 from vqformat.encode.contexts import find_contexts
 from vqformat.encode.feedback import Factors
 from vqformat.encode.orient import reals
@@ -35,34 +35,6 @@ def with_components(n_rows: int, n_columns: int, rank: int, *, share: float = 0.
     left, right = weights(n_rows, rank, seed=seed + 1), weights(rank, n_columns, seed=seed + 2)
     noise = weights(n_rows, n_columns, seed=seed) * np.float32((1 - share) ** 0.5)
     return noise + left @ right * np.float32((share / rank) ** 0.5)
-
-
-def saved(matrix: Matrix, **options: Any) -> bytes:
-    file = io.BytesIO()
-    vqformat.save_file({"w": matrix}, file, preset="small", **options)
-    return file.getvalue()
-
-
-def method(data: bytes) -> str:
-    with vqformat.safe_open(io.BytesIO(data)) as file:
-        return file.info("w").method
-
-
-def quantized(matrix: Matrix, step: float = 0.3, **options: Any) -> CodedTensor:
-    return small.quantize("w", "f32", matrix.shape, matrix, step, **options).coded
-
-
-def decoded(coded: CodedTensor) -> Matrix:
-    """What a decoder is to find, in the tensor's shape."""
-    matrix = Pool.of([coded]).decoded(coded)
-    return matrix.T if coded.layout.axes else matrix
-
-
-def saved_coded(coded: CodedTensor) -> bytes:
-    pool, stream = Pool.of([coded]), io.BytesIO()
-    with ChunkWriter(stream) as writer:
-        writer.add_layer("", [pool.encode(coded, writer.add_freq(pool.record, pool.section))])
-    return stream.getvalue()
 
 
 @pytest.mark.parametrize("goal", [{"sqnr": 5.0}, {"sqnr": 15.0}], ids=str)
@@ -106,9 +78,9 @@ def test_what_is_read_is_what_was_coded(data: st.DataObject) -> None:
         found = small.quantize("w", "f32", shape, matrix, step, output_axis=data.draw(st.integers(0, 1)),
                                least_noise=data.draw(st.booleans()), is_table=data.draw(st.booleans()))  # fmt: skip
 
-    loaded = vqformat.load(saved_coded(found.coded))["w"]
+    loaded = vqformat.load(written(found.coded))["w"]
 
-    assert loaded.tobytes() == np.ascontiguousarray(decoded(found.coded)).tobytes()
+    assert loaded.tobytes() == decoded(found.coded).tobytes()
     if found.coded.values is None:  # no table that is rounded
         noise = np.square(loaded.astype(np.float64) - matrix).sum()
         assert found.noise == pytest.approx(noise, rel=1e-3, abs=1e-9 * found.energy)
@@ -160,7 +132,7 @@ def test_parts_of_a_table_are_those_of_the_whole() -> None:
     matrix = with_components(5000, 300, 6)
     coded = quantized(matrix, is_table=True)
     assert coded.base and coded.layout.block_rows and not coded.layout.axes
-    data = saved_coded(coded)
+    data = written(coded)
 
     loaded = vqformat.load(data)["w"]
     streamed = {name: array for layer in vqformat.stream(io.BytesIO(data)) for name, array in layer.items()}
@@ -182,7 +154,7 @@ def test_a_second_decoder_finds_the_same_in_every_dtype(dtype: str, is_looked_up
     scales = lookups.row_scales(np.arange(300)) if is_looked_up else None
     coded = small.quantize("w", of_array(array, "w").name, array.shape, values, 0.1, row_scales=scales).coded
     assert len(coded.base) > 1 and (coded.row_scales is not None) == is_looked_up
-    data = saved_coded(coded)
+    data = written(coded)
 
     loaded = vqformat.load(data)["w"]
 
@@ -200,9 +172,9 @@ def test_feedback_makes_up_for_errors_in_what_components_leave(n_groups: int) ->
     assert coded.base and free.base
 
     def output_error(of: CodedTensor) -> float:
-        return float(np.square(x @ (vqformat.load(saved_coded(of))["w"] - matrix).T).mean())
+        return float(np.square(x @ (vqformat.load(written(of))["w"] - matrix).T).mean())
 
-    assert vqformat.load(saved_coded(coded))["w"].tobytes() == np.ascontiguousarray(decoded(coded)).tobytes()
+    assert vqformat.load(written(coded))["w"].tobytes() == decoded(coded).tobytes()
     assert output_error(coded) < 0.5 * output_error(free)
 
 
@@ -270,4 +242,4 @@ def test_matrices_whose_rows_are_cut_have_no_low_rank_stages(monkeypatch: pytest
     coded = quantized(matrix, is_table=True)
 
     assert coded.layout.block_columns and not coded.base
-    assert vqformat.load(saved_coded(coded))["w"].tobytes() == decoded(coded).tobytes()
+    assert vqformat.load(written(coded))["w"].tobytes() == decoded(coded).tobytes()

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from math import prod
-from typing import Any
+from pathlib import Path
 
 import minidecoder
 import ml_dtypes
 import numpy as np
 import pytest
 from arrays import weights
+from coding import Array, decoded, method, quantized, saved, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vqformat
 from vqformat import waiting
-from vqformat.chunkwriter import ChunkWriter
-from vqformat.dtypes import of_array
 from vqformat.encode import small
-from vqformat.encode.coded import CodedTensor, Pool
-from vqformat.encode.orient import reals
 from vqformat.encode.transform import find_kernel, find_transform
 from vqformat.limits import MAX_TRANSFORM
-
-Array = np.ndarray[Any, Any]
 
 
 def kernels(*shape: int, correlation: float = 0.8, seed: int = 0) -> Array:
@@ -34,35 +32,6 @@ def kernels(*shape: int, correlation: float = 0.8, seed: int = 0) -> Array:
         apart = np.abs(np.subtract.outer(np.arange(shape[axis]), np.arange(shape[axis])))
         found = np.moveaxis(np.moveaxis(found, axis, -1) @ np.linalg.cholesky(correlation**apart).T, -1, axis)
     return np.ascontiguousarray(found, np.float32)
-
-
-def saved(array: Array, **options: Any) -> bytes:
-    file = io.BytesIO()
-    vqformat.save_file({"w": array}, file, preset="small", **options)
-    return file.getvalue()
-
-
-def method(data: bytes) -> str:
-    with vqformat.safe_open(io.BytesIO(data)) as file:
-        return file.info("w").method
-
-
-def quantized(array: Array, step: float = 0.3, **options: Any) -> CodedTensor:
-    return small.quantize("w", of_array(array, "w").name, array.shape, reals(array), step, **options).coded
-
-
-def saved_coded(coded: CodedTensor) -> bytes:
-    pool, stream = Pool.of([coded]), io.BytesIO()
-    with ChunkWriter(stream) as writer:
-        writer.add_layer("", [pool.encode(coded, writer.add_freq(pool.record, pool.section))])
-    return stream.getvalue()
-
-
-def decoded(coded: CodedTensor) -> Array:
-    """What a decoder is to find, in the tensor's shape."""
-    axes = coded.layout.axes or tuple(range(len(coded.shape)))
-    permuted = Pool.of([coded]).decoded(coded).reshape([coded.shape[axis] for axis in axes])
-    return np.ascontiguousarray(permuted.transpose(np.argsort(axes)))
 
 
 @pytest.mark.parametrize("shape", [(64, 48, 3, 3), (40, 30, 24), (40, 40, 2, 3, 4), (9000, 1, 5, 5)], ids=str)
@@ -120,7 +89,7 @@ def test_what_is_read_is_what_was_coded(data: st.DataObject) -> None:
         found = small.quantize("w", "f32", array.shape, array, step, output_axis=output_axis,
                                least_noise=data.draw(st.booleans()))  # fmt: skip
 
-    loaded = vqformat.load(saved_coded(found.coded))["w"]
+    loaded = vqformat.load(written(found.coded))["w"]
 
     assert loaded.tobytes() == decoded(found.coded).tobytes()
     if found.coded.values is None:  # no table that is rounded
@@ -133,7 +102,7 @@ def test_a_second_decoder_finds_the_same_in_every_dtype(dtype: str) -> None:
     array = (kernels(64, 48, 3, 3) / 10).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     coded = quantized(array, 0.03)
     assert coded.transform is not None
-    data = saved_coded(coded)
+    data = written(coded)
 
     loaded = vqformat.load(data)["w"]
 
@@ -166,7 +135,7 @@ def test_coefficients_that_are_larger_than_their_weights_fit_the_tables(is_fine:
     coded = quantized(array, 6e-4 if is_fine else 2e-2)
     assert (coded.transform is None) == is_fine
 
-    loaded = vqformat.load(saved_coded(coded))["w"]
+    loaded = vqformat.load(written(coded))["w"]
 
     assert np.square(loaded - array).mean() < coded.step**2
 
@@ -196,7 +165,7 @@ def test_blocks_have_whole_groups_and_parts_are_those_of_the_whole(monkeypatch: 
         monkeypatch.setattr(small, "_MOST_BLOCK_ELEMENTS", n_elements)
         coded = quantized(kernels(48, 80, 5, 5))
         assert coded.transform is not None and coded.layout.block_rows and coded.layout.block_rows % 25 == 0
-        data = saved_coded(coded)
+        data = written(coded)
 
         loaded = vqformat.load(data)["w"]
         streamed = {name: array for layer in vqformat.stream(io.BytesIO(data)) for name, array in layer.items()}
@@ -211,7 +180,7 @@ def test_errors_of_an_output_add_up_to_little() -> None:
     coded = quantized(array, 0.8)
     assert coded.transform is not None
 
-    errors = (vqformat.load(saved_coded(coded))["w"] - array).reshape(64, -1)
+    errors = (vqformat.load(written(coded))["w"] - array).reshape(64, -1)
 
     assert np.square(errors.sum(axis=1)).mean() < 0.1 * np.square(errors).sum(axis=1).mean()
 
@@ -249,3 +218,22 @@ def test_small_kernels_are_decoded_together(monkeypatch: pytest.MonkeyPatch) -> 
     with vqformat.safe_open(io.BytesIO(file.getvalue())) as one_by_one:
         assert all("transform" in one_by_one.info(name).method for name in net)
         assert all(loaded[name].tobytes() == one_by_one[name].tobytes() for name in net)
+
+
+_FINGERPRINT = """
+import zlib
+from test_transform import kernels, saved
+print([zlib.crc32(saved(kernels(300, 100, 3, 3), bits=bits)) for bits in (1, 3)])
+"""
+
+
+def test_bytes_do_not_depend_on_threads() -> None:
+    def fingerprint(threads: int) -> str:
+        names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+        tests = Path(__file__).parent
+        path = os.pathsep.join(map(str, (tests, tests.parent)))
+        environment = os.environ | dict.fromkeys(names, str(threads)) | {"PYTHONPATH": path}
+        return subprocess.run([sys.executable, "-c", _FINGERPRINT], env=environment, check=True, capture_output=True,
+                              text=True).stdout  # fmt: skip
+
+    assert fingerprint(1) == fingerprint(3)

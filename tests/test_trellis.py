@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coding import written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,16 +25,6 @@ from vqformat.records import FreqRecord
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def written(*tensors: coded.CodedTensor) -> bytes:
-    """A file of tensors that share their tables."""
-    stream = io.BytesIO()
-    pool = Pool.of(tensors)
-    with ChunkWriter(stream) as writer:
-        number = writer.add_freq(pool.record, pool.section)
-        writer.add_layer("", [pool.encode(tensor, number) for tensor in tensors])
-    return stream.getvalue()
 
 
 # Entropy coding

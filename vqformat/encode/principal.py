@@ -94,11 +94,11 @@ def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
     basis = bells(0, (tall.shape[1], width))
     for _ in range(_POWER_ROUNDS):
         product = np.zeros_like(basis)
-        for _, part in _pieces(tall):
+        for _, part in pieces(tall):
             product += part.T @ (part @ basis)
         basis = np.linalg.qr(product)[0]
     gram = np.zeros((width, width))
-    for _, part in _pieces(tall):
+    for _, part in pieces(tall):
         projections = part @ basis
         gram += projections.T @ projections
     squares, vectors = np.linalg.eigh(gram)
@@ -107,12 +107,10 @@ def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
     directions = (basis @ vectors[:, order]).T
     if is_wide:
         across, directions = directions, np.zeros((n, matrix.shape[1]))
-        for rows, part in _pieces(matrix):
+        for rows, part in pieces(matrix):
             directions += across[:, rows] @ part
         directions /= np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]
-    at = np.abs(directions).argmax(axis=1)[:, None]
-    directions *= np.copysign(1.0, np.take_along_axis(directions, at, axis=1))
-    return lengths, directions
+    return lengths, signed(directions)
 
 
 def _choose_rank(squares: Doubles, shape: tuple[int, int], of_all: float, slope: float) -> tuple[int, float]:
@@ -158,7 +156,7 @@ def _project(matrix: Floats, directions: Doubles) -> Doubles:
     gram = directions @ directions.T
     ridge = _RIDGE * np.trace(gram) / len(gram)  # rounding may have made directions alike
     inverse = np.linalg.inv(gram + max(ridge, np.finfo(np.float64).tiny) * np.eye(len(gram)))
-    for rows, part in _pieces(matrix):
+    for rows, part in pieces(matrix):
         found[rows] = part @ directions.T @ inverse
     return found
 
@@ -167,12 +165,18 @@ def _rounded(values: Doubles) -> Integers:
     return np.clip(np.rint(values), -_LARGEST, _LARGEST).astype(np.int64)
 
 
-def _pieces(matrix: Floats) -> Iterator[tuple[slice, Doubles]]:
-    """Rows as float64, some at a time."""
-    n = max(1, _PIECE // matrix.shape[1])
+def pieces(matrix: Floats, unit: int = 1) -> Iterator[tuple[slice, Doubles]]:
+    """Rows as float64, some at a time, in whole units: what is computed of them hardly depends on threads and BLAS."""
+    n = max(1, _PIECE // (unit * matrix.shape[1])) * unit
     for start in range(0, matrix.shape[0], n):
         rows = slice(start, start + n)
         yield rows, matrix[rows].astype(np.float64)
+
+
+def signed(directions: Doubles) -> Doubles:
+    """Directions ``(n, C)`` or their opposites: the largest element of each is positive."""
+    at = np.abs(directions).argmax(axis=1)[:, None]
+    return directions * np.copysign(1.0, np.take_along_axis(directions, at, axis=1))
 
 
 def _stage(left: Integers, right: Integers, step: float) -> QuantizedStage:

@@ -74,8 +74,8 @@ def quantize(
     Raises:
         EncodeError: The factors are of another number of inputs, or the scales of another number of rows.
     """
-    kernel = None if is_table or factors is not None or values.ndim != len(shape) else find_kernel(shape, output_axis)
     is_table = values.ndim < 2 or (factors is None and (row_scales is not None or is_table))
+    kernel = None if is_table or factors is not None or values.ndim != len(shape) else find_kernel(shape, output_axis)
     if factors is None and not is_table and values.shape[output_axis] < 2:  # such as a depthwise kernel of Keras
         output_axis = int(np.argmax(values.shape))
     layout = by_rows(values.shape) if is_table else _inputs_as_rows(values.ndim, output_axis)
@@ -96,7 +96,7 @@ def quantize(
         transform = _transform_that_pays(in_order, kernel.taps, step, BY_NAME[dtype].largest, least_noise=least_noise)
         if transform is not None:
             layout, matrix = kernel.layout, in_order
-        del in_order
+        del in_order  # not held beside the matrix while paths are searched
     whole = _points(matrix, transform, unit)
     points, contexts, base = _without_components(matrix, whole, transform, unit, BY_NAME[dtype].largest,
                                                  least_noise=least_noise)  # fmt: skip

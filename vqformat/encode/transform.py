@@ -9,7 +9,6 @@ compression").
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +18,11 @@ import numpy.typing as npt
 from ..codecs.tables import Floats
 from ..limits import MAX_BLOCK_ELEMENTS, MAX_TRANSFORM
 from ..records import Layout
-from .sampling import Doubles
+from .principal import pieces, signed
 
 _LARGEST = 127  # of the integers of a matrix
 _ENTRY_BITS = 6  # that one takes, about
 _BITS = 8 * 30  # of a transform besides its matrix
-_PIECE = 1 << 18  # elements that are made float64 at once
 _LARGEST_SHARE = 0.25  # of the bits of the weights, at one for each, that a matrix may take
 
 
@@ -70,17 +68,10 @@ class Transform:
 
     def _apply(self, factor: npt.NDArray[np.floating[Any]], matrix: Floats) -> Floats:
         found = np.empty_like(matrix)
-        for rows, groups in _groups(matrix, self.size):
-            found[rows] = np.matmul(factor.T, groups).reshape(-1, matrix.shape[1])
+        for rows, part in pieces(matrix, self.size):
+            groups = part.reshape(-1, self.size, matrix.shape[1])
+            found[rows] = np.matmul(factor.T, groups).reshape(part.shape)
         return found
-
-
-def _groups(matrix: Floats, size: int) -> Iterator[tuple[slice, Doubles]]:
-    """Groups of rows as float64 ``(n, size, C)``, some at a time, so that results depend on threads and BLAS hardly."""
-    n = max(1, _PIECE // (size * matrix.shape[1])) * size
-    for start in range(0, matrix.shape[0], n):
-        rows = slice(start, start + n)
-        yield rows, matrix[rows].astype(np.float64).reshape(-1, size, matrix.shape[1])
 
 
 @dataclass(frozen=True)
@@ -134,16 +125,15 @@ def find_transform(matrix: Floats, taps: tuple[int, ...], correlation: float) ->
     """
     n_taps = math.prod(taps)
     gram = np.zeros((n_taps, n_taps))
-    for _, groups in _groups(matrix, n_taps):
+    for _, part in pieces(matrix, n_taps):
+        groups = part.reshape(-1, n_taps, matrix.shape[1])
         gram += np.matmul(groups, groups.transpose(0, 2, 1)).sum(axis=0)
     if not np.trace(gram):
         return None
     places = np.indices(taps).reshape(len(taps), n_taps)
     apart = np.abs(places[:, :, None] - places[:, None, :]).sum(axis=0)
     lower = np.linalg.cholesky(np.power(correlation, apart))
-    basis = np.linalg.eigh(lower.T @ gram @ lower)[1].T[::-1]  # a component a row
-    at = np.abs(basis).argmax(axis=1)[:, None]
-    basis = basis * np.copysign(1.0, np.take_along_axis(basis, at, axis=1))
+    basis = signed(np.linalg.eigh(lower.T @ gram @ lower)[1].T[::-1])  # a component a row
     back = basis @ np.linalg.inv(lower)
     back *= math.sqrt(n_taps / float(np.square(back).sum()))
     significand, exponent = math.frexp(float(np.abs(back).max()) / _LARGEST)
