@@ -19,6 +19,7 @@ from vqformat.chunkwriter import ChunkWriter
 from vqformat.codecs import rans
 from vqformat.encode import coded, contexts, small, tiles, trellis, viterbi
 from vqformat.encode.coded import Pool
+from vqformat.encode.decorrelate import FINER, PRICE
 from vqformat.limits import MAX_STEPS_PER_SEQUENCE
 from vqformat.records import FreqRecord
 
@@ -141,7 +142,7 @@ def test_values_beyond_reach_get_the_furthest_points_and_stay_on_the_trellis() -
 def test_normal_weights_come_near_the_bound_of_shannon(step: float, gap_db: float) -> None:
     weights = normal(512, 1024)
 
-    quantized = small.quantize("w", "f32", weights.shape, weights, step / small._FINER, least_noise=True)
+    quantized = small.quantize("w", "f32", weights.shape, weights, step / FINER, least_noise=True)
     data = written(quantized.coded)
 
     error = vqformat.load(data)["w"] - weights
@@ -336,7 +337,7 @@ def _arguments(weights: np.ndarray) -> tuple[np.ndarray, contexts.Contexts, trel
     points = np.ascontiguousarray(weights.T)
     found = contexts.find_contexts(points)
     grid = trellis.Grid((8, 64), 0, viterbi.TRELLISES[8])
-    return points, found, grid, trellis.find_rates(points, found, grid, small.PRICE)
+    return points, found, grid, trellis.find_rates(points, found, grid, PRICE)
 
 
 # Tensors decoded side by side

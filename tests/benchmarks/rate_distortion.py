@@ -39,6 +39,7 @@ TRAINED: dict[str, tuple[str, list[str], int | None]] = {
     "alexsmall-fc1": ("alexsmall", ["fc1.weight"], None),
     "caffe-ip1": ("caffe-lenet", ["ip1.weight"], None),
 }
+CONTROLS = ("gauss", "laplace", "t5")  # independent samples; t5: Student's t of 5 degrees of freedom
 QUICK = ("gauss", "minilm-ffn")
 
 Print = Callable[[Any, Any], None]
@@ -47,7 +48,7 @@ Print = Callable[[Any, Any], None]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of checkpoints; VQFORMAT_DATA sets its default")
-    parser.add_argument("--matrices", nargs="+", metavar="NAME", help=f"only these of gauss {' '.join(TRAINED)}")
+    parser.add_argument("--matrices", nargs="+", metavar="NAME", help=f"of {' '.join((*CONTROLS, *TRAINED))}")
     parser.add_argument("--quick", action="store_true", help="two matrices, three rates, 1 M weights of each at most")
     parser.add_argument("--only", choices=("rates", "speed"), help="sizes at equal quality, or times")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is taken (%(default)s)")
@@ -59,7 +60,7 @@ def main() -> None:
     result: dict[str, Any] = {"date": datetime.date.today().isoformat(), "versions": versions()}
     memcpy = Memcpy()
     codec = nncodec()
-    wanted = args.matrices or (QUICK if args.quick else ("gauss", *TRAINED))
+    wanted = args.matrices or (QUICK if args.quick else (*CONTROLS, *TRAINED))
     matrices = dict(matrices_of(args.data, wanted, 1 << 20 if args.quick else 1 << 62))
     if not matrices:
         parser.error("no matrices to measure on")
@@ -74,9 +75,18 @@ def main() -> None:
 
 def matrices_of(data: Path, wanted: tuple[str, ...], n_weights: int) -> Iterator[tuple[str, np.ndarray]]:
     """Matrices by name, as far as their checkpoints are there and so many weights of each at most."""
-    if "gauss" in wanted:
-        w = np.random.default_rng(0).standard_normal((1024, 4096)).astype(np.float32)
-        yield "gauss", w[: max(1, n_weights // w.shape[1])]
+    random = np.random.default_rng(0)
+    for name in CONTROLS:
+        shape = (1024, 4096)
+        match name:
+            case "gauss":
+                w = random.standard_normal(shape)
+            case "laplace":
+                w = random.laplace(size=shape)
+            case "t5":
+                w = random.standard_t(5, size=shape)
+        if name in wanted:
+            yield name, w.astype(np.float32)[: max(1, n_weights // w.shape[1])]
     paths = checkpoints(data)
     for name, (checkpoint, tensors, n_rows) in TRAINED.items():
         path = paths[checkpoint]

@@ -68,30 +68,38 @@ class Contexts:
     def _bits_at(exponent: float) -> float:
         return 1.4 + 0.43 * exponent if exponent >= -2 else 0.54 * math.pow(2.0, exponent + 2)
 
-    def entropy(self, points: Floats) -> float:
-        """Bits of a code, if each point of the matrix is rounded to an integer; by a sample of rows."""
-        rows = sample_indices(points.shape[0], max(1, _SAMPLE // points.shape[1]), 0)
-        contexts = np.broadcast_to(self.at(rows, slice(None)), (rows.size, points.shape[1]))
+    def entropy(self, points: Floats, factor: float) -> float:
+        """Bits of a code, if each point of the matrix, times a factor, is rounded; by a sample of all rows."""
+        places = sample_indices(points.size, _SAMPLE, 0)
+        contexts = self.at_places(places, points.shape[1])
         logarithms = (self.exponent + np.arange(self.n_contexts)) / (2 * PER_OCTAVE) - math.log2(_FINEST)
         octaves = np.maximum(logarithms, 0)  # by which the grid of each context is made coarser
-        coarse = points[rows] * np.exp2(-octaves).astype(np.float32)[contexts]
+        coarse = points.reshape(-1)[places] * (factor * np.exp2(-octaves)).astype(np.float32)[contexts]
         integers = np.rint(np.clip(coarse, -_MOST, _MOST)).astype(np.intp) + _MOST
         size = 2 * _MOST + 1
-        at = contexts * np.intp(size) + integers
-        counts = np.bincount(at.reshape(-1), minlength=self.n_contexts * size).reshape(-1, size).astype(np.float64)
+        at = contexts * size + integers
+        counts = np.bincount(at, minlength=self.n_contexts * size).reshape(-1, size).astype(np.float64)
         of_contexts = counts.sum(axis=1)
         used = counts > 0
         shares = counts / np.maximum(of_contexts, 1)[:, None]
         bits = float(of_contexts @ octaves) - float((counts[used] * np.log2(shares[used])).sum())
         return bits / float(max(1, integers.size))
 
-    def at(self, rows: slice | npt.NDArray[np.intp], columns: slice) -> npt.NDArray[np.uint8]:
+    def at(self, rows: slice, columns: slice) -> npt.NDArray[np.uint8]:
         """``rows[i] + columns[j]`` of the elements of a part of the matrix; to be broadcast to its shape."""
         found = np.zeros((1, 1), np.uint8)
         if self.rows is not None:
             found = found + self.rows[rows, None]
         if self.columns is not None:
             found = found + self.columns[columns]
+        return found
+
+    def at_places(self, places: npt.NDArray[np.intp], n_columns: int) -> npt.NDArray[np.intp]:
+        """Of elements, by their number in a matrix of so many columns."""
+        found = np.zeros(places.shape, np.intp)
+        for classes, indices in zip((self.rows, self.columns), np.divmod(places, n_columns), strict=True):
+            if classes is not None:
+                found += classes[indices]
         return found
 
 

@@ -10,33 +10,23 @@ import numpy as np
 from ..codecs.tables import Floats
 from ..dtypes import BY_NAME
 from ..errors import EncodeError
-from ..limits import MAX_BLOCK_ELEMENTS
-from ..records import Layout, Trellis, make_view
-from . import feedback, principal, tiles, trellis, viterbi
-from .assemble import BLOCK_ELEMENTS, QuantizedStage, sum_of_stages
+from ..records import Layout, Trellis
+from . import feedback, tiles, trellis, viterbi
+from .assemble import BLOCK_ELEMENTS
 from .coded import CodedTensor
-from .contexts import Contexts, find_contexts
+from .contexts import Contexts
+from .decorrelate import FINER, LARGEST_POINT, PRICE, cuts_rows, find_plan
 from .orient import by_rows, view_matrix
 from .report import energy
-from .transform import Transform, find_kernel, find_transform
+from .transform import Kernel, find_group, find_kernel
 
-# A trellis's grid is finer than a scalar one of the same rate. Step and price of a bit could be chosen together; over a
-# wide range of both only the rate that they lead to matters
-_FINER = 0.62
-PRICE = 0.15  # of a bit, in squared steps
 _N_STATES = 256  # 2 % smaller than 32 states at one bit a weight, 1 % at two; decoding is the same
 _N_FEEDBACK_STATES = 8  # with more the errors are smaller, but no more answers are right
 # Of a weight's magnitude, with which its squared error counts: at one bit a weight and below, and how much less it is
 # for each doubling of the rate
 _MAGNITUDE_POWER, _POWER_A_DOUBLING = 0.5, 0.32
-# Share of its bits that components must save a matrix, times the share of energy that codes leave out: they leave as
-# much of what a weight does, components nothing, and that shifts the balance between the two
-_LEAST_GAIN = 0.04
 _FEWEST_INPUTS = 8  # of which sums of errors are kept small
-_MEANS_BITS = 0.02  # of a weight: what tables of means save, which a transform does not allow
-_INPUT_CORRELATION = 0.3  # of the inputs of neighbouring taps
 _MOST_MEANS = 256  # in a table: f16 rounds larger ones by more than they are from the grid's points
-_LARGEST_POINT = 16_000  # in steps of the grid: an index is half of it, and tables have 2**14 entries at most (FRQ-001)
 _MOST_BLOCK_ELEMENTS = BLOCK_ELEMENTS * 3 // 2
 
 
@@ -65,9 +55,9 @@ def quantize(
         step: Of a scalar grid of about the same noise.
         output_axis: Axis of the layer's outputs; the others are its inputs.
         is_table: Whether its rows are looked up one by one, so that they stay rows; goes without factors.
-        least_noise: Whether the best SQNR is wanted: values are the means of their cells, unless they are too many or
-            there is a transform. Else they are the grid's points, of the same energy as the weights: means are smaller,
-            and so would be all activations.
+        least_noise: Whether the best SQNR is wanted: values are the means of their cells, unless they are too many, or
+            with a transform the grid's points times what comes nearest to such means. Else they are the grid's points,
+            of the same energy as the weights: means are smaller, and so would be all activations.
         factors: Of the layer's inputs, if they are known.
         row_scales: Of a table whose rows are looked up, see ``lookups``; goes without factors.
 
@@ -75,7 +65,8 @@ def quantize(
         EncodeError: The factors are of another number of inputs, or the scales of another number of rows.
     """
     is_table = values.ndim < 2 or (factors is None and (row_scales is not None or is_table))
-    kernel = None if is_table or factors is not None or values.ndim != len(shape) else find_kernel(shape, output_axis)
+    can_transform = not is_table and factors is None and values.ndim == len(shape)
+    kernel = find_kernel(shape, output_axis) if can_transform else None
     if factors is None and not is_table and values.shape[output_axis] < 2:  # such as a depthwise kernel of Keras
         output_axis = int(np.argmax(values.shape))
     layout = by_rows(values.shape) if is_table else _inputs_as_rows(values.ndim, output_axis)
@@ -88,18 +79,24 @@ def quantize(
     if matrix.shape[1] % n_groups:
         raise EncodeError(f"tensor {name!r} has {matrix.shape[1]} outputs, its calibration {n_groups} groups of them")
     furthest = float(np.abs(matrix).max(initial=0)) / (1.0 if row_scales is None else float(row_scales.min()))
-    step = max(step * _FINER, furthest / _LARGEST_POINT, float(np.finfo(np.float32).tiny))
+    step = max(step * FINER, furthest / LARGEST_POINT, float(np.finfo(np.float32).tiny))
     unit = np.float32(step) if row_scales is None else np.float32(step) * row_scales[:, None]
-    transform = None
-    if kernel is not None:
-        in_order = matrix if kernel.layout == layout else np.ascontiguousarray(view_matrix(values, kernel.layout))
-        transform = _transform_that_pays(in_order, kernel.taps, step, BY_NAME[dtype].largest, least_noise=least_noise)
-        if transform is not None:
+    largest = BY_NAME[dtype].largest
+    if can_transform and values.ndim == 2 and (size := find_group(matrix, step)):
+        kernel = Kernel(layout, (size,))
+    if kernel is not None and kernel.layout != layout:
+        in_order = np.ascontiguousarray(view_matrix(values, kernel.layout))
+        plan = find_plan(in_order, kernel.taps, step, unit, largest, least_noise=least_noise)
+        if plan.transform is not None:
             layout, matrix = kernel.layout, in_order
+        else:
+            plan = find_plan(matrix, None, step, unit, largest, least_noise=least_noise)
         del in_order  # not held beside the matrix while paths are searched
-    whole = _points(matrix, transform, unit)
-    points, contexts, base = _without_components(matrix, whole, transform, unit, BY_NAME[dtype].largest,
-                                                 least_noise=least_noise)  # fmt: skip
+    else:
+        taps = None if kernel is None else kernel.taps
+        plan = find_plan(matrix, taps, step, unit, largest, least_noise=least_noise)
+    contexts, transform = plan.contexts, plan.transform
+    whole, points = plan.points(matrix, unit)
     width = None if factors is None else tiles.band_width(matrix.shape[1], feedback.TILE_COLUMNS)
     path = viterbi.TRELLISES[_N_STATES if factors is None else _N_FEEDBACK_STATES]
     unit_rows = 1 if transform is None else transform.size
@@ -117,77 +114,14 @@ def quantize(
             indices, books = trellis.quantize(points, contexts, grid, rates, weights)
     table = None
     reach = int(np.abs(indices).max(initial=0)) + 1
-    if least_noise and transform is None and reach <= _MOST_MEANS:
+    if least_noise and transform is not None:
+        step *= trellis.gain(points, indices, books)
+    elif least_noise and reach <= _MOST_MEANS:
         table = (trellis.centroids(points, indices, books, reach) * step).astype(np.float32)
     coded = CodedTensor(name, dtype, shape, layout, grid.tile, grid.trellis, contexts, indices, books, step, table,
-                        row_scales, tuple(base), transform)  # fmt: skip
+                        row_scales, plan.components, transform)  # fmt: skip
     error = coded.values_as_coded() - matrix
     return Quantized(coded, energy(matrix), energy(error))
-
-
-def _points(matrix: Floats, transform: Transform | None, unit: Floats | np.float32) -> Floats:
-    """A matrix, or its coefficients, in steps of the grid."""
-    if transform is None:
-        return np.divide(matrix, unit, dtype=np.float32)
-    points = transform.forward(matrix)
-    points /= unit
-    return points
-
-
-def _transform_that_pays(
-    matrix: Floats, taps: tuple[int, ...], step: float, largest: float, *, least_noise: bool
-) -> Transform | None:
-    """The transform of a kernel of so many taps along each axis, if its coefficients take fewer bits than the matrix.
-
-    Args:
-        largest: Finite value of the tensor's dtype.
-    """
-    transform = find_transform(matrix, taps, 0.0 if least_noise else _INPUT_CORRELATION)
-    # VAL-002: tensors that share its tables may have points as large as any, feedback included
-    if transform is None or not 1.1 * _LARGEST_POINT * step * transform.gain < largest / 2:
-        return None
-    bits = []
-    for of_matrix in (None, transform):
-        points = _points(matrix, of_matrix, np.float32(step))
-        if np.abs(points).max() > _LARGEST_POINT:
-            return None
-        bits.append(find_contexts(points).entropy(points * np.float32(_FINER)))
-    bits[1] += transform.n_bits / matrix.size + (_MEANS_BITS if least_noise else 0.0)
-    return transform if bits[1] < bits[0] else None
-
-
-def _without_components(
-    matrix: Floats, whole: Floats, transform: Transform | None, unit: Floats | np.float32, largest: float, *,
-    least_noise: bool,
-) -> tuple[Floats, Contexts, list[QuantizedStage]]:
-    """What the trellis stage is to code.
-
-    Args:
-        whole: The matrix, or its coefficients, in steps of the grid.
-        unit: The step, times the scales of the rows.
-        largest: Finite value of the tensor's dtype.
-
-    Returns:
-        The matrix, or its coefficients, in steps of the grid and without principal components; its contexts; the stages
-        of the components.
-    """
-    contexts = find_contexts(whole)
-    stages = [] if _cuts_rows(matrix.shape[1]) else principal.find_stages(matrix, contexts.slope)
-    if stages:
-        view = make_view(matrix.shape, False, Layout(n_row_axes=1))
-        left: Floats = matrix - sum_of_stages(stages, view)
-        if not principal.bound(stages, view) + float(np.abs(left).max()) < largest / 2:  # VAL-002
-            return whole, contexts, []
-        left = _points(left, transform, unit)
-        if np.abs(left).max() > _LARGEST_POINT:
-            return whole, contexts, []
-        of_left = find_contexts(left)
-        bits = contexts.entropy(whole * np.float32(_FINER))
-        bits_left = of_left.entropy(left * np.float32(_FINER)) + principal.n_bits(stages, view) / matrix.size
-        least_gain = 0.0 if least_noise else _LEAST_GAIN * 4.0**-contexts.expected_bits
-        if bits_left < (1 - least_gain) * bits:
-            return left, of_left, stages
-    return whole, contexts, []
 
 
 def _quantize_with_feedback(
@@ -229,11 +163,6 @@ def _inputs_as_rows(rank: int, output_axis: int) -> Layout:
     return Layout(None if axes == tuple(range(rank)) else axes, rank - 1)
 
 
-def _cuts_rows(n_columns: int) -> bool:
-    """Whether rows are so long that they are cut into blocks, which low-rank stages do not allow (LOW-002)."""
-    return n_columns > MAX_BLOCK_ELEMENTS // 4
-
-
 def _cut(
     layout: Layout, shape: tuple[int, int], bits: float, width: int | None, path: Trellis, *, unit: int
 ) -> tuple[Layout, trellis.Grid]:
@@ -244,7 +173,7 @@ def _cut(
     """
     n_rows, n_columns = shape
     rows, columns = n_rows, n_columns
-    if _cuts_rows(n_columns):
+    if cuts_rows(n_columns):
         rows, columns = 1, BLOCK_ELEMENTS
     elif n_rows * n_columns > _MOST_BLOCK_ELEMENTS:
         rows = max(unit, BLOCK_ELEMENTS // n_columns // unit * unit)

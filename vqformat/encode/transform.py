@@ -19,11 +19,16 @@ from ..codecs.tables import Floats
 from ..limits import MAX_BLOCK_ELEMENTS, MAX_TRANSFORM
 from ..records import Layout
 from .principal import pieces, signed
+from .sampling import sample_indices
 
 _LARGEST = 127  # of the integers of a matrix
 _ENTRY_BITS = 6  # that one takes, about
 _BITS = 8 * 30  # of a transform besides its matrix
 _LARGEST_SHARE = 0.25  # of the bits of the weights, at one for each, that a matrix may take
+_SAMPLE = 1 << 19  # elements by which neighbouring inputs are found to go together
+_LEAST_GAIN = 0.01  # bits of a weight that it takes to try them
+_CHANCE = 0.36  # of a bit: what components of independent numbers seem to gain, times size, over the number of groups
+_IDLE = 0.03  # of the largest variance of a tap: one of less, and of less than a squared step, is left as it is
 
 
 @dataclass(frozen=True)
@@ -102,15 +107,58 @@ def find_kernel(shape: tuple[int, ...], output_axis: int) -> Kernel | None:
         axes, taps = (rank - 2, *range(rank - 2), rank - 1), shape[:-2]
     n_taps = math.prod(taps)
     n_outputs = shape[output_axis]
-    if not 2 <= n_taps <= MAX_TRANSFORM or n_outputs < 2 or n_taps * n_outputs > MAX_BLOCK_ELEMENTS:
-        return None
-    if n_taps**2 * _ENTRY_BITS > _LARGEST_SHARE * math.prod(shape):
+    if not 2 <= n_taps <= MAX_TRANSFORM or n_outputs < 2 or not _fits(n_taps, n_outputs, math.prod(shape)):
         return None
     return Kernel(Layout(axes, rank - 1), taps)
 
 
-def find_transform(matrix: Floats, taps: tuple[int, ...], correlation: float) -> Transform | None:
+def _fits(size: int, n_columns: int, n_elements: int) -> bool:
+    """Whether a group of so many rows fits a block, and the transform's matrix may pay."""
+    return size * n_columns <= MAX_BLOCK_ELEMENTS and size**2 * _ENTRY_BITS <= _LARGEST_SHARE * n_elements
+
+
+def find_group(matrix: Floats, step: float) -> int | None:
+    """How many neighbouring inputs go together best, where no axis tells: pixels of an image that was made flat.
+
+    Args:
+        matrix: ``(R, C)``, finite; rows are inputs.
+        step: Of the grid.
+
+    Returns:
+        A divisor of R, at least 2; None where nothing is gained.
+    """
+    n_rows, n_columns = matrix.shape
+    sizes = [size for size in range(2, MAX_TRANSFORM + 1) if n_rows % size == 0 and _fits(size, n_columns, matrix.size)]
+    sample = matrix[:, sample_indices(n_columns, max(1, _SAMPLE // n_rows), 0)].astype(np.float64)
+    noise = step * step / 4
+
+    def bits(variances: npt.NDArray[np.float64]) -> float:
+        return 0.5 * float(np.log2(1 + variances / noise).mean())
+
+    best, best_bits = None, bits(np.square(sample).mean(keepdims=True)) - _LEAST_GAIN
+    for size in sizes:
+        n = sample.size // size
+        components = np.linalg.eigvalsh(_gram(sample, size) / n)
+        cost = size**2 * _ENTRY_BITS / matrix.size + _CHANCE * size / n
+        if (found := bits(np.maximum(components, 0)) + cost) < best_bits:
+            best, best_bits = size, found
+    return best
+
+
+def _gram(matrix: npt.NDArray[np.floating[Any]], size: int) -> npt.NDArray[np.float64]:
+    """Products of the rows of each group, summed over groups and columns: ``(size, size)``."""
+    gram = np.zeros((size, size))
+    for _, part in pieces(matrix, size):
+        groups = part.reshape(-1, size, matrix.shape[1])
+        gram += np.matmul(groups, groups.transpose(0, 2, 1)).sum(axis=0)
+    return gram
+
+
+def find_transform(matrix: Floats, taps: tuple[int, ...], step: float, correlation: float) -> Transform | None:
     """The transform of a kernel's taps to principal components, at the same squared error for the same steps.
+
+    Taps that inputs hardly ever reach stay what training began with, often uniform and all within one step. A sum of
+    many such is not: these taps are left as they are, each its own component.
 
     Where the inputs of neighbouring taps are alike, as in images and sound, errors of one sign add up in the output and
     those that change sign cancel out. A coefficient gets finer steps the more its errors count with inputs like that:
@@ -118,24 +166,26 @@ def find_transform(matrix: Floats, taps: tuple[int, ...], correlation: float) ->
 
     Args:
         matrix: ``(R, C)``, finite; the taps of each input are rows one after another.
+        step: Of the grid.
         correlation: Of the inputs of neighbouring taps, less than 1.
 
     Returns:
         None if the matrix is all zeros.
     """
     n_taps = math.prod(taps)
-    gram = np.zeros((n_taps, n_taps))
-    for _, part in pieces(matrix, n_taps):
-        groups = part.reshape(-1, n_taps, matrix.shape[1])
-        gram += np.matmul(groups, groups.transpose(0, 2, 1)).sum(axis=0)
-    if not np.trace(gram):
+    gram = _gram(matrix, n_taps)
+    variances = np.diagonal(gram) * (n_taps / matrix.size)
+    if not variances.any():
         return None
-    places = np.indices(taps).reshape(len(taps), n_taps)
+    busy = np.flatnonzero(variances >= min(step * step, _IDLE * float(variances.max())))
+    places = np.indices(taps).reshape(len(taps), n_taps)[:, busy]
     apart = np.abs(places[:, :, None] - places[:, None, :]).sum(axis=0)
     lower = np.linalg.cholesky(np.power(correlation, apart))
-    basis = signed(np.linalg.eigh(lower.T @ gram @ lower)[1].T[::-1])  # a component a row
-    back = basis @ np.linalg.inv(lower)
-    back *= math.sqrt(n_taps / float(np.square(back).sum()))
+    basis = signed(np.linalg.eigh(lower.T @ gram[np.ix_(busy, busy)] @ lower)[1].T[::-1])  # a component a row
+    of_busy = basis @ np.linalg.inv(lower)
+    of_busy *= math.sqrt(busy.size / float(np.square(of_busy).sum()))
+    back = np.eye(n_taps)
+    back[np.ix_(busy, busy)] = of_busy
     significand, exponent = math.frexp(float(np.abs(back).max()) / _LARGEST)
     unit = math.ldexp(math.ceil(significand * 256), exponent - 8)  # few digits, on which all machines agree
     return Transform(np.rint(back / unit).astype(np.int8), unit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +12,15 @@ from ..codecs.tables import Floats
 from ..records import Trellis
 from . import tiles, viterbi
 from .contexts import LOWEST, PER_OCTAVE, Contexts
+from .principal import pieces
+from .sampling import sample_indices
 from .viterbi import Rates
 
 _SAMPLE = 1 << 16  # elements on which rates are found
 _SAMPLE_STEPS = 256
 _ROUNDS = 3  # of quantizing the sample and counting
 _PRIOR = 4.0  # observations that the rates expected beforehand count for
+_FINE_NOISE = 0.22  # squared error at high rates
 _DAMPING = 0.2  # of the feedback of sums: how much a sum of errors counts, against the errors
 
 Indices = npt.NDArray[np.int16]
@@ -65,15 +69,63 @@ def find_rates(
     values = sample.take(points)
     of_sample = sample.take(np.broadcast_to(contexts.at(slice(None), slice(None)), points.shape))
     weight = None if weights is None else sample.take(np.broadcast_to(weights, points.shape))
+    bits, _, _ = _adapt(values, of_sample, bits, grid.trellis, price=price, weights=weight)
+    return Rates((bits * price).astype(np.float32), reach)
+
+
+def _adapt(
+    values: Floats, contexts: npt.NDArray[np.uint8], bits: Floats, path: Trellis, *, price: float,
+    weights: Floats | None = None,
+) -> tuple[Floats, npt.NDArray[np.int32], Books]:  # fmt: skip
+    """Quantize and count by turns, beginning with the rates expected.
+
+    Args:
+        values: ``(n_steps, n_sequences)``, and so are ``contexts`` and ``weights``.
+        bits: Of each index, see ``expected_rates``.
+
+    Returns:
+        Bits as they become, and the indices and books that they are those of.
+    """
     prior = np.exp2(-bits) * _PRIOR
+    size = bits.shape[2]
+    reach = size // 2
     for _ in range(_ROUNDS):
         rates = Rates((bits * price).astype(np.float32), reach)
-        indices, books, _ = viterbi.quantize(values, of_sample, rates, grid.trellis, weights=weight)
-        size = 2 * reach + 1
-        at = (of_sample.astype(np.intp) * 2 + books) * size + indices + reach
+        indices, books, _ = viterbi.quantize(values, contexts, rates, path, weights=weights)
+        at = (contexts.astype(np.intp) * 2 + books) * size + indices + reach
         counts = np.bincount(at.reshape(-1), minlength=bits.size).reshape(bits.shape) + prior
         bits = -np.log2(counts / counts.sum(axis=2, keepdims=True))
-    return Rates((bits * price).astype(np.float32), reach)
+    return bits, indices, books
+
+
+def expected_bits(points: Floats, contexts: Contexts, price: float, *, with_means: bool) -> float:
+    """Bits of a code, by a trellis of few states on a sample: those that it would take for the errors of a fine grid.
+
+    Args:
+        points: ``(R, C)``, in steps of the grid.
+        with_means: Whether codes stand for the means of their cells.
+    """
+    places = sample_indices(points.size, _SAMPLE, 0)
+    n_steps = min(places.size, _SAMPLE_STEPS)
+    places = places[: places.size // n_steps * n_steps].reshape(-1, n_steps).T
+    values, of_sample = points.reshape(-1)[places], contexts.at_places(places, points.shape[1]).astype(np.uint8)
+    reach = int(np.abs(values).max(initial=0) / 2) + 3
+    rates = expected_rates(contexts, reach)
+    _, indices, books = _adapt(values, of_sample, rates, viterbi.TRELLISES[8], price=price)
+    size = 2 * reach + 1
+    codes = (books.astype(np.intp) * size + indices + reach).reshape(-1)
+    at = of_sample.reshape(-1).astype(np.intp) * (2 * size) + codes
+    counts = np.bincount(at, minlength=contexts.n_contexts * 2 * size).reshape(-1, size)
+    totals = counts.sum(axis=1, keepdims=True)
+    used = counts > 0
+    bits = -float((counts * np.log2(np.where(used, counts, 1) / np.maximum(totals, 1))).sum())
+    bits += 0.5 / math.log(2) * float(used.sum() - (totals > 0).sum())  # counts suit what was counted (Miller 1955)
+    decoded = 2.0 * indices + books
+    if with_means:
+        sums = np.bincount(codes, values.reshape(-1), 2 * size)
+        decoded = (sums / np.maximum(np.bincount(codes, minlength=2 * size), 1))[codes].reshape(values.shape)
+    noise = float(np.square(values - decoded).mean())
+    return bits / values.size + 0.5 * math.log2(max(noise, 1e-9) / _FINE_NOISE)
 
 
 def count_rates(indices: Indices, books: Books, contexts: Contexts, price: float, reach: int) -> Rates:
@@ -165,6 +217,16 @@ def halves(n_rows: int, unit: int) -> list[tuple[int, int]]:
         ranges.append((start, end))
         start = end
     return ranges
+
+
+def gain(points: Floats, indices: Indices, books: Books) -> float:
+    """By how much the grid's points are to be multiplied for the least squared error; 1 where all are 0."""
+    product = energy = 0.0
+    for rows, part in pieces(points):
+        grid = 2.0 * indices[rows] + books[rows]
+        product += float(np.einsum("ij,ij->", part, grid))
+        energy += float(np.einsum("ij,ij->", grid, grid))
+    return product / energy if energy and product > 0 else 1.0
 
 
 def centroids(points: Floats, indices: Indices, books: Books, reach: int) -> npt.NDArray[np.float64]:

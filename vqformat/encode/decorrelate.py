@@ -1,0 +1,126 @@
+"""What of a matrix a trellis is to code: transform coefficients, what principal components leave, or the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..codecs.tables import Floats
+from ..limits import MAX_BLOCK_ELEMENTS
+from ..records import Layout, make_view
+from . import principal, trellis
+from .assemble import QuantizedStage, sum_of_stages
+from .contexts import Contexts, find_contexts
+from .transform import Transform, find_transform
+
+FINER = 0.62  # a trellis's step, of that of a scalar grid of the same noise
+# Step and price of a bit could be chosen together; over a wide range of both only the rate that they lead to matters
+PRICE = 0.15  # of a bit, in squared steps
+LARGEST_POINT = 16_000  # in steps of the grid: an index is half of it, and tables have 2**14 entries at most (FRQ-001)
+# Share of its bits that components must save a matrix, times the share of energy that codes leave out: they leave as
+# much of what a weight does, components nothing, and that shifts the balance between the two
+_LEAST_GAIN = 0.04
+_MANY_BITS = 3.0  # of a code: from here on errors are those of a fine grid, and a sample would be too small for a trial
+_INPUT_CORRELATION = 0.3  # of the inputs of neighbouring taps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a matrix is coded.
+
+    Attributes:
+        contexts: Of what the trellis codes.
+        bits: Of a weight, about.
+        transform: Whose coefficients the trellis codes.
+        components: Low-rank stages, packed, that come before it.
+    """
+
+    contexts: Contexts
+    bits: float
+    transform: Transform | None
+    components: tuple[QuantizedStage, ...]
+
+    def points(self, matrix: Floats, unit: Floats | np.float32) -> tuple[Floats, Floats]:
+        """The matrix, or its coefficients, in steps of the grid; and what the trellis codes of it.
+
+        Args:
+            unit: As for ``find_plan``.
+        """
+        whole = _points(matrix, self.transform, unit)
+        if not self.components:
+            return whole, whole
+        return whole, _points(_left_by(self.components, matrix), self.transform, unit)
+
+
+def find_plan(
+    matrix: Floats, taps: tuple[int, ...] | None, step: float, unit: Floats | np.float32, largest: float, *,
+    least_noise: bool,
+) -> Plan:  # fmt: skip
+    """The way that should take the fewest bits.
+
+    Args:
+        matrix: ``(R, C)``, finite; rows are inputs.
+        taps: Of a kernel, along each axis, the rows of each input one after another; None for no transform.
+        step: Of the grid.
+        unit: The step, times the scales of the rows.
+        largest: Finite value of the tensor's dtype.
+        least_noise: Whether only the squared error counts.
+    """
+
+    def plan(left: Floats, transform: Transform | None, components: list[QuantizedStage]) -> Plan | None:
+        """None if points are too large."""
+        if transform is not None and not 1.1 * LARGEST_POINT * step * transform.gain < largest / 2:
+            return None  # VAL-002: tensors that share its tables may have points as large as any, feedback included
+        points = _points(left, transform, unit)
+        if np.abs(points).max(initial=0) > 1.001 * LARGEST_POINT:  # the step allows for that of the matrix, to rounding
+            return None
+        contexts = find_contexts(points)
+        bits = principal.n_bits(components, view)
+        if transform is not None:
+            bits += transform.n_bits
+        if of_whole.expected_bits < _MANY_BITS:
+            of_code = trellis.expected_bits(points, contexts, PRICE, with_means=least_noise)
+        else:
+            of_code = contexts.entropy(points, FINER)
+        return Plan(contexts, of_code + bits / matrix.size, transform, tuple(components))
+
+    def plans(left: Floats, components: list[QuantizedStage]) -> list[Plan]:
+        transforms: list[Transform | None] = [None]
+        if taps is not None:
+            transforms.append(find_transform(left, taps, step, 0.0 if least_noise else _INPUT_CORRELATION))
+        return [found for transform in transforms if (found := plan(left, transform, components))]
+
+    view = make_view(matrix.shape, False, Layout(n_row_axes=1))
+    of_whole = find_contexts(np.divide(matrix, unit, dtype=np.float32))
+    best = min(plans(matrix, []), key=lambda plan: plan.bits)
+    components = [] if cuts_rows(matrix.shape[1]) else principal.find_stages(matrix, best.contexts.slope)
+    if components:
+        left = _left_by(components, matrix)
+        if principal.bound(components, view) + float(np.abs(left).max()) < largest / 2:  # VAL-002
+            least_gain = 0.0 if least_noise else _LEAST_GAIN * 4.0**-best.contexts.expected_bits
+            most = (1 - least_gain) * best.bits
+            best = min([best, *(plan for plan in plans(left, components) if plan.bits < most)], key=lambda p: p.bits)
+    return best
+
+
+def _points(matrix: Floats, transform: Transform | None, unit: Floats | np.float32) -> Floats:
+    """A matrix, or its coefficients, in steps of the grid."""
+    if transform is None:
+        return np.divide(matrix, unit, dtype=np.float32)
+    points = transform.forward(matrix)
+    points /= unit
+    return points
+
+
+def _left_by(components: Sequence[QuantizedStage], matrix: Floats) -> Floats:
+    """What components leave of a matrix."""
+    view = make_view(matrix.shape, False, Layout(n_row_axes=1))
+    left: Floats = sum_of_stages(components, view)
+    return np.subtract(matrix, left, out=left)
+
+
+def cuts_rows(n_columns: int) -> bool:
+    """Whether rows are so long that they are cut into blocks, which low-rank stages do not allow (LOW-002)."""
+    return n_columns > MAX_BLOCK_ELEMENTS // 4
