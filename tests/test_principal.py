@@ -43,7 +43,7 @@ def test_a_matrix_with_components_takes_fewer_bytes(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], goal: dict[str, float]
 ) -> None:
     matrix = with_components(*shape, 4)
-    monkeypatch.setattr(small, "find_group", lambda matrix, step: None)  # which would see the same
+    monkeypatch.setattr(decorrelate, "find_group", lambda matrix, step: None)  # which would see the same
     data = saved(matrix, **goal)
 
     monkeypatch.setattr(principal, "find_stages", lambda matrix, slope: [])

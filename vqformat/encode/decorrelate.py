@@ -13,7 +13,7 @@ from ..records import Layout, make_view
 from . import principal, trellis
 from .assemble import QuantizedStage, sum_of_stages
 from .contexts import Contexts, find_contexts
-from .transform import Transform, find_transform
+from .transform import Transform, find_group, find_transform
 
 FINER = 0.62  # a trellis's step, of that of a scalar grid of the same noise
 # Step and price of a bit could be chosen together; over a wide range of both only the rate that they lead to matters
@@ -62,7 +62,8 @@ def find_plan(
 
     Args:
         matrix: ``(R, C)``, finite; rows are inputs.
-        taps: Of a kernel, along each axis, the rows of each input one after another; None for no transform.
+        taps: Of a kernel, along each axis, the rows of each input one after another; () if no axis tells which inputs
+            are neighbours; None for no transform.
         step: Of the grid.
         unit: The step, times the scales of the rows.
         largest: Finite value of the tensor's dtype.
@@ -88,8 +89,9 @@ def find_plan(
 
     def plans(left: Floats, components: list[QuantizedStage]) -> list[Plan]:
         transforms: list[Transform | None] = [None]
-        if taps is not None:
-            transforms.append(find_transform(left, taps, step, 0.0 if least_noise else _INPUT_CORRELATION))
+        of_left = taps or find_group(left, step) if taps is not None else None
+        if of_left is not None:
+            transforms.append(find_transform(left, of_left, step, 0.0 if least_noise else _INPUT_CORRELATION))
         return [found for transform in transforms if (found := plan(left, transform, components))]
 
     view = make_view(matrix.shape, False, Layout(n_row_axes=1))

@@ -18,7 +18,7 @@ from .contexts import Contexts
 from .decorrelate import FINER, LARGEST_POINT, PRICE, cuts_rows, find_plan
 from .orient import by_rows, view_matrix
 from .report import energy
-from .transform import Kernel, find_group, find_kernel
+from .transform import find_kernel
 
 _N_STATES = 256  # 2 % smaller than 32 states at one bit a weight, 1 % at two; decoding is the same
 _N_FEEDBACK_STATES = 8  # with more the errors are smaller, but no more answers are right
@@ -82,8 +82,6 @@ def quantize(
     step = max(step * FINER, furthest / LARGEST_POINT, float(np.finfo(np.float32).tiny))
     unit = np.float32(step) if row_scales is None else np.float32(step) * row_scales[:, None]
     largest = BY_NAME[dtype].largest
-    if can_transform and values.ndim == 2 and (size := find_group(matrix, step)):
-        kernel = Kernel(layout, (size,))
     if kernel is not None and kernel.layout != layout:
         in_order = np.ascontiguousarray(view_matrix(values, kernel.layout))
         plan = find_plan(in_order, kernel.taps, step, unit, largest, least_noise=least_noise)
@@ -93,7 +91,7 @@ def quantize(
             plan = find_plan(matrix, None, step, unit, largest, least_noise=least_noise)
         del in_order  # not held beside the matrix while paths are searched
     else:
-        taps = None if kernel is None else kernel.taps
+        taps = kernel.taps if kernel is not None else () if can_transform and values.ndim == 2 else None
         plan = find_plan(matrix, taps, step, unit, largest, least_noise=least_noise)
     contexts, transform = plan.contexts, plan.transform
     whole, points = plan.points(matrix, unit)

@@ -117,7 +117,7 @@ def _fits(size: int, n_columns: int, n_elements: int) -> bool:
     return size * n_columns <= MAX_BLOCK_ELEMENTS and size**2 * _ENTRY_BITS <= _LARGEST_SHARE * n_elements
 
 
-def find_group(matrix: Floats, step: float) -> int | None:
+def find_group(matrix: Floats, step: float) -> tuple[int] | None:
     """How many neighbouring inputs go together best, where no axis tells: pixels of an image that was made flat.
 
     Args:
@@ -135,14 +135,14 @@ def find_group(matrix: Floats, step: float) -> int | None:
     def bits(variances: npt.NDArray[np.float64]) -> float:
         return 0.5 * float(np.log2(1 + variances / noise).mean())
 
-    best, best_bits = None, bits(np.square(sample).mean(keepdims=True)) - _LEAST_GAIN
+    best, best_bits = 1, bits(np.square(sample).mean(keepdims=True)) - _LEAST_GAIN
     for size in sizes:
         n = sample.size // size
         components = np.linalg.eigvalsh(_gram(sample, size) / n)
         cost = size**2 * _ENTRY_BITS / matrix.size + _CHANCE * size / n
         if (found := bits(np.maximum(components, 0)) + cost) < best_bits:
             best, best_bits = size, found
-    return best
+    return (best,) if best > 1 else None
 
 
 def _gram(matrix: npt.NDArray[np.floating[Any]], size: int) -> npt.NDArray[np.float64]:

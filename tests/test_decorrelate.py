@@ -1,0 +1,139 @@
+"""What a matrix is coded as: neighbouring inputs go together, or its rows have components, or both, or neither."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from arrays import weights
+from coding import Array, decoded, method, quantized, saved
+
+from vqformat.encode import decorrelate, principal, small
+from vqformat.encode.contexts import find_contexts
+from vqformat.encode.decorrelate import PRICE
+from vqformat.encode.transform import find_group, find_transform
+
+
+def flat_images(n_outputs: int, n_channels: int, size: int, *, correlation: float = 0.9, seed: int = 0) -> Array:
+    """Weights of a layer whose inputs are images made flat: neighbouring pixels go together so much."""
+    apart = np.abs(np.subtract.outer(np.arange(size), np.arange(size)))
+    lower = np.linalg.cholesky(correlation**apart)
+    images = lower @ weights(n_outputs * n_channels, size, size, seed=seed) @ lower.T
+    return np.ascontiguousarray(images.reshape(n_outputs, -1), np.float32)
+
+
+def with_components(matrix: Array, share: float = 0.6) -> Array:
+    left, right = weights(matrix.shape[0], 3, seed=5), weights(3, matrix.shape[1], seed=6)
+    return matrix * np.float32((1 - share) ** 0.5) + left @ right * np.float32((share / 3) ** 0.5)
+
+
+MATRICES = {
+    "neither": weights(400, 320),
+    "scales": weights(400, 320) * np.exp(0.7 * weights(1, 320, seed=1)),
+    "uniform": np.random.default_rng(0).uniform(-1, 1, (400, 320)).astype(np.float32),
+    "neighbours": flat_images(400, 20, 4),
+    "components": with_components(weights(400, 320)),
+    "both": with_components(flat_images(400, 20, 4)),
+}
+
+
+@pytest.mark.parametrize("sqnr", [5.0, 9.0, 18.0])
+@pytest.mark.parametrize("name", MATRICES)
+def test_no_other_way_takes_fewer_bytes(monkeypatch: pytest.MonkeyPatch, name: str, sqnr: float) -> None:
+    matrix = MATRICES[name]
+    taken = saved(matrix, sqnr=sqnr)
+    others = []
+    for without in (("find_transform",), ("find_stages",), ("find_transform", "find_stages")):
+        with monkeypatch.context() as patch:
+            if "find_transform" in without:
+                patch.setattr(decorrelate, "find_transform", lambda *_: None)
+            if "find_stages" in without:
+                patch.setattr(principal, "find_stages", lambda *_: [])
+            others.append(len(saved(matrix, sqnr=sqnr)))
+
+    assert len(taken) <= 1.02 * min(others)
+    assert ("transform" in method(taken)) == (name in {"neighbours", "both"})
+    assert ("low-rank" in method(taken)) == (name in {"components", "both"})
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_groups_of_inputs_are_found_by_what_they_have_in_common(size: int) -> None:
+    rows = np.ascontiguousarray(flat_images(300, 12, size).T)
+
+    assert find_group(rows, 0.5) == (size * size,)
+
+
+@pytest.mark.parametrize("matrix", [
+    weights(320, 400),
+    weights(7, 4000),
+    weights(1, 400),
+    np.zeros((320, 400), np.float32),
+], ids=["noise", "a prime number of inputs", "one input", "zeros"])  # fmt: skip
+def test_where_nothing_goes_together_there_are_no_groups(matrix: Array) -> None:
+    assert find_group(matrix, 0.1) is None
+
+
+def test_inputs_are_found_whichever_axis_they_are() -> None:
+    matrix = flat_images(400, 20, 4)
+
+    ours, theirs = quantized(matrix), quantized(np.ascontiguousarray(matrix.T), output_axis=-1)
+
+    assert ours.transform is not None and ours.transform.size == 16
+    assert decoded(ours).tobytes() == np.ascontiguousarray(decoded(theirs).T).tobytes()
+
+
+@pytest.mark.parametrize("options", [{"is_table": True}, {"output_axis": 0, "row_scales": np.ones(320, np.float32)}],
+                         ids=["table", "table of known rows"])  # fmt: skip
+def test_rows_that_are_looked_up_one_by_one_have_no_transform(options: dict[str, Any]) -> None:
+    assert quantized(np.ascontiguousarray(flat_images(400, 20, 4).T), **options).transform is None
+
+
+def test_taps_that_hold_hardly_anything_are_left_as_they_are() -> None:
+    """What training began with is often uniform: all within a step, which sums of many are not."""
+    random = np.random.default_rng(0)
+    kernel = flat_images(300, 40, 6).reshape(300, 40, 36)
+    idle = np.arange(36) % 3 == 0
+    kernel[..., idle] = random.uniform(-0.05, 0.05, (300, 40, idle.sum()))
+    rows = np.ascontiguousarray(kernel.transpose(1, 2, 0).reshape(-1, 300))
+
+    transform = find_transform(rows, (6, 6), 0.2, 0.0)
+
+    assert transform is not None
+    matrix = transform.matrix.astype(int)
+    alone = np.count_nonzero(matrix, axis=1) == 1
+    assert alone.sum() == idle.sum() and np.array_equal(np.count_nonzero(matrix[alone], axis=0) > 0, idle)
+    assert not matrix[~alone][:, idle].any()
+
+
+def test_for_the_least_error_steps_are_made_up_for_what_small_values_lose() -> None:
+    """An error that goes along with the values could be made smaller by a factor."""
+    matrix = flat_images(400, 20, 4)
+    found = small.quantize("w", "f32", matrix.shape, matrix, 2.0, least_noise=True).coded
+    assert found.transform is not None
+
+    values = decoded(found).astype(np.float64)
+
+    assert abs(float((values * (matrix - values)).sum())) < 0.005 * float(np.square(values).sum())
+
+
+@pytest.mark.parametrize("deviation", [0.4, 1.0, 3.0])
+def test_bits_that_are_expected_are_those_that_it_takes(deviation: float) -> None:
+    """Beside each other: to halve the errors costs a bit."""
+    found = []
+    for seed, make in enumerate((np.random.Generator.standard_normal, np.random.Generator.laplace)):
+        points = make(np.random.default_rng(seed), size=(400, 500)).astype(np.float32) * np.float32(deviation)
+        points /= points.std() / np.float32(deviation)
+        result = small.quantize("w", "f32", points.shape, points, 1 / decorrelate.FINER, least_noise=True)
+        bits = small_bits(result.coded) + 0.5 * np.log2(result.noise / points.size)
+        rows = np.ascontiguousarray(points.T)
+        found.append((bits, decorrelate.trellis.expected_bits(rows, find_contexts(rows), PRICE, with_means=True)))
+
+    (first, expected_first), (second, expected_second) = found
+    assert expected_second - expected_first == pytest.approx(second - first, abs=0.04)
+
+
+def small_bits(coded: Any) -> float:
+    from vqformat.encode.coded import Pool
+
+    return Pool.of([coded]).n_bits(coded) / coded.indices.size
