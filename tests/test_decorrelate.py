@@ -10,8 +10,8 @@ from arrays import weights
 from coding import Array, decoded, method, quantized, saved
 
 from vqformat.encode import decorrelate, principal, small
+from vqformat.encode.coded import Pool
 from vqformat.encode.contexts import find_contexts
-from vqformat.encode.decorrelate import PRICE
 from vqformat.encode.transform import find_group, find_transform
 
 
@@ -125,15 +125,10 @@ def test_bits_that_are_expected_are_those_that_it_takes(deviation: float) -> Non
         points = make(np.random.default_rng(seed), size=(400, 500)).astype(np.float32) * np.float32(deviation)
         points /= points.std() / np.float32(deviation)
         result = small.quantize("w", "f32", points.shape, points, 1 / decorrelate.FINER, least_noise=True)
-        bits = small_bits(result.coded) + 0.5 * np.log2(result.noise / points.size)
+        coded = result.coded
+        bits = Pool.of([coded]).n_bits(coded) / points.size + 0.5 * np.log2(result.noise / points.size)
         rows = np.ascontiguousarray(points.T)
-        found.append((bits, decorrelate.trellis.expected_bits(rows, find_contexts(rows), PRICE, with_means=True)))
+        found.append((bits, decorrelate.trellis.expected_bits(rows, find_contexts(rows), 0.3, with_means=True)))
 
     (first, expected_first), (second, expected_second) = found
     assert expected_second - expected_first == pytest.approx(second - first, abs=0.04)
-
-
-def small_bits(coded: Any) -> float:
-    from vqformat.encode.coded import Pool
-
-    return Pool.of([coded]).n_bits(coded) / coded.indices.size

@@ -19,7 +19,7 @@ from vqformat.chunkwriter import ChunkWriter
 from vqformat.codecs import rans
 from vqformat.encode import coded, contexts, small, tiles, trellis, viterbi
 from vqformat.encode.coded import Pool
-from vqformat.encode.decorrelate import FINER, PRICE
+from vqformat.encode.decorrelate import FINER
 from vqformat.limits import MAX_STEPS_PER_SEQUENCE
 from vqformat.records import FreqRecord
 
@@ -337,7 +337,7 @@ def _arguments(weights: np.ndarray) -> tuple[np.ndarray, contexts.Contexts, trel
     points = np.ascontiguousarray(weights.T)
     found = contexts.find_contexts(points)
     grid = trellis.Grid((8, 64), 0, viterbi.TRELLISES[8])
-    return points, found, grid, trellis.find_rates(points, found, grid, PRICE)
+    return points, found, grid, trellis.find_rates(points, found, grid, 0.15)
 
 
 # Tensors decoded side by side

@@ -15,7 +15,7 @@ from . import feedback, tiles, trellis, viterbi
 from .assemble import BLOCK_ELEMENTS
 from .coded import CodedTensor
 from .contexts import Contexts
-from .decorrelate import FINER, LARGEST_POINT, PRICE, cuts_rows, find_plan
+from .decorrelate import FINER, LARGEST_POINT, cuts_rows, find_plan, price_of_bit
 from .orient import by_rows, view_matrix
 from .report import energy
 from .transform import find_kernel
@@ -99,11 +99,12 @@ def quantize(
     path = viterbi.TRELLISES[_N_STATES if factors is None else _N_FEEDBACK_STATES]
     unit_rows = 1 if transform is None else transform.size
     layout, grid = _cut(layout, matrix.shape, contexts.expected_bits, width, path, unit=unit_rows)
+    price = price_of_bit(contexts.expected_bits, least_noise=least_noise)
     if factors is not None:
-        indices, books = _quantize_with_feedback(points, contexts, grid, factors)
+        indices, books = _quantize_with_feedback(points, contexts, grid, price, factors)
     else:
         weights = None if least_noise else _weights(whole, points, contexts.expected_bits)
-        rates = trellis.find_rates(points, contexts, grid, PRICE, weights)
+        rates = trellis.find_rates(points, contexts, grid, price, weights)
         keeps_sums = layout.n_row_axes > 0 and not is_table and matrix.shape[0] >= _FEWEST_INPUTS
         if keeps_sums:
             shares = None if transform is None else transform.sums
@@ -123,14 +124,14 @@ def quantize(
 
 
 def _quantize_with_feedback(
-    points: Floats, contexts: Contexts, grid: trellis.Grid, factors: feedback.Factors
+    points: Floats, contexts: Contexts, grid: trellis.Grid, price: float, factors: feedback.Factors
 ) -> tuple[trellis.Indices, trellis.Books]:
     """Twice: at rates found without feedback, then at those that it led to."""
     weights = np.square(factors.typical_spread / factors.spread).astype(np.float32)
     of_columns = np.repeat(weights, points.shape[1] // weights.shape[1], axis=1) if weights.shape[1] > 1 else weights
-    rates = trellis.find_rates(points, contexts, grid, PRICE, of_columns)
+    rates = trellis.find_rates(points, contexts, grid, price, of_columns)
     indices, books = feedback.quantize(points, contexts, grid, rates, factors)
-    rates = trellis.count_rates(indices, books, contexts, PRICE, rates.reach)
+    rates = trellis.count_rates(indices, books, contexts, price, rates.reach)
     return feedback.quantize(points, contexts, grid, rates, factors)
 
 
