@@ -97,7 +97,7 @@ def test_taps_that_hold_hardly_anything_are_left_as_they_are() -> None:
     kernel[..., idle] = random.uniform(-0.05, 0.05, (300, 40, idle.sum()))
     rows = np.ascontiguousarray(kernel.transpose(1, 2, 0).reshape(-1, 300))
 
-    transform = find_transform(rows, (6, 6), 0.2, 0.0)
+    transform = find_transform(rows, (6, 6), 0.0)
 
     assert transform is not None
     matrix = transform.matrix.astype(int)
@@ -128,7 +128,7 @@ def test_bits_that_are_expected_are_those_that_it_takes(deviation: float) -> Non
         coded = result.coded
         bits = Pool.of([coded]).n_bits(coded) / points.size + 0.5 * np.log2(result.noise / points.size)
         rows = np.ascontiguousarray(points.T)
-        found.append((bits, decorrelate.trellis.expected_bits(rows, find_contexts(rows), 0.3, with_means=True)))
+        found.append((bits, decorrelate.trellis.expected_bits(rows, find_contexts(rows), 0.3, "means")))
 
     (first, expected_first), (second, expected_second) = found
     assert expected_second - expected_first == pytest.approx(second - first, abs=0.04)

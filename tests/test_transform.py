@@ -194,7 +194,7 @@ def test_errors_are_small_where_inputs_are_alike() -> None:
     noise = weights(*rows.shape, seed=1)
     seen = []
     for correlation in (0.0, 0.3, 0.6):
-        transform = find_transform(rows, kernel.taps, 0.5, correlation)
+        transform = find_transform(rows, kernel.taps, correlation)
         assert transform is not None
         np.testing.assert_allclose(transform.backward(transform.forward(rows)), rows, atol=1e-4)
         error = transform.backward(noise)

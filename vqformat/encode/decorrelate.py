@@ -90,7 +90,8 @@ def find_plan(
             bits += transform.n_bits
         if of_whole.expected_bits < _MANY_BITS:
             price = price_of_bit(of_whole.expected_bits, least_noise=least_noise)
-            of_code = trellis.expected_bits(points, contexts, price, with_means=least_noise)
+            fit: trellis.Fit = "points" if not least_noise else "means" if transform is None else "gain"
+            of_code = trellis.expected_bits(points, contexts, price, fit)
         else:
             of_code = contexts.entropy(points, FINER)
         return Plan(contexts, of_code + bits / matrix.size, transform, tuple(components))
@@ -99,7 +100,7 @@ def find_plan(
         transforms: list[Transform | None] = [None]
         of_left = taps or find_group(left, step) if taps is not None else None
         if of_left is not None:
-            transforms.append(find_transform(left, of_left, step, 0.0 if least_noise else _INPUT_CORRELATION))
+            transforms.append(find_transform(left, of_left, 0.0 if least_noise else _INPUT_CORRELATION))
         return [found for transform in transforms if (found := plan(left, transform, components))]
 
     view = make_view(matrix.shape, False, Layout(n_row_axes=1))

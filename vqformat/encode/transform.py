@@ -28,7 +28,7 @@ _LARGEST_SHARE = 0.25  # of the bits of the weights, at one for each, that a mat
 _SAMPLE = 1 << 19  # elements by which neighbouring inputs are found to go together
 _LEAST_GAIN = 0.01  # bits of a weight that it takes to try them
 _CHANCE = 0.36  # of a bit: what components of independent numbers seem to gain, times size, over the number of groups
-_IDLE = 0.03  # of the largest variance of a tap: one of less, and of less than a squared step, is left as it is
+_IDLE = 0.03  # of the largest variance of a tap: one of less is left as it is
 
 
 @dataclass(frozen=True)
@@ -154,10 +154,10 @@ def _gram(matrix: npt.NDArray[np.floating[Any]], size: int) -> npt.NDArray[np.fl
     return gram
 
 
-def find_transform(matrix: Floats, taps: tuple[int, ...], step: float, correlation: float) -> Transform | None:
+def find_transform(matrix: Floats, taps: tuple[int, ...], correlation: float) -> Transform | None:
     """The transform of a kernel's taps to principal components, at the same squared error for the same steps.
 
-    Taps that inputs hardly ever reach stay what training began with, often uniform and all within one step. A sum of
+    Taps that inputs hardly ever reach stay what training began with, often uniform: within one step, or some. A sum of
     many such is not: these taps are left as they are, each its own component.
 
     Where the inputs of neighbouring taps are alike, as in images and sound, errors of one sign add up in the output and
@@ -166,7 +166,6 @@ def find_transform(matrix: Floats, taps: tuple[int, ...], step: float, correlati
 
     Args:
         matrix: ``(R, C)``, finite; the taps of each input are rows one after another.
-        step: Of the grid.
         correlation: Of the inputs of neighbouring taps, less than 1.
 
     Returns:
@@ -177,7 +176,7 @@ def find_transform(matrix: Floats, taps: tuple[int, ...], step: float, correlati
     variances = np.diagonal(gram) * (n_taps / matrix.size)
     if not variances.any():
         return None
-    busy = np.flatnonzero(variances >= min(step * step, _IDLE * float(variances.max())))
+    busy = np.flatnonzero(variances >= _IDLE * variances.max())
     places = np.indices(taps).reshape(len(taps), n_taps)[:, busy]
     apart = np.abs(places[:, :, None] - places[:, None, :]).sum(axis=0)
     lower = np.linalg.cholesky(np.power(correlation, apart))

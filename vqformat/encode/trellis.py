@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ _PRIOR = 4.0  # observations that the rates expected beforehand count for
 _FINE_NOISE = 0.22  # squared error at high rates
 _DAMPING = 0.2  # of the feedback of sums: how much a sum of errors counts, against the errors
 
+Fit = Literal["points", "gain", "means"]
 Indices = npt.NDArray[np.int16]
 Books = npt.NDArray[np.uint8]
 
@@ -98,12 +100,12 @@ def _adapt(
     return bits, indices, books
 
 
-def expected_bits(points: Floats, contexts: Contexts, price: float, *, with_means: bool) -> float:
+def expected_bits(points: Floats, contexts: Contexts, price: float, fit: Fit) -> float:
     """Bits of a code, by a trellis of few states on a sample: those that it would take for the errors of a fine grid.
 
     Args:
         points: ``(R, C)``, in steps of the grid.
-        with_means: Whether codes stand for the means of their cells.
+        fit: What codes stand for: their points, these times a gain, or the means of their cells.
     """
     places = sample_indices(points.size, _SAMPLE, 0)
     n_steps = min(places.size, _SAMPLE_STEPS)
@@ -121,7 +123,9 @@ def expected_bits(points: Floats, contexts: Contexts, price: float, *, with_mean
     bits = -float((counts * np.log2(np.where(used, counts, 1) / np.maximum(totals, 1))).sum())
     bits += 0.5 / math.log(2) * float(used.sum() - (totals > 0).sum())  # counts suit what was counted (Miller 1955)
     decoded = 2.0 * indices + books
-    if with_means:
+    if fit == "gain":
+        decoded *= gain(values, indices, books)
+    elif fit == "means":
         sums = np.bincount(codes, values.reshape(-1), 2 * size)
         decoded = (sums / np.maximum(np.bincount(codes, minlength=2 * size), 1))[codes].reshape(values.shape)
     noise = float(np.square(values - decoded).mean())
@@ -219,7 +223,7 @@ def halves(n_rows: int, unit: int) -> list[tuple[int, int]]:
     return ranges
 
 
-def gain(points: Floats, indices: Indices, books: Books) -> float:
+def gain(points: Floats, indices: npt.NDArray[np.signedinteger[Any]], books: Books) -> float:
     """By how much the grid's points are to be multiplied for the least squared error; 1 where all are 0."""
     product = energy = 0.0
     for rows, part in pieces(points):
