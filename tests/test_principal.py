@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import vqformat
 from vqformat import waiting
 from vqformat.dtypes import of_array
-from vqformat.encode import decorrelate, lookups, principal, small
+from vqformat.encode import decorrelate, lookups, principal, small, tiles
 from vqformat.encode.calibration import TensorStatistics
 from vqformat.encode.coded import CodedTensor
 from vqformat.encode.contexts import find_contexts
@@ -43,7 +43,7 @@ def test_a_matrix_with_components_takes_fewer_bytes(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], goal: dict[str, float]
 ) -> None:
     matrix = with_components(*shape, 4)
-    monkeypatch.setattr(decorrelate, "find_group", lambda matrix, step: None)  # which would see the same
+    monkeypatch.setattr(decorrelate, "find_group", lambda matrix, step: 0)  # which would see the same
     data = saved(matrix, **goal)
 
     monkeypatch.setattr(principal, "find_stages", lambda matrix, slope: [])
@@ -95,7 +95,7 @@ def test_what_is_read_is_what_was_coded(data: st.DataObject) -> None:
     np.eye(64, dtype=np.float32),
     np.where(np.arange(90)[:, None] == 7, np.float32(1e6), with_components(90, 90, 2)),
 ], ids=["rank 1", "constant", "zero", "rank 20", "identity", "one huge row"])  # fmt: skip
-@pytest.mark.parametrize("ratio", [4, 40])
+@pytest.mark.parametrize("ratio", [4, 25])
 def test_matrices_of_no_noise(matrix: Matrix, ratio: float) -> None:
     loaded = vqformat.load(saved(matrix, ratio=ratio))["w"]
 
@@ -237,7 +237,7 @@ def test_matrices_whose_rows_are_cut_have_no_low_rank_stages(monkeypatch: pytest
     """Low-rank stages have whole rows only (LOW-002)."""
     matrix = with_components(20, 3000, 1, share=0.9)
     assert quantized(matrix, is_table=True).base
-    monkeypatch.setattr(decorrelate, "MAX_BLOCK_ELEMENTS", 8000)
+    monkeypatch.setattr(tiles, "MAX_BLOCK_ELEMENTS", 8000)
     monkeypatch.setattr(small, "BLOCK_ELEMENTS", 2000)
 
     coded = quantized(matrix, is_table=True)

@@ -48,7 +48,7 @@ Print = Callable[[Any, Any], None]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of checkpoints; VQFORMAT_DATA sets its default")
-    parser.add_argument("--matrices", nargs="+", metavar="NAME", help=f"of {' '.join((*CONTROLS, *TRAINED))}")
+    parser.add_argument("--matrices", nargs="+", metavar="NAME", help=f"some of {' '.join((*CONTROLS, *TRAINED))}")
     parser.add_argument("--quick", action="store_true", help="two matrices, three rates, 1 M weights of each at most")
     parser.add_argument("--only", choices=("rates", "speed"), help="sizes at equal quality, or times")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is taken (%(default)s)")

@@ -69,7 +69,7 @@ class Contexts:
         return 1.4 + 0.43 * exponent if exponent >= -2 else 0.54 * math.pow(2.0, exponent + 2)
 
     def entropy(self, points: Floats, factor: float) -> float:
-        """Bits of a code, if each point of the matrix, times a factor, is rounded; by a sample of all rows."""
+        """Bits of a code, if each point of the matrix, times a factor, is rounded; by a sample of its elements."""
         places = sample_indices(points.size, _SAMPLE, 0)
         contexts = self.at_places(places, points.shape[1])
         logarithms = (self.exponent + np.arange(self.n_contexts)) / (2 * PER_OCTAVE) - math.log2(_FINEST)
@@ -95,7 +95,7 @@ class Contexts:
         return found
 
     def at_places(self, places: npt.NDArray[np.intp], n_columns: int) -> npt.NDArray[np.intp]:
-        """Of elements, by their number in a matrix of so many columns."""
+        """The contexts of elements that are told by their number in C order, in a matrix of so many columns."""
         found = np.zeros(places.shape, np.intp)
         for classes, indices in zip((self.rows, self.columns), np.divmod(places, n_columns), strict=True):
             if classes is not None:

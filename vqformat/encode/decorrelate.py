@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..codecs.tables import Floats
-from ..limits import MAX_BLOCK_ELEMENTS
 from ..records import Layout, make_view
 from . import principal, trellis
 from .assemble import QuantizedStage, sum_of_stages
 from .contexts import Contexts, find_contexts
+from .tiles import cuts_rows
 from .transform import Transform, find_group, find_transform
 
 FINER = 0.62  # a trellis's step, of that of a scalar grid of the same noise
+# Step and price of a bit could be chosen together; over a wide range of both only the rate that they lead to matters
+PRICE = 0.15  # of a bit, in squared steps
 LARGEST_POINT = 16_000  # in steps of the grid: an index is half of it, and tables have 2**14 entries at most (FRQ-001)
 # Share of its bits that components must save a matrix, times the share of energy that codes leave out: they leave as
 # much of what a weight does, components nothing, and that shifts the balance between the two
@@ -24,13 +26,17 @@ _MANY_BITS = 3.0  # of a code: from here on errors are those of a fine grid, and
 _INPUT_CORRELATION = 0.3  # of the inputs of neighbouring taps
 
 
-def price_of_bit(bits: float, *, least_noise: bool) -> float:
-    """What a bit costs, in squared steps, for codes of so many bits.
+@dataclass(frozen=True)
+class Habit:
+    """How a matrix was coded when its step was another one: sizes that jump from plan to plan meet no budget.
 
-    Step and price could be chosen together; over a wide range of both only the rate that they lead to matters, but for
-    the least noise of heavy tails: 0.3 % at one bit.
+    Attributes:
+        kind: Rows of the transform, 0 without one, and whether there are components.
+        strength: Share of the bits of a code that any other kind must save.
     """
-    return 0.3 if least_noise and bits < 2 else 0.15
+
+    kind: tuple[int, bool]
+    strength: float
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class Plan:
 
     Attributes:
         contexts: Of what the trellis codes.
-        bits: Of a weight, about.
+        bits: Of a weight, with all that goes with it; of a trial as ``trellis.expected_bits`` says. They are to be
+            compared with those of other plans of the same matrix and step.
         transform: Whose coefficients the trellis codes.
         components: Low-rank stages, packed, that come before it.
     """
@@ -49,21 +56,23 @@ class Plan:
     transform: Transform | None
     components: tuple[QuantizedStage, ...]
 
-    def points(self, matrix: Floats, unit: Floats | np.float32) -> tuple[Floats, Floats]:
-        """The matrix, or its coefficients, in steps of the grid; and what the trellis codes of it.
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """See ``Habit``."""
+        return self.transform.size if self.transform is not None else 0, bool(self.components)
+
+    def points(self, matrix: Floats, unit: Floats | np.float32) -> Floats:
+        """What the trellis codes of a matrix, in steps of the grid: a new array.
 
         Args:
             unit: As for ``find_plan``.
         """
-        whole = _points(matrix, self.transform, unit)
-        if not self.components:
-            return whole, whole
-        return whole, _points(_left_by(self.components, matrix), self.transform, unit)
+        return _points(_left_by(self.components, matrix) if self.components else matrix, self.transform, unit)
 
 
 def find_plan(
     matrix: Floats, taps: tuple[int, ...] | None, step: float, unit: Floats | np.float32, largest: float, *,
-    least_noise: bool,
+    least_noise: bool, habit: Habit | None = None,
 ) -> Plan:  # fmt: skip
     """The way that should take the fewest bits.
 
@@ -75,6 +84,7 @@ def find_plan(
         unit: The step, times the scales of the rows.
         largest: Finite value of the tensor's dtype.
         least_noise: Whether only the squared error counts.
+        habit: How it was coded before.
     """
 
     def plan(left: Floats, transform: Transform | None, components: list[QuantizedStage]) -> Plan | None:
@@ -89,30 +99,41 @@ def find_plan(
         if transform is not None:
             bits += transform.n_bits
         if of_whole.expected_bits < _MANY_BITS:
-            price = price_of_bit(of_whole.expected_bits, least_noise=least_noise)
             fit: trellis.Fit = "points" if not least_noise else "means" if transform is None else "gain"
-            of_code = trellis.expected_bits(points, contexts, price, fit)
+            of_code = trellis.expected_bits(points, contexts, PRICE, fit)
         else:
             of_code = contexts.entropy(points, FINER)
         return Plan(contexts, of_code + bits / matrix.size, transform, tuple(components))
 
     def plans(left: Floats, components: list[QuantizedStage]) -> list[Plan]:
-        transforms: list[Transform | None] = [None]
-        of_left = taps or find_group(left, step) if taps is not None else None
-        if of_left is not None:
-            transforms.append(find_transform(left, of_left, 0.0 if least_noise else _INPUT_CORRELATION))
+        """For what components leave, without a transform and with one."""
+        groups = [taps] if taps else []
+        if taps == ():
+            sizes = {find_group(left, step), habit.kind[0] if habit is not None else 0}
+            groups = [(size,) for size in sorted(sizes) if size]
+        correlation = 0.0 if least_noise else _INPUT_CORRELATION
+        transforms = [None, *(find_transform(left, group, correlation) for group in groups)]
         return [found for transform in transforms if (found := plan(left, transform, components))]
 
     view = make_view(matrix.shape, False, Layout(n_row_axes=1))
     of_whole = find_contexts(np.divide(matrix, unit, dtype=np.float32))
-    best = min(plans(matrix, []), key=lambda plan: plan.bits)
+    typical_bits = of_whole.expected_bits
+
+    def cost(plan: Plan) -> float:
+        """Bits, with what a kind must save to be taken: those of a trial may be negative, so that no factor will do."""
+        must_save = 0.0
+        if plan.components and not least_noise:
+            must_save += _LEAST_GAIN * 4.0**-typical_bits
+        if habit is not None and plan.kind != habit.kind:
+            must_save += habit.strength
+        return plan.bits + must_save * typical_bits
+
+    best = min(plans(matrix, []), key=cost)
     components = [] if cuts_rows(matrix.shape[1]) else principal.find_stages(matrix, best.contexts.slope)
     if components:
         left = _left_by(components, matrix)
         if principal.bound(components, view) + float(np.abs(left).max()) < largest / 2:  # VAL-002
-            least_gain = 0.0 if least_noise else _LEAST_GAIN * 4.0**-best.contexts.expected_bits
-            most = (1 - least_gain) * best.bits
-            best = min([best, *(plan for plan in plans(left, components) if plan.bits < most)], key=lambda p: p.bits)
+            best = min([best, *plans(left, components)], key=cost)
     return best
 
 
@@ -130,8 +151,3 @@ def _left_by(components: Sequence[QuantizedStage], matrix: Floats) -> Floats:
     view = make_view(matrix.shape, False, Layout(n_row_axes=1))
     left: Floats = sum_of_stages(components, view)
     return np.subtract(matrix, left, out=left)
-
-
-def cuts_rows(n_columns: int) -> bool:
-    """Whether rows are so long that they are cut into blocks, which low-rank stages do not allow (LOW-002)."""
-    return n_columns > MAX_BLOCK_ELEMENTS // 4

@@ -26,6 +26,7 @@ from .assemble import QuantizedStage, assemble, sum_of_stages
 from .budget import Goal, Outcome, Statistics, Steps, meet, root_mean_square
 from .calibration import TensorStatistics
 from .coded import CodedTensor
+from .decorrelate import Habit
 from .feedback import Factors
 from .options import Options
 from .orient import by_columns, by_rows, reals, view_matrix
@@ -47,6 +48,7 @@ DEFAULT_STEP = 0.18  # times the root mean square of all weights on grids: at mo
 _MAX_CORRECTIONS = 3  # rounds until corrected tensors fit a budget
 _CORRECTION_SHARE = 0.001  # of a budget, and bytes, that are kept for what corrected tensors take more
 _CORRECTION_NBYTES = 16
+_FIRST_HABIT, _STRONGEST_HABIT = 0.01, 0.32  # see Habit: twice as strong at each further step of a search
 _NEAR_GOAL = 0.991  # of a budget at least, with corrected tensors
 _MINOR = 1  # of the format, unless everything is exact
 
@@ -119,6 +121,8 @@ class ModelEncoder:
         self._statistics: dict[str, Statistics] = {}
         self._steps = Steps([])
         self._fixed: dict[str, Result] = {}  # results that no step changes, where there is a budget
+        self._kinds: dict[str, tuple[int, bool]] = {}  # how each tensor of preset small was coded at the step before
+        self._habit_strength = 0.0
         self._fallen: dict[str, str] = {}  # why a tensor is not coded by the method of its wildcard
         self._step = options.step or DEFAULT_STEP  # relative; where there is a goal, that of the results that meet it
         self._factors: dict[str, Factors | None] = {}
@@ -274,12 +278,14 @@ class ModelEncoder:
         best: Sequence[Result] = ()
         best_outcome: Outcome | None = None
         smallest_nbytes, largest_sqnr = sys.maxsize, -math.inf
+        self._habit_strength = _FIRST_HABIT
 
         def encode(step: float) -> Outcome:
             nonlocal best, best_outcome, smallest_nbytes, largest_sqnr
             results = self._keep(self._encode(step))
             report = self._trial(results)
             outcome = Outcome(report.file_nbytes, report.sqnr_db)
+            self._habit_strength = min(2 * self._habit_strength, _STRONGEST_HABIT)
             smallest_nbytes = min(smallest_nbytes, outcome.nbytes)
             largest_sqnr = max(largest_sqnr, outcome.sqnr_db)
             is_good = outcome.meets(goal)
@@ -458,11 +464,14 @@ class ModelEncoder:
         encoded: EncodedTensor | CodedTensor
         match preset:
             case "small":
+                kind = self._kinds.get(tensor.name)
                 found = small.quantize(tensor.name, tensor.dtype, tensor.shape, values, step,
                                        output_axis=tensor.output_axis, is_table=tensor.is_table,
                                        least_noise=self.options.sqnr is not None,
                                        factors=self._feedback(tensor),
-                                       row_scales=self._row_scales(tensor))  # fmt: skip
+                                       row_scales=self._row_scales(tensor),
+                                       habit=None if kind is None else Habit(kind, self._habit_strength))  # fmt: skip
+                self._kinds[tensor.name] = found.coded.kind
                 encoded, signal, noise = found.coded, found.energy, found.noise
             case "fast":
                 encoded, signal, noise = fast.encode(tensor.name, tensor.dtype, tensor.shape, values, step,

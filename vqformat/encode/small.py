@@ -15,7 +15,7 @@ from . import feedback, tiles, trellis, viterbi
 from .assemble import BLOCK_ELEMENTS
 from .coded import CodedTensor
 from .contexts import Contexts
-from .decorrelate import FINER, LARGEST_POINT, cuts_rows, find_plan, price_of_bit
+from .decorrelate import FINER, LARGEST_POINT, PRICE, Habit, find_plan
 from .orient import by_rows, view_matrix
 from .report import energy
 from .transform import find_kernel
@@ -46,7 +46,7 @@ class Quantized:
 def quantize(
     name: str, dtype: str, shape: tuple[int, ...], values: Floats, step: float, *, output_axis: int = 0,
     is_table: bool = False, least_noise: bool = False, factors: feedback.Factors | None = None,
-    row_scales: Floats | None = None,
+    row_scales: Floats | None = None, habit: Habit | None = None,
 ) -> Quantized:  # fmt: skip
     """Put a tensor on a trellis's grid.
 
@@ -60,6 +60,7 @@ def quantize(
             of the same energy as the weights: means are smaller, and so would be all activations.
         factors: Of the layer's inputs, if they are known.
         row_scales: Of a table whose rows are looked up, see ``lookups``; goes without factors.
+        habit: How it was coded at the step before.
 
     Raises:
         EncodeError: The factors are of another number of inputs, or the scales of another number of rows.
@@ -84,27 +85,30 @@ def quantize(
     largest = BY_NAME[dtype].largest
     if kernel is not None and kernel.layout != layout:
         in_order = np.ascontiguousarray(view_matrix(values, kernel.layout))
-        plan = find_plan(in_order, kernel.taps, step, unit, largest, least_noise=least_noise)
+        plan = find_plan(in_order, kernel.taps, step, unit, largest, least_noise=least_noise, habit=habit)
         if plan.transform is not None:
             layout, matrix = kernel.layout, in_order
-        else:
-            plan = find_plan(matrix, None, step, unit, largest, least_noise=least_noise)
         del in_order  # not held beside the matrix while paths are searched
+        if plan.transform is None:
+            plan = find_plan(matrix, None, step, unit, largest, least_noise=least_noise, habit=habit)
     else:
         taps = kernel.taps if kernel is not None else () if can_transform and values.ndim == 2 else None
-        plan = find_plan(matrix, taps, step, unit, largest, least_noise=least_noise)
+        plan = find_plan(matrix, taps, step, unit, largest, least_noise=least_noise, habit=habit)
     contexts, transform = plan.contexts, plan.transform
-    whole, points = plan.points(matrix, unit)
+    points = plan.points(matrix, unit)
     width = None if factors is None else tiles.band_width(matrix.shape[1], feedback.TILE_COLUMNS)
     path = viterbi.TRELLISES[_N_STATES if factors is None else _N_FEEDBACK_STATES]
     unit_rows = 1 if transform is None else transform.size
     layout, grid = _cut(layout, matrix.shape, contexts.expected_bits, width, path, unit=unit_rows)
-    price = price_of_bit(contexts.expected_bits, least_noise=least_noise)
     if factors is not None:
-        indices, books = _quantize_with_feedback(points, contexts, grid, price, factors)
+        indices, books = _quantize_with_feedback(points, contexts, grid, factors)
     else:
-        weights = None if least_noise else _weights(whole, points, contexts.expected_bits)
-        rates = trellis.find_rates(points, contexts, grid, price, weights)
+        weights = None
+        if not least_noise and (power := _power(contexts.expected_bits)) > 0:
+            whole = replace(plan, components=()).points(matrix, unit) if plan.components else points
+            weights = _weights(whole, points, power)
+            del whole
+        rates = trellis.find_rates(points, contexts, grid, PRICE, weights)
         keeps_sums = layout.n_row_axes > 0 and not is_table and matrix.shape[0] >= _FEWEST_INPUTS
         if keeps_sums:
             shares = None if transform is None else transform.sums
@@ -124,30 +128,31 @@ def quantize(
 
 
 def _quantize_with_feedback(
-    points: Floats, contexts: Contexts, grid: trellis.Grid, price: float, factors: feedback.Factors
+    points: Floats, contexts: Contexts, grid: trellis.Grid, factors: feedback.Factors
 ) -> tuple[trellis.Indices, trellis.Books]:
     """Twice: at rates found without feedback, then at those that it led to."""
     weights = np.square(factors.typical_spread / factors.spread).astype(np.float32)
     of_columns = np.repeat(weights, points.shape[1] // weights.shape[1], axis=1) if weights.shape[1] > 1 else weights
-    rates = trellis.find_rates(points, contexts, grid, price, of_columns)
+    rates = trellis.find_rates(points, contexts, grid, PRICE, of_columns)
     indices, books = feedback.quantize(points, contexts, grid, rates, factors)
-    rates = trellis.count_rates(indices, books, contexts, price, rates.reach)
+    rates = trellis.count_rates(indices, books, contexts, PRICE, rates.reach)
     return feedback.quantize(points, contexts, grid, rates, factors)
 
 
-def _weights(whole: Floats, left: Floats, bits: float) -> Floats | None:
-    """How much a squared error counts at so many bits a weight: at low rates more for a large weight.
+def _power(bits: float) -> float:
+    """Of a weight's magnitude, with which its squared error counts at so many bits a weight: 0 from 3 bits on.
 
-    Much of a small weight is what training began with and the network does not miss. From 3 bits on all count the same.
+    Much of a small weight is what training began with and the network does not miss.
+    """
+    return _MAGNITUDE_POWER - _POWER_A_DOUBLING * math.log2(max(bits, 1.0))
 
-    Of transform coefficients, too, small ones count less.
+
+def _weights(whole: Floats, left: Floats, power: float) -> Floats:
+    """How much a squared error counts. Of transform coefficients, too, small ones count less.
 
     Args:
         whole, left: Weights or coefficients, and what principal components leave: it is the geometric mean that counts.
     """
-    power = _MAGNITUDE_POWER - _POWER_A_DOUBLING * math.log2(max(bits, 1.0))
-    if power <= 0:
-        return None
     squares = np.abs(whole * left)
     weights: Floats = np.power(squares, np.float32(power / 2))
     scale = float(squares.mean(dtype=np.float64)) / max(float((squares * weights).mean(dtype=np.float64)), 1e-30)
@@ -172,7 +177,7 @@ def _cut(
     """
     n_rows, n_columns = shape
     rows, columns = n_rows, n_columns
-    if cuts_rows(n_columns):
+    if tiles.cuts_rows(n_columns):
         rows, columns = 1, BLOCK_ELEMENTS
     elif n_rows * n_columns > _MOST_BLOCK_ELEMENTS:
         rows = max(unit, BLOCK_ELEMENTS // n_columns // unit * unit)

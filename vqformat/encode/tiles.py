@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..limits import MAX_STEPS_PER_SEQUENCE
+from ..limits import MAX_BLOCK_ELEMENTS, MAX_STEPS_PER_SEQUENCE
 
 # A sequence costs 24 bits, for a state that holds nothing when it begins and is stored whole: 0.5 % of this many
 _SEQUENCE_BITS = 5000
 
 Array = npt.NDArray[Any]
+
+
+def cuts_rows(n_columns: int) -> bool:
+    """Whether rows are so long that they are cut into blocks, which allows neither low-rank stages nor a transform."""
+    return n_columns > MAX_BLOCK_ELEMENTS // 4
 
 
 def choose_tile(

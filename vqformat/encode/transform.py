@@ -20,6 +20,7 @@ from ..limits import MAX_BLOCK_ELEMENTS, MAX_TRANSFORM
 from ..records import Layout
 from .principal import pieces, signed
 from .sampling import sample_indices
+from .tiles import cuts_rows
 
 _LARGEST = 127  # of the integers of a matrix
 _ENTRY_BITS = 6  # that one takes, about
@@ -114,10 +115,11 @@ def find_kernel(shape: tuple[int, ...], output_axis: int) -> Kernel | None:
 
 def _fits(size: int, n_columns: int, n_elements: int) -> bool:
     """Whether a group of so many rows fits a block, and the transform's matrix may pay."""
-    return size * n_columns <= MAX_BLOCK_ELEMENTS and size**2 * _ENTRY_BITS <= _LARGEST_SHARE * n_elements
+    fits_block = size * n_columns <= MAX_BLOCK_ELEMENTS and not cuts_rows(n_columns)
+    return fits_block and size**2 * _ENTRY_BITS <= _LARGEST_SHARE * n_elements
 
 
-def find_group(matrix: Floats, step: float) -> tuple[int] | None:
+def find_group(matrix: Floats, step: float) -> int:
     """How many neighbouring inputs go together best, where no axis tells: pixels of an image that was made flat.
 
     Args:
@@ -125,7 +127,7 @@ def find_group(matrix: Floats, step: float) -> tuple[int] | None:
         step: Of the grid.
 
     Returns:
-        A divisor of R, at least 2; None where nothing is gained.
+        A divisor of R, at least 2; 0 where nothing is gained.
     """
     n_rows, n_columns = matrix.shape
     sizes = [size for size in range(2, MAX_TRANSFORM + 1) if n_rows % size == 0 and _fits(size, n_columns, matrix.size)]
@@ -135,14 +137,14 @@ def find_group(matrix: Floats, step: float) -> tuple[int] | None:
     def bits(variances: npt.NDArray[np.float64]) -> float:
         return 0.5 * float(np.log2(1 + variances / noise).mean())
 
-    best, best_bits = 1, bits(np.square(sample).mean(keepdims=True)) - _LEAST_GAIN
+    best, best_bits = 0, bits(np.square(sample).mean(keepdims=True)) - _LEAST_GAIN
     for size in sizes:
         n = sample.size // size
         components = np.linalg.eigvalsh(_gram(sample, size) / n)
         cost = size**2 * _ENTRY_BITS / matrix.size + _CHANCE * size / n
         if (found := bits(np.maximum(components, 0)) + cost) < best_bits:
             best, best_bits = size, found
-    return (best,) if best > 1 else None
+    return best
 
 
 def _gram(matrix: npt.NDArray[np.floating[Any]], size: int) -> npt.NDArray[np.float64]:
