@@ -123,7 +123,10 @@ def test_for_the_least_error_values_are_as_large_as_they_had_best_be() -> None:
 def test_bits_that_are_expected_tell_which_plan_is_better(
     monkeypatch: pytest.MonkeyPatch, step: float, least_noise: bool
 ) -> None:
-    """Where a bit is worth 6 dB, the difference of two plans is that of what becomes of them."""
+    """Where a bit is worth 6 dB, the difference of two plans is that of what becomes of them.
+
+    It is less exact where errors of large weights count more.
+    """
     monkeypatch.setattr(principal, "find_stages", lambda *_: [])
     matrix = flat_images(400, 20, 4)
     rows = np.ascontiguousarray(matrix.T)
@@ -140,7 +143,7 @@ def test_bits_that_are_expected_tell_which_plan_is_better(
         found.append(n_bits / matrix.size + 0.5 * np.log2(result.noise / matrix.size))
 
     assert found[1] - found[0] > 0.1
-    assert expected[1] - expected[0] == pytest.approx(found[1] - found[0], rel=0.12)
+    assert expected[1] - expected[0] == pytest.approx(found[1] - found[0], rel=0.12 if least_noise else 0.3)
 
 
 def test_rows_that_are_cut_have_no_transform(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +162,7 @@ def test_goals_are_met_where_plans_change(sqnr: float) -> None:
     assert sqnr <= report.sqnr_db <= sqnr + 0.1
 
 
-@pytest.mark.parametrize("ratio", [30, 50, 60, 80, 100, 120])
+@pytest.mark.parametrize("ratio", [30, 50, 60, 80, 100, 120, 200])
 def test_budgets_are_met_where_plans_change(ratio: float) -> None:
     """Sizes of different plans at one step are far from each other."""
     net = {"w": flat_images(300, 16, 7, correlation=0.97)}

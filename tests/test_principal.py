@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import vqformat
 from vqformat import waiting
 from vqformat.dtypes import of_array
-from vqformat.encode import decorrelate, lookups, principal, small, tiles
+from vqformat.encode import decorrelate, lookups, magnitudes, principal, small, tiles
 from vqformat.encode.calibration import TensorStatistics
 from vqformat.encode.coded import CodedTensor
 from vqformat.encode.contexts import find_contexts
@@ -191,7 +191,7 @@ def test_the_gain_is_measured_at_any_rate() -> None:
 
 def test_an_error_counts_by_its_weight_and_by_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix, seen = with_components(200, 100, 2, share=0.8), []
-    monkeypatch.setattr(small, "_weights", lambda *args: seen.append(args))
+    monkeypatch.setattr(magnitudes, "weights_of", lambda *args: seen.append(args))
     coded = quantized(matrix, 2.0, is_table=True)
     np.testing.assert_allclose(seen[0][0] * np.float32(coded.step), matrix, rtol=1e-5)
     np.testing.assert_allclose((seen[0][0] - seen[0][1]) * np.float32(coded.step),
@@ -199,9 +199,8 @@ def test_an_error_counts_by_its_weight_and_by_what_is_left_of_it(monkeypatch: py
     monkeypatch.undo()
     whole, left = np.array([[1, 4, 1, 4]], np.float32), np.array([[1, 1, 4, 4]], np.float32)
 
-    found = small._weights(whole, left, 0.5)
+    found = magnitudes.weights_of(whole, left, 0.5)
 
-    assert found is not None
     assert found / found[0, 0] == pytest.approx(np.array([[1, 2**0.5, 2**0.5, 2]]))
 
 

@@ -17,7 +17,7 @@ import vqformat
 from vqformat import waiting
 from vqformat.chunkwriter import ChunkWriter
 from vqformat.codecs import rans
-from vqformat.encode import coded, contexts, small, tiles, trellis, viterbi
+from vqformat.encode import coded, contexts, magnitudes, small, tiles, trellis, viterbi
 from vqformat.encode.coded import Pool
 from vqformat.encode.decorrelate import FINER
 from vqformat.limits import MAX_STEPS_PER_SEQUENCE
@@ -402,9 +402,9 @@ def test_what_waits_is_bounded_over_all_kinds(monkeypatch: pytest.MonkeyPatch) -
 def test_at_low_rates_large_weights_count_more() -> None:
     points = normal(100, 100)
 
-    low, middle = (small._weights(points, points, small._power(bits)) for bits in (0.5, 2.0))
+    low, middle = (magnitudes.weights_of(points, points, magnitudes.power_at(bits)) for bits in (0.5, 2.0))
 
-    assert small._power(3.0) <= 0
+    assert not magnitudes.power_at(3.0)
     order = np.argsort(np.abs(points), axis=None)
     for weights in (low, middle):
         assert (np.diff(weights.reshape(-1)[order]) >= 0).all()

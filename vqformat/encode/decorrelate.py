@@ -12,6 +12,7 @@ from ..records import Layout, make_view
 from . import principal, trellis
 from .assemble import QuantizedStage, sum_of_stages
 from .contexts import Contexts, find_contexts
+from .magnitudes import power_at
 from .tiles import cuts_rows
 from .transform import Transform, find_group, find_transform
 
@@ -87,6 +88,10 @@ def find_plan(
         habit: How it was coded before.
     """
 
+    view = make_view(matrix.shape, False, Layout(n_row_axes=1))
+    typical_bits = find_contexts(np.divide(matrix, unit, dtype=np.float32)).expected_bits
+    power = 0.0 if least_noise else power_at(typical_bits)
+
     def plan(left: Floats, transform: Transform | None, components: list[QuantizedStage]) -> Plan | None:
         """None if points are too large."""
         if transform is not None and not 1.1 * LARGEST_POINT * step * transform.gain < largest / 2:
@@ -98,9 +103,9 @@ def find_plan(
         bits = principal.n_bits(components, view)
         if transform is not None:
             bits += transform.n_bits
-        if of_whole.expected_bits < _MANY_BITS:
+        if typical_bits < _MANY_BITS:
             fit: trellis.Fit = "points" if not least_noise else "means" if transform is None else "gain"
-            of_code = trellis.expected_bits(points, contexts, PRICE, fit)
+            of_code = trellis.expected_bits(points, contexts, PRICE, fit, power)
         else:
             of_code = contexts.entropy(points, FINER)
         return Plan(contexts, of_code + bits / matrix.size, transform, tuple(components))
@@ -115,9 +120,6 @@ def find_plan(
         transforms = [None, *(find_transform(left, group, correlation) for group in groups)]
         return [found for transform in transforms if (found := plan(left, transform, components))]
 
-    view = make_view(matrix.shape, False, Layout(n_row_axes=1))
-    of_whole = find_contexts(np.divide(matrix, unit, dtype=np.float32))
-    typical_bits = of_whole.expected_bits
 
     def cost(plan: Plan) -> float:
         """Bits, with what a kind must save to be taken: those of a trial may be negative, so that no factor will do."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +10,7 @@ from ..codecs.tables import Floats
 from ..dtypes import BY_NAME
 from ..errors import EncodeError
 from ..records import Layout, Trellis
-from . import feedback, tiles, trellis, viterbi
+from . import feedback, magnitudes, tiles, trellis, viterbi
 from .assemble import BLOCK_ELEMENTS
 from .coded import CodedTensor
 from .contexts import Contexts
@@ -22,9 +21,6 @@ from .transform import find_kernel
 
 _N_STATES = 256  # 2 % smaller than 32 states at one bit a weight, 1 % at two; decoding is the same
 _N_FEEDBACK_STATES = 8  # with more the errors are smaller, but no more answers are right
-# Of a weight's magnitude, with which its squared error counts: at one bit a weight and below, and how much less it is
-# for each doubling of the rate
-_MAGNITUDE_POWER, _POWER_A_DOUBLING = 0.5, 0.32
 _FEWEST_INPUTS = 8  # of which sums of errors are kept small
 _MOST_MEANS = 256  # in a table: f16 rounds larger ones by more than they are from the grid's points
 _MOST_BLOCK_ELEMENTS = BLOCK_ELEMENTS * 3 // 2
@@ -104,9 +100,9 @@ def quantize(
         indices, books = _quantize_with_feedback(points, contexts, grid, factors)
     else:
         weights = None
-        if not least_noise and (power := _power(contexts.expected_bits)) > 0:
+        if not least_noise and (power := magnitudes.power_at(contexts.expected_bits)):
             whole = replace(plan, components=()).points(matrix, unit) if plan.components else points
-            weights = _weights(whole, points, power)
+            weights = magnitudes.weights_of(whole, points, power)
             del whole
         rates = trellis.find_rates(points, contexts, grid, PRICE, weights)
         keeps_sums = layout.n_row_axes > 0 and not is_table and matrix.shape[0] >= _FEWEST_INPUTS
@@ -137,27 +133,6 @@ def _quantize_with_feedback(
     indices, books = feedback.quantize(points, contexts, grid, rates, factors)
     rates = trellis.count_rates(indices, books, contexts, PRICE, rates.reach)
     return feedback.quantize(points, contexts, grid, rates, factors)
-
-
-def _power(bits: float) -> float:
-    """Of a weight's magnitude, with which its squared error counts at so many bits a weight: 0 from 3 bits on.
-
-    Much of a small weight is what training began with and the network does not miss.
-    """
-    return _MAGNITUDE_POWER - _POWER_A_DOUBLING * math.log2(max(bits, 1.0))
-
-
-def _weights(whole: Floats, left: Floats, power: float) -> Floats:
-    """How much a squared error counts. Of transform coefficients, too, small ones count less.
-
-    Args:
-        whole, left: Weights or coefficients, and what principal components leave: it is the geometric mean that counts.
-    """
-    squares = np.abs(whole * left)
-    weights: Floats = np.power(squares, np.float32(power / 2))
-    scale = float(squares.mean(dtype=np.float64)) / max(float((squares * weights).mean(dtype=np.float64)), 1e-30)
-    weights *= np.float32(scale)
-    return weights
 
 
 def _inputs_as_rows(rank: int, output_axis: int) -> Layout:

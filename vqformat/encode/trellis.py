@@ -13,6 +13,7 @@ from ..codecs.tables import Floats
 from ..records import Trellis
 from . import tiles, viterbi
 from .contexts import LOWEST, PER_OCTAVE, Contexts
+from .magnitudes import weights_of
 from .principal import pieces
 from .sampling import sample_indices
 from .viterbi import Rates
@@ -100,7 +101,7 @@ def _adapt(
     return bits, indices, books
 
 
-def expected_bits(points: Floats, contexts: Contexts, price: float, fit: Fit) -> float:
+def expected_bits(points: Floats, contexts: Contexts, price: float, fit: Fit, power: float = 0.0) -> float:
     """Bits of a code, by a trellis of few states on a sample: those that it would take for the errors of a fine grid.
 
     At 6 dB a bit: of two ways to code a matrix at one step, that of fewer bits is smaller at the same squared error. At
@@ -111,6 +112,7 @@ def expected_bits(points: Floats, contexts: Contexts, price: float, fit: Fit) ->
         contexts: Theirs.
         price: What a bit costs, in squared steps.
         fit: What codes stand for: their points, these times a gain, or the means of their cells.
+        power: Of magnitudes, with which squared errors count, see ``magnitudes``.
     """
     places = sample_indices(points.size, _SAMPLE, 0)
     n_steps = min(places.size, _SAMPLE_STEPS)
@@ -118,7 +120,8 @@ def expected_bits(points: Floats, contexts: Contexts, price: float, fit: Fit) ->
     values, of_sample = points.reshape(-1)[places], contexts.at_places(places, points.shape[1]).astype(np.uint8)
     reach = int(np.abs(values).max(initial=0) / 2) + 3
     rates = expected_rates(contexts, reach)
-    _, indices, books = _adapt(values, of_sample, rates, viterbi.TRELLISES[8], price=price)
+    weights = weights_of(values, values, power) if power else np.ones((1, 1), np.float32)
+    _, indices, books = _adapt(values, of_sample, rates, viterbi.TRELLISES[8], price=price, weights=weights)
     size = 2 * reach + 1
     codes = (books.astype(np.intp) * size + indices + reach).reshape(-1)
     at = of_sample.reshape(-1).astype(np.intp) * (2 * size) + codes
@@ -133,7 +136,7 @@ def expected_bits(points: Floats, contexts: Contexts, price: float, fit: Fit) ->
     elif fit == "means":
         sums = np.bincount(codes, values.reshape(-1), 2 * size)
         decoded = (sums / np.maximum(np.bincount(codes, minlength=2 * size), 1))[codes].reshape(values.shape)
-    noise = float(np.square(values - decoded).mean())
+    noise = float((weights * np.square(values - decoded)).mean())
     return bits / values.size + 0.5 * math.log2(max(noise, 1e-9) / _FINE_NOISE)
 
 
