@@ -81,11 +81,6 @@ class CodedTensor:
     def n_books(self) -> int:
         return 1 if self.trellis is None else 2
 
-    @property
-    def kind(self) -> tuple[int, bool]:
-        """See ``decorrelate.Habit``."""
-        return self.transform.size if self.transform is not None else 0, bool(self.base)
-
     @cached_property
     def span(self) -> tuple[int, int]:
         """The least and the largest index."""

@@ -87,7 +87,6 @@ def find_plan(
         least_noise: Whether only the squared error counts.
         habit: How it was coded before.
     """
-
     view = make_view(matrix.shape, False, Layout(n_row_axes=1))
     typical_bits = find_contexts(np.divide(matrix, unit, dtype=np.float32)).expected_bits
     power = 0.0 if least_noise else power_at(typical_bits)
@@ -119,7 +118,6 @@ def find_plan(
         correlation = 0.0 if least_noise else _INPUT_CORRELATION
         transforms = [None, *(find_transform(left, group, correlation) for group in groups)]
         return [found for transform in transforms if (found := plan(left, transform, components))]
-
 
     def cost(plan: Plan) -> float:
         """Bits, with what a kind must save to be taken: those of a trial may be negative, so that no factor will do."""

@@ -471,7 +471,7 @@ class ModelEncoder:
                                        factors=self._feedback(tensor),
                                        row_scales=self._row_scales(tensor),
                                        habit=None if kind is None else Habit(kind, self._habit_strength))  # fmt: skip
-                self._kinds[tensor.name] = found.coded.kind
+                self._kinds[tensor.name] = found.kind
                 encoded, signal, noise = found.coded, found.energy, found.noise
             case "fast":
                 encoded, signal, noise = fast.encode(tensor.name, tensor.dtype, tensor.shape, values, step,

@@ -32,11 +32,13 @@ class Quantized:
 
     Attributes:
         energy, noise: Sums of squares of its values and of the errors.
+        kind: Of its plan, see ``decorrelate.Habit``.
     """
 
     coded: CodedTensor
     energy: float
     noise: float
+    kind: tuple[int, bool]
 
 
 def quantize(
@@ -120,7 +122,7 @@ def quantize(
     coded = CodedTensor(name, dtype, shape, layout, grid.tile, grid.trellis, contexts, indices, books, step, table,
                         row_scales, plan.components, transform)  # fmt: skip
     error = coded.values_as_coded() - matrix
-    return Quantized(coded, energy(matrix), energy(error))
+    return Quantized(coded, energy(matrix), energy(error), plan.kind)
 
 
 def _quantize_with_feedback(

@@ -1,9 +1,9 @@
-"""Transform coding of kernels: the taps of a convolution as coefficients, which go together less (SPEC 12.5).
+"""Transform coding of neighbouring inputs, such as the taps of a kernel: coefficients go together less (SPEC 12.5).
 
-The taps of a trained kernel go together, most of all neighbours. In the basis of their principal components most of
-the energy is in few coefficients, and the others take few bits (Karhunen-Loève transform: Goyal 2001, "Theoretical
-foundations of transform coding"; of weights: Young, Wang, Taubman and Girod 2021, "Transform quantization for CNN
-compression").
+The taps of a trained kernel go together, most of all neighbours, and so do pixels that a dense layer sees. In the basis
+of their principal components most of the energy is in few coefficients, and the others take few bits (Karhunen-Loève
+transform: Goyal 2001, "Theoretical foundations of transform coding"; of weights: Young, Wang, Taubman and Girod 2021,
+"Transform quantization for CNN compression").
 """
 
 from __future__ import annotations
