@@ -66,10 +66,9 @@ class LowRankDecoder:
             out[...] = left @ self._right
         rows = np.arange(block.row, block.row_end) // stage.row_scale.size if stage.row_scale.size else [0]
         np.multiply(out, self._row_scales[rows][:, None], out=out)
-        scales = self._column_scales
-        if stage.column_scale.size:
-            scales = scales[np.arange(out.shape[1]) // stage.column_scale.size]
-        np.multiply(out, scales, out=out)
+        if (self._column_scales != 1).any():
+            columns = np.arange(out.shape[1]) // stage.column_scale.size if stage.column_scale.size else [0]
+            np.multiply(out, self._column_scales[columns], out=out)
 
     def _integers(self, codes: bits.Codes, entries: int) -> npt.NDArray[Any]:
         integers: npt.NDArray[Any] = codes.astype(self._dtype)

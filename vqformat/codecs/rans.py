@@ -21,9 +21,10 @@ from ..records import FreqRecord, Trellis
 START = 1 << 16  # the state in which an encoder begins and a decoder ends
 WORD_BITS = 16
 STATE_NBYTES = 4
+STATE_BITS = 8  # of a trellis
 
 Codes = npt.NDArray[Any]
-Words = npt.NDArray[np.uint16]
+Words = npt.NDArray[np.uint32]
 
 
 def frequencies(section: bytes, record: FreqRecord) -> npt.NDArray[np.uint32]:
@@ -84,8 +85,8 @@ class Slots:
     Attributes:
         symbols: ``n_books · code + q`` of each slot, ``((n_contexts + 1) · n_books · 2**precision,)``. The last
             context is one of rest: a sequence that meets it stays as it is.
-        steps: Of each slot what a step needs: frequency, ``slot − start``, what the code adds to the next trellis
-            state (a state times ``2**precision``) and 0: 16 bytes, which NumPy takes as fast as 4.
+        steps: Of each slot what a step needs, in one integer: in its top 8 bits what the code adds to the next trellis
+            state, below ``start`` and at the bottom ``2**precision − frequency``, of ``precision`` bits each.
     """
 
     def __init__(self, tables: Tables, first: int, n_contexts: int, n_books: int, trellis: Trellis | None) -> None:
@@ -98,14 +99,15 @@ class Slots:
         rest = np.zeros(n_books, np.intp)
         of_all = np.concatenate([np.tile(symbols, (n_contexts, 1)).reshape(-1), rest])
         counts = np.concatenate([frequencies.reshape(-1), rest + n_slots])
-        steps = np.zeros((counts.size, 4), np.uint32)
-        steps[:, 0] = counts
-        np.negative(tables.starts[used].reshape(-1), out=steps[: -n_books, 1])
+        # The narrower one is quicker
+        dtype = np.dtype(np.uint32 if STATE_BITS + 2 * self.precision <= 32 else np.uint64)
+        self.shift = 8 * dtype.itemsize - STATE_BITS
+        steps = (n_slots - counts).astype(dtype)
+        steps[: -n_books] |= tables.starts[used].reshape(-1).astype(dtype) << dtype.type(self.precision)
         if trellis is not None:
-            steps[: -n_books, 2] = _additions(trellis)[of_all[: -n_books] & 3] << np.uint32(self.precision)
+            steps[: -n_books] |= _additions(trellis)[of_all[: -n_books] & 3].astype(dtype) << dtype.type(self.shift)
         self.symbols = of_all.astype(np.uint8 if n_books * entries <= 256 else np.uint16).repeat(counts)
-        self.steps = steps.repeat(counts, axis=0)
-        self.steps.reshape(-1, n_slots, 4)[:, :, 1] += np.arange(n_slots, dtype=np.uint32)
+        self.steps = steps.repeat(counts)
         self.rest = np.uint32(n_tables * n_slots)  # first slot of the context of rest
 
     @property
@@ -152,62 +154,64 @@ class Decoder:
         if int(self._x.min()) < START:
             raise FormatError(f"a state is {int(self._x.min())}, below {START}", clause="ANS-001")
         # The words of all payloads in a row. Who reads beyond its own is found out in the end
-        self._words = np.concatenate([*words, np.zeros(1, np.uint16)])
+        self._words = np.concatenate([*words, np.zeros(1, np.uint16)]).astype(np.uint32)
         self._end = np.cumsum([w.size for w in words])
         self._next = self._end - [w.size for w in words]
-        self._bounds = np.cumsum(n_sequences)
         n = self._x.size
+        self._bounds = np.cumsum([0, *n_sequences])
         self._numbers = np.arange(n)
-        self._firsts = np.zeros(self._bounds.size, np.intp)  # of the words that a step takes, for each payload
-        self._states = np.zeros(n, np.uint32)  # of the trellis, times 2**precision; the bits below are of no meaning
+        self._states = np.zeros(n, slots.steps.dtype)  # of the trellis, in the top bits; those below mean nothing
         self._book_slots = np.zeros(n, np.uint32)  # first slot of the codebook
-        self._steps = np.empty((n, 4), np.uint32)
-        self._is_low = np.empty(n, np.bool_)
 
-    def run(self, first_slots: npt.NDArray[np.uint32] | None, out: Codes) -> None:
+    def run(self, first_slots: npt.NDArray[np.uint32] | None, out: Codes, *, has_rests: bool = False) -> None:
         """Take the next codes of the first sequences.
 
         Args:
             first_slots: ``(n_steps, n)``: for each code the first slot of its context, or ``Slots.rest`` where there
                 is no code; None for 0.
             out: ``(n_steps, n)``, gets the symbols. No run may have more sequences than one before.
+            has_rests: Whether there may be places without a code.
         """
         slots, n = self._slots, out.shape[1]
-        trellis, table = slots.trellis, slots.steps
-        # NumPy takes arrays without axes sooner than its scalars
-        shift, one, half, start = (np.array(v, np.uint32) for v in (slots.precision, 1, WORD_BITS, START))
+        table, symbols, has_trellis = slots.steps, slots.symbols, slots.trellis is not None
+        # NumPy takes arrays without axes sooner than its scalars, and outputs sooner by place than by name
+        precision, half, start = (np.array(v, np.uint32) for v in (slots.precision, WORD_BITS, START))
         mask, book_bit = (np.array(v, np.uint32) for v in ((1 << slots.precision) - 1, 1 << slots.precision))
-        x, states, book_slots, found, is_low = (
-            array[:n] for array in (self._x, self._states, self._book_slots, self._steps, self._is_low))  # fmt: skip
-        frequency, addend, change = (found[:, i] for i in range(3))
-        slot = np.empty(n, np.uint32)
-        places = np.empty(out.shape, np.intp)
-        goes_on: list[Any] = [True] * len(out)  # for each step, which trellis states do
-        if first_slots is not None:
-            has_code = first_slots != slots.rest
-            goes_on = [all_have or some for all_have, some in zip(has_code.all(axis=1).tolist(), has_code, strict=True)]
+        one, to_book = (np.array(v, table.dtype) for v in (1, slots.shift - slots.precision))
+        x, states, book_slots = self._x[:n], self._states[:n], self._book_slots[:n]
+        slot, addend, is_low = np.empty(n, np.uint32), np.empty(n, np.uint32), np.empty(n, np.bool_)
+        place, found, shifted = np.empty(n, np.intp), np.empty(n, table.dtype), np.empty(n, table.dtype)
         for k in range(len(out)):
-            place = places[k]
-            np.bitwise_and(x, mask, out=slot)
-            if trellis is not None:
-                np.add(slot, book_slots, out=slot)
+            np.bitwise_and(x, mask, slot)
+            if has_trellis:
+                np.add(slot, book_slots, slot)
             if first_slots is not None:
-                np.add(slot, first_slots[k], out=slot)
+                np.add(slot, first_slots[k], slot)
             place[...] = slot
-            table.take(place, axis=0, out=found, mode="clip")
-            np.right_shift(x, shift, out=x)
-            np.multiply(x, frequency, out=x)
-            np.add(x, addend, out=x)
-            low = np.less(x, start, out=is_low).nonzero()[0]
+            table.take(place, 0, found, "clip")
+            symbols.take(place, 0, out[k], "clip")
+            # x = f · (x >> P) + slot − start
+            np.bitwise_and(found, mask, slot, casting="unsafe")
+            np.right_shift(x, precision, addend)
+            np.multiply(addend, slot, addend)
+            np.subtract(x, addend, x)
+            np.right_shift(found, precision, shifted)
+            np.bitwise_and(shifted, mask, slot, casting="unsafe")
+            np.subtract(x, slot, x)
+            (low,) = np.less(x, start, is_low).nonzero()
             if low.size:
-                few = x[low]
-                np.left_shift(few, half, out=few)
-                x[low] = np.bitwise_or(few, self._take_words(low), out=few)
-            if trellis is not None:
-                np.right_shift(states, one, out=states, where=goes_on[k])
-                np.bitwise_xor(states, change, out=states, where=goes_on[k])
-                np.bitwise_and(states, book_bit, out=book_slots)
-        slots.symbols.take(places, out=out, mode="clip")
+                few = x.take(low)
+                np.left_shift(few, half, few)
+                np.bitwise_or(few, self._take_words(low), few)
+                x[low] = few
+            if has_trellis:
+                np.right_shift(states, one, shifted)
+                if first_slots is not None and has_rests:
+                    np.bitwise_xor(shifted, found, states, where=first_slots[k] != slots.rest)
+                else:
+                    np.bitwise_xor(shifted, found, states)
+                np.right_shift(states, to_book, shifted)
+                np.bitwise_and(shifted, book_bit, book_slots, casting="unsafe")
 
     def _take_words(self, low: npt.NDArray[np.intp]) -> Words:
         """A word for each of these sequences, from the payload that is theirs."""
@@ -215,12 +219,10 @@ class Decoder:
             start = int(self._next[0])
             self._next[0] += low.size
             words = self._words[start : start + low.size]
-            return words if words.size == low.size else np.zeros(low.size, np.uint16)
-        ends = low.searchsorted(self._bounds)
-        first = self._firsts
-        first[1:] = ends[:-1]
-        counts = ends - first
-        places = (self._next - first).repeat(counts)
+            return words if words.size == low.size else np.zeros(low.size, np.uint32)
+        cuts = low.searchsorted(self._bounds)
+        counts = cuts[1:] - cuts[:-1]
+        places = (self._next - cuts[:-1]).repeat(counts)
         places += self._numbers[: low.size]
         self._next += counts
         return self._words.take(places, mode="clip")

@@ -159,7 +159,8 @@ class Bands:
     Attributes:
         n_steps: Codes of a tile.
         n_sequences: Tiles, by block.
-        needs_slots: For each step whether not all tiles take a code of the first context then.
+        has_contexts: Whether there is more than the first one.
+        has_rests: Whether there are tiles that are smaller than others.
     """
 
     def __init__(self, decoder: TrellisDecoder, blocks: Sequence[Block], payloads: list[bytes]) -> None:
@@ -174,7 +175,8 @@ class Bands:
         of_rows = [self._first_slots(decoder.row_classes, b.row, b.row_end, self._height) for b in blocks]
         self._rows = np.concatenate(of_rows, axis=1)
         self._columns = self._first_slots(decoder.column_classes, blocks[0].column, blocks[0].column_end, self._width)
-        self.needs_slots = np.maximum.outer(self._rows.max(axis=1), self._columns.max(axis=1)).reshape(-1) > 0
+        self.has_contexts = bool(self._rows.any() or self._columns.any())
+        self.has_rests = bool((self._rows >= _RESTS).any() or (self._columns >= _RESTS).any())
 
     def _first_slots(self, classes: Codes | None, start: int, end: int, size: int) -> npt.NDArray[np.uint32]:
         """What rows (columns) ``start:end`` add to the first slot: ``(size, n_tiles)``, a tile in each column."""
@@ -194,9 +196,9 @@ class Bands:
             rest: Stands for no code.
         """
         i, j = np.divmod(np.arange(start, end), self._width)
-        slots = self._rows[i][:, :, None] + self._columns[j][:, None, :]
-        slots += np.uint32(base)
-        np.copyto(slots, rest, where=slots >= _RESTS)
+        slots = (self._rows[i] + np.uint32(base))[:, :, None] + self._columns[j][:, None, :]
+        if self.has_rests:
+            np.copyto(slots, rest, where=slots >= _RESTS)
         return slots.reshape(end - start, -1)
 
     def codes(self, symbols: Codes) -> Iterator[Codes]:
@@ -226,7 +228,8 @@ def decode_together(jobs: Sequence[Bands]) -> list[Iterator[Codes]]:
     ends = list(accumulate(sum(job.n_sequences) for job in ordered))
     decoder = rans.Decoder(slots, [payload for job in ordered for payload in job.payloads],
                            [n for job in ordered for n in job.n_sequences])  # fmt: skip
-    needs_slots = jobs[0].needs_slots if len(jobs) == 1 else np.full(ordered[0].n_steps, True)
+    has_contexts = len(jobs) > 1 or jobs[0].has_contexts
+    has_rests = any(job.has_rests for job in jobs)
     runs: list[Codes] = []  # of steps that the same sequences take: (n_steps, n)
     done = 0
     for n_steps, last in sorted({job.n_steps: i for i, job in enumerate(ordered)}.items()):  # last: of those so long
@@ -236,9 +239,9 @@ def decode_together(jobs: Sequence[Bands]) -> list[Iterator[Codes]]:
         for start in range(done, n_steps, size):
             end = min(start + size, n_steps)
             first = None
-            if needs_slots[start:end].any():
+            if has_contexts:
                 first = np.concatenate([job.first_slots(start, end, base, slots.rest) for job, base in active], axis=1)
-            decoder.run(first, run[start - done : end - done])
+            decoder.run(first, run[start - done : end - done], has_rests=has_rests)
         runs.append(run)
         done = n_steps
     decoder.finish()
