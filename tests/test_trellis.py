@@ -151,6 +151,20 @@ def test_normal_weights_come_near_the_bound_of_shannon(step: float, gap_db: floa
     assert 6.0206 * rate - sqnr < gap_db
 
 
+@pytest.mark.parametrize("sqnr", [1.5, 3.0])
+def test_at_low_rates_a_dearer_bit_makes_squared_errors_smaller(monkeypatch: pytest.MonkeyPatch, sqnr: float) -> None:
+    weights = np.random.default_rng(0).laplace(size=(512, 512)).astype(np.float32)
+
+    def nbytes() -> float:
+        report = vqformat.save_file({"w": weights}, io.BytesIO(), preset="small", sqnr=sqnr)
+        return report.file_nbytes - (report.sqnr_db - sqnr) / 6.02 * weights.size / 8
+
+    ours = nbytes()
+    monkeypatch.setattr(small, "_LOW_RATE", 0.0)
+
+    assert ours < 0.98 * nbytes()
+
+
 # Tiles
 
 

@@ -19,6 +19,7 @@ from .sampling import sample_indices
 LOWEST = -8  # variances in steps of the grid are 2**LOWEST to 2**HIGHEST; below the one nearly all codes are 0
 HIGHEST = 24
 PER_OCTAVE = 2  # exponents for each doubling of the variance
+BITS_PER_OCTAVE = 0.86  # by which codes of a grid of half the step are longer, at about a bit
 _SAMPLE = 1 << 18  # elements by which entropies are found
 _FINEST = 16  # deviation of integers by which entropies are found; those of a finer grid are larger by its logarithm
 _MOST = 1 << 12  # magnitude of an integer that is told from larger ones
@@ -54,6 +55,16 @@ class Contexts:
         return self._bits_at(self._mean_exponent)
 
     @property
+    def busy_bits(self) -> float:
+        """The same, a code counting by its bits: of those that most bits are spent on."""
+        counts = np.ones(1)
+        for classes in (self.rows, self.columns):
+            if classes is not None:
+                counts = np.convolve(counts, np.bincount(classes))
+        bits = np.array([self._bits_at((self.exponent + i) / PER_OCTAVE) for i in range(counts.size)])
+        return float(counts @ np.square(bits) / (counts @ bits))
+
+    @property
     def slope(self) -> float:
         """Bits by which codes get shorter where the variance is a quarter, about."""
         exponent = self._mean_exponent
@@ -66,7 +77,7 @@ class Contexts:
 
     @staticmethod
     def _bits_at(exponent: float) -> float:
-        return 1.4 + 0.43 * exponent if exponent >= -2 else 0.54 * math.pow(2.0, exponent + 2)
+        return 1.4 + BITS_PER_OCTAVE / 2 * exponent if exponent >= -2 else 0.54 * math.pow(2.0, exponent + 2)
 
     def entropy(self, points: Floats, factor: float) -> float:
         """Bits of a code, if each point of the matrix, times a factor, is rounded; by a sample of its elements."""

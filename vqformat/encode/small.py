@@ -13,12 +13,16 @@ from ..records import Layout, Trellis
 from . import feedback, magnitudes, tiles, trellis, viterbi
 from .assemble import BLOCK_ELEMENTS
 from .coded import CodedTensor
-from .contexts import Contexts
+from .contexts import BITS_PER_OCTAVE, Contexts, find_contexts
 from .decorrelate import FINER, LARGEST_POINT, PRICE, Habit, find_plan
 from .orient import by_rows, view_matrix
 from .report import energy
 from .transform import find_kernel
 
+# At low rates squared errors of means of cells are least where the price of a bit rises instead of the step: more
+# weights are 0, the others have finer values. (To answers of networks these matter less, see ``magnitudes``.) For each
+# bit that codes would be shorter than so many the step grows as by this share of it, and the price doubles so often
+_LOW_RATE, _COARSER, _DEARER = 1.7, 0.4, 2.5
 _N_STATES = 256  # 2 % smaller than 32 states at one bit a weight, 1 % at two; decoding is the same
 _N_FEEDBACK_STATES = 8  # with more the errors are smaller, but no more answers are right
 _FEWEST_INPUTS = 8  # of which sums of errors are kept small
@@ -93,11 +97,16 @@ def quantize(
         taps = kernel.taps if kernel is not None else () if can_transform and values.ndim == 2 else None
         plan = find_plan(matrix, taps, step, unit, largest, least_noise=least_noise, habit=habit)
     contexts, transform = plan.contexts, plan.transform
-    points = plan.points(matrix, unit)
+    points, price = plan.points(matrix, unit), PRICE
+    if least_noise and factors is None and transform is None:
+        finer, price = _at_low_rate(contexts, points)
+        points /= np.float32(finer)
+        step, unit = step * finer, unit * np.float32(finer)
+        contexts = find_contexts(points)
     width = None if factors is None else tiles.band_width(matrix.shape[1], feedback.TILE_COLUMNS)
     path = viterbi.TRELLISES[_N_STATES if factors is None else _N_FEEDBACK_STATES]
     unit_rows = 1 if transform is None else transform.size
-    layout, grid = _cut(layout, matrix.shape, contexts.expected_bits, width, path, unit=unit_rows)
+    layout, grid = _cut(layout, matrix.shape, plan.contexts.expected_bits, width, path, unit=unit_rows)
     if factors is not None:
         indices, books = _quantize_with_feedback(points, contexts, grid, factors)
     else:
@@ -106,7 +115,7 @@ def quantize(
             whole = replace(plan, components=()).points(matrix, unit) if plan.components else points
             weights = magnitudes.weights_of(whole, points, power)
             del whole
-        rates = trellis.find_rates(points, contexts, grid, PRICE, weights)
+        rates = trellis.find_rates(points, contexts, grid, price, weights)
         keeps_sums = layout.n_row_axes > 0 and not is_table and matrix.shape[0] >= _FEWEST_INPUTS
         if keeps_sums:
             shares = None if transform is None else transform.sums
@@ -123,6 +132,14 @@ def quantize(
                         row_scales, plan.components, transform)  # fmt: skip
     error = coded.values_as_coded() - matrix
     return Quantized(coded, energy(matrix), energy(error), plan.kind)
+
+
+def _at_low_rate(contexts: Contexts, points: Floats) -> tuple[float, float]:
+    """What the step is to be multiplied by for the least squared error at the rate that it leads to, and the price."""
+    below = max(0.0, _LOW_RATE - contexts.busy_bits)
+    finest = float(np.abs(points).max(initial=0)) / LARGEST_POINT
+    finer = min(1.0, max(2.0 ** (-(1 - _COARSER) * below / BITS_PER_OCTAVE), finest))
+    return finer, PRICE * 2.0 ** (_DEARER * below)
 
 
 def _quantize_with_feedback(
