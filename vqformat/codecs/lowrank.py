@@ -31,6 +31,7 @@ class LowRankDecoder:
         self.stage = stage
         self._row_scales = tables.decode(resident[0], stage.row_scale.dtype, "row scales")
         self._column_scales = tables.decode(resident[1], stage.column_scale.dtype, "column scales")
+        self._has_column_scales = bool((self._column_scales != 1).any())  # to multiply by 1 is a pass over all values
         planes = [np.frombuffer(section, np.uint8) for section in resident[2:]]
         codes = bits.unpack(planes, stage.rank * view.n_columns, stage.entries_v, stage.planes_v)
         largest_sum = stage.rank * (stage.entries_u // 2) * (stage.entries_v // 2)
@@ -66,7 +67,7 @@ class LowRankDecoder:
             out[...] = left @ self._right
         rows = np.arange(block.row, block.row_end) // stage.row_scale.size if stage.row_scale.size else [0]
         np.multiply(out, self._row_scales[rows][:, None], out=out)
-        if (self._column_scales != 1).any():
+        if self._has_column_scales:
             columns = np.arange(out.shape[1]) // stage.column_scale.size if stage.column_scale.size else [0]
             np.multiply(out, self._column_scales[columns], out=out)
 

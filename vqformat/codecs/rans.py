@@ -85,8 +85,11 @@ class Slots:
     Attributes:
         symbols: ``n_books · code + q`` of each slot, ``((n_contexts + 1) · n_books · 2**precision,)``. The last
             context is one of rest: a sequence that meets it stays as it is.
-        steps: Of each slot what a step needs, in one integer: in its top 8 bits what the code adds to the next trellis
-            state, below ``start`` and at the bottom ``2**precision − frequency``, of ``precision`` bits each.
+        steps: Of each slot what a step needs, in an integer of 32 bits if it fits, else 64: with P the precision, bits
+            0 to P − 1 are ``2**P − frequency``, P to 2 P − 1 ``start``, and the top 8 what the code adds to the next
+            trellis state.
+        shift: Of these top bits.
+        rest: The first slot of the context of rest.
     """
 
     def __init__(self, tables: Tables, first: int, n_contexts: int, n_books: int, trellis: Trellis | None) -> None:
@@ -99,7 +102,6 @@ class Slots:
         rest = np.zeros(n_books, np.intp)
         of_all = np.concatenate([np.tile(symbols, (n_contexts, 1)).reshape(-1), rest])
         counts = np.concatenate([frequencies.reshape(-1), rest + n_slots])
-        # The narrower one is quicker
         dtype = np.dtype(np.uint32 if STATE_BITS + 2 * self.precision <= 32 else np.uint64)
         self.shift = 8 * dtype.itemsize - STATE_BITS
         steps = (n_slots - counts).astype(dtype)
@@ -108,7 +110,7 @@ class Slots:
             steps[: -n_books] |= _additions(trellis)[of_all[: -n_books] & 3].astype(dtype) << dtype.type(self.shift)
         self.symbols = of_all.astype(np.uint8 if n_books * entries <= 256 else np.uint16).repeat(counts)
         self.steps = steps.repeat(counts)
-        self.rest = np.uint32(n_tables * n_slots)  # first slot of the context of rest
+        self.rest = np.uint32(n_tables * n_slots)
 
     @property
     def nbytes(self) -> int:
@@ -154,7 +156,7 @@ class Decoder:
         if int(self._x.min()) < START:
             raise FormatError(f"a state is {int(self._x.min())}, below {START}", clause="ANS-001")
         # The words of all payloads in a row. Who reads beyond its own is found out in the end
-        self._words = np.concatenate([*words, np.zeros(1, np.uint16)]).astype(np.uint32)
+        self._words = np.concatenate([*words, np.zeros(1, np.uint16)], dtype=np.uint32)  # as wide as states
         self._end = np.cumsum([w.size for w in words])
         self._next = self._end - [w.size for w in words]
         n = self._x.size
@@ -163,14 +165,14 @@ class Decoder:
         self._states = np.zeros(n, slots.steps.dtype)  # of the trellis, in the top bits; those below mean nothing
         self._book_slots = np.zeros(n, np.uint32)  # first slot of the codebook
 
-    def run(self, first_slots: npt.NDArray[np.uint32] | None, out: Codes, *, has_rests: bool = False) -> None:
+    def run(self, first_slots: npt.NDArray[np.uint32] | None, out: Codes, *, goes_on: bool = False) -> None:
         """Take the next codes of the first sequences.
 
         Args:
             first_slots: ``(n_steps, n)``: for each code the first slot of its context, or ``Slots.rest`` where there
                 is no code; None for 0.
             out: ``(n_steps, n)``, gets the symbols. No run may have more sequences than one before.
-            has_rests: Whether there may be places without a code.
+            goes_on: Whether sequences may have codes after a place without one, at which their trellis stays.
         """
         slots, n = self._slots, out.shape[1]
         table, symbols, has_trellis = slots.steps, slots.symbols, slots.trellis is not None
@@ -179,7 +181,8 @@ class Decoder:
         mask, book_bit = (np.array(v, np.uint32) for v in ((1 << slots.precision) - 1, 1 << slots.precision))
         one, to_book = (np.array(v, table.dtype) for v in (1, slots.shift - slots.precision))
         x, states, book_slots = self._x[:n], self._states[:n], self._book_slots[:n]
-        slot, addend, is_low = np.empty(n, np.uint32), np.empty(n, np.uint32), np.empty(n, np.bool_)
+        slot, part, product = (np.empty(n, np.uint32) for _ in range(3))
+        is_low = np.empty(n, np.bool_)
         place, found, shifted = np.empty(n, np.intp), np.empty(n, table.dtype), np.empty(n, table.dtype)
         for k in range(len(out)):
             np.bitwise_and(x, mask, slot)
@@ -190,14 +193,14 @@ class Decoder:
             place[...] = slot
             table.take(place, 0, found, "clip")
             symbols.take(place, 0, out[k], "clip")
-            # x = f · (x >> P) + slot − start
-            np.bitwise_and(found, mask, slot, casting="unsafe")
-            np.right_shift(x, precision, addend)
-            np.multiply(addend, slot, addend)
-            np.subtract(x, addend, x)
+            # f · (x >> P) + slot − start, as x − (2^P − f) · (x >> P) − start: x holds the slot
+            np.bitwise_and(found, mask, part, casting="unsafe")
+            np.right_shift(x, precision, product)
+            np.multiply(product, part, product)
+            np.subtract(x, product, x)
             np.right_shift(found, precision, shifted)
-            np.bitwise_and(shifted, mask, slot, casting="unsafe")
-            np.subtract(x, slot, x)
+            np.bitwise_and(shifted, mask, part, casting="unsafe")
+            np.subtract(x, part, x)
             (low,) = np.less(x, start, is_low).nonzero()
             if low.size:
                 few = x.take(low)
@@ -206,7 +209,7 @@ class Decoder:
                 x[low] = few
             if has_trellis:
                 np.right_shift(states, one, shifted)
-                if first_slots is not None and has_rests:
+                if first_slots is not None and goes_on:
                     np.bitwise_xor(shifted, found, states, where=first_slots[k] != slots.rest)
                 else:
                     np.bitwise_xor(shifted, found, states)

@@ -161,6 +161,7 @@ class Bands:
         n_sequences: Tiles, by block.
         has_contexts: Whether there is more than the first one.
         has_rests: Whether there are tiles that are smaller than others.
+        goes_on: Whether such a tile has codes after a place where it has none: it lacks columns, not rows.
     """
 
     def __init__(self, decoder: TrellisDecoder, blocks: Sequence[Block], payloads: list[bytes]) -> None:
@@ -176,7 +177,8 @@ class Bands:
         self._rows = np.concatenate(of_rows, axis=1)
         self._columns = self._first_slots(decoder.column_classes, blocks[0].column, blocks[0].column_end, self._width)
         self.has_contexts = bool(self._rows.any() or self._columns.any())
-        self.has_rests = bool((self._rows >= _RESTS).any() or (self._columns >= _RESTS).any())
+        self.goes_on = bool((self._columns >= _RESTS).any())
+        self.has_rests = self.goes_on or bool((self._rows >= _RESTS).any())
 
     def _first_slots(self, classes: Codes | None, start: int, end: int, size: int) -> npt.NDArray[np.uint32]:
         """What rows (columns) ``start:end`` add to the first slot: ``(size, n_tiles)``, a tile in each column."""
@@ -229,7 +231,7 @@ def decode_together(jobs: Sequence[Bands]) -> list[Iterator[Codes]]:
     decoder = rans.Decoder(slots, [payload for job in ordered for payload in job.payloads],
                            [n for job in ordered for n in job.n_sequences])  # fmt: skip
     has_contexts = len(jobs) > 1 or jobs[0].has_contexts
-    has_rests = any(job.has_rests for job in jobs)
+    goes_on = any(job.goes_on for job in jobs)
     runs: list[Codes] = []  # of steps that the same sequences take: (n_steps, n)
     done = 0
     for n_steps, last in sorted({job.n_steps: i for i, job in enumerate(ordered)}.items()):  # last: of those so long
@@ -241,7 +243,7 @@ def decode_together(jobs: Sequence[Bands]) -> list[Iterator[Codes]]:
             first = None
             if has_contexts:
                 first = np.concatenate([job.first_slots(start, end, base, slots.rest) for job, base in active], axis=1)
-            decoder.run(first, run[start - done : end - done], has_rests=has_rests)
+            decoder.run(first, run[start - done : end - done], goes_on=goes_on)
         runs.append(run)
         done = n_steps
     decoder.finish()

@@ -19,7 +19,7 @@ from .sampling import sample_indices
 LOWEST = -8  # variances in steps of the grid are 2**LOWEST to 2**HIGHEST; below the one nearly all codes are 0
 HIGHEST = 24
 PER_OCTAVE = 2  # exponents for each doubling of the variance
-BITS_PER_OCTAVE = 0.86  # by which codes of a grid of half the step are longer, at about a bit
+BITS_PER_HALVING = 0.86  # by which codes get longer where the step is half as large, from about half a bit on
 _SAMPLE = 1 << 18  # elements by which entropies are found
 _FINEST = 16  # deviation of integers by which entropies are found; those of a finer grid are larger by its logarithm
 _MOST = 1 << 12  # magnitude of an integer that is told from larger ones
@@ -56,7 +56,7 @@ class Contexts:
 
     @property
     def busy_bits(self) -> float:
-        """The same, a code counting by its bits: of those that most bits are spent on."""
+        """The same, each code counting by its bits: the rate of the part that most bits go to."""
         counts = np.ones(1)
         for classes in (self.rows, self.columns):
             if classes is not None:
@@ -77,7 +77,7 @@ class Contexts:
 
     @staticmethod
     def _bits_at(exponent: float) -> float:
-        return 1.4 + BITS_PER_OCTAVE / 2 * exponent if exponent >= -2 else 0.54 * math.pow(2.0, exponent + 2)
+        return 1.4 + BITS_PER_HALVING / 2 * exponent if exponent >= -2 else 0.54 * math.pow(2.0, exponent + 2)
 
     def entropy(self, points: Floats, factor: float) -> float:
         """Bits of a code, if each point of the matrix, times a factor, is rounded; by a sample of its elements."""

@@ -13,15 +13,16 @@ from ..records import Layout, Trellis
 from . import feedback, magnitudes, tiles, trellis, viterbi
 from .assemble import BLOCK_ELEMENTS
 from .coded import CodedTensor
-from .contexts import BITS_PER_OCTAVE, Contexts, find_contexts
+from .contexts import BITS_PER_HALVING, Contexts, find_contexts
 from .decorrelate import FINER, LARGEST_POINT, PRICE, Habit, find_plan
 from .orient import by_rows, view_matrix
 from .report import energy
 from .transform import find_kernel
 
 # At low rates squared errors of means of cells are least where the price of a bit rises instead of the step: more
-# weights are 0, the others have finer values. (To answers of networks these matter less, see ``magnitudes``.) For each
-# bit that codes would be shorter than so many the step grows as by this share of it, and the price doubles so often
+# weights are 0, the others have finer values. (To answers of networks these matter less, see ``magnitudes``.) This
+# begins below _LOW_RATE bits of a code: for each bit less the step grows by _COARSER of what would save a bit, and the
+# price doubles _DEARER times
 _LOW_RATE, _COARSER, _DEARER = 1.7, 0.4, 2.5
 _N_STATES = 256  # 2 % smaller than 32 states at one bit a weight, 1 % at two; decoding is the same
 _N_FEEDBACK_STATES = 8  # with more the errors are smaller, but no more answers are right
@@ -82,7 +83,8 @@ def quantize(
     if matrix.shape[1] % n_groups:
         raise EncodeError(f"tensor {name!r} has {matrix.shape[1]} outputs, its calibration {n_groups} groups of them")
     furthest = float(np.abs(matrix).max(initial=0)) / (1.0 if row_scales is None else float(row_scales.min()))
-    step = max(step * FINER, furthest / LARGEST_POINT, float(np.finfo(np.float32).tiny))
+    tiny = float(np.finfo(np.float32).tiny)
+    step = max(step * FINER, furthest / LARGEST_POINT, tiny)
     unit = np.float32(step) if row_scales is None else np.float32(step) * row_scales[:, None]
     largest = BY_NAME[dtype].largest
     if kernel is not None and kernel.layout != layout:
@@ -98,11 +100,14 @@ def quantize(
         plan = find_plan(matrix, taps, step, unit, largest, least_noise=least_noise, habit=habit)
     contexts, transform = plan.contexts, plan.transform
     points, price = plan.points(matrix, unit), PRICE
-    if least_noise and factors is None and transform is None:
-        finer, price = _at_low_rate(contexts, points)
-        points /= np.float32(finer)
-        step, unit = step * finer, unit * np.float32(finer)
-        contexts = find_contexts(points)
+    if least_noise and factors is None and transform is None and contexts.busy_bits < _LOW_RATE:
+        finest = max(float(np.abs(points).max(initial=0)) / (2 * _MOST_MEANS - 4), tiny / step)  # that leaves a table
+        if finest < 1:
+            finer, price = _at_low_rate(contexts.busy_bits)
+            finer = max(finer, finest)
+            points /= np.float32(finer)
+            step *= finer
+            contexts = find_contexts(points)
     width = None if factors is None else tiles.band_width(matrix.shape[1], feedback.TILE_COLUMNS)
     path = viterbi.TRELLISES[_N_STATES if factors is None else _N_FEEDBACK_STATES]
     unit_rows = 1 if transform is None else transform.size
@@ -134,12 +139,14 @@ def quantize(
     return Quantized(coded, energy(matrix), energy(error), plan.kind)
 
 
-def _at_low_rate(contexts: Contexts, points: Floats) -> tuple[float, float]:
-    """What the step is to be multiplied by for the least squared error at the rate that it leads to, and the price."""
-    below = max(0.0, _LOW_RATE - contexts.busy_bits)
-    finest = float(np.abs(points).max(initial=0)) / LARGEST_POINT
-    finer = min(1.0, max(2.0 ** (-(1 - _COARSER) * below / BITS_PER_OCTAVE), finest))
-    return finer, PRICE * 2.0 ** (_DEARER * below)
+def _at_low_rate(bits: float) -> tuple[float, float]:
+    """What the step is multiplied by for the least squared error at the rate that it leads to, and the price of a bit.
+
+    Args:
+        bits: That codes would have at the step as it is.
+    """
+    below = _LOW_RATE - bits
+    return 2.0 ** (-(1 - _COARSER) * below / BITS_PER_HALVING), PRICE * 2.0 ** (_DEARER * below)
 
 
 def _quantize_with_feedback(
