@@ -165,7 +165,7 @@ class Decoder:
         self._states = np.zeros(n, slots.steps.dtype)  # of the trellis, in the top bits; those below mean nothing
         self._book_slots = np.zeros(n, np.uint32)  # first slot of the codebook
 
-    def run(self, first_slots: npt.NDArray[np.uint32] | None, out: Codes, *, goes_on: bool = False) -> None:
+    def run(self, first_slots: npt.NDArray[np.uint32] | None, out: Codes, *, goes_on: bool = True) -> None:
         """Take the next codes of the first sequences.
 
         Args:
