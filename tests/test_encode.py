@@ -15,10 +15,11 @@ import vqformat
 import vqformat.numpy as vqm
 from vqformat import bits
 from vqformat.encode import entropy, quantize
-from vqformat.encode.budget import Goal, Outcome, Statistics, Steps, meet
+from vqformat.encode.budget import Goal, Outcome, meet
 from vqformat.encode.fine import encode_fine
 from vqformat.encode.recipe import parse_method
 from vqformat.encode.report import Report
+from vqformat.encode.sensitivity import Statistics, Steps
 from vqformat.errors import EncodeError
 from vqformat.records import Layout, LowRankStage, make_view
 
@@ -82,14 +83,15 @@ def test_subnormal_values_are_not_rounded() -> None:
     assert rounded[3] != values[3]
 
 
-def test_weights_of_any_magnitude_go_on_the_same_grid() -> None:
+def test_weights_of_any_magnitude_are_as_fine_as_others() -> None:
     weights = normal(64, 64)
 
     for scale in (2.0**-100, 2.0**-80, 2.0**60, 2.0**100):
         scaled = weights * np.float32(scale)
         loaded, report = saved_and_loaded({"w": scaled})
-        assert sqnr_db(scaled, loaded["w"]) == pytest.approx(25.5, abs=0.2), scale
-        assert report.tensors[0].sqnr_db == pytest.approx(25.5, abs=0.2)
+        found = sqnr_db(scaled, loaded["w"])
+        assert 29 < found < 39, scale  # a layer that amplifies is up to 9 dB finer
+        assert report.tensors[0].sqnr_db == pytest.approx(found, abs=0.1)
 
 
 def test_statistics_of_values_whose_squares_leave_float32() -> None:
@@ -112,7 +114,7 @@ def signs(*shape: int) -> np.ndarray:
 
 
 def test_a_tensor_that_its_grid_would_lose_is_coded_finely(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqformat.encode.model.DEFAULT_STEP", 2.0)
+    monkeypatch.setattr("vqformat.encode.sensitivity.Steps.default", 4.0)
 
     loaded, report = saved_and_loaded({"w": signs(64, 64)})
 
@@ -142,7 +144,7 @@ def test_long_vectors_go_on_a_grid_and_short_ones_do_not() -> None:
     loaded = vqm.load(data)
 
     bits_per_weight = [tensor.bits_per_weight for tensor in report.tensors]
-    assert max(bits_per_weight[:2]) < 5.5 and bits_per_weight[2] > 10
+    assert max(bits_per_weight[:2]) < 6.5 and bits_per_weight[2] > 10
     assert sqnr_db(model["long"], loaded["long"]) > 20
     with vqformat.safe_open(io.BytesIO(data)) as file:
         assert np.array_equal(file.get_slice("long")[300_000:300_010], loaded["long"][300_000:300_010])

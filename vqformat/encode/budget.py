@@ -3,114 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
+from .sensitivity import LARGEST_STEP, Steps
 
-from ..codecs.tables import Floats
-from .report import energy
-from .uniform import ROUNDING
-
-SAMPLE = 1 << 15
-# The loss of accuracy adds up over tensors, each by its noise against its weights, so that tensors of large norm may be
-# coarser; but norms tell only part of it (those of batch-normed layers nothing). The step goes with this power of the
-# norm: with 0 the first and last layers of small networks suffer, with 1 the large layers of batch-normed ones.
-_NORM_POWER = 0.35
-_LARGEST_STEP = 8.0  # times a tensor's deviation: beyond it nearly everything becomes 0
-_LARGEST_SHARE = 4.0  # times the step that the tensor would have if all had its deviation
 SMALLEST_STEP: float = 2.0**-14
 COARSEST_STEP: float = 2.0**8
 _TOLERANCE = 0.004
 _MAX_TRIES = 14
 _FURTHEST = 4.0  # times the step before
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What a first pass notes of a tensor that a grid will code."""
-
-    n_values: int
-    deviation: float  # root of the mean square
-    sample: Floats  # (n,) values, evenly spread
-    sensitivity: float = 0.0  # what the model loses by a squared error of an element; 0 if unknown
-
-    @classmethod
-    def of(cls, values: Floats, sensitivity: float = 0.0) -> Statistics:
-        flat = values.reshape(-1)
-        stride = max(1, flat.size // SAMPLE) | 1  # odd, so that no column of an even number is favoured
-        return cls(flat.size, root_mean_square(flat), flat[::stride].copy(), sensitivity)
-
-    @property
-    def norm(self) -> float:
-        return self.deviation * math.sqrt(self.n_values)
-
-    def entropy_nbytes(self, step: float) -> float:
-        """Estimate of the bytes that its codes take at a step: their entropy."""
-        codes = np.floor(np.abs(self.sample) / np.float32(step) + np.float32(ROUNDING)) * np.sign(self.sample)
-        _, counts = np.unique(codes, return_counts=True)
-        share = counts / counts.sum()
-        return float(-(share * np.log2(share)).sum()) * self.n_values / 8
-
-
-def root_mean_square(values: Floats) -> float:
-    """Of all values, in any order; squares beyond the range of float32 do no harm."""
-    return math.sqrt(energy(values) / max(values.size, 1))
-
-
-class Steps:
-    """The step of each tensor, from a relative one for all.
-
-    Args:
-        statistics: Of all tensors whose steps are to be chosen.
-        by_deviation: Whether steps go with the deviation of each tensor alone, so that all have the same SQNR.
-    """
-
-    def __init__(self, statistics: Sequence[Statistics], *, by_deviation: bool = False) -> None:
-        self._statistics = statistics
-        self._by_deviation = by_deviation
-        some = [s for s in statistics if s.deviation > 0]
-        n_values = sum(s.n_values for s in some)
-        self.reference = math.sqrt(sum(s.norm**2 for s in some) / n_values) if some else 1.0
-        # The norm of the layer that the middle one of all weights is in, more or less
-        self._reference_norm = math.exp(sum(s.n_values * math.log(s.norm) for s in some) / n_values) if some else 1.0
-        # Where sensitivities are known the step goes with their inverse root, and is as large on average as without
-        known = [s for s in some if s.sensitivity > 0]
-        logarithm = sum(s.n_values * (math.log(self._by_norm(s)) + math.log(s.sensitivity) / 2) for s in known)
-        self._unit = math.exp(logarithm / sum(s.n_values for s in known)) if known else 1.0
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no tensor has a step to choose."""
-        return not self._statistics
-
-    def step(self, statistics: Statistics, relative: float) -> float:
-        """Step of a tensor when the global step is ``relative`` times the model's root mean square."""
-        if not statistics.deviation:
-            return 1.0
-        if self._by_deviation:
-            return min(relative, _LARGEST_STEP) * statistics.deviation
-        if statistics.sensitivity > 0:
-            step = relative * self._unit / math.sqrt(statistics.sensitivity)
-            return min(step, _LARGEST_STEP * statistics.deviation)
-        largest = min(_LARGEST_SHARE * relative, _LARGEST_STEP) * statistics.deviation
-        return min(relative * self._by_norm(statistics), largest)
-
-    def _by_norm(self, statistics: Statistics) -> float:
-        return self.reference * math.pow(statistics.norm / self._reference_norm, _NORM_POWER)
-
-    def vector_step(self, norm: float, relative: float, sensitivity: float = 0.0) -> float:
-        """Step of a short tensor of that norm.
-
-        Its noise against its values may be as much less than that of the large tensors as it has fewer of them.
-        """
-        if sensitivity > 0:
-            return relative * self._unit / math.sqrt(sensitivity)
-        return float(relative * self.reference * norm / self._reference_norm)
-
-    def estimate(self, relative: float) -> float:
-        """Bytes of all codes at this step."""
-        return sum(s.entropy_nbytes(self.step(s, relative)) for s in self._statistics)
 
 
 @dataclass(frozen=True)
@@ -235,7 +137,7 @@ class _QualitySearch:
             return low * math.pow(high / low, min(max(share, 0.05), 0.95))
         nearest = max(above) if above else min(below)
         step = nearest * 2.0 ** ((self._tried[nearest] - wanted) / 5)
-        return min(max(float(step), SMALLEST_STEP), _LARGEST_STEP)
+        return min(max(float(step), SMALLEST_STEP), LARGEST_STEP)
 
     def last_resort(self) -> float | None:
         return SMALLEST_STEP if max(self._tried.values()) < self._goal else None

@@ -168,7 +168,7 @@ class writer:
             with self._ending():
                 self._waiting.extend(self._put_by(tensor, self._arrays) for tensor in tensors)
         else:
-            results = list(ModelEncoder(tensors, self._layer_options()).results(self._chunks.folder))
+            results = list(ModelEncoder(tensors, self._layer_options(), is_part=True).results(self._chunks.folder))
             with self._ending():
                 for result in results:
                     self._layers.add(result)

@@ -21,9 +21,9 @@ from ..describe import describe
 from ..dtypes import BY_NAME
 from ..errors import EncodeError
 from ..records import AliasRecord, Layout, make_view
-from . import fast, fine, lookups, quantize, small
+from . import constants, fast, fine, lookups, quantize, small
 from .assemble import QuantizedStage, assemble, sum_of_stages
-from .budget import Goal, Outcome, Statistics, Steps, meet, root_mean_square
+from .budget import Goal, Outcome, meet
 from .calibration import TensorStatistics
 from .coded import CodedTensor
 from .decorrelate import Habit
@@ -32,6 +32,7 @@ from .options import Options
 from .orient import by_columns, by_rows, reals, view_matrix
 from .recipe import Method
 from .report import Report, TensorReport, decibel, energy, sqnr_db
+from .sensitivity import Statistics, Steps, root_mean_square
 from .source import SourceTensor, check_name, check_shape, fits_float32, native
 from .spool import Spool
 from .uniform import encode_uniform
@@ -44,7 +45,6 @@ SMALLEST_COARSE_VECTOR = 1 << 16  # elements of a tensor of one axis: shorter on
 _EXACT = 0.0  # in place of a step: what the encoder may choose is stored exactly
 _EXACT_FROM = 0.5  # of the bytes of the tensors: smaller budgets are below what floats compress to
 _LEAST_SQNR_DB = 1.0  # of a tensor on a grid; less is hardly better than nothing
-DEFAULT_STEP = 0.18  # times the root mean square of all weights on grids: at most a point lost on six networks
 _MAX_CORRECTIONS = 3  # rounds until corrected tensors fit a budget
 _CORRECTION_SHARE = 0.001  # of a budget, and bytes, that are kept for what corrected tensors take more
 _CORRECTION_NBYTES = 16
@@ -110,21 +110,25 @@ class ModelEncoder:
 
     Args:
         metadata: Of the file: it counts where the size of the file does.
+        is_part: Whether these are only some of the file's tensors.
     """
 
     def __init__(
-        self, tensors: Sequence[SourceTensor], options: Options, metadata: dict[str, Any] | None = None
-    ) -> None:
+        self, tensors: Sequence[SourceTensor], options: Options, metadata: dict[str, Any] | None = None, *,
+        is_part: bool = False,
+    ) -> None:  # fmt: skip
         self.tensors = tensors
+        self._is_part = is_part
         self.options = options
         self._metadata = metadata
+        self._constants: set[str] = set()  # tensors that nobody trained
         self._statistics: dict[str, Statistics] = {}
         self._steps = Steps([])
         self._fixed: dict[str, Result] = {}  # results that no step changes, where there is a budget
         self._kinds: dict[str, tuple[int, bool]] = {}  # how each tensor of preset small was coded at the step before
         self._habit_strength = 0.0
         self._fallen: dict[str, str] = {}  # why a tensor is not coded by the method of its wildcard
-        self._step = options.step or DEFAULT_STEP  # relative; where there is a goal, that of the results that meet it
+        self._step = options.step or 0.0  # relative; where there is a goal, that of the results that meet it
         self._factors: dict[str, Factors | None] = {}
         self._books: dict[str, quantize.SharedBook] = {}
         self._book_numbers: dict[str, int] = {}
@@ -154,6 +158,8 @@ class ModelEncoder:
         """What the recipe asks for; None where the encoder chooses."""
         if self.options.lossless or (tensor.is_exact and not self._is_named(tensor)):
             return quantize.LOSSLESS
+        if tensor.name in self._constants and not self._is_named(tensor):
+            return quantize.LOSSLESS
         if self.options.recipe is None or tensor.name in self._fallen:
             return None
         method, is_wildcard = self.options.recipe.method_for(tensor.name)
@@ -175,7 +181,8 @@ class ModelEncoder:
         """Whether the encoder may put the tensor on a grid."""
         if not BY_NAME[tensor.dtype].arithmetic or not tensor.shape:
             return False
-        return prod(tensor.shape) >= (SMALLEST_COARSE if len(tensor.shape) > 1 else SMALLEST_COARSE_VECTOR)
+        is_vector = sum(size > 1 for size in tensor.shape) < 2  # factors of channels have axes of 1 beside theirs
+        return prod(tensor.shape) >= (SMALLEST_COARSE_VECTOR if is_vector else SMALLEST_COARSE)
 
     def _gather(self) -> None:
         """First pass: deviation and a sample of each tensor whose step is to be chosen.
@@ -187,16 +194,26 @@ class ModelEncoder:
                 continue
             method = self._method(tensor)
             if self.options.has_budget and method is not None and method.is_vector:
-                result = self._encode_tensor(tensor, DEFAULT_STEP)
+                result = self._encode_tensor(tensor, 1.0)
                 if tensor.name not in self._fallen:
                     self._fixed[tensor.name] = result
                     continue
                 method = None
-            if self._has_step(tensor, method):
+            if method is None and BY_NAME[tensor.dtype].arithmetic and self._is_constant(tensor):
+                self._constants.add(tensor.name)
+            elif self._has_step(tensor, method):
                 array = tensor.load()
                 if fits_float32(array):
-                    self._statistics[tensor.name] = Statistics.of(reals(array), self._sensitivity(tensor))
-        self._steps = Steps(list(self._statistics.values()), by_deviation=self.options.sqnr is not None)
+                    self._statistics[tensor.name] = Statistics.of(reals(array), self._sensitivity(tensor),
+                                                                  is_recurrent=tensor.in_sequence)  # fmt: skip
+        self._steps = Steps(list(self._statistics.values()), by_deviation=self.options.sqnr is not None,
+                            is_part=self._is_part)  # fmt: skip
+        self._step = self.options.step or self._steps.default
+
+    def _is_constant(self, tensor: SourceTensor) -> bool:
+        """Whether nobody trained the tensor, and exact coding takes next to nothing."""
+        array = tensor.load()
+        return fits_float32(array) and constants.is_constant(array, tensor.dtype, is_short=not self._is_coarse(tensor))
 
     def _known(self, tensor: SourceTensor) -> TensorStatistics:
         """What calibration found of a tensor; nothing without it."""
@@ -433,12 +450,11 @@ class ModelEncoder:
         """A tensor that is small and sensitive: finely, or if a budget says so less finely, by its size."""
         if not self.options.has_budget or self.options.sqnr is not None:
             return self._encode_finely(tensor, array)
-        deviation = root_mean_square(reals(array))
-        if self._steps.is_empty or not deviation:
+        values = reals(array)
+        if self._steps.is_empty or not values.any():
             return self._encode_finely(tensor, array)
-        norm = deviation * math.sqrt(reals(array).size)
-        step = self._steps.vector_step(norm, relative_step, self._sensitivity(tensor))
-        return self._encode_finely(tensor, array, step / deviation)
+        step = self._steps.vector_step(values, relative_step, self._sensitivity(tensor))
+        return self._encode_finely(tensor, array, step)
 
     def _encode_on_grid(
         self, tensor: SourceTensor, array: Array, method: Method | None, relative_step: float
@@ -449,7 +465,7 @@ class ModelEncoder:
         else:
             statistics = self._statistics.get(tensor.name) or Statistics.of(values)
             steps = Steps([statistics]) if self._steps.is_empty else self._steps
-            step = steps.step(statistics, relative_step or DEFAULT_STEP)
+            step = steps.step(statistics, relative_step or steps.default)
         result = self._encode_coarsely(tensor, values, step, "default" if method is not None else self.options.preset)
         if method is not None or result.report.sqnr_db >= _LEAST_SQNR_DB:
             return result

@@ -14,9 +14,8 @@ from typing import Any, Protocol, cast
 from ..errors import EncodeError
 from ..files import NewFile
 from .budget import COARSEST_STEP, SMALLEST_STEP
-from .model import DEFAULT_STEP
 
-_FIRST_STEP = 3 * DEFAULT_STEP
+_FIRST_STEP = 0.5
 _MOST_GROWTH = 2.0  # of the step from one trial to the next
 _POWER = 2.5  # of the step, with which the drop goes, more or less
 # Nearer is within the measure's noise: a drop to what is allowed, sizes of the best and of the next one that is too bad

@@ -14,6 +14,7 @@ from ..dtypes import BY_NAME, of_array
 from ..errors import EncodeError
 from ..limits import MAX_NAME_NBYTES, MAX_RANK
 from .orient import reals
+from .sensitivity import has_recurrent_name
 
 Array = npt.NDArray[Any]
 _LARGEST = float(np.finfo(np.float32).max) / 16  # room for sums of stages and for products with scales
@@ -33,6 +34,7 @@ class SourceTensor:
         is_exact: Whether every bit is kept, unless a pattern of the recipe names the tensor: it is no weight.
         output_axis: Of a weight of two axes or more, the axis of the layer's outputs.
         is_looked_up: Whether its rows are looked up one by one, if that is known.
+        is_recurrent: Whether it is applied again and again along a sequence, if that is known.
         layer: Number and name of the layer of the file that it is to be in; None for one that goes by names.
     """
 
@@ -44,6 +46,7 @@ class SourceTensor:
     is_exact: bool = False
     output_axis: int = 0
     is_looked_up: bool = False
+    is_recurrent: bool = False
     layer: tuple[int, str] | None = None
 
     @property
@@ -51,6 +54,11 @@ class SourceTensor:
         """Whether its rows are looked up one by one: that is known, or its name or shape says so."""
         is_tall = len(self.shape) == 2 and self.shape[0] >= max(_FEWEST_ROWS, _TALL * self.shape[1])
         return self.is_looked_up or is_tall or "embed" in self.name.lower()
+
+    @property
+    def in_sequence(self) -> bool:
+        """Whether it is applied again and again along a sequence: that is known, or its name says so."""
+        return self.is_recurrent or has_recurrent_name(self.name)
 
     @property
     def n_elements(self) -> int:

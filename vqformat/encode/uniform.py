@@ -15,10 +15,11 @@ from ..codecs import tables
 from ..codecs.tables import Floats
 from ..container import TABLE_ENTRY_NBYTES
 from ..dtypes import BY_NAME
-from ..records import CodebookStage, TableSource
+from ..records import CodebookStage, ProgressionSource, TableSource
 from . import entropy
 from .assemble import QuantizedStage, assemble
 from .orient import Orientation, orientations
+from .report import energy
 from .scales import table_dtype
 
 ROUNDING = 0.38  # |w| / step + ROUNDING is rounded down: below 0.5 more values become 0, which saves more than it costs
@@ -26,6 +27,8 @@ _ALIGNED_ZERO = 7  # the code of 0 modulo 15, so that -1, 0, 1 (or -7 .. 7) shar
 _MAX_CODE = 30_000
 _TRIAL_CODES = 1 << 17
 _PIECE = 1 << 16
+_FEW_A_POINT = 256  # values: with fewer for each point of the grid, means are hardly better than points, and a table of
+# them takes as much as it gains
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Grid:
 def quantize_uniform(
     matrix: Floats, step: float, *, rounding: float = ROUNDING, gain: bool = True, largest: float = math.inf
 ) -> Grid:
-    """Quantize to a grid; the values are the centroids of their cells, times one gain.
+    """Quantize to a grid; the values are the centroids of their cells, times one gain, or the points of a fine grid.
 
     The gain restores ``<q, w> = <w, w>``: centroids shrink a tensor, by half its energy at the coarsest steps, and
     networks mind that more than the squared error that the gain adds.
@@ -71,9 +74,7 @@ def quantize_uniform(
         scaled += np.copysign(np.float32(rounding), scaled)
         grid[start : start + _PIECE] = scaled  # rounds towards 0
     low, high = int(grid.min()), int(grid.max())
-    zero = -low
-    if high - low > 4:
-        zero += (_ALIGNED_ZERO - zero) % 15
+    zero = _code_of_zero(low, high)
     entries = high + zero + 1
     codes = np.empty(flat.size, bits.code_dtype(entries))
     counts, sums = np.zeros(entries, np.int64), np.zeros(entries)
@@ -82,19 +83,38 @@ def quantize_uniform(
         counts += np.bincount(piece, minlength=entries)
         sums += np.bincount(piece, weights=flat[start : start + _PIECE], minlength=entries)
         codes[start : start + _PIECE] = piece
-    energy = float(np.einsum("i,i->", flat, flat, dtype=np.float64))
+    if np.count_nonzero(counts) * _FEW_A_POINT > flat.size and furthest + step < largest:
+        return _on_points(matrix, np.float32(step))
+    signal = energy(flat)
     points = np.where(counts > 0, sums / np.maximum(counts, 1), 0.0)
     if gain:
         projection = float(points @ sums)
         if projection > 0:
-            points *= min(energy / projection, 4.0)
+            points *= min(signal / projection, 4.0)
     points = np.clip(points, -largest, largest)
     dtype = table_dtype(points)
     stage = CodebookStage(dim=1, entries=entries, source=TableSource(dtype))
     table = tables.encode(points, dtype)
     stored = tables.decode(table, dtype, "codebook").astype(np.float64)
-    noise = energy - 2 * float(stored @ sums) + float(stored**2 @ counts)
-    return Grid(QuantizedStage(stage, [table], codes.reshape(matrix.shape)), energy, max(noise, 0.0))
+    noise = signal - 2 * float(stored @ sums) + float(stored**2 @ counts)
+    return Grid(QuantizedStage(stage, [table], codes.reshape(matrix.shape)), signal, max(noise, 0.0))
+
+
+def _code_of_zero(low: int, high: int) -> int:
+    return -low if high - low <= 4 else -low + (_ALIGNED_ZERO + low) % 15
+
+
+def _on_points(matrix: Floats, step: np.float32) -> Grid:
+    """The nearest points of a grid: nothing but the step is stored."""
+    indices = np.rint(matrix.astype(np.float64) / float(step)).astype(np.int64)
+    low, high = int(indices.min(initial=0)), int(indices.max(initial=0))
+    zero = _code_of_zero(low, high)
+    entries = high + zero + 1
+    codes = (indices + zero).astype(bits.code_dtype(entries))
+    stage = CodebookStage(dim=1, entries=entries, source=ProgressionSource(zero))
+    error = indices.astype(np.float32) * step - matrix
+    resident = [tables.encode(np.array([step]), "f32")]
+    return Grid(QuantizedStage(stage, resident, codes), energy(matrix), energy(error))
 
 
 def encode_uniform(

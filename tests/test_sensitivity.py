@@ -1,0 +1,130 @@
+"""How finely tensors are coded by default: it depends on what they are, not on what lies beside them."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vqformat
+from vqformat.encode.constants import is_counted, is_filter_bank, is_in_order
+from vqformat.encode.sensitivity import Statistics, Steps, has_recurrent_name
+
+Model = dict[str, np.ndarray]
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def sqnr(model: Model, **options: Any) -> dict[str, float]:
+    """SQNR of each tensor in dB, measured on the file."""
+    stream = io.BytesIO()
+    vqformat.save_file(model, stream, **options)
+    back = vqformat.load(stream.getvalue())
+    with np.errstate(divide="ignore"):
+        return {name: float(10 * np.log10(np.square(a, dtype="f8").sum() / np.square(a.astype("f8") - back[name]).sum()))
+                for name, a in model.items()}  # fmt: skip
+
+
+LAYERS = {f"layer{i}.weight": 0.05 * normal(256, 256, seed=i) for i in range(3)}
+CENTRES = np.arange(80) + 0.5
+CONSTANTS = {
+    "mask": np.triu(np.full((128, 128), -1e9, np.float32), 1),
+    "anchors": np.stack(np.meshgrid(CENTRES, CENTRES)).reshape(2, -1).astype(np.float32),
+    "times": 10 * np.arange(1000, dtype=np.float32)[None],
+    "frequencies": (1e4 ** (-np.arange(0, 64, 2) / 64)).astype(np.float32),
+    "lengths": np.full((300, 1, 1), 12, np.float32),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"ratio": 8}, {"preset": "small", "ratio": 8}], ids=str)
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_constant_is_exact_and_costs_the_weights_nothing(name: str, options: dict[str, Any]) -> None:
+    alone = sqnr(LAYERS, **options)
+
+    beside = sqnr({**LAYERS, name: CONSTANTS[name]}, **options)
+
+    assert beside.pop(name) == np.inf
+    assert all(beside[name] > alone[name] - 1 for name in alone)
+
+
+def test_irregular_values_of_large_scale_cost_the_weights_nothing() -> None:
+    beside = sqnr({**LAYERS, "large": 1e6 * normal(64, 64)})
+
+    alone = sqnr(LAYERS)
+    assert all(beside[name] > alone[name] - 1 for name in alone)
+
+
+@pytest.mark.parametrize("shape", [(256,), (256, 1, 1), (1, 256, 1, 1), (1, 256)], ids=str)
+def test_factors_of_channels_keep_their_precision_whatever_their_axes(shape: tuple[int, ...]) -> None:
+    factors = (10 ** (-3 * np.random.default_rng(0).random(256))).astype(np.float32)
+    stream = io.BytesIO()
+
+    vqformat.save_file({"g": factors.reshape(shape)}, stream)
+
+    found = vqformat.load(stream.getvalue())["g"].reshape(-1)
+    assert (np.abs(found - factors) <= factors * 2.0**-9).all()
+
+
+def test_trained_weights_are_no_constants() -> None:
+    weights = normal(64, 33)
+    assert not is_counted(weights) and not is_in_order(weights) and not is_filter_bank(weights)
+    assert is_counted(np.rint(weights)) and is_in_order(np.sort(weights.reshape(-1)))
+    assert not is_in_order(np.arange(5, dtype=np.float32))  # few values may be in order by chance
+
+
+def fourier(n: int = 512, n_frequencies: int = 257) -> np.ndarray:
+    """Kernels of a short-time Fourier transform, (2 * n_frequencies, n)."""
+    t = np.arange(n)
+    angles = 2 * np.pi * np.arange(n_frequencies)[:, None] * t / n
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * t / n)
+    return np.concatenate([window * np.cos(angles), window * np.sin(angles)]).astype(np.float32)
+
+
+@pytest.mark.parametrize("kernels", [fourier(), fourier()[:, None], fourier().T, np.hanning(33)[None].astype("f4")])
+def test_filters_are_told_by_their_symmetry(kernels: np.ndarray) -> None:
+    assert is_filter_bank(kernels)
+
+
+def test_a_fourier_transform_beside_weights_is_much_finer_than_they() -> None:
+    found = sqnr({**LAYERS, "stft": fourier()[:, None]})
+
+    assert found["stft"] > 50 > max(found[name] for name in LAYERS)
+
+
+@pytest.mark.parametrize("name", [
+    "lstm.weight_hh_l0", "enc.weight_ih_l1_reverse", "cell.weight_hh", "lstm/lstm_cell/recurrent_kernel",
+    "bidirectional/forward_gru/gru_cell/kernel", "OptimizedLSTMCell_0.hi.kernel", "onnx::LSTM_231",
+])  # fmt: skip
+def test_recurrent_kernels_are_known_by_the_names_of_frameworks(name: str) -> None:
+    assert has_recurrent_name(name)
+
+
+@pytest.mark.parametrize("name", ["fc.weight", "conv1.kernel", "attn.in_proj_weight", "dense/kernel", "onnx::MatMul_7"])
+def test_other_names_are_not_those_of_recurrent_kernels(name: str) -> None:
+    assert not has_recurrent_name(name)
+
+
+def statistics(*shape: int, scale: float = 0.05, **known: Any) -> Statistics:
+    return Statistics.of(scale * normal(*shape), **known)
+
+
+def test_deeper_networks_and_recurrent_ones_are_finer() -> None:
+    shallow, deep = Steps([statistics(64, 64)] * 8), Steps([statistics(64, 64)] * 128)
+    recurrent = Steps([statistics(64, 64, is_recurrent=True)] * 8)
+
+    assert shallow.default > 3.9 * deep.default > 7 * recurrent.default
+    assert Steps([statistics(64, 64)] * 8, is_part=True).default < shallow.default  # of a network of unknown depth
+
+
+def test_small_tensors_and_those_with_few_large_values_are_finer() -> None:
+    spiky = 0.05 * normal(300, 300) * (1 + 30 * (np.random.default_rng(1).random((300, 300)) < 0.003))
+    plain, small, odd = statistics(300, 300), statistics(20, 20), Statistics.of(spiky.astype(np.float32))
+
+    steps = Steps([plain, small, odd])
+
+    relative = [steps.step(one, 1.0) / one.deviation for one in (plain, small, odd)]
+    assert relative[1] < 0.3 * relative[0] and relative[2] < 0.8 * relative[0]
