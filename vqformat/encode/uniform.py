@@ -19,6 +19,7 @@ from ..records import CodebookStage, TableSource
 from . import entropy
 from .assemble import QuantizedStage, assemble
 from .orient import Orientation, orientations
+from .report import as_decoded
 from .scales import table_dtype
 
 ROUNDING = 0.38  # |w| / step + ROUNDING is rounded down: below 0.5 more values become 0, which saves more than it costs
@@ -50,7 +51,7 @@ class Grid:
 
 
 def quantize_uniform(
-    matrix: Floats, step: float, *, rounding: float = ROUNDING, gain: bool = True, largest: float = math.inf
+    matrix: Floats, step: float, *, rounding: float = ROUNDING, gain: bool = True, dtype: str = "f32"
 ) -> Grid:
     """Quantize to a grid; the values are the centroids of their cells, times one gain.
 
@@ -60,7 +61,7 @@ def quantize_uniform(
     Args:
         matrix: ``(R, C)``, finite.
         step: Distance of grid points; made larger if there would be more points than a codebook holds.
-        largest: No value may be larger (VAL-002).
+        dtype: Of the tensor, whose range no value may leave (VAL-002). Errors are those after rounding to it.
     """
     furthest = max(float(matrix.max(initial=0)), -float(matrix.min(initial=0)))
     step = max(step, furthest / _MAX_CODE, float(np.finfo(np.float32).tiny))
@@ -88,11 +89,11 @@ def quantize_uniform(
         projection = float(points @ sums)
         if projection > 0:
             points *= min(energy / projection, 4.0)
-    points = np.clip(points, -largest, largest)
-    dtype = table_dtype(points)
-    stage = CodebookStage(dim=1, entries=entries, source=TableSource(dtype))
-    table = tables.encode(points, dtype)
-    stored = tables.decode(table, dtype, "codebook").astype(np.float64)
+    points = np.clip(points, -BY_NAME[dtype].largest, BY_NAME[dtype].largest)
+    of_table = table_dtype(points)
+    stage = CodebookStage(dim=1, entries=entries, source=TableSource(of_table))
+    table = tables.encode(points, of_table)
+    stored = as_decoded(tables.decode(table, of_table, "codebook"), dtype).astype(np.float64)
     noise = energy - 2 * float(stored @ sums) + float(stored**2 @ counts)
     return Grid(QuantizedStage(stage, [table], codes.reshape(matrix.shape)), energy, max(noise, 0.0))
 
@@ -110,7 +111,7 @@ def encode_uniform(
     Returns:
         The encoded tensor, and its SQNR in dB.
     """
-    quantized = quantize_uniform(values.reshape(1, -1), step, largest=BY_NAME[dtype].largest)
+    quantized = quantize_uniform(values.reshape(1, -1), step, dtype=dtype)
     stage = quantized.stage.with_planes(compress=True)
     codes = stage.codes.reshape(values.shape)
     candidates = orientations(values, is_table=is_table)

@@ -1,0 +1,152 @@
+"""How a goal is met: by one step for all tensors, and where files jump past it, by what lies between two files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+from .budget import COARSEST_STEP, SMALLEST_STEP, Goal, Outcome, Steps, meet
+from .writing import Result
+
+EXACT = 0.0  # in place of a step: what the encoder may choose is stored exactly
+_MAX_ADJUSTMENTS = 12  # tries of the one tensor that makes up for what is left
+_FIRST_FACTOR = 1.03  # of its step; squared at each further try
+_SPENT = 0.996  # of a size at least, where no further try is worth its time
+_OVER_DB = 0.08  # above an SQNR at most, likewise
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A file that was tried.
+
+    Attributes:
+        step: Relative, of all tensors, but for what was adjusted; or ``EXACT``.
+    """
+
+    step: float
+    results: Sequence[Result]
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What it takes to try a file.
+
+    Attributes:
+        encode: The tensors, at a relative step.
+        encode_one: The tensor of that number at a relative step, and of any size, so far as its method allows.
+        measure: What a file of these results would be.
+    """
+
+    encode: Callable[[float], Sequence[Result]]
+    encode_one: Callable[[int, float], Result]
+    measure: Callable[[Iterable[Result]], Outcome]
+
+
+class Meeting:
+    """The search for a file that just meets a goal.
+
+    Attributes:
+        within: The nearest that meets it, None if none does.
+        beyond: The nearest that does not: too large, or not good enough.
+    """
+
+    def __init__(self, goal: Goal, trials: Trials) -> None:
+        self._goal, self._trials = goal, trials
+        self.within: Attempt | None = None
+        self.beyond: Attempt | None = None
+
+    def try_step(self, step: float) -> Outcome:
+        """Encode all tensors at a step."""
+        return self._try(step, self._trials.encode(step))
+
+    def run(self, steps: Steps, first_step: float | None = None) -> None:
+        """Try files until one is near the goal, or there is nothing more to try.
+
+        Args:
+            first_step: See ``budget.meet``.
+        """
+        meet(steps, self._goal, self.try_step, first_step)
+        if self.within is None or self.within.outcome.is_near(self._goal):
+            return
+        if self.beyond is None and self._goal.nbytes is not None:
+            self.try_step(EXACT)
+        if self.beyond is not None and not self.within.outcome.is_near(self._goal):
+            self._mix(self.within, self.beyond)
+
+    def _try(self, step: float, results: Sequence[Result]) -> Outcome:
+        attempt = Attempt(step, results, self._trials.measure(results))
+        if attempt.outcome.meets(self._goal):
+            if self.within is None or attempt.outcome.is_nearer(self.within.outcome, self._goal):
+                self.within = attempt
+        elif self.beyond is None or attempt.outcome.is_nearer(self.beyond.outcome, self._goal):
+            self.beyond = attempt
+        return attempt.outcome
+
+    def _mix(self, within: Attempt, beyond: Attempt) -> None:
+        """Tensors as in the file beyond the goal, so many that it is still met; the next makes up for what is left."""
+        n_beyond, too_many = 0, len(within.results)
+        while too_many - n_beyond > 1:
+            n = (n_beyond + too_many) // 2
+            if self._try(within.step, Spliced(beyond.results, within.results, n)).meets(self._goal):
+                n_beyond = n
+            else:
+                too_many = n
+        assert self.within is not None
+        if not self._is_spent(self.within.outcome):
+            self._adjust(within, beyond, n_beyond)
+
+    def _adjust(self, within: Attempt, beyond: Attempt, number: int) -> None:
+        """Try steps of one tensor, between tensors of the one file and of the other."""
+        step, factor = within.step, _FIRST_FACTOR
+        inside = outside = 0.0
+        for _ in range(_MAX_ADJUSTMENTS):
+            one = self._trials.encode_one(number, step)
+            outcome = self._try(within.step, Spliced(beyond.results, within.results, number, one))
+            is_met = outcome.meets(self._goal)
+            if is_met and self._is_spent(outcome):
+                return
+            inside, outside = (step, outside) if is_met else (inside, step)
+            if inside and outside:
+                step = math.sqrt(inside * outside)
+            else:
+                gets_finer = is_met == (self._goal.nbytes is not None)
+                step = min(max(step / factor if gets_finer else step * factor, SMALLEST_STEP), COARSEST_STEP)
+                factor *= factor
+
+    def _is_spent(self, outcome: Outcome) -> bool:
+        """Whether a file that meets the goal is so near to it that a nearer one is not worth its time."""
+        if self._goal.nbytes is not None:
+            return outcome.nbytes >= _SPENT * self._goal.nbytes
+        return outcome.sqnr_db <= (self._goal.sqnr_db or 0.0) + _OVER_DB
+
+
+class Spliced(Sequence[Result]):
+    """The first results of one file, then those of another.
+
+    Args:
+        n_first: How many of the first.
+        one: In place of the first of the last.
+    """
+
+    def __init__(
+        self, first: Sequence[Result], last: Sequence[Result], n_first: int, one: Result | None = None
+    ) -> None:
+        self._first, self._last, self._n_first, self._one = first, last, n_first, one
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    @overload
+    def __getitem__(self, at: int) -> Result: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Result]: ...
+    def __getitem__(self, at: int | slice) -> Any:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        at = range(len(self))[at]
+        if at == self._n_first and self._one is not None:
+            return self._one
+        return self._first[at] if at < self._n_first else self._last[at]
