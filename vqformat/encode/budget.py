@@ -218,7 +218,7 @@ class _SizeSearch:
             return low * math.pow(high / low, min(max(share, 0.05), 0.95))
         correction = max(self._tried[self._last] - self._fixed, 1.0) / max(self._steps.estimate(self._last), 1.0)
         step = _solve(self._steps.estimate, (wanted - self._fixed) / correction)
-        least = math.pow(1.02, 2 ** (len(self._tried) - 1))
+        least = _least_factor(len(self._tried))
         if above:
             step = min(max(step, max(above) * least), max(above) * max(least, _FURTHEST))
         else:
@@ -256,10 +256,17 @@ class _QualitySearch:
             return low * math.pow(high / low, min(max(share, 0.05), 0.95))
         nearest = max(above) if above else min(below)
         step = nearest * 2.0 ** ((self._tried[nearest] - wanted) / 5)
+        least = _least_factor(len(self._tried))
+        step = max(step, nearest * least) if above else min(step, nearest / least)
         return min(max(float(step), SMALLEST_STEP), _LARGEST_STEP)
 
     def last_resort(self) -> float | None:
         return SMALLEST_STEP if max(self._tried.values()) < self._goal else None
+
+
+def _least_factor(n_tries: int) -> float:
+    """From one step to the next while all were on one side of the goal: more with each, for files may not change."""
+    return math.pow(1.02, 2 ** (n_tries - 1))
 
 
 def _solve(estimate: Callable[[float], float], target: float) -> float:

@@ -23,6 +23,7 @@ from .vector import CodebookOptions, quantize_codebook
 
 QUICK_ENTRIES = (2, 4, 16, 256)  # whose codes are 1, 2, 4 or 8 bits: a byte holds several of them, or one
 ENTRIES = (2, 3, 4, 6, 8, 12, 16, 32, 48, 64, 128, 256)  # with those that a budget needs
+MANY_ENTRIES = 16  # from here on one entry more changes an SQNR by little
 # At the step S of a grid, noise falls by so many S**2 for a further bit: what a bit costs at that quality
 _PRICE = 2 * math.log(2) / 12
 _SAMPLE = 1 << 16
@@ -75,9 +76,23 @@ class Ladder:
         costs = [noise / step**2 + _PRICE * width for noise, width in zip(self.noise, self.bits, strict=True)]
         return self.entries[costs.index(min(costs))]
 
-    def bits_at(self, step: float) -> float:
-        """Bits of a weight that are worth their noise, if they could be any number."""
-        hull = [0]  # entries that are worth it at some step
+    def nbytes_at(self, step: float, n_codes: int) -> float:
+        """Bytes of codes and table that are worth their noise, if they could be any number."""
+        sizes = [n_codes * width / 8 + 2 * entries for width, entries in zip(self.bits, self.entries, strict=True)]
+        nbytes, missing_bits = self._between(step, sizes)
+        return nbytes + n_codes * missing_bits / 8
+
+    def any_entries_at(self, step: float) -> int:
+        """The number of entries that would be worth their noise if each took as many bits as its logarithm."""
+        return round(math.exp(self._between(step, [math.log(entries) for entries in self.entries])[0]))
+
+    def _between(self, step: float, values: Sequence[float]) -> tuple[float, float]:
+        """Of values for each number of entries, what lies between those for the numbers that are best at near steps.
+
+        Returns:
+            The value, and how many bits a weight the step asks for beyond those of the most entries.
+        """
+        hull = [0]  # entries that are best at some step
         for i in range(1, len(self.bits)):
             while len(hull) > 1 and self._gain(hull[-2], hull[-1]) <= self._gain(hull[-1], i):
                 hull.pop()
@@ -85,10 +100,12 @@ class Ladder:
                 hull.append(i)
         changes = [self._gain(a, b) / _PRICE for a, b in pairwise(hull)]  # squares of steps
         if not changes:
-            return self.bits[hull[0]]
+            return values[hull[0]], 0.0
         edges = np.log([4 * changes[0], *changes, changes[-1] / 4])
         middles = (edges[1:] + edges[:-1]) / 2
-        return float(np.interp(2 * math.log(step), middles[::-1], [self.bits[i] for i in hull[::-1]]))
+        wanted = 2 * math.log(step)
+        found = float(np.interp(wanted, middles[::-1], [values[i] for i in hull[::-1]]))
+        return found, max(0.0, float(middles[-1]) - wanted) / (2 * math.log(2)) if self.noise[hull[-1]] else 0.0
 
     def _gain(self, a: int, b: int) -> float:
         """By how much noise falls for a bit, from one number of entries to another."""
@@ -109,7 +126,7 @@ def choose_within(nbytes: float, shape: tuple[int, int]) -> Choice:
     first = fitting[-1]
     left = nbytes - sum(sizes(first, 1))
     found = [(sizes(entries, dim), (entries, dim)) for entries in ENTRIES
-             for dim in range(2, min(_LARGEST_DIM, n_columns) + 1)]  # fmt: skip
+             for dim in range(1, min(_LARGEST_DIM, n_columns) + 1)]  # fmt: skip
     found = [(size, further) for size, further in found if sum(size) <= left]
     if not found:
         return Choice(first)

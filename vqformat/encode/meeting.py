@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -12,6 +12,8 @@ from .writing import Result
 
 EXACT = 0.0  # in place of a step: what the encoder may choose is stored exactly
 _MAX_ADJUSTMENTS = 12  # tries of the one tensor that makes up for what is left
+_MAX_ADJUSTED = 3  # tensors that are tried as that one
+_MOST_FACTOR = 1.5  # of its step against that of the others, if these could do without it
 _FIRST_FACTOR = 1.03  # of its step; squared at each further try
 _SPENT = 0.996  # of a size at least, where no further try is worth its time
 _OVER_DB = 0.08  # above an SQNR at most, likewise
@@ -94,17 +96,24 @@ class Meeting:
                 n_beyond = n
             else:
                 too_many = n
-        assert self.within is not None
-        if not self._is_spent(self.within.outcome):
-            self._adjust(within, beyond, n_beyond)
+        mixed = Spliced(beyond.results, within.results, n_beyond)
+        by_size = sorted(range(len(mixed)), key=lambda i: -within.results[i].report.n_elements)
+        for number in [n_beyond, *(i for i in by_size if i != n_beyond)][:_MAX_ADJUSTED]:
+            assert self.within is not None
+            if not self.within.outcome.is_near(self._goal):
+                self._adjust(within, mixed, number, math.inf if number == n_beyond else _MOST_FACTOR)
 
-    def _adjust(self, within: Attempt, beyond: Attempt, number: int) -> None:
-        """Try steps of one tensor, between tensors of the one file and of the other."""
+    def _adjust(self, within: Attempt, mixed: Spliced, number: int, most: float) -> None:
+        """Try steps of one tensor of a file.
+
+        Args:
+            most: How many times larger than the step of the others it may be, or smaller.
+        """
         step, factor = within.step, _FIRST_FACTOR
         inside = outside = 0.0
         for _ in range(_MAX_ADJUSTMENTS):
             one = self._trials.encode_one(number, step)
-            outcome = self._try(within.step, Spliced(beyond.results, within.results, number, one))
+            outcome = self._try(within.step, mixed.with_one(number, one))
             is_met = outcome.meets(self._goal)
             if is_met and self._is_spent(outcome):
                 return
@@ -113,7 +122,8 @@ class Meeting:
                 step = math.sqrt(inside * outside)
             else:
                 gets_finer = is_met == (self._goal.nbytes is not None)
-                step = min(max(step / factor if gets_finer else step * factor, SMALLEST_STEP), COARSEST_STEP)
+                step = step / factor if gets_finer else step * factor
+                step = min(max(step, within.step / most, SMALLEST_STEP), within.step * most, COARSEST_STEP)
                 factor *= factor
 
     def _is_spent(self, outcome: Outcome) -> bool:
@@ -128,13 +138,17 @@ class Spliced(Sequence[Result]):
 
     Args:
         n_first: How many of the first.
-        one: In place of the first of the last.
+        other: Results in place of those of their numbers.
     """
 
     def __init__(
-        self, first: Sequence[Result], last: Sequence[Result], n_first: int, one: Result | None = None
+        self, first: Sequence[Result], last: Sequence[Result], n_first: int, other: Mapping[int, Result] | None = None
     ) -> None:
-        self._first, self._last, self._n_first, self._one = first, last, n_first, one
+        self._first, self._last, self._n_first, self._other = first, last, n_first, other or {}
+
+    def with_one(self, number: int, result: Result) -> Spliced:
+        """The same with another result of that number."""
+        return Spliced(self._first, self._last, self._n_first, {number: result})
 
     def __len__(self) -> int:
         return len(self._last)
@@ -147,6 +161,6 @@ class Spliced(Sequence[Result]):
         if isinstance(at, slice):
             return [self[i] for i in range(*at.indices(len(self)))]
         at = range(len(self))[at]
-        if at == self._n_first and self._one is not None:
-            return self._one
+        if at in self._other:
+            return self._other[at]
         return self._first[at] if at < self._n_first else self._last[at]

@@ -544,11 +544,15 @@ class ModelEncoder:
         """How preset ``fast`` codes a tensor; with a budget its codes may be of more widths."""
         ladder = self._ladders.get(tensor.name)
         if ladder is None:
-            entries = fast.ENTRIES if self.options.has_budget else fast.QUICK_ENTRIES
-            ladder = self._ladders[tensor.name] = fast.Ladder.of(values, entries, seed=self.options.seed)
+            widths = fast.ENTRIES if self.options.has_budget else fast.QUICK_ENTRIES
+            ladder = self._ladders[tensor.name] = fast.Ladder.of(values, widths, seed=self.options.seed)
         if tensor.name != self._between:
             return fast.Choice(ladder.entries_at(step))
-        return fast.choose_within(ladder.bits_at(step) * values.size / 8, fast.as_matrix(values).shape)
+        entries = ladder.any_entries_at(step)
+        if self.options.sqnr is not None and entries >= fast.MANY_ENTRIES:
+            return fast.Choice(entries)
+        matrix = fast.as_matrix(values)
+        return fast.choose_within(ladder.nbytes_at(step, matrix.size), matrix.shape)
 
     def _encode_by_method(self, tensor: SourceTensor, array: Array, method: Method) -> Result:
         values = reals(array)
