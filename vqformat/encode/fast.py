@@ -23,7 +23,6 @@ from .vector import CodebookOptions, quantize_codebook
 
 QUICK_ENTRIES = (2, 4, 16, 256)  # whose codes are 1, 2, 4 or 8 bits: a byte holds several of them, or one
 ENTRIES = (2, 3, 4, 6, 8, 12, 16, 32, 48, 64, 128, 256)  # with those that a budget needs
-MANY_ENTRIES = 16  # from here on one entry more changes an SQNR by little
 # At the step S of a grid, noise falls by so many S**2 for a further bit: what a bit costs at that quality
 _PRICE = 2 * math.log(2) / 12
 _SAMPLE = 1 << 16

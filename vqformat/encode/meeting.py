@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Any, overload
 
 from .budget import COARSEST_STEP, SMALLEST_STEP, Goal, Outcome, Steps, meet
@@ -38,12 +40,13 @@ class Trials:
 
     Attributes:
         encode: The tensors, at a relative step.
-        encode_one: The tensor of that number at a relative step, and of any size, so far as its method allows.
+        encode_one: Ways to encode the tensor of a number at a relative step so that it may be of any size, or any
+            quality, so far as its method allows.
         measure: What a file of these results would be.
     """
 
     encode: Callable[[float], Sequence[Result]]
-    encode_one: Callable[[int, float], Result]
+    encode_one: Sequence[Callable[[int, float], Result]]
     measure: Callable[[Iterable[Result]], Outcome]
 
 
@@ -98,22 +101,26 @@ class Meeting:
                 too_many = n
         mixed = Spliced(beyond.results, within.results, n_beyond)
         by_size = sorted(range(len(mixed)), key=lambda i: -within.results[i].report.n_elements)
-        for number in [n_beyond, *(i for i in by_size if i != n_beyond)][:_MAX_ADJUSTED]:
+        numbers = [n_beyond, *(i for i in by_size if i != n_beyond)][:_MAX_ADJUSTED]
+        for number, encode in product(numbers, self._trials.encode_one):
             assert self.within is not None
             if not self.within.outcome.is_near(self._goal):
-                self._adjust(within, mixed, number, math.inf if number == n_beyond else _MOST_FACTOR)
+                most = math.inf if number == n_beyond else _MOST_FACTOR
+                self._adjust(within, mixed, number, partial(encode, number), most)
 
-    def _adjust(self, within: Attempt, mixed: Spliced, number: int, most: float) -> None:
+    def _adjust(
+        self, within: Attempt, mixed: Spliced, number: int, encode: Callable[[float], Result], most: float
+    ) -> None:
         """Try steps of one tensor of a file.
 
         Args:
+            encode: The tensor at a step.
             most: How many times larger than the step of the others it may be, or smaller.
         """
         step, factor = within.step, _FIRST_FACTOR
         inside = outside = 0.0
         for _ in range(_MAX_ADJUSTMENTS):
-            one = self._trials.encode_one(number, step)
-            outcome = self._try(within.step, mixed.with_one(number, one))
+            outcome = self._try(within.step, mixed.with_one(number, encode(step)))
             is_met = outcome.meets(self._goal)
             if is_met and self._is_spent(outcome):
                 return

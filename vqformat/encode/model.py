@@ -48,6 +48,7 @@ _MAX_CORRECTIONS = 6  # rounds until corrected tensors fit a budget
 _CORRECTION_SHARE = 0.001  # of a budget, and bytes, that are kept for what corrected tensors take more
 _CORRECTION_NBYTES = 16
 _FIRST_HABIT, _STRONGEST_HABIT = 0.01, 0.32  # see Habit: twice as strong at each further step of a search
+_NO_TENSOR = "no tensor is of a kind and a size to be coded more finely or coarsely"  # why a budget is missed
 _MINOR = 1  # of the format, unless everything is exact
 
 
@@ -121,7 +122,7 @@ class ModelEncoder:
         self._fixed: dict[str, Result] = {}  # results that no step changes, where there is a budget
         self._kinds: dict[str, tuple[int, bool]] = {}  # how each tensor of preset small was coded at the step before
         self._ladders: dict[str, fast.Ladder] = {}  # of preset fast
-        self._between: str | None = None  # the tensor that is to be of any size
+        self._between: tuple[str, bool] | None = None  # the tensor that is to be of any size, see _encode_between
         self._habit_strength = _FIRST_HABIT
         self._fallen: dict[str, str] = {}  # why a tensor is not coded by the method of its wildcard
         self._step = options.step or DEFAULT_STEP  # relative; where there is a goal, that of the results that meet it
@@ -134,6 +135,9 @@ class ModelEncoder:
     def write(self, writer: ChunkWriter) -> Report:
         """Encode the model, and end the file with it."""
         report = self._write_all(writer, self.results(writer.folder))
+        if self.options.sqnr is not None and not self._statistics and self._n_weights():
+            outcome = Outcome(report.file_nbytes, report.sqnr_db)
+            self.missed = self._notes_on(Goal(sqnr_db=self.options.sqnr), outcome, _NO_TENSOR)
         report.note_missed(self.missed)
         return report
 
@@ -281,7 +285,10 @@ class ModelEncoder:
         Raises:
             EncodeError: Even the coarsest steps give a larger file, or the finest one that is not good enough.
         """
-        meeting = Meeting(goal, Trials(self._encode_kept, self._encode_between, self._measure))
+        ways = [self._encode_between]
+        if goal.nbytes is None and self.options.preset == "fast":
+            ways.append(partial(self._encode_between, by_entries=True))
+        meeting = Meeting(goal, Trials(self._encode_kept, ways, self._measure))
         is_generous = goal.nbytes is not None and goal.nbytes >= _EXACT_FROM * self._source_nbytes()
         if not (is_generous and meeting.try_step(EXACT).meets(goal)):
             meeting.run(self._steps, first_step)
@@ -356,9 +363,13 @@ class ModelEncoder:
         self._habit_strength = min(2 * self._habit_strength, _STRONGEST_HABIT)
         return results
 
-    def _encode_between(self, number: int, step: float) -> Result:
-        """One tensor at a step, which is to be of any size."""
-        self._between = self.tensors[number].name
+    def _encode_between(self, number: int, step: float, *, by_entries: bool = False) -> Result:
+        """One tensor at a step, which is to be of any size.
+
+        Args:
+            by_entries: Whether preset ``fast`` gives it any number of entries instead of codebooks that add up.
+        """
+        self._between = self.tensors[number].name, by_entries
         result = self._encode_tensor(self.tensors[number], step)
         self._between = None
         return result
@@ -392,7 +403,7 @@ class ModelEncoder:
         """Why no file is nearer to a goal."""
         assert meeting.within is not None
         if self._steps.is_empty:
-            return "no tensor is of a kind and a size to be coded more finely or coarsely"
+            return _NO_TENSOR
         if meeting.within.step == EXACT:
             return "every bit is kept"
         if meeting.beyond is None:
@@ -546,13 +557,13 @@ class ModelEncoder:
         if ladder is None:
             widths = fast.ENTRIES if self.options.has_budget else fast.QUICK_ENTRIES
             ladder = self._ladders[tensor.name] = fast.Ladder.of(values, widths, seed=self.options.seed)
-        if tensor.name != self._between:
-            return fast.Choice(ladder.entries_at(step))
-        entries = ladder.any_entries_at(step)
-        if self.options.sqnr is not None and entries >= fast.MANY_ENTRIES:
-            return fast.Choice(entries)
-        matrix = fast.as_matrix(values)
-        return fast.choose_within(ladder.nbytes_at(step, matrix.size), matrix.shape)
+        match self._between:
+            case (tensor.name, True):
+                return fast.Choice(ladder.any_entries_at(step))
+            case (tensor.name, False):
+                matrix = fast.as_matrix(values)
+                return fast.choose_within(ladder.nbytes_at(step, matrix.size), matrix.shape)
+        return fast.Choice(ladder.entries_at(step))
 
     def _encode_by_method(self, tensor: SourceTensor, array: Array, method: Method) -> Result:
         values = reals(array)
