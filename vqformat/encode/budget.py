@@ -24,7 +24,7 @@ COARSEST_STEP: float = 2.0**8
 _TOLERANCE = 0.004
 _NEAR_SIZE, _NEAR_DB = 0.01, 0.1  # share of a size, and dB, by which a goal may be missed without a word
 _MAX_TRIES = 14
-_NARROW = 1.001  # ratio of two steps that are as good as one
+_NARROW = 1.0001  # ratio of two steps that are as good as one
 _EXTREME_DB = 300.0  # in place of infinity
 _FURTHEST = 4.0  # times the step before
 
