@@ -150,7 +150,7 @@ class TestAnyBudget:
 @pytest.mark.parametrize(("option", "value"), [("bits", 4), ("ratio", 5), ("sqnr", 22)])
 def test_fast_meets_budgets_with_tensors_of_several_dtypes(option: str, value: float) -> None:
     normal = np.random.default_rng(0).standard_normal
-    model = {name: (normal((100, 90)) * (i + 1)).astype(dtype) for i, (name, dtype) in enumerate(DTYPES.items())}
+    model = {name: normal((100, 90)).astype(dtype) for name, dtype in DTYPES.items()}
     assert check(model, option, value, preset="fast")
 
 
