@@ -274,6 +274,16 @@ def test_verify(run: Run, model: Path) -> None:
     assert (result.code, result.out, result.err) == (0, f"{model}: ok {digest}\n", "")
 
 
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+def test_a_budget_that_is_missed_is_always_said(run: Run, tmp_path: Path, option: str) -> None:
+    np.savez(tmp_path / "zeros.npz", w=np.zeros((64, 64), np.float32), big=np.zeros((300, 300)))
+
+    result = run("convert", tmp_path / "zeros.npz", "--ratio", "8", option)
+
+    assert result.code == 0
+    assert result.err.startswith("vqm: note: a ratio of 8 was asked for; ")
+
+
 def test_verify_quiet(run: Run, model: Path) -> None:
     result = run("verify", "-q", model)
     assert (result.code, result.out, result.err) == (0, "", "")

@@ -24,9 +24,12 @@ def sqnr(model: Model, **options: Any) -> dict[str, float]:
     stream = io.BytesIO()
     vqformat.save_file(model, stream, **options)
     back = vqformat.load(stream.getvalue())
+
+    def power(values: np.ndarray) -> Any:
+        return np.square(values, dtype="f8").sum()
+
     with np.errstate(divide="ignore"):
-        return {name: float(10 * np.log10(np.square(a, dtype="f8").sum() / np.square(a.astype("f8") - back[name]).sum()))
-                for name, a in model.items()}  # fmt: skip
+        return {name: float(10 * np.log10(power(a) / power(a - back[name]))) for name, a in model.items()}
 
 
 LAYERS = {f"layer{i}.weight": 0.05 * normal(256, 256, seed=i) for i in range(3)}

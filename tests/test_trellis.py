@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -323,18 +322,6 @@ def test_no_entry_is_beyond_the_dtype_that_only_other_tensors_use() -> None:
     for name, weights in net.items():
         noise, signal = (np.square(a.astype(np.float64)).sum() for a in (loaded[name] - weights.astype(float), weights))
         assert noise < 0.1 * signal
-
-
-@pytest.mark.parametrize("is_trial", [True, False])
-def test_a_trial_is_as_long_as_the_file(is_trial: bool) -> None:
-    quantized = small.quantize("w", "f32", (300, 784), normal(300, 784), 1.2)
-    pool = Pool.of([quantized.coded])
-
-    trial = pool.encode(quantized.coded, 0, is_trial=True).stored_nbytes
-    stored = pool.encode(quantized.coded, 0, is_trial=is_trial).stored_nbytes
-
-    assert trial == pytest.approx(stored, rel=0.002)
-    assert prod(quantized.coded.indices.shape) == 300 * 784
 
 
 def test_sums_of_errors_are_kept_small() -> None:

@@ -616,3 +616,13 @@ def test_convert_writes_to_a_pipe(tmp_path: Path, options: list[str]) -> None:
     assert process.returncode == 0
     assert names == list(flat(model()))
     assert os.listdir(tmp_path) == ["model.npz"]
+
+
+def test_an_sqnr_that_a_layer_misses_is_noted() -> None:
+    usual = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    with vqformat.writer(io.BytesIO(), sqnr=20) as w:
+        w.add_layer("signs", {"signs.w": np.sign(usual)})
+        w.add_layer("usual", {"usual.w": usual})
+
+    assert [note.partition(" dB was asked for")[0] for note in w.report.missed] == ["layer 'signs': an SQNR of 20"]
+    assert w.report.notes == w.report.missed

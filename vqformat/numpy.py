@@ -67,7 +67,7 @@ def save_file(
         overwrite: Whether a file of that name may be replaced.
 
     Returns:
-        What became of each tensor.
+        What became of each tensor; its ``missed`` says so if the file is more than 1 % or 0.1 dB from the budget.
 
     Raises:
         EncodeError: Something cannot be written, or the budget cannot be met.

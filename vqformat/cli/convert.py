@@ -48,11 +48,11 @@ def run_convert(args: argparse.Namespace) -> int:
                          overwrite=args.force)  # fmt: skip
     seconds = time.monotonic() - start
     where: TextIO = sys.stderr if to_stdout else sys.stdout
+    _print_notes(report.missed if args.quiet or args.json else report.notes)
     if args.json:
         print(to_json(_report_json(args.source, STDIO if to_stdout else str(output), report)), file=where)
         return 0
     if not args.quiet:
-        _print_notes(report.notes)
         print("\n".join(_report_table(report, verbose=args.verbose)), file=where)
         took = f" in {seconds:.1f} s" if args.verbose else ""
         print(f"{'stdout' if to_stdout else label(str(output))}: {count(report.source_nbytes)} bytes of tensors in"

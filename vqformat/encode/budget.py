@@ -11,7 +11,10 @@ from .sensitivity import LARGEST_STEP, Steps
 SMALLEST_STEP: float = 2.0**-14
 COARSEST_STEP: float = 2.0**8
 _TOLERANCE = 0.004
+_NEAR_SIZE, _NEAR_DB = 0.01, 0.1  # share of a size, and dB, by which a goal may be missed without a word
 _MAX_TRIES = 14
+_NARROW = 1.0001  # ratio of two steps that are as good as one
+_EXTREME_DB = 300.0  # in place of infinity
 _FURTHEST = 4.0  # times the step before
 
 
@@ -39,28 +42,40 @@ class Outcome:
         """Whether it is within the goal."""
         return self.nbytes <= goal.nbytes if goal.nbytes is not None else self.sqnr_db >= (goal.sqnr_db or 0.0)
 
+    def is_near(self, goal: Goal) -> bool:
+        """Whether it is as near to the goal as a caller may expect."""
+        if goal.nbytes is not None:
+            return abs(self.nbytes - goal.nbytes) <= _NEAR_SIZE * goal.nbytes
+        return self._distance(goal) <= _NEAR_DB
+
     def is_nearer(self, other: Outcome, goal: Goal) -> bool:
-        """Whether it is nearer to the goal than another one that is within it."""
-        return self.nbytes > other.nbytes if goal.nbytes is not None else self.sqnr_db < other.sqnr_db
+        """Whether it is nearer to the goal than another one."""
+        return self._distance(goal) < other._distance(goal)
+
+    def _distance(self, goal: Goal) -> float:
+        if goal.nbytes is not None:
+            return abs(self.nbytes - goal.nbytes)
+        return abs(self.sqnr_db - (goal.sqnr_db or 0.0))
 
 
-def meet(steps: Steps, goal: Goal, encode: Callable[[float], Outcome]) -> None:
-    """Try relative steps until the outcome just meets the goal.
+def meet(steps: Steps, goal: Goal, encode: Callable[[float], Outcome], first_step: float | None = None) -> None:
+    """Try relative steps until the outcome just meets the goal, or sizes turn out to jump there.
 
     The largest file not above the goal, or the smallest that is good enough, is the one to keep. If there is none, the
     coarsest step was tried, or the finest.
 
     Args:
         encode: Encodes the model at a relative step.
+        first_step: The first to try; None for the one that should meet the goal.
     """
     if steps.is_empty:
         encode(COARSEST_STEP)
         return
     search = _SizeSearch(steps, goal.nbytes) if goal.nbytes is not None else _QualitySearch(goal.sqnr_db or 0.0)
     tried: set[float] = set()
-    step = search.first_step()
+    step: float | None = first_step or search.first_step()
     for _ in range(_MAX_TRIES):
-        if step in tried:
+        if step is None or step in tried:
             break
         tried.add(step)
         if search.is_met(step, encode(step)):
@@ -89,12 +104,15 @@ class _SizeSearch:
         self._last = step
         return self._goal * (1 - _TOLERANCE) <= outcome.nbytes <= self._goal
 
-    def next_step(self) -> float:
+    def next_step(self) -> float | None:
+        """The next to try; None where sizes jump, or the SQNR does."""
         wanted = self._goal * (1 - _TOLERANCE / 2)
         above = {step: n for step, n in self._tried.items() if n > wanted}
         below = {step: n for step, n in self._tried.items() if n <= wanted}
         if above and below:  # between the two nearest, where the logarithms are nearly on a line
             low, high = max(above), min(below)
+            if high < low * _NARROW:
+                return None
             share = math.log(above[low] / wanted) / max(math.log(above[low] / below[high]), 1e-9)
             *_, before, last = self._tried.values()
             if (before > wanted) == (last > wanted):  # or not: sizes may fall off as from a cliff
@@ -102,7 +120,7 @@ class _SizeSearch:
             return low * math.pow(high / low, min(max(share, 0.05), 0.95))
         correction = max(self._tried[self._last] - self._fixed, 1.0) / max(self._steps.estimate(self._last), 1.0)
         step = _solve(self._steps.estimate, (wanted - self._fixed) / correction)
-        least = math.pow(1.02, 2 ** (len(self._tried) - 1))
+        least = _least_factor(len(self._tried))
         if above:
             step = min(max(step, max(above) * least), max(above) * max(least, _FURTHEST))
         else:
@@ -124,23 +142,33 @@ class _QualitySearch:
         return float(min(max(2.0 ** ((10.8 - self._goal) / 6.02), SMALLEST_STEP), 2.0))  # noise of step**2 / 12
 
     def is_met(self, step: float, outcome: Outcome) -> bool:
-        self._tried[step] = outcome.sqnr_db
+        self._tried[step] = min(max(outcome.sqnr_db, -_EXTREME_DB), _EXTREME_DB)
         return self._goal <= outcome.sqnr_db <= self._goal + 0.08
 
-    def next_step(self) -> float:
+    def next_step(self) -> float | None:
+        """As of ``_SizeSearch``."""
         wanted = self._goal + 0.04
         above = [step for step, sqnr in self._tried.items() if sqnr >= wanted]
         below = [step for step, sqnr in self._tried.items() if sqnr < wanted]
         if above and below:
             low, high = max(above), min(below)
+            if high < low * _NARROW:
+                return None
             share = (self._tried[low] - wanted) / max(self._tried[low] - self._tried[high], 1e-9)
             return low * math.pow(high / low, min(max(share, 0.05), 0.95))
         nearest = max(above) if above else min(below)
         step = nearest * 2.0 ** ((self._tried[nearest] - wanted) / 5)
+        least = _least_factor(len(self._tried))
+        step = max(step, nearest * least) if above else min(step, nearest / least)
         return min(max(float(step), SMALLEST_STEP), LARGEST_STEP)
 
     def last_resort(self) -> float | None:
         return SMALLEST_STEP if max(self._tried.values()) < self._goal else None
+
+
+def _least_factor(n_tries: int) -> float:
+    """From one step to the next while all were on one side of the goal: more with each, for files may not change."""
+    return math.pow(1.02, 2 ** (n_tries - 1))
 
 
 def _solve(estimate: Callable[[float], float], target: float) -> float:

@@ -20,7 +20,6 @@ from ..limits import MAX_PRECISION
 from ..records import (
     CLASSES_COLUMNS,
     CLASSES_ROWS,
-    Block,
     FreqRecord,
     Layout,
     ProgressionSource,
@@ -163,21 +162,14 @@ class Pool:
     def first_table(self, tensor: CodedTensor) -> int:
         return (tensor.contexts.exponent - self.exponent) * self.n_books
 
-    def encode(self, tensor: CodedTensor, number: int, *, is_trial: bool = False) -> EncodedTensor:
-        """A tensor by these tables, those of FREQ ``number``.
-
-        Args:
-            is_trial: Whether payloads need only be as long as they would be.
-        """
+    def encode(self, tensor: CodedTensor, number: int) -> EncodedTensor:
+        """A tensor by these tables, those of FREQ ``number``."""
         record, resident = self._record(tensor, number)
         view = record.view()
         blocks = [view.block(i) for i in range(view.n_blocks)]
         sections = [entropy.sections([plain])[0] for plain in resident]
         of_base = [entropy.sections(kind) for stage in tensor.base
                    for kind in zip(*map(stage.payload, blocks), strict=True)]  # fmt: skip
-        if is_trial:
-            payloads = self._mock_payloads(tensor, record, blocks)
-            return EncodedTensor(record, sections + _by_block([*of_base, payloads]))
         first = self.first_table(tensor)
         used = slice(first, first + tensor.contexts.n_contexts * self.n_books)
         frequencies = self.tables.frequencies[used].astype(np.uint16).reshape(-1)
@@ -196,15 +188,6 @@ class Pool:
         of_all = [np.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
         payloads = [*map(Section, rans.encode(of_all[0], of_all[1], self.record.precision, n_sequences))]
         return EncodedTensor(record, sections + _by_block([*of_base, payloads]))
-
-    def _mock_payloads(self, tensor: CodedTensor, record: TensorRecord, blocks: list[Block]) -> list[Section]:
-        """Zeros in place of payloads: of the four bytes of a state, one holds codes on average."""
-        stage = record.stages[-1]
-        assert isinstance(stage, TrellisStage)
-        bits = self.n_bits(tensor) / prod(tensor.indices.shape)
-        sizes = (4 * (n := prod(stage.tile_grid(b))) + 2 * max(0, round((bits * b.n_elements - 8 * n) / 16))
-                 for b in blocks)  # fmt: skip
-        return [Section(bytes(size)) for size in sizes]
 
     def _record(self, tensor: CodedTensor, number: int) -> tuple[TensorRecord, list[bytes]]:
         """The tensor's record, and its resident sections, plain."""

@@ -111,6 +111,11 @@ def choose_planes(codes: Codes, entries: int, *, compress: bool = True) -> Plane
     return best
 
 
+def plain_bits(entries: int) -> float:
+    """Bits of a code in the shortest packing, not compressed."""
+    return min(sum(8 / n for _, n in planes) if planes else bits.code_width(entries) for planes in _candidates(entries))
+
+
 def _spread_sample(codes: Codes) -> Codes:
     """Stretches from all over the codes: where rows are sorted, the first are unlike the others."""
     if codes.size <= _SAMPLE:

@@ -73,6 +73,7 @@ class writer:
         self._known: dict[str, SourceTensor] = {}  # without their arrays
         self._n_layers = self._n_weights = 0
         self._notes: list[str] = []
+        self._missed: list[str] = []  # of layers
         self._report: Report | None = None
         self._is_over = False
         self._chunks = open_writer(filename, self._metadata, self._options, overwrite=overwrite)
@@ -136,6 +137,7 @@ class writer:
             unused = self._options.recipe.unused(self._names) if self._options.recipe is not None else []
             if self._arrays is None:
                 report = self._layers.close()
+                report.note_missed(self._missed)
             else:
                 report = ModelEncoder(self._waiting, self._options, self._metadata).write(self._chunks)
         self._forget()
@@ -168,11 +170,13 @@ class writer:
             with self._ending():
                 self._waiting.extend(self._put_by(tensor, self._arrays) for tensor in tensors)
         else:
-            results = list(ModelEncoder(tensors, self._layer_options(), is_part=True).results(self._chunks.folder))
+            encoder = ModelEncoder(tensors, self._layer_options(), is_part=True)
+            results = list(encoder.results(self._chunks.folder))
             with self._ending():
                 for result in results:
                     self._layers.add(result)
                 self._layers.end()
+            self._missed.extend(f"layer {layer!r}: {note}" for note in encoder.missed)
         self._n_layers += 1
         self._names = names
         for tensor in tensors:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,15 +22,16 @@ from ..errors import EncodeError
 from ..records import AliasRecord, Layout, make_view
 from . import constants, fast, fine, lookups, quantize, small
 from .assemble import QuantizedStage, assemble, sum_of_stages
-from .budget import Goal, Outcome, meet
+from .budget import Goal, Outcome
 from .calibration import TensorStatistics
 from .coded import CodedTensor
 from .decorrelate import Habit
 from .feedback import Factors
+from .meeting import EXACT, Attempt, Meeting, Trials
 from .options import Options
 from .orient import by_columns, by_rows, reals, view_matrix
 from .recipe import Method
-from .report import Report, TensorReport, decibel, energy, sqnr_db
+from .report import Report, TensorReport, as_decoded, decibel, energy, sqnr_db
 from .sensitivity import Statistics, Steps, root_mean_square
 from .source import SourceTensor, check_name, check_shape, fits_float32, native
 from .spool import Spool
@@ -42,14 +42,13 @@ from .writing import Layers, Nowhere, Result
 Array = npt.NDArray[Any]
 SMALLEST_COARSE = 256  # elements; tensors below it are coded finely
 SMALLEST_COARSE_VECTOR = 1 << 16  # elements of a tensor of one axis: shorter ones are biases, norms and the like
-_EXACT = 0.0  # in place of a step: what the encoder may choose is stored exactly
 _EXACT_FROM = 0.5  # of the bytes of the tensors: smaller budgets are below what floats compress to
 _LEAST_SQNR_DB = 1.0  # of a tensor on a grid; less is hardly better than nothing
-_MAX_CORRECTIONS = 3  # rounds until corrected tensors fit a budget
+_MAX_CORRECTIONS = 6  # rounds until corrected tensors fit a budget
 _CORRECTION_SHARE = 0.001  # of a budget, and bytes, that are kept for what corrected tensors take more
 _CORRECTION_NBYTES = 16
 _FIRST_HABIT, _STRONGEST_HABIT = 0.01, 0.32  # see Habit: twice as strong at each further step of a search
-_NEAR_GOAL = 0.991  # of a budget at least, with corrected tensors
+_NO_TENSOR = "no tensor is of a kind and a size to be coded more finely or coarsely"  # why a budget is missed
 _MINOR = 1  # of the format, unless everything is exact
 
 
@@ -126,17 +125,25 @@ class ModelEncoder:
         self._steps = Steps([])
         self._fixed: dict[str, Result] = {}  # results that no step changes, where there is a budget
         self._kinds: dict[str, tuple[int, bool]] = {}  # how each tensor of preset small was coded at the step before
-        self._habit_strength = 0.0
+        self._ladders: dict[str, fast.Ladder] = {}  # of preset fast
+        self._between: tuple[str, bool] | None = None  # the tensor that is to be of any size, see _encode_between
+        self._habit_strength = _FIRST_HABIT
         self._fallen: dict[str, str] = {}  # why a tensor is not coded by the method of its wildcard
         self._step = options.step or 0.0  # relative; where there is a goal, that of the results that meet it
         self._factors: dict[str, Factors | None] = {}
         self._books: dict[str, quantize.SharedBook] = {}
         self._book_numbers: dict[str, int] = {}
         self._folder: str | None = None
+        self.missed: list[str] = []  # notes on a goal that is not met, once there are results
 
     def write(self, writer: ChunkWriter) -> Report:
         """Encode the model, and end the file with it."""
-        return self._write_all(writer, self.results(writer.folder))
+        report = self._write_all(writer, self.results(writer.folder))
+        if self.options.sqnr is not None and not self._statistics and self._n_weights():
+            outcome = Outcome(report.file_nbytes, report.sqnr_db)
+            self.missed = self._notes_on(Goal(sqnr_db=self.options.sqnr), outcome, _NO_TENSOR)
+        report.note_missed(self.missed)
+        return report
 
     def results(self, folder: str | None) -> Iterable[Result]:
         """The tensors, encoded.
@@ -150,7 +157,7 @@ class ModelEncoder:
         goal = self._goal()
         if self.options.correct is not None:
             return self._corrected(goal)
-        return self._encode(self._step) if goal is None else self._meet(goal)
+        return self._encode(self._step) if goal is None else self._met(goal)
 
     # What each tensor is to become
 
@@ -286,61 +293,74 @@ class ModelEncoder:
     def _source_nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors if tensor.alias_of is None)
 
-    def _meet(self, goal: Goal) -> Sequence[Result]:
-        """Results that just meet a goal.
+    def _meet(self, goal: Goal, first_step: float | None = None) -> Meeting:
+        """Results that just meet a goal, if any do.
+
+        Args:
+            first_step: The first to try, if that is known.
 
         Raises:
             EncodeError: Even the coarsest steps give a larger file, or the finest one that is not good enough.
         """
-        best: Sequence[Result] = ()
-        best_outcome: Outcome | None = None
-        smallest_nbytes, largest_sqnr = sys.maxsize, -math.inf
-        self._habit_strength = _FIRST_HABIT
-
-        def encode(step: float) -> Outcome:
-            nonlocal best, best_outcome, smallest_nbytes, largest_sqnr
-            results = self._keep(self._encode(step))
-            report = self._trial(results)
-            outcome = Outcome(report.file_nbytes, report.sqnr_db)
-            self._habit_strength = min(2 * self._habit_strength, _STRONGEST_HABIT)
-            smallest_nbytes = min(smallest_nbytes, outcome.nbytes)
-            largest_sqnr = max(largest_sqnr, outcome.sqnr_db)
-            is_good = outcome.meets(goal)
-            if is_good and (best_outcome is None or outcome.is_nearer(best_outcome, goal)):
-                best, best_outcome = results, outcome
-                self._step = step
-            return outcome
-
+        ways = [self._encode_between]
+        if goal.nbytes is None and self.options.preset == "fast":
+            ways.append(partial(self._encode_between, by_entries=True))
+        meeting = Meeting(goal, Trials(self._encode_kept, ways, self._measure))
         is_generous = goal.nbytes is not None and goal.nbytes >= _EXACT_FROM * self._source_nbytes()
-        if is_generous and encode(_EXACT).meets(goal):
-            return best
-        meet(self._steps, goal, encode)
-        if best_outcome is None:
+        if not (is_generous and meeting.try_step(EXACT).meets(goal)):
+            meeting.run(self._steps, first_step)
+        if meeting.within is None:
+            assert meeting.beyond is not None
             if goal.nbytes is None:
-                raise EncodeError(f"an SQNR of {goal.sqnr_db} dB was asked for; {largest_sqnr:.1f} dB are possible,"
-                                  " or lossless coding")  # fmt: skip
-            raise EncodeError(self._unmet(goal.nbytes, smallest_nbytes))
-        return best
+                possible = f"{meeting.beyond.outcome.sqnr_db:.1f} dB are possible"
+                raise EncodeError(f"an SQNR of {goal.sqnr_db} dB was asked for; {possible}, or lossless coding")
+            raise EncodeError(self._unmet(goal.nbytes, meeting.beyond.outcome.nbytes))
+        self._step = meeting.within.step
+        return meeting
+
+    def _met(self, goal: Goal) -> Sequence[Result]:
+        """Results that meet a goal, and a note if they could be nearer to it."""
+        meeting = self._meet(goal)
+        assert meeting.within is not None
+        self.missed = self._notes_on(goal, meeting.within.outcome, self._why(goal, meeting))
+        return meeting.within.results
 
     def _corrected(self, goal: Goal | None) -> Sequence[Result]:
         """Results whose short tensors fit what became of the weights."""
-        if goal is None or goal.nbytes is None:
-            return self._correct(self._keep(self._encode(self._step)) if goal is None else self._meet(goal))
-        best: Sequence[Result] = ()
-        best_nbytes = 0
+        if goal is None:
+            return self._correct(self._encode_kept(self._step))
+        if goal.nbytes is None:
+            return self._correct(self._met(goal))
+        best: Attempt | None = None
+        why = "corrections of short tensors take more bytes or less each time"
         aim = goal.nbytes * (1 - _CORRECTION_SHARE) - _CORRECTION_NBYTES
+        step = None
         for _ in range(_MAX_CORRECTIONS):  # they may take some bytes more or less
-            results = self._correct(self._meet(Goal(aim)))
-            nbytes = self._trial(results).file_nbytes
-            if best_nbytes < nbytes <= goal.nbytes:
-                best, best_nbytes = results, nbytes
-            if goal.nbytes * _NEAR_GOAL <= nbytes <= goal.nbytes:
+            try:
+                meeting = self._meet(Goal(aim), step)
+            except EncodeError:
+                break  # they leave too little
+            assert meeting.within is not None
+            step = self._step or None
+            results = self._correct(meeting.within.results)
+            outcome = self._measure(results)
+            if outcome.meets(goal) and (best is None or outcome.is_nearer(best.outcome, goal)):
+                best, why = Attempt(self._step, results, outcome), self._why(goal, meeting)
+            if outcome.meets(goal) and outcome.is_near(goal):
                 break
-            aim += goal.nbytes * (1 - _CORRECTION_SHARE) - nbytes
-        return best or self._meet(goal)
+            aim += goal.nbytes * (1 - _CORRECTION_SHARE) - outcome.nbytes
+        if best is None:
+            results = self._met(goal)
+            self.missed = [*self.missed, "short tensors are as they were: corrected, they do not fit the budget"]
+            return results
+        self._step = best.step
+        self.missed = self._notes_on(goal, best.outcome, why)
+        return best.results
 
     def _correct(self, results: Sequence[Result]) -> Sequence[Result]:
         assert self.options.correct is not None
+        if self._step == EXACT:
+            return results
         values = self.options.correct((result.report.name, result.encoded.array()) for result in results
                                       if isinstance(result.encoded, CodedTensor))  # fmt: skip
 
@@ -354,14 +374,60 @@ class ModelEncoder:
 
         return self._keep(map(corrected, self.tensors, results))
 
+    def _encode_kept(self, step: float) -> Sequence[Result]:
+        """All tensors at a step; how they were coded matters more from one step to the next."""
+        results = self._keep(self._encode(step))
+        self._habit_strength = min(2 * self._habit_strength, _STRONGEST_HABIT)
+        return results
+
+    def _encode_between(self, number: int, step: float, *, by_entries: bool = False) -> Result:
+        """One tensor at a step, which is to be of any size.
+
+        Args:
+            by_entries: Whether preset ``fast`` gives it any number of entries instead of codebooks that add up.
+        """
+        self._between = self.tensors[number].name, by_entries
+        result = self._encode_tensor(self.tensors[number], step)
+        self._between = None
+        return result
+
+    def _measure(self, results: Iterable[Result]) -> Outcome:
+        """What a file of these results would be."""
+        with ChunkWriter(cast(BinaryIO, Nowhere()), self._metadata) as writer:
+            report = self._write_all(writer, results)
+        return Outcome(report.file_nbytes, report.sqnr_db)
+
     def _keep(self, results: Iterable[Result]) -> Sequence[Result]:
         """Results for several passes."""
         return Spool(results, folder=self._folder)
 
-    def _trial(self, results: Iterable[Result]) -> Report:
-        """What a file of these results would be."""
-        with ChunkWriter(cast(BinaryIO, Nowhere()), self._metadata) as writer:
-            return self._write_all(writer, results, is_trial=True)
+    def _notes_on(self, goal: Goal, outcome: Outcome, why: str) -> list[str]:
+        """What is to be said of a goal that could be met better, and of why it is not."""
+        if outcome.is_near(goal):
+            return []
+        options = self.options
+        if options.sqnr is not None:
+            asked, reached = f"an SQNR of {options.sqnr:g} dB was", f"{outcome.sqnr_db:.2f} dB is"
+        elif options.bits is not None:
+            asked, reached = f"{options.bits:g} bits a weight were", f"{8 * outcome.nbytes / self._n_weights():.4g} is"
+        elif options.ratio is not None:
+            asked, reached = f"a ratio of {options.ratio:g} was", f"{self._source_nbytes() / outcome.nbytes:.4g} is"
+        else:
+            asked, reached = f"a file of {options.size:,g} bytes was", f"{outcome.nbytes:,} is"
+        return [f"{asked} asked for; {reached} what was reached: {why}"]
+
+    def _why(self, goal: Goal, meeting: Meeting) -> str:
+        """Why no file is nearer to a goal."""
+        assert meeting.within is not None
+        if self._steps.is_empty:
+            return _NO_TENSOR
+        if meeting.within.step == EXACT:
+            return "every bit is kept"
+        if meeting.beyond is None:
+            return f"nothing {'finer' if goal.nbytes is not None else 'coarser'} is possible"
+        if goal.nbytes is not None:
+            return f"sizes jump, the next larger file that was found has {meeting.beyond.outcome.nbytes:,} bytes"
+        return f"files jump, the next smaller one that was found has {meeting.beyond.outcome.sqnr_db:.2f} dB"
 
     def _unmet(self, nbytes: float, smallest_nbytes: int) -> str:
         """Why a budget cannot be met, and what can."""
@@ -384,9 +450,9 @@ class ModelEncoder:
         done = 0
         for tensor in self.tensors:
             result = self._fixed.get(tensor.name)
-            if result is None or (relative_step == _EXACT and self._method(tensor) is None):
+            if result is None or (relative_step == EXACT and self._method(tensor) is None):
                 result = self._encode_tensor(tensor, relative_step)
-                if self.options.has_budget and relative_step != _EXACT and self._is_fixed(tensor):
+                if self.options.has_budget and relative_step != EXACT and self._is_fixed(tensor):
                     self._fixed[tensor.name] = result
             done += prod(tensor.shape)
             if self.options.progress is not None:
@@ -413,7 +479,7 @@ class ModelEncoder:
         is_arithmetic = BY_NAME[tensor.dtype].arithmetic and fits_float32(array)
         if not is_arithmetic and method is not None and method.name not in ("lossless", "fine"):
             self._fall(tensor, method, "it holds NaN, infinity or values beyond float32")
-        is_exact = relative_step == _EXACT if method is None else method.name == "lossless"
+        is_exact = relative_step == EXACT if method is None else method.name == "lossless"
         if not is_arithmetic or is_exact:
             return self._result(tensor, fine.encode_exact(tensor.name, tensor.dtype, array), math.inf)
         if method is not None and quantize.is_vector_method(method):
@@ -461,7 +527,7 @@ class ModelEncoder:
     ) -> Result:
         values = reals(array)
         if method is not None and quantize.has_fixed_step(method):
-            step = quantize.uniform_step(method, root_mean_square(values), 0.0)
+            step = quantize.uniform_step(method, root_mean_square(values), 1.0)
         else:
             statistics = self._statistics.get(tensor.name) or Statistics.of(values)
             steps = Steps([statistics]) if self._steps.is_empty else self._steps
@@ -490,7 +556,8 @@ class ModelEncoder:
                 self._kinds[tensor.name] = found.kind
                 encoded, signal, noise = found.coded, found.energy, found.noise
             case "fast":
-                encoded, signal, noise = fast.encode(tensor.name, tensor.dtype, tensor.shape, values, step,
+                choice = self._choice(tensor, values, step)
+                encoded, signal, noise = fast.encode(tensor.name, tensor.dtype, tensor.shape, values, choice,
                                                      seed=self.options.seed)  # fmt: skip
             case _:
                 encoded, sqnr = encode_uniform(tensor.name, tensor.dtype, tensor.shape, values, step,
@@ -499,6 +566,20 @@ class ModelEncoder:
                 noise = signal / 10 ** (sqnr / 10)
         result = self._result(tensor, encoded, decibel(signal, noise))
         return replace(result, energy=signal, noise=noise, loss=noise / step**2)
+
+    def _choice(self, tensor: SourceTensor, values: Floats, step: float) -> fast.Choice:
+        """How preset ``fast`` codes a tensor; with a budget its codes may be of more widths."""
+        ladder = self._ladders.get(tensor.name)
+        if ladder is None:
+            widths = fast.ENTRIES if self.options.has_budget else fast.QUICK_ENTRIES
+            ladder = self._ladders[tensor.name] = fast.Ladder.of(values, widths, seed=self.options.seed)
+        match self._between:
+            case (tensor.name, True):
+                return fast.Choice(ladder.any_entries_at(step))
+            case (tensor.name, False):
+                matrix = fast.as_matrix(values)
+                return fast.choose_within(ladder.nbytes_at(step, matrix.size), matrix.shape)
+        return fast.Choice(ladder.entries_at(step))
 
     def _encode_by_method(self, tensor: SourceTensor, array: Array, method: Method) -> Result:
         values = reals(array)
@@ -514,7 +595,7 @@ class ModelEncoder:
         else:
             stages = quantize.quantize(matrix, view, method, seed=self.options.seed, dtype=tensor.dtype)
         encoded = assemble(tensor.name, tensor.dtype, tensor.shape, layout, stages)
-        return self._result(tensor, encoded, sqnr_db(matrix, sum_of_stages(stages, view)))
+        return self._result(tensor, encoded, sqnr_db(matrix, as_decoded(sum_of_stages(stages, view), tensor.dtype)))
 
     def _book_number(self, name: str) -> int:
         """Of a shared codebook: they are numbered as they come to be used."""
@@ -529,8 +610,8 @@ class ModelEncoder:
         notes = (self._fallen[tensor.name],) if tensor.name in self._fallen else ()
         return Result(encoded, report, notes, tensor.layer)
 
-    def _write_all(self, writer: ChunkWriter, results: Iterable[Result], *, is_trial: bool = False) -> Report:
-        layers = Layers(writer, self._numbered_book, is_trial=is_trial)
+    def _write_all(self, writer: ChunkWriter, results: Iterable[Result]) -> Report:
+        layers = Layers(writer, self._numbered_book)
         for result in results:
             layers.add(result)
         return layers.close()

@@ -19,7 +19,7 @@ Progress = Callable[[str, int, int], None]
 
 # What each preset is for, for help texts
 PRESETS = {
-    "fast": "codes of fixed width, 1, 2, 4 or 8 bits: opens nearly as fast as memory can be copied",
+    "fast": "codes of fixed width, 1, 2, 4 or 8 bits; for a budget others too: opens nearly at the speed of memory",
     "default": "a grid, its codes compressed: small, and quick to write and open",
     "small": "trellis-coded and entropy-coded: the smallest, some times slower to write and open",
 }

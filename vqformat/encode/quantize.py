@@ -140,7 +140,7 @@ def _chain(
             stages.append(stage)
             if i + 1 < len(terms) or k + 1 < n_more:
                 total = stage.values(view) if total is None else total + stage.values(view)
-    _check_bound(stages, view, dtype)
+    check_bound(stages, view, dtype)
     return stages
 
 
@@ -175,7 +175,7 @@ def _codebook_options(term: Term) -> CodebookOptions:
     raise EncodeError(f"method {term.name} does not code by codebooks")
 
 
-def _check_bound(stages: list[QuantizedStage], view: View, dtype: str) -> None:
+def check_bound(stages: list[QuantizedStage], view: View, dtype: str) -> None:
     """Raise EncodeError if values could leave the range of the dtype (VAL-002)."""
     total = np.float32(0)
     with np.errstate(over="ignore"):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from ..dtypes import BY_NAME
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Report:
         file_nbytes: Bytes of the file.
         section_nbytes: Of these, bytes of sections; the rest is overhead.
         sqnr_db: Of all tensors together that were coded coarsely; inf where none was.
-        notes: What a user should know: tensors left out, stored twice.
+        notes: What a user should know: tensors left out, stored twice, a budget that was not met.
+        missed: Those of the notes that say by how much a budget was missed.
     """
 
     tensors: list[TensorReport] = field(default_factory=list)
@@ -57,6 +61,12 @@ class Report:
     section_nbytes: int = 0
     sqnr_db: float = math.inf
     notes: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+
+    def note_missed(self, notes: Iterable[str]) -> None:
+        """Add notes about a budget."""
+        self.missed.extend(notes)
+        self.notes.extend(self.missed)
 
     @property
     def ratio(self) -> float:
@@ -76,6 +86,14 @@ def energy(values: npt.NDArray[np.float32]) -> float:
     """The sum of the squares."""
     flat = values.reshape(-1)
     return float(np.einsum("i,i->", flat, flat, dtype=np.float64))
+
+
+def as_decoded(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.float32]:
+    """Values in float32, rounded to a tensor's dtype as a decoder does it (VAL-001)."""
+    info = BY_NAME[dtype]
+    if info.bits >= 32:
+        return values
+    return np.clip(values, -info.largest, info.largest).astype(info.numpy).astype(np.float32)
 
 
 def decibel(signal: float, noise: float) -> float:

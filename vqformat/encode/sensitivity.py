@@ -36,8 +36,8 @@ _GAINS = (2.0, 16.0)  # in between
 _SEQUENCE_LENGTH = 64  # layers that a recurrent one stands for
 _UNKNOWN_DEPTH = 64  # layers, where they come one at a time
 _FILTER_BANK = 2.0**-4  # what networks hear through, in the first place: a factor of the step
-# Factor of the typical tensor's step at which none of the ten networks loses 2 % of its answers; and what the step never
-# is above, relative to the scale: networks of few layers bear more, but it is not worth the risk
+# Factor of the typical tensor's step at which none of the ten networks loses 2 % of its answers; and what that step is
+# never above, relative to the scale: networks of few layers bear more, but it is not worth the risk
 _DEFAULT: float = 2.0**-7.4
 _COARSEST_DEFAULT = 0.125
 _NORMAL_MAGNITUDE = math.sqrt(2 / math.pi)  # mean magnitude of a normal variable of deviation 1

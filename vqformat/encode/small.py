@@ -16,7 +16,7 @@ from .coded import CodedTensor
 from .contexts import BITS_PER_HALVING, Contexts, find_contexts
 from .decorrelate import FINER, LARGEST_POINT, PRICE, Habit, find_plan
 from .orient import by_rows, view_matrix
-from .report import energy
+from .report import as_decoded, energy
 from .transform import find_kernel
 
 # At low rates squared errors of means of cells are least where the price of a bit rises instead of the step: more
@@ -135,7 +135,7 @@ def quantize(
         table = (trellis.centroids(points, indices, books, reach) * step).astype(np.float32)
     coded = CodedTensor(name, dtype, shape, layout, grid.tile, grid.trellis, contexts, indices, books, step, table,
                         row_scales, plan.components, transform)  # fmt: skip
-    error = coded.values_as_coded() - matrix
+    error = as_decoded(coded.values_as_coded(), dtype) - matrix
     return Quantized(coded, energy(matrix), energy(error), plan.kind)
 
 

@@ -19,7 +19,7 @@ from ..records import CodebookStage, ProgressionSource, TableSource
 from . import entropy
 from .assemble import QuantizedStage, assemble
 from .orient import Orientation, orientations
-from .report import energy
+from .report import as_decoded, energy
 from .scales import table_dtype
 
 ROUNDING = 0.38  # |w| / step + ROUNDING is rounded down: below 0.5 more values become 0, which saves more than it costs
@@ -53,7 +53,7 @@ class Grid:
 
 
 def quantize_uniform(
-    matrix: Floats, step: float, *, rounding: float = ROUNDING, gain: bool = True, largest: float = math.inf
+    matrix: Floats, step: float, *, rounding: float = ROUNDING, gain: bool = True, dtype: str = "f32"
 ) -> Grid:
     """Quantize to a grid; the values are the centroids of their cells, times one gain, or the points of a fine grid.
 
@@ -63,7 +63,7 @@ def quantize_uniform(
     Args:
         matrix: ``(R, C)``, finite.
         step: Distance of grid points; made larger if there would be more points than a codebook holds.
-        largest: No value may be larger (VAL-002).
+        dtype: Of the tensor, whose range no value may leave (VAL-002). Errors are those after rounding to it.
     """
     furthest = max(float(matrix.max(initial=0)), -float(matrix.min(initial=0)))
     step = max(step, furthest / _MAX_CODE, float(np.finfo(np.float32).tiny))
@@ -83,19 +83,19 @@ def quantize_uniform(
         counts += np.bincount(piece, minlength=entries)
         sums += np.bincount(piece, weights=flat[start : start + _PIECE], minlength=entries)
         codes[start : start + _PIECE] = piece
-    if np.count_nonzero(counts) * _FEW_A_POINT > flat.size and furthest + step < largest:
-        return _on_points(matrix, np.float32(step))
+    if np.count_nonzero(counts) * _FEW_A_POINT > flat.size and furthest + step < BY_NAME[dtype].largest:
+        return _on_points(matrix, np.float32(step), dtype)
     signal = energy(flat)
     points = np.where(counts > 0, sums / np.maximum(counts, 1), 0.0)
     if gain:
         projection = float(points @ sums)
         if projection > 0:
             points *= min(signal / projection, 4.0)
-    points = np.clip(points, -largest, largest)
-    dtype = table_dtype(points)
-    stage = CodebookStage(dim=1, entries=entries, source=TableSource(dtype))
-    table = tables.encode(points, dtype)
-    stored = tables.decode(table, dtype, "codebook").astype(np.float64)
+    points = np.clip(points, -BY_NAME[dtype].largest, BY_NAME[dtype].largest)
+    of_table = table_dtype(points)
+    stage = CodebookStage(dim=1, entries=entries, source=TableSource(of_table))
+    table = tables.encode(points, of_table)
+    stored = as_decoded(tables.decode(table, of_table, "codebook"), dtype).astype(np.float64)
     noise = signal - 2 * float(stored @ sums) + float(stored**2 @ counts)
     return Grid(QuantizedStage(stage, [table], codes.reshape(matrix.shape)), signal, max(noise, 0.0))
 
@@ -104,7 +104,7 @@ def _code_of_zero(low: int, high: int) -> int:
     return -low if high - low <= 4 else -low + (_ALIGNED_ZERO + low) % 15
 
 
-def _on_points(matrix: Floats, step: np.float32) -> Grid:
+def _on_points(matrix: Floats, step: np.float32, dtype: str) -> Grid:
     """The nearest points of a grid: nothing but the step is stored."""
     indices = np.rint(matrix.astype(np.float64) / float(step)).astype(np.int64)
     low, high = int(indices.min(initial=0)), int(indices.max(initial=0))
@@ -112,7 +112,7 @@ def _on_points(matrix: Floats, step: np.float32) -> Grid:
     entries = high + zero + 1
     codes = (indices + zero).astype(bits.code_dtype(entries))
     stage = CodebookStage(dim=1, entries=entries, source=ProgressionSource(zero))
-    error = indices.astype(np.float32) * step - matrix
+    error = as_decoded(indices.astype(np.float32) * step, dtype) - matrix
     resident = [tables.encode(np.array([step]), "f32")]
     return Grid(QuantizedStage(stage, resident, codes), energy(matrix), energy(error))
 
@@ -130,7 +130,7 @@ def encode_uniform(
     Returns:
         The encoded tensor, and its SQNR in dB.
     """
-    quantized = quantize_uniform(values.reshape(1, -1), step, largest=BY_NAME[dtype].largest)
+    quantized = quantize_uniform(values.reshape(1, -1), step, dtype=dtype)
     stage = quantized.stage.with_planes(compress=True)
     codes = stage.codes.reshape(values.shape)
     candidates = orientations(values, is_table=is_table)

@@ -54,13 +54,10 @@ class Layers:
     Args:
         book: The shared codebook of a number; each is written before the first layer that uses it. None where tensors
             share none.
-        is_trial: Whether only sizes count: entropy-coded payloads are then as long as they would be, and empty.
     """
 
-    def __init__(
-        self, writer: ChunkWriter, book: Callable[[int], SharedBook] | None = None, *, is_trial: bool = False
-    ) -> None:
-        self._writer, self._book, self._is_trial = writer, book, is_trial
+    def __init__(self, writer: ChunkWriter, book: Callable[[int], SharedBook] | None = None) -> None:
+        self._writer, self._book = writer, book
         self._report = Report()
         self._losses: list[float] = []
         self._energy = self._noise = 0.0
@@ -128,7 +125,7 @@ class Layers:
             pool = Pool.of(group)
             number = self._writer.add_freq(pool.record, pool.section)
             for tensor in group:
-                found[tensor.name] = pool.encode(tensor, number, is_trial=self._is_trial)
+                found[tensor.name] = pool.encode(tensor, number)
         return [found[result.encoded.name] if isinstance(result.encoded, CodedTensor) else result.encoded
                 for result in self._results]  # fmt: skip
 

@@ -1,0 +1,174 @@
+"""How a goal is met: by one step for all tensors, and where files jump past it, by what lies between two files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any, overload
+
+from .budget import COARSEST_STEP, SMALLEST_STEP, Goal, Outcome, meet
+from .sensitivity import Steps
+from .writing import Result
+
+EXACT = 0.0  # in place of a step: what the encoder may choose is stored exactly
+_MAX_ADJUSTMENTS = 12  # tries of the one tensor that makes up for what is left
+_MAX_ADJUSTED = 3  # tensors that are tried as that one
+_MOST_FACTOR = 1.5  # of its step against that of the others, if these could do without it
+_FIRST_FACTOR = 1.03  # of its step; squared at each further try
+_SPENT = 0.996  # of a size at least, where no further try is worth its time
+_OVER_DB = 0.08  # above an SQNR at most, likewise
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A file that was tried.
+
+    Attributes:
+        step: Relative, of all tensors, but for what was adjusted; or ``EXACT``.
+    """
+
+    step: float
+    results: Sequence[Result]
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What it takes to try a file.
+
+    Attributes:
+        encode: The tensors, at a relative step.
+        encode_one: Ways to encode the tensor of a number at a relative step so that it may be of any size, or any
+            quality, so far as its method allows.
+        measure: What a file of these results would be.
+    """
+
+    encode: Callable[[float], Sequence[Result]]
+    encode_one: Sequence[Callable[[int, float], Result]]
+    measure: Callable[[Iterable[Result]], Outcome]
+
+
+class Meeting:
+    """The search for a file that just meets a goal.
+
+    Attributes:
+        within: The nearest that meets it, None if none does.
+        beyond: The nearest that does not: too large, or not good enough.
+    """
+
+    def __init__(self, goal: Goal, trials: Trials) -> None:
+        self._goal, self._trials = goal, trials
+        self.within: Attempt | None = None
+        self.beyond: Attempt | None = None
+
+    def try_step(self, step: float) -> Outcome:
+        """Encode all tensors at a step."""
+        return self._try(step, self._trials.encode(step))
+
+    def run(self, steps: Steps, first_step: float | None = None) -> None:
+        """Try files until one is near the goal, or there is nothing more to try.
+
+        Args:
+            first_step: See ``budget.meet``.
+        """
+        meet(steps, self._goal, self.try_step, first_step)
+        if self.within is None or self.within.outcome.is_near(self._goal):
+            return
+        if self.beyond is None and self._goal.nbytes is not None:
+            self.try_step(EXACT)
+        if self.beyond is not None and not self.within.outcome.is_near(self._goal):
+            self._mix(self.within, self.beyond)
+
+    def _try(self, step: float, results: Sequence[Result]) -> Outcome:
+        attempt = Attempt(step, results, self._trials.measure(results))
+        if attempt.outcome.meets(self._goal):
+            if self.within is None or attempt.outcome.is_nearer(self.within.outcome, self._goal):
+                self.within = attempt
+        elif self.beyond is None or attempt.outcome.is_nearer(self.beyond.outcome, self._goal):
+            self.beyond = attempt
+        return attempt.outcome
+
+    def _mix(self, within: Attempt, beyond: Attempt) -> None:
+        """Tensors as in the file beyond the goal, so many that it is still met; the next makes up for what is left."""
+        n_beyond, too_many = 0, len(within.results)
+        while too_many - n_beyond > 1:
+            n = (n_beyond + too_many) // 2
+            if self._try(within.step, Spliced(beyond.results, within.results, n)).meets(self._goal):
+                n_beyond = n
+            else:
+                too_many = n
+        mixed = Spliced(beyond.results, within.results, n_beyond)
+        by_size = sorted(range(len(mixed)), key=lambda i: -within.results[i].report.n_elements)
+        numbers = [n_beyond, *(i for i in by_size if i != n_beyond)][:_MAX_ADJUSTED]
+        for number, encode in product(numbers, self._trials.encode_one):
+            assert self.within is not None
+            if not self.within.outcome.is_near(self._goal):
+                most = math.inf if number == n_beyond else _MOST_FACTOR
+                self._adjust(within, mixed, number, partial(encode, number), most)
+
+    def _adjust(
+        self, within: Attempt, mixed: Spliced, number: int, encode: Callable[[float], Result], most: float
+    ) -> None:
+        """Try steps of one tensor of a file.
+
+        Args:
+            encode: The tensor at a step.
+            most: How many times larger than the step of the others it may be, or smaller.
+        """
+        step, factor = within.step, _FIRST_FACTOR
+        inside = outside = 0.0
+        for _ in range(_MAX_ADJUSTMENTS):
+            outcome = self._try(within.step, mixed.with_one(number, encode(step)))
+            is_met = outcome.meets(self._goal)
+            if is_met and self._is_spent(outcome):
+                return
+            inside, outside = (step, outside) if is_met else (inside, step)
+            if inside and outside:
+                step = math.sqrt(inside * outside)
+            else:
+                gets_finer = is_met == (self._goal.nbytes is not None)
+                step = step / factor if gets_finer else step * factor
+                step = min(max(step, within.step / most, SMALLEST_STEP), within.step * most, COARSEST_STEP)
+                factor *= factor
+
+    def _is_spent(self, outcome: Outcome) -> bool:
+        """Whether a file that meets the goal is so near to it that a nearer one is not worth its time."""
+        if self._goal.nbytes is not None:
+            return outcome.nbytes >= _SPENT * self._goal.nbytes
+        return outcome.sqnr_db <= (self._goal.sqnr_db or 0.0) + _OVER_DB
+
+
+class Spliced(Sequence[Result]):
+    """The first results of one file, then those of another.
+
+    Args:
+        n_first: How many of the first.
+        other: Results in place of those of their numbers.
+    """
+
+    def __init__(
+        self, first: Sequence[Result], last: Sequence[Result], n_first: int, other: Mapping[int, Result] | None = None
+    ) -> None:
+        self._first, self._last, self._n_first, self._other = first, last, n_first, other or {}
+
+    def with_one(self, number: int, result: Result) -> Spliced:
+        """The same with another result of that number."""
+        return Spliced(self._first, self._last, self._n_first, {number: result})
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    @overload
+    def __getitem__(self, at: int) -> Result: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Result]: ...
+    def __getitem__(self, at: int | slice) -> Any:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        at = range(len(self))[at]
+        if at in self._other:
+            return self._other[at]
+        return self._first[at] if at < self._n_first else self._last[at]
