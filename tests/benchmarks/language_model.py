@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=FAMILIES, help="these codecs")
     parser.add_argument("--bits", type=numbers, default=[4.0, 4.5], help="bits a weight of small, such as 2.5,3,4")
     parser.add_argument("--steps", type=numbers, default=[], help="steps of small in place of --bits: one pass each")
-    parser.add_argument("--qps", type=numbers, default=[-18, -21, -23], help="steps of NNCodec, such as -18,-21")
+    parser.add_argument("--qps", type=numbers, default=[-19.0, -21.0, -23.0], help="steps of NNCodec, such as -19,-21")
     parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too; - for stdout")
     args = parser.parse_args()
@@ -57,7 +57,7 @@ def main() -> None:
     print(f"{datetime.date.today().isoformat()}: {versions()}\n{n_weights / 1e6:.1f} M weights,"
           f" {len(windows)} windows of {windows.shape[1]} tokens")  # fmt: skip
     judge = Judge(weights, windows)
-    rows = [{"codec": "uncompressed", "bits": 32.0, **dataclasses.asdict(judge.read(weights)), "seconds": 0.0}]
+    rows = [{"codec": "uncompressed", "bits": 32.0, **dataclasses.asdict(judge.read()), "seconds": 0.0}]
     for name, codec in codecs(args.only, goals, [int(qp) for qp in args.qps], text["calibration"]).items():
         start = time.perf_counter()
         nbytes, decode = codec(weights)

@@ -159,12 +159,15 @@ class Judge:
         self._states = [self._network.states(window[None])[0, :-1] for window in windows]
 
     @torch.inference_mode()
-    def read(self, weights: Weights) -> Reading:
-        network = SmolLM2.of(weights)
+    def read(self, weights: Weights | None = None) -> Reading:
+        """How a network with these weights reads; the uncompressed one without."""
+        network = self._network if weights is None else SmolLM2.of(weights)
         sums = torch.zeros(3, dtype=torch.float64)
         for window, states in zip(self._windows, self._states, strict=True):
-            found = network.logits(network.states(window[None])[0, :-1]).log_softmax(1)
             wanted = self._network.logits(states).log_softmax(1)
+            found = wanted
+            if network is not self._network:
+                found = network.logits(network.states(window[None])[0, :-1]).log_softmax(1)
             kl = functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
             hits = (found.argmax(1) == wanted.argmax(1)).double().mean()
             sums += torch.stack([kl.double(), functional.nll_loss(found, window[1:]).double(), hits])
