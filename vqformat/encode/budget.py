@@ -178,7 +178,7 @@ class _SizeSearch:
         self._fixed = 0.0
 
     def first_step(self) -> float:
-        return _solve(self._steps.estimate, self._goal)
+        return solve(self._steps.estimate, self._goal)
 
     def is_met(self, step: float, outcome: Outcome) -> bool:
         if not self._tried:
@@ -199,8 +199,8 @@ class _SizeSearch:
                 share = 0.5
             return low * math.pow(high / low, min(max(share, 0.05), 0.95))
         correction = max(self._tried[self._last] - self._fixed, 1.0) / max(self._steps.estimate(self._last), 1.0)
-        step = _solve(self._steps.estimate, (wanted - self._fixed) / correction)
-        least = math.pow(1.02, 2 ** (len(self._tried) - 1))
+        step = solve(self._steps.estimate, (wanted - self._fixed) / correction)
+        least = math.pow(1.002, 2 ** (len(self._tried) - 1))
         if above:
             step = min(max(step, max(above) * least), max(above) * max(least, _FURTHEST))
         else:
@@ -241,7 +241,7 @@ class _QualitySearch:
         return SMALLEST_STEP if max(self._tried.values()) < self._goal else None
 
 
-def _solve(estimate: Callable[[float], float], target: float) -> float:
+def solve(estimate: Callable[[float], float], target: float) -> float:
     """The step at which a falling function meets the target, by bisection of its logarithm."""
     low, high = math.log2(SMALLEST_STEP), math.log2(COARSEST_STEP)
     for _ in range(18):

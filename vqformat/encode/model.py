@@ -27,6 +27,7 @@ from .budget import Goal, Outcome, Statistics, Steps, meet, root_mean_square
 from .calibration import TensorStatistics
 from .coded import CodedTensor
 from .decorrelate import Habit
+from .draft import DraftedSteps
 from .feedback import Factors
 from .options import Options
 from .orient import by_columns, by_rows, reals, view_matrix
@@ -50,6 +51,7 @@ _CORRECTION_SHARE = 0.001  # of a budget, and bytes, that are kept for what corr
 _CORRECTION_NBYTES = 16
 _FIRST_HABIT, _STRONGEST_HABIT = 0.01, 0.32  # see Habit: twice as strong at each further step of a search
 _NEAR_GOAL = 0.991  # of a budget at least, with corrected tensors
+_DRAFTED = 1 << 20  # weights from which on drafts are made before a search for a budget
 _MINOR = 1  # of the format, unless everything is exact
 
 
@@ -297,13 +299,21 @@ class ModelEncoder:
         is_generous = goal.nbytes is not None and goal.nbytes >= _EXACT_FROM * self._source_nbytes()
         if is_generous and encode(_EXACT).meets(goal):
             return best
-        meet(self._steps, goal, encode)
+        meet(self._drafted(goal), goal, encode)
         if best_outcome is None:
             if goal.nbytes is None:
                 raise EncodeError(f"an SQNR of {goal.sqnr_db} dB was asked for; {largest_sqnr:.1f} dB are possible,"
                                   " or lossless coding")  # fmt: skip
             raise EncodeError(self._unmet(goal.nbytes, smallest_nbytes))
         return best
+
+    def _drafted(self, goal: Goal) -> Steps:
+        """The steps, with good estimates of sizes where passes over the whole model take long."""
+        n_weights = sum(s.n_values for s in self._statistics.values())
+        if goal.nbytes is None or self.options.preset != "small" or n_weights < _DRAFTED:
+            return self._steps
+        loads = {tensor.name: partial(_values, tensor) for tensor in self.tensors}
+        return DraftedSteps(list(self._statistics.values()), [loads[name] for name in self._statistics], goal.nbytes)
 
     def _corrected(self, goal: Goal | None) -> Sequence[Result]:
         """Results whose short tensors fit what became of the weights."""
@@ -521,6 +531,10 @@ class ModelEncoder:
 
     def _numbered_book(self, number: int) -> quantize.SharedBook:
         return next(self._books[name] for name, n in self._book_numbers.items() if n == number)
+
+
+def _values(tensor: SourceTensor) -> Floats:
+    return reals(native(tensor))
 
 
 def _layout(method: Method, tensor: SourceTensor) -> Layout:
