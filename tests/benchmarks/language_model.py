@@ -112,7 +112,7 @@ def ours(**options: Any) -> Codec:
     def encode(weights: Weights) -> Packed:
         file = io.BytesIO()
         vqformat.torch.save_model(SmolLM2.of(weights), file, **options)
-        return file.getbuffer().nbytes, lambda: vqformat.load_file(file)
+        return len(file.getvalue()), lambda: vqformat.load_file(io.BytesIO(file.getvalue()))
 
     return encode
 
