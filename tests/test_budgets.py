@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import vqformat
-from vqformat.encode.budget import Goal, Outcome, Statistics, Steps
+from vqformat.encode.budget import Goal, Outcome
 from vqformat.encode.calibration import Calibration, TensorStatistics
 from vqformat.encode.meeting import Meeting, Trials
 from vqformat.encode.model import encode_model
 from vqformat.encode.options import Options
 from vqformat.encode.report import Report, TensorReport
+from vqformat.encode.sensitivity import Statistics, Steps
 from vqformat.encode.source import source_tensors
 from vqformat.encode.writing import Result
 from vqformat.errors import EncodeError

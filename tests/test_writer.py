@@ -100,7 +100,10 @@ def test_lossless_layers_keep_every_bit(layers: Model) -> None:
         assert array.shape == tensors[name].shape
 
 
-@pytest.mark.parametrize("options", [{"preset": "fast"}, {}, {"preset": "small"}, {"lossless": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"preset": "fast", "step": 0.2}, {"step": 0.2}, {"preset": "small", "step": 0.2}, {"lossless": True}],
+    ids=str,
+)  # fmt: skip
 def test_a_layer_is_encoded_as_if_it_were_a_model_of_its_own(options: dict[str, Any]) -> None:
     layers = model(3)
 
@@ -110,6 +113,15 @@ def test_a_layer_is_encoded_as_if_it_were_a_model_of_its_own(options: dict[str, 
         alone = vqformat.load(vqformat.save(tensors, **options))
         for name in tensors:
             assert np.array_equal(loaded[name], alone[name])
+
+
+def test_without_options_a_layer_is_coded_as_one_of_a_deep_network() -> None:
+    weights = {"w": np.random.default_rng(0).standard_normal((80, 96)).astype("float32")}
+
+    def noise(data: bytes) -> float:
+        return float(np.square(vqformat.load(data)["w"] - weights["w"]).sum())
+
+    assert noise(written({"layer": weights})) < 0.5 * noise(vqformat.save(weights))
 
 
 @pytest.mark.parametrize("options", [{"bits": 4}, {"ratio": 9}, {"preset": "small", "size": 20_000}], ids=str)

@@ -95,7 +95,7 @@ class _SizeSearch:
         self._fixed = 0.0
 
     def first_step(self) -> float:
-        return _solve(self._steps.estimate, self._goal)
+        return solve(self._steps.estimate, self._goal)
 
     def is_met(self, step: float, outcome: Outcome) -> bool:
         if not self._tried:
@@ -119,7 +119,7 @@ class _SizeSearch:
                 share = 0.5
             return low * math.pow(high / low, min(max(share, 0.05), 0.95))
         correction = max(self._tried[self._last] - self._fixed, 1.0) / max(self._steps.estimate(self._last), 1.0)
-        step = _solve(self._steps.estimate, (wanted - self._fixed) / correction)
+        step = solve(self._steps.estimate, (wanted - self._fixed) / correction)
         least = _least_factor(len(self._tried))
         if above:
             step = min(max(step, max(above) * least), max(above) * max(least, _FURTHEST))
@@ -168,10 +168,10 @@ class _QualitySearch:
 
 def _least_factor(n_tries: int) -> float:
     """From one step to the next while all were on one side of the goal: more with each, for files may not change."""
-    return math.pow(1.02, 2 ** (n_tries - 1))
+    return math.pow(1.005, 2 ** (n_tries - 1))
 
 
-def _solve(estimate: Callable[[float], float], target: float) -> float:
+def solve(estimate: Callable[[float], float], target: float) -> float:
     """The step at which a falling function meets the target, by bisection of its logarithm."""
     low, high = math.log2(SMALLEST_STEP), math.log2(COARSEST_STEP)
     for _ in range(18):

@@ -31,10 +31,10 @@ class writer:
                 w.add_layer(name, tensors)
 
     In memory is the layer in hand. Each is encoded and written as it comes, as if it were a model of its own: steps
-    (``step`` too, and the default) are relative to its weights, ``sqnr`` is met by each. Where the whole model must be
-    known, for the budgets ``bits``, ``ratio`` and ``size`` and for codebooks that layers share, tensors wait in a
-    temporary file, in the folder of the path, until ``close`` encodes them as ``save_file`` does. (A codebook that
-    layers share is trained on all of them, which then are in memory together.)
+    are relative to its weights, ``sqnr`` is met by each. The default quality is that of layers of a deep network. Where
+    the whole model must be known, for the budgets ``bits``, ``ratio`` and ``size`` and for codebooks that layers share,
+    tensors wait in a temporary file, in the folder of the path, until ``close`` encodes them as ``save_file`` does. (A
+    codebook that layers share is trained on all of them, which then are in memory together.)
 
     A path gets its file when the writer is closed. After an exception there is none, and what a stream has got does not
     open as a file, but for ``allow_partial=True``.

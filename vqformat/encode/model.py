@@ -26,6 +26,7 @@ from .budget import Goal, Outcome
 from .calibration import TensorStatistics
 from .coded import CodedTensor
 from .decorrelate import Habit
+from .draft import DraftedSteps
 from .feedback import Factors
 from .meeting import EXACT, Attempt, Meeting, Trials
 from .options import Options
@@ -49,6 +50,7 @@ _CORRECTION_SHARE = 0.001  # of a budget, and bytes, that are kept for what corr
 _CORRECTION_NBYTES = 16
 _FIRST_HABIT, _STRONGEST_HABIT = 0.01, 0.32  # see Habit: twice as strong at each further step of a search
 _NO_TENSOR = "no tensor is of a kind and a size to be coded more finely or coarsely"  # why a budget is missed
+_DRAFTED = 1 << 20  # weights from which on drafts are made before a search for a budget
 _MINOR = 1  # of the format, unless everything is exact
 
 
@@ -308,7 +310,7 @@ class ModelEncoder:
         meeting = Meeting(goal, Trials(self._encode_kept, ways, self._measure))
         is_generous = goal.nbytes is not None and goal.nbytes >= _EXACT_FROM * self._source_nbytes()
         if not (is_generous and meeting.try_step(EXACT).meets(goal)):
-            meeting.run(self._steps, first_step)
+            meeting.run(self._steps if first_step else self._drafted(goal), first_step)
         if meeting.within is None:
             assert meeting.beyond is not None
             if goal.nbytes is None:
@@ -324,6 +326,14 @@ class ModelEncoder:
         assert meeting.within is not None
         self.missed = self._notes_on(goal, meeting.within.outcome, self._why(goal, meeting))
         return meeting.within.results
+
+    def _drafted(self, goal: Goal) -> Steps:
+        """The steps, with good estimates of sizes where passes over the whole model take long."""
+        n_weights = sum(s.n_values for s in self._statistics.values())
+        if goal.nbytes is None or self.options.preset != "small" or n_weights < _DRAFTED:
+            return self._steps
+        loads = {tensor.name: partial(_values, tensor) for tensor in self.tensors}
+        return DraftedSteps(list(self._statistics.values()), [loads[name] for name in self._statistics], goal.nbytes)
 
     def _corrected(self, goal: Goal | None) -> Sequence[Result]:
         """Results whose short tensors fit what became of the weights."""
@@ -618,6 +628,10 @@ class ModelEncoder:
 
     def _numbered_book(self, number: int) -> quantize.SharedBook:
         return next(self._books[name] for name, n in self._book_numbers.items() if n == number)
+
+
+def _values(tensor: SourceTensor) -> Floats:
+    return reals(native(tensor))
 
 
 def _layout(method: Method, tensor: SourceTensor) -> Layout:

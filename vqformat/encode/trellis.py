@@ -101,6 +101,44 @@ def _adapt(
     return bits, indices, books
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A sample of a matrix, coded by a trellis of few states.
+
+    Attributes:
+        values: ``(n_steps, n_sequences)``, in steps of the grid.
+        weights: Of their squared errors, to be broadcast.
+        indices, books: Theirs.
+        bits: Of a code.
+    """
+
+    values: Floats
+    weights: Floats
+    indices: npt.NDArray[np.int32]
+    books: Books
+    bits: float
+
+    @classmethod
+    def of(cls, points: Floats, contexts: Contexts, price: float, power: float = 0.0) -> Draft:
+        """Arguments as for ``expected_bits``."""
+        places = sample_indices(points.size, _SAMPLE, 0)
+        n_steps = min(places.size, _SAMPLE_STEPS)
+        places = places[: places.size // n_steps * n_steps].reshape(-1, n_steps).T
+        values, of_sample = points.reshape(-1)[places], contexts.at_places(places, points.shape[1]).astype(np.uint8)
+        reach = int(np.abs(values).max(initial=0) / 2) + 3
+        rates = expected_rates(contexts, reach)
+        weights = weights_of(values, values, power) if power else np.ones((1, 1), np.float32)
+        _, indices, books = _adapt(values, of_sample, rates, viterbi.TRELLISES[8], price=price, weights=weights)
+        size = 2 * reach + 1
+        at = ((of_sample.astype(np.intp) * 2 + books) * size + indices + reach).reshape(-1)
+        counts = np.bincount(at, minlength=contexts.n_contexts * 2 * size).reshape(-1, size)
+        totals = counts.sum(axis=1, keepdims=True)
+        used = counts > 0
+        bits = -float((counts * np.log2(np.where(used, counts, 1) / np.maximum(totals, 1))).sum())
+        bits += 0.5 / math.log(2) * float(used.sum() - (totals > 0).sum())  # counts suit what was counted (Miller 1955)
+        return cls(values, weights, indices, books, bits / values.size)
+
+
 def expected_bits(points: Floats, contexts: Contexts, price: float, fit: Fit, power: float = 0.0) -> float:
     """Bits of a code, by a trellis of few states on a sample: those that it would take for the errors of a fine grid.
 
@@ -114,30 +152,19 @@ def expected_bits(points: Floats, contexts: Contexts, price: float, fit: Fit, po
         fit: What codes stand for: their points, these times a gain, or the means of their cells.
         power: Of magnitudes, with which squared errors count, see ``magnitudes``.
     """
-    places = sample_indices(points.size, _SAMPLE, 0)
-    n_steps = min(places.size, _SAMPLE_STEPS)
-    places = places[: places.size // n_steps * n_steps].reshape(-1, n_steps).T
-    values, of_sample = points.reshape(-1)[places], contexts.at_places(places, points.shape[1]).astype(np.uint8)
-    reach = int(np.abs(values).max(initial=0) / 2) + 3
-    rates = expected_rates(contexts, reach)
-    weights = weights_of(values, values, power) if power else np.ones((1, 1), np.float32)
-    _, indices, books = _adapt(values, of_sample, rates, viterbi.TRELLISES[8], price=price, weights=weights)
-    size = 2 * reach + 1
-    codes = (books.astype(np.intp) * size + indices + reach).reshape(-1)
-    at = of_sample.reshape(-1).astype(np.intp) * (2 * size) + codes
-    counts = np.bincount(at, minlength=contexts.n_contexts * 2 * size).reshape(-1, size)
-    totals = counts.sum(axis=1, keepdims=True)
-    used = counts > 0
-    bits = -float((counts * np.log2(np.where(used, counts, 1) / np.maximum(totals, 1))).sum())
-    bits += 0.5 / math.log(2) * float(used.sum() - (totals > 0).sum())  # counts suit what was counted (Miller 1955)
+    draft = Draft.of(points, contexts, price, power)
+    values, indices, books = draft.values, draft.indices, draft.books
     decoded = 2.0 * indices + books
     if fit == "gain":
         decoded *= gain(values, indices, books)
     elif fit == "means":
+        reach = int(np.abs(indices).max(initial=0))
+        size = 2 * reach + 1
+        codes = (books.astype(np.intp) * size + indices + reach).reshape(-1)
         sums = np.bincount(codes, values.reshape(-1), 2 * size)
         decoded = (sums / np.maximum(np.bincount(codes, minlength=2 * size), 1))[codes].reshape(values.shape)
-    noise = float((weights * np.square(values - decoded)).mean())
-    return bits / values.size + 0.5 * math.log2(max(noise, 1e-9) / _FINE_NOISE)
+    noise = float((draft.weights * np.square(values - decoded)).mean())
+    return draft.bits + 0.5 * math.log2(max(noise, 1e-9) / _FINE_NOISE)
 
 
 def count_rates(indices: Indices, books: Books, contexts: Contexts, price: float, reach: int) -> Rates:

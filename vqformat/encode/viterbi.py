@@ -134,8 +134,8 @@ class _Search:
             part = slice(first, min(first + self._steps, n_steps))
             metrics = np.stack([self._cheapest(part, np.int32(subset))[0] for subset in range(4)], axis=1)
             for step, metric in enumerate(metrics, first):
-                np.take(cost, moves.before, axis=0, out=sums, mode="clip")
-                np.take(metric, moves.subsets, axis=0, out=branch, mode="clip")
+                cost.take(moves.before, axis=0, out=sums, mode="clip")
+                metric.take(moves.subsets, axis=0, out=branch, mode="clip")
                 np.add(sums, branch, out=sums)
                 np.less(sums[n_states:], sums[:n_states], out=takes_second[step])
                 np.minimum(sums[n_states:], sums[:n_states], out=cost)
@@ -144,9 +144,9 @@ class _Search:
         subsets = np.empty((n_steps, n), np.uint8)
         sequence = np.arange(n)
         for step in range(n_steps - 1, -1, -1):  # back from the end
-            way = np.take(takes_second[step].reshape(-1), state * n + sequence) * n_states + state
-            np.take(moves.subsets8, way, out=subsets[step], mode="clip")
-            state = np.take(moves.before, way)
+            way = takes_second[step].reshape(-1).take(state * n + sequence) * n_states + state
+            moves.subsets8.take(way, out=subsets[step], mode="clip")
+            state = moves.before.take(way)
         return subsets, end
 
     def choices(self, subsets: States) -> Indices:
