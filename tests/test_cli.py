@@ -344,13 +344,11 @@ def test_convert_prints_a_table(run: Run, archive: Path, tmp_path: Path) -> None
     output = tmp_path / "net.vqm"
     assert (result.code, result.err) == (0, "")
     lines = [line.split() for line in result.out.splitlines()]
-    assert lines[0] == ["tensor", "shape", "method", "bits/weight", "SQNR", "dB", "bytes",
-                        "%", "of", "file", "%", "of", "loss"]  # fmt: skip
+    assert lines[0] == ["tensor", "shape", "method", "bits/weight", "SQNR", "dB", "bytes", "%", "of", "file"]
     assert lines[1][:2] == ["fc1.weight", "64x48"]
-    assert 5 < float(lines[1][-4]) < 40
-    assert lines[1][-1] == "100.0"
+    assert 25 < float(lines[1][-3]) < 50
     assert lines[3][:2] == ["step", "scalar"]
-    assert lines[3][-4:-2] == ["exact", "8"]
+    assert lines[3][-3:-1] == ["exact", "8"]
     assert lines[5][0] == "total"
     assert lines[5][-2:] == [f"{output.stat().st_size:,}", "100.0"]
     assert result.out.splitlines()[-1].startswith(f"{output}: 12,552 bytes of tensors in ")
@@ -375,16 +373,13 @@ def test_the_rows_of_a_report_add_up_to_the_file(run: Run, tmp_path: Path) -> No
     np.savez(tmp_path / "net.npz", **{name: random.normal(size=shape).astype("f4") for name, shape in shapes.items()})
     result = run("convert", tmp_path / "net.npz", "--ratio", "8", "--preset", "small")
     lines = [line.split() for line in result.out.splitlines()]
-    nbytes = {line[0]: int(line[-2 if line[0] in ("shared", "overhead", "total") else -3].replace(",", ""))
-              for line in lines[1:-1]}  # fmt: skip
+    nbytes = {line[0]: int(line[-2].replace(",", "")) for line in lines[1:-1]}
     assert nbytes["shared"] > 0
     assert sum(nbytes.values()) == 2 * nbytes["total"] == 2 * (tmp_path / "net.vqm").stat().st_size
-    assert sum(float(line[-1]) for line in lines if line[0] in ("a.weight", "b.weight")) == pytest.approx(100, abs=0.2)
 
     document = run("convert", tmp_path / "net.npz", "--ratio", "8", "--preset", "small", "--json", "-f").json
     stored = [tensor["stored_nbytes"] for tensor in document["tensors"]]
     assert sum(stored) + document["shared_nbytes"] + document["overhead_nbytes"] == document["file_nbytes"]
-    assert sum(tensor["loss_share"] for tensor in document["tensors"]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

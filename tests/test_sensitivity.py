@@ -131,3 +131,17 @@ def test_small_tensors_and_those_with_few_large_values_are_finer() -> None:
 
     relative = [steps.step(one, 1.0) / one.deviation for one in (plain, small, odd)]
     assert relative[1] < 0.3 * relative[0] and relative[2] < 0.8 * relative[0]
+
+
+CNN = {"conv1": normal(16, 3, 5, 5) / 8, "conv2": normal(32, 16, 5, 5, seed=1) / 20, "fc": normal(10, 800, seed=2) / 28}
+
+
+@pytest.mark.parametrize(("ratio", "is_ruined"), [(8, False), (30, True)])
+def test_a_model_that_will_most_likely_not_work_is_said_aloud(ratio: float, is_ruined: bool) -> None:
+    report = vqformat.save_file(CNN, io.BytesIO(), ratio=ratio)
+
+    assert bool(report.ruined) == is_ruined and set(report.ruined) <= set(report.notes)
+    if is_ruined:
+        advised = float(report.ruined[0].rpartition("try a ratio of ")[2])
+        again = vqformat.save_file(CNN, io.BytesIO(), ratio=advised)
+        assert advised < ratio and not again.ruined

@@ -48,7 +48,7 @@ def run_convert(args: argparse.Namespace) -> int:
                          overwrite=args.force)  # fmt: skip
     seconds = time.monotonic() - start
     where: TextIO = sys.stderr if to_stdout else sys.stdout
-    _print_notes(report.missed if args.quiet or args.json else report.notes)
+    _print_notes([*report.missed, *report.ruined] if args.quiet or args.json else report.notes)
     if args.json:
         print(to_json(_report_json(args.source, STDIO if to_stdout else str(output), report)), file=where)
         return 0
@@ -83,14 +83,13 @@ def _report_json(source: str, output: str, report: Report) -> dict[str, Any]:
             "sqnr_db": report.sqnr_db, "notes": report.notes,
             "tensors": [{"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape, "method": tensor.method,
                          "bits_per_weight": tensor.bits_per_weight, "sqnr_db": tensor.sqnr_db,
-                         "exact": tensor.sqnr_db == float("inf"), "stored_nbytes": tensor.stored_nbytes,
-                         "loss_share": tensor.loss_share}
+                         "exact": tensor.sqnr_db == float("inf"), "stored_nbytes": tensor.stored_nbytes}
                         for tensor in report.tensors]}  # fmt: skip
 
 
 def _report_table(report: Report, *, verbose: bool) -> list[str]:
-    """Where the bytes went, and what each tensor costs of what the model is expected to lose."""
-    head = ("tensor", "shape", "method", "bits/weight", "SQNR dB", "bytes", "% of file", "% of loss", "dtype")
+    """Where the bytes went."""
+    head = ("tensor", "shape", "method", "bits/weight", "SQNR dB", "bytes", "% of file", "dtype")
     rows: list[tuple[str, ...]] = [head]
     n_weights = 0
 
@@ -98,21 +97,21 @@ def _report_table(report: Report, *, verbose: bool) -> list[str]:
         return f"{100 * nbytes / report.file_nbytes:.1f}"
 
     def row(what: str, nbytes: int, bits: str = "") -> tuple[str, ...]:
-        return (what, "", "", bits, "", count(nbytes), share(nbytes), "", "")
+        return (what, "", "", bits, "", count(nbytes), share(nbytes), "")
 
     for tensor in report.tensors:
         is_alias = tensor.stored_nbytes == 0 and tensor.method.startswith("alias of ")
         n_weights += 0 if is_alias else tensor.n_elements
         bits = "-" if is_alias else number(tensor.bits_per_weight, ".3f")
         stored = "-" if is_alias else count(tensor.stored_nbytes)
+        of_file = "-" if is_alias else share(tensor.stored_nbytes)
         rows.append((escape(tensor.name), shape_text(tensor.shape), escape(tensor.method), bits,
-                     decibel(tensor.sqnr_db), stored, "-" if is_alias else share(tensor.stored_nbytes),
-                     f"{100 * tensor.loss_share:.1f}" if tensor.loss_share else "-", tensor.dtype))  # fmt: skip
+                     decibel(tensor.sqnr_db), stored, of_file, tensor.dtype))  # fmt: skip
     if report.shared_nbytes:
         rows.append(row("shared tables", report.shared_nbytes))
     rows.append(row("overhead", report.overhead_nbytes))
     rows.append(row("total", report.file_nbytes, f"{8 * report.file_nbytes / n_weights:.3f}" if n_weights else "-"))
-    align = "<<<>>>>><"
+    align = "<<<>>>><"
     return table(rows, align) if verbose else table([row[:-1] for row in rows], align[:-1])
 
 

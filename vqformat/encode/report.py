@@ -22,7 +22,6 @@ class TensorReport:
         method: Its stages in words, or ``"alias of …"``.
         stored_nbytes: Bytes of its sections.
         sqnr_db: Signal-to-quantization-noise ratio in dB; inf where exact, nan where it has no meaning.
-        loss_share: Its part of what the encoder expects the model to lose; 0 where that is next to nothing.
     """
 
     name: str
@@ -31,7 +30,6 @@ class TensorReport:
     method: str
     stored_nbytes: int
     sqnr_db: float
-    loss_share: float = 0.0
 
     @property
     def n_elements(self) -> int:
@@ -53,6 +51,7 @@ class Report:
         sqnr_db: Of all tensors together that were coded coarsely; inf where none was.
         notes: What a user should know: tensors left out, stored twice, a budget that was not met.
         missed: Those of the notes that say by how much a budget was missed.
+        ruined: Those that say that the model will most likely not work any more.
     """
 
     tensors: list[TensorReport] = field(default_factory=list)
@@ -62,11 +61,17 @@ class Report:
     sqnr_db: float = math.inf
     notes: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
+    ruined: list[str] = field(default_factory=list)
 
     def note_missed(self, notes: Iterable[str]) -> None:
         """Add notes about a budget."""
         self.missed.extend(notes)
         self.notes.extend(self.missed)
+
+    def note_ruined(self, note: str) -> None:
+        """Add a note that the model will most likely not work any more."""
+        self.ruined.append(note)
+        self.notes.append(note)
 
     @property
     def ratio(self) -> float:

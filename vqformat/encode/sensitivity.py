@@ -145,7 +145,15 @@ class Steps:
     @property
     def default(self) -> float:
         """The relative step at which hardly any network loses something."""
-        return min(_DEFAULT * self._typical / math.sqrt(self._depth), _COARSEST_DEFAULT)
+        return min(self._harmless, _COARSEST_DEFAULT)
+
+    @property
+    def _harmless(self) -> float:
+        return _DEFAULT * self._typical / math.sqrt(self._depth)
+
+    def coarseness(self, relative: float) -> float:
+        """How many times as coarse a relative step is as one at which hardly any network loses something."""
+        return relative / self._harmless
 
     def step(self, statistics: Statistics, relative: float) -> float:
         """Step of a tensor."""

@@ -28,7 +28,6 @@ class Result:
         encoded: A ``CodedTensor`` waits for its tables.
         layer: Number and name of the layer that it is to be in; None for one that goes by names.
         energy, noise: Sums of squares of values and errors, where the tensor was coded coarsely.
-        loss: What the model is expected to lose by it, compared with others.
     """
 
     encoded: EncodedTensor | AliasRecord | CodedTensor
@@ -37,7 +36,6 @@ class Result:
     layer: tuple[int, str] | None = None
     energy: float = 0.0
     noise: float = 0.0
-    loss: float = 0.0
 
 
 def layer_name(tensor: str) -> str:
@@ -59,7 +57,6 @@ class Layers:
     def __init__(self, writer: ChunkWriter, book: Callable[[int], SharedBook] | None = None) -> None:
         self._writer, self._book = writer, book
         self._report = Report()
-        self._losses: list[float] = []
         self._energy = self._noise = 0.0
         self._results: list[Result] = []
         self._layers: list[str | tuple[int, str]] = []  # those in hand
@@ -82,7 +79,6 @@ class Layers:
 
     def _note(self, result: Result, nbytes: int) -> None:
         self._report.notes.extend(result.notes)
-        self._losses.append(result.loss)
         self._energy, self._noise = self._energy + result.energy, self._noise + result.noise
         if not isinstance(result.encoded, AliasRecord):
             self._report.source_nbytes += nbytes
@@ -91,9 +87,7 @@ class Layers:
         """End the file."""
         self.end()
         self._writer.close()
-        report, loss = self._report, sum(self._losses)
-        report.tensors = [replace(tensor, loss_share=part / loss if loss else 0.0)
-                          for tensor, part in zip(report.tensors, self._losses, strict=True)]  # fmt: skip
+        report = self._report
         report.file_nbytes, report.section_nbytes = self._writer.nbytes, self._writer.section_nbytes
         report.sqnr_db = decibel(self._energy, self._noise)
         return report
