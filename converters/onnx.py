@@ -185,14 +185,14 @@ def open_model(path: Path, model: ModelProto) -> Source:
         path: Of the model: what lies outside is beside it.
     """
     taken, left, constants, reasons = initializers(model)
-    axes = _output_axes(model)
+    axes, recurrent = _output_axes(model), _recurrent(model)
     notes: list[str] = []
     tensors = []
     for each in taken:
         load = _loader(path, each)
         axis = axes.get(each.name, 0) if len(each.shape) == 2 else 0
         tensors.append(SourceTensor(each.name, each.dtype, each.shape, load, is_exact=each.count <= _FEW,
-                                    output_axis=axis))  # fmt: skip
+                                    output_axis=axis, is_recurrent=each.name in recurrent))  # fmt: skip
         each.strip()
     if left:
         notes.append(f"{_of(left, 'initializer')} in the graph, not compressed: {', '.join(sorted(reasons))}")
@@ -223,6 +223,12 @@ def _output_axes(model: ModelProto) -> dict[str, int]:
                 is_transposed = any(a.name == "transB" and a.i for a in node.attribute)
                 axes[node.input[1]] = 0 if is_transposed else 1
     return axes
+
+
+def _recurrent(model: ModelProto) -> set[str]:
+    """Names of weights that are applied again and again along a sequence, to its inputs or to states."""
+    return {name for graph in _graphs(model) for node in graph.node if node.op_type in ("LSTM", "GRU", "RNN")
+            for name in node.input[1:3]}  # fmt: skip
 
 
 def _of(protos: list[TensorProto], what: str) -> str:

@@ -113,6 +113,15 @@ class TestRoundTrip:
         with open_source(save(tmp_path / "a.onnx", model)) as source:
             assert [tensor.output_axis for tensor in source.tensors] == [axis]
 
+    @pytest.mark.parametrize("node", ["LSTM", "GRU", "RNN"])
+    def test_recurrent_weights_are_told_by_their_node_whatever_their_names(self, tmp_path: Path, node: str) -> None:
+        weights = {"a": np.ones((1, 32, 8), "f4"), "b": np.ones((1, 32, 8), "f4"), "c": np.ones((8, 8), "f4")}
+        nodes = [h.make_node(node, ["x", "a", "b"], ["y"], hidden_size=8), h.make_node("MatMul", ["z", "c"], ["w"])]
+        model = model_of([nh.from_array(array, name) for name, array in weights.items()], nodes)
+
+        with open_source(save(tmp_path / "a.onnx", model)) as source:
+            assert [tensor.in_sequence for tensor in source.tensors] == [True, True, False]
+
     def test_weights_of_inner_graphs_are_taken(self, tmp_path: Path) -> None:
         out = h.make_tensor_value_info("out", T.FLOAT, None)
         branches = [h.make_graph([h.make_node("Identity", ["w"], ["out"])], "g", [], [out],
