@@ -44,8 +44,8 @@ Array = npt.NDArray[Any]
 SMALLEST_COARSE = 256  # elements; tensors below it are coded finely
 SMALLEST_COARSE_VECTOR = 1 << 16  # elements of a tensor of one axis: shorter ones are biases, norms and the like
 # Times as coarse as what is harmless: of seven networks six lost 7 to 95 points there, one 2; at half of that 0 to 12.
-# Calibrated, errors of weights are made up for by other weights
-_RUIN, _RUIN_CALIBRATED = 9.0, 27.0
+# Preset small keeps sums of errors small; calibrated, errors of weights are made up for by other weights
+_RUIN, _RUIN_SMALL, _RUIN_CALIBRATED = 9.0, 16.0, 32.0
 _BEARABLE = 4.0
 _EXACT_FROM = 0.5  # of the bytes of the tensors: smaller budgets are below what floats compress to
 _LEAST_SQNR_DB = 1.0  # of a tensor on a grid; less is hardly better than nothing
@@ -155,7 +155,8 @@ class ModelEncoder:
     def _note_ruin(self, report: Report) -> None:
         """Say so where steps are so coarse that networks of this kind do not work any more."""
         coarseness = self._steps.coarseness(self._step)
-        if self._steps.is_empty or coarseness <= (_RUIN if self.options.calibration is None else _RUIN_CALIBRATED):
+        most = _RUIN_SMALL if self.options.preset == "small" else _RUIN
+        if self._steps.is_empty or coarseness <= (most if self.options.calibration is None else _RUIN_CALIBRATED):
             return
         bearable = self._step * _BEARABLE / coarseness
         nbytes = report.file_nbytes + self._steps.estimate(bearable) - self._steps.estimate(self._step)

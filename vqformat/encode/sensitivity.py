@@ -31,6 +31,10 @@ LARGEST_STEP: float = 8.0  # times a tensor's deviation: beyond it nearly everyt
 _LARGEST_SHARE = 4.0  # times the step of the typical tensor, in deviations
 _SIZE_POWER = 0.4  # of the number of values, with which the step goes
 _LARGEST_SIZE = 1 << 20  # values: larger tensors, tables of words above all, are no coarser
+# At low rates, where most values become 0 and what is left of a tensor are its large values, steps that are more nearly
+# the same for all serve better: they go with this power of the norm. Relative steps from none of that to all of it
+_NORM_POWER = 0.35
+_LOW_RATES = (0.5, 2.0)
 _GAIN_POWER = 0.5  # of what a layer amplifies noise by, with whose inverse the step goes
 _GAINS = (2.0, 16.0)  # in between
 _SEQUENCE_LENGTH = 64  # layers that a recurrent one stands for
@@ -91,6 +95,10 @@ class Statistics:
         return cls(flat.size, root_mean_square(flat), scale, sample, sensitivity, is_recurrent, is_filter_bank(values))
 
     @property
+    def norm(self) -> float:
+        return self.deviation * math.sqrt(self.n_values)
+
+    @property
     def tolerance(self) -> float:
         """The step that the tensor may have, relative to its scale, up to a factor that is the same for all."""
         size = min(self.n_values, _LARGEST_SIZE)
@@ -111,6 +119,13 @@ def root_mean_square(values: Floats) -> float:
     return math.sqrt(energy(values) / max(values.size, 1))
 
 
+def _geometric_mean(statistics: Sequence[Statistics], values: Sequence[float]) -> float:
+    """Over all weights of these tensors; 1 if there are none."""
+    n_values = sum(s.n_values for s in statistics)
+    logarithm = sum(s.n_values * math.log(value) for s, value in zip(statistics, values, strict=True))
+    return math.exp(logarithm / n_values) if n_values else 1.0
+
+
 class Steps:
     """The step of each tensor, from a relative one for all: that of the typical tensor, in its scale.
 
@@ -126,14 +141,13 @@ class Steps:
         self._statistics = statistics
         self._by_deviation = by_deviation
         some = [s for s in statistics if s.scale > 0]
-        n_values = sum(s.n_values for s in some)
-        # Of the typical tensor: the geometric mean over all weights. Its step is the relative one
-        self._typical = math.exp(sum(s.n_values * math.log(s.tolerance) for s in some) / n_values) if some else 1.0
-        self._typical_size = math.exp(sum(s.n_values * math.log(s.n_values) for s in some) / n_values) if some else 1.0
+        self._typical = _geometric_mean(some, [s.tolerance for s in some])  # its step is the relative one
+        self._typical_size = _geometric_mean(some, [float(s.n_values) for s in some])
+        self._typical_norm = _geometric_mean(some, [s.norm for s in some])
+        self._typical_scale = _geometric_mean(some, [s.scale for s in some])
         # Where sensitivities are known the step goes with their inverse root, and is as large on average as without
         known = [s for s in some if s.sensitivity > 0]
-        logarithm = sum(s.n_values * (math.log(self._guess(s)) + math.log(s.sensitivity) / 2) for s in known)
-        self._unit = math.exp(logarithm / sum(s.n_values for s in known)) if known else 1.0
+        self._unit = _geometric_mean(known, [self._guess(s) * math.sqrt(s.sensitivity) for s in known])
         depth = sum(_SEQUENCE_LENGTH if s.is_recurrent else 1 for s in some)
         self._depth = max(depth, _UNKNOWN_DEPTH) if is_part else max(depth, 1)
 
@@ -164,11 +178,25 @@ class Steps:
             return min(relative * statistics.deviation, largest)
         if statistics.sensitivity > 0:
             return min(relative * self._unit / math.sqrt(statistics.sensitivity), largest)
-        return min(relative * self._guess(statistics), _LARGEST_SHARE * relative * statistics.deviation, largest)
+        most = _LARGEST_SHARE * relative * statistics.deviation
+        return min(relative * self._guess(statistics, self._lowness(relative)), most, largest)
 
-    def _guess(self, statistics: Statistics) -> float:
-        """Step of a tensor at a relative step of 1."""
-        return statistics.scale * statistics.tolerance / self._typical
+    def _guess(self, statistics: Statistics, lowness: float = 0.0) -> float:
+        """Step of a tensor, relative to that of the typical one and in its scale.
+
+        Args:
+            lowness: 0 for the rules above, 1 for what takes their place at low rates.
+        """
+        fine = statistics.scale * statistics.tolerance / self._typical
+        if not lowness:
+            return fine
+        coarse = self._typical_scale * math.pow(statistics.norm / self._typical_norm, _NORM_POWER)
+        return math.pow(fine, 1 - lowness) * math.pow(coarse, lowness)
+
+    @staticmethod
+    def _lowness(relative: float) -> float:
+        low, high = _LOW_RATES
+        return min(max(math.log(relative / low) / math.log(high / low), 0.0), 1.0)
 
     def vector_step(self, values: Floats, relative: float, sensitivity: float = 0.0) -> float:
         """Step of a short tensor, relative to its root mean square.
