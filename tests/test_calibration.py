@@ -21,6 +21,7 @@ from strategies import names
 from torchmodels import Calling, saved
 
 import vqformat
+from vqformat.encode import moments
 from vqformat.encode.calibration import Calibration, TensorStatistics
 from vqformat.errors import EncodeError
 
@@ -30,7 +31,6 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn.utils.rnn import pack_sequence  # noqa: E402
 
 from vqformat import torch as vt  # noqa: E402
-from vqformat.torch import observe  # noqa: E402
 
 
 def only_moments(found: TensorStatistics) -> np.ndarray:
@@ -57,6 +57,12 @@ def products(vectors: Any) -> np.ndarray:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def without_credit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a model that is not small."""
+    monkeypatch.setattr(moments, "_CREDIT", 0)
 
 
 # Observers
@@ -217,8 +223,8 @@ class TestObservers:
     ) -> None:  # fmt: skip
         layer, x = make(), torch.randn(shape)
         whole = only_moments(statistics(layer, x)["weight"])
-        monkeypatch.setattr(observe, "_MOMENTS_NBYTES", 4 * 50 * 22)
-        monkeypatch.setattr(observe, "_FEWEST_BLOCK_INPUTS", 1)
+        monkeypatch.setattr(moments, "_MOMENTS_NBYTES", 4 * 50 * 22)
+        monkeypatch.setattr(moments, "_FEWEST_BLOCK_INPUTS", 1)
 
         (blocks,) = statistics(layer, x)["weight"].moments or ()
 
@@ -228,13 +234,47 @@ class TestObservers:
         for end, size, block in zip(np.cumsum(sizes), sizes, blocks, strict=True):
             np.testing.assert_allclose(block, whole[end - size : end, end - size : end], rtol=1e-5)
 
-    def test_of_very_many_vectors_some_are_taken_evenly(self) -> None:
-        x = torch.ones(100_000, 1)
-        x[50_000:] = 3
+    def test_of_many_vectors_some_are_taken_evenly(self, without_credit: None) -> None:
+        x = torch.randn(100_000, 64)
+        x[50_000:] *= 3
 
-        found = statistics(nn.Linear(1, 1), x)["weight"]
+        found = statistics(nn.Linear(64, 64), x)["weight"]
 
-        assert found.n_observed == 4096 and only_moments(found)[0, 0] == pytest.approx(5, abs=0.01)
+        assert found.n_observed == 2 * 64
+        assert np.trace(only_moments(found)) == pytest.approx(5 * 64, rel=0.15)
+
+    def test_vectors_that_are_taken_have_no_period(self, without_credit: None) -> None:
+        x = torch.zeros(64, 64, 32, 32)
+        x[..., 0] = 1  # each 32nd vector
+
+        found = statistics(nn.Conv2d(64, 64, 1), *[x] * 16)["weight"]
+
+        assert found.n_observed < 3000
+        assert only_moments(found)[0, 0] == pytest.approx(1 / 32, rel=0.5)
+
+    def test_each_vector_counts_alike_whatever_share_of_its_batch_was_taken(self, without_credit: None) -> None:
+        few, many = torch.ones(1000, 256), torch.full((9000, 256), 2.0)
+
+        found = statistics(nn.Linear(256, 64), few, many)["weight"]
+
+        assert found.n_observed < 5000
+        assert only_moments(found)[0, 0] == pytest.approx(0.1 + 0.9 * 4, rel=1e-3)
+
+    @pytest.mark.parametrize("make", [
+        lambda: nn.Sequential(*[nn.Linear(400, 400) for _ in range(4)]),
+        lambda: nn.Sequential(nn.Linear(400, 1600), nn.Linear(1600, 400)),
+    ])  # fmt: skip
+    def test_moments_take_no_more_products_than_the_model(
+        self, make: Callable[[], nn.Module], without_credit: None
+    ) -> None:
+        found = statistics(make(), *[torch.randn(1000, 400)] * 4)
+
+        products = sum(len(only_moments(each)) ** 2 * each.n_observed for each in found.values() if each.n_observed)
+        of_model = sum(4000 * p.numel() for p in make().parameters())
+        assert 0.1 * of_model < products <= of_model
+
+    def test_of_a_small_model_all_vectors_are_taken(self) -> None:
+        assert statistics(nn.Linear(8, 8), torch.randn(100_000, 8))["weight"].n_observed == 100_000
 
     def test_tied_weights_have_statistics_under_every_name(self) -> None:
         tied = Calling(lambda model, x: model.b(model.a(x)), a=nn.Linear(5, 5), b=nn.Linear(5, 5))
@@ -518,6 +558,50 @@ class TestImportance:
     def test_gradients_that_overflow_tell_nothing(self) -> None:
         layer = nn.Linear(3, 2).half()
         assert importances(layer, torch.full((400, 3), 6e4).half())["weight"] == 0
+
+    def test_an_eighth_of_the_inputs_is_differentiated(self) -> None:
+        seen: list[int] = []
+
+        def call(model: Any, x: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                seen.append(len(x))
+            return model.layer(x)
+
+        statistics(Calling(call, layer=nn.Linear(3, 2)), *[torch.randn(40, 3)] * 16)
+
+        assert 16 * 40 / 8 <= sum(seen) <= 16 * 40 / 8 + 8 and max(seen) < 40
+
+    def test_a_batch_whose_inputs_are_mixed_is_taken_whole(self) -> None:
+        seen: list[int] = []
+
+        def call(model: Any, x: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                seen.append(len(x))
+            return model.layer(x - x.mean(0))
+
+        statistics(Calling(call, layer=nn.Linear(3, 2)), *[torch.randn(40, 3)] * 16)
+
+        assert seen == [40, 40, 40]
+
+    def test_a_model_that_takes_whole_batches_only_is_calibrated(self) -> None:
+        model = Calling(lambda model, x: model.layer(x.reshape(4, 3)), layer=nn.Linear(3, 2))
+
+        found = importances(model, torch.ones(4, 3))
+
+        assert found["layer.bias"] > 0
+
+    def test_few_activations_are_kept_for_derivatives(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(importlib.import_module("vqformat.torch.sensitivity"), "_GRAPH_NBYTES", 5 * 2 * 4 * 3)
+        seen: list[int] = []
+
+        def call(model: Any, x: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                seen.append(len(x))
+            return model.layer(x)
+
+        statistics(Calling(call, layer=nn.Linear(3, 2)), *[torch.randn(80, 3)] * 4)
+
+        assert seen == [5, 5, 5, 5]
 
     def test_a_seed_decides(self) -> None:
         layer, x = nn.Linear(3, 2), torch.randn(5, 3)

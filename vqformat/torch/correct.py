@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encode.calibration import Calibration
-from .calibrate import batch_nbytes, floating_outputs, run
+from .batches import count_bytes, floating_outputs, run
 from .observe import CONVOLUTIONS
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -79,7 +79,7 @@ class Corrector:
         n_batches = len(self._batches)
         judges = range(0, n_batches, _HELD_OUT if n_batches >= _HELD_OUT else 1)
         learned = [i for i in range(n_batches) if i not in judges]
-        largest = max(self._batches, key=batch_nbytes)
+        largest = max(self._batches, key=count_bytes)
         ways: list[Callable[[], None]] = [lambda: _match_moments(self._teacher, student, largest)]
         if learned:
             ways.append(lambda: self._tune(student, aims, learned, given))

@@ -2,62 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ..encode.calibration import TensorStatistics
+from ..encode.moments import Chosen, Moments, Pace, by_group
 
-_MOMENTS_NBYTES = 1 << 26  # of a layer
-_FEWEST_BLOCK_INPUTS = 256
-_MOST_ROWS = 4096  # input vectors of a batch that are taken for a layer
+_MOST_SEQUENCES = 16  # of a call that a recurrent layer is run for again
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-
-class Moments:
-    """Second moments of vectors, in blocks on the diagonal where they are long.
-
-    Args:
-        n_groups: Of vectors that are kept apart.
-        n_inputs: Of a vector.
-        unit: Inputs that belong together, such as the taps of a channel.
-    """
-
-    def __init__(self, n_groups: int, n_inputs: int, unit: int = 1) -> None:
-        most = max(_FEWEST_BLOCK_INPUTS, _MOMENTS_NBYTES // (4 * n_inputs * n_groups))
-        most = max(unit, most // unit * unit) if unit <= most else most
-        self._edges = [*range(0, n_inputs, most), n_inputs]
-        self._sums: list[list[Tensor]] | None = None
-        self._n_groups = n_groups
-        self.n_observed = 0
-
-    def add(self, vectors: Tensor) -> None:
-        """Further vectors, ``(n, groups, inputs)``."""
-        vectors = vectors.detach().float()
-        found = [[part.T @ part for part in (vectors[:, g, a:b] for a, b in self._blocks())]
-                 for g in range(self._n_groups)]  # fmt: skip
-        if self._sums is None:
-            self._sums = found
-        else:
-            for sums, news in zip(self._sums, found, strict=True):
-                for total, new in zip(sums, news, strict=True):
-                    total += new
-        self.n_observed += vectors.shape[0]
-
-    def _blocks(self) -> list[tuple[int, int]]:
-        return list(zip(self._edges, self._edges[1:], strict=False))
-
-    def mean(self) -> tuple[tuple[np.ndarray, ...], ...] | None:
-        """Of the products, for each group and block; None if nothing was seen."""
-        if self._sums is None or not self.n_observed:
-            return None
-        return tuple(tuple((block / self.n_observed).cpu().numpy() for block in group) for group in self._sums)
+Take = Callable[[Tensor], Tensor]
 
 
 class Observer:
@@ -65,18 +26,23 @@ class Observer:
 
     Args:
         prefix: Of the names of its parameters, with its dot.
+        pace: Of all observers of the model.
 
     Attributes:
         arguments: The first of its forward method, those that ``observe`` is given.
+        met_nbytes: Of its first arguments since the context was entered.
     """
 
     arguments: tuple[str, ...] = ("input",)
 
-    def __init__(self, module: nn.Module, prefix: str) -> None:
+    def __init__(self, module: nn.Module, prefix: str, pace: Pace) -> None:
         self.module, self.prefix = module, prefix
+        self.met_nbytes = 0
+        self._pace = pace
         self._moments: dict[str, Moments] = {}
 
     def __enter__(self) -> Observer:
+        self.met_nbytes = 0
         self._hook = self.module.register_forward_pre_hook(self._on_call, with_kwargs=True)
         return self
 
@@ -87,6 +53,8 @@ class Observer:
         given = [*args, *(kwargs.get(name) for name in self.arguments[len(args) :])]
         if given[0] is None:  # a layer of one's own, whose argument has another name
             given[0] = next(iter(kwargs.values()))
+        if isinstance(given[0], Tensor):
+            self.met_nbytes += given[0].nbytes
         with torch.no_grad(), torch.autocast(next(module.parameters()).device.type, enabled=False):
             self.observe(*given[: len(self.arguments)])
 
@@ -94,15 +62,32 @@ class Observer:
         """Note the arguments of a call."""
         raise NotImplementedError
 
-    def _note(self, parameter: str, vectors: Tensor, unit: int = 1) -> None:
-        """Vectors ``(n, groups, inputs)`` that a parameter meets."""
+    def _note(self, parameter: str, n: int, take: Take, groups: int = 1) -> None:
+        """Note some of the n vectors that a parameter meets.
+
+        Args:
+            take: Gives those that are chosen, ``(chosen, groups, inputs)``.
+        """
+        if not n:
+            return
+        outputs, *inputs = getattr(self.module, parameter).shape
         if parameter not in self._moments:
-            self._moments[parameter] = Moments(vectors.shape[1], vectors.shape[2], unit)
-        self._moments[parameter].add(vectors)
+            self._moments[parameter] = Moments(groups, prod(inputs), prod(inputs[1:]))
+
+        def vectors(chosen: Chosen) -> Tensor:
+            return take(torch.from_numpy(chosen)).detach().float()
+
+        self._pace.note(self._moments[parameter], n, vectors, outputs // groups)
+
+    def _note_all(self, parameter: str, vectors: Tensor) -> None:
+        """Vectors, on the last axis, that a parameter meets."""
+        rows = vectors.reshape(-1, vectors.shape[-1])
+        self._note(parameter, len(rows), lambda chosen: (rows if len(chosen) == len(rows) else rows[chosen])[:, None])
 
     def statistics(self, known: Mapping[str, TensorStatistics]) -> dict[str, TensorStatistics]:
-        """What is known of the layer's parameters, and what was seen."""
-        return {self.prefix + name: replace(known.get(self.prefix + name, TensorStatistics()), moments=moments.mean(),
+        """What is known of the layer's parameters, and what was seen; only once."""
+        return {self.prefix + name: replace(known.get(self.prefix + name, TensorStatistics()),
+                                            moments=by_group([block.cpu().numpy() for block in moments.mean()]),
                                             n_observed=moments.n_observed)
                 for name, moments in self._moments.items()}  # fmt: skip
 
@@ -110,7 +95,7 @@ class Observer:
 class LinearObserver(Observer):
     def observe(self, x: Any) -> None:
         if x.numel():
-            self._note("weight", thin(x.reshape(-1, x.shape[-1]))[:, None])
+            self._note_all("weight", x)
 
 
 class ConvolutionObserver(Observer):
@@ -123,8 +108,9 @@ class ConvolutionObserver(Observer):
         rank = len(module.kernel_size)
         if x.ndim == rank + 1:
             x = x[None]
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = nn.functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+        if any(module._reversed_padding_repeated_twice):
+            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+            x = nn.functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
         for axis, (size, step, spacing) in enumerate(
             zip(module.kernel_size, module.stride, module.dilation, strict=True), 2
         ):
@@ -132,11 +118,12 @@ class ConvolutionObserver(Observer):
         # x: (batch, channels, places…, taps…)
         places = x.shape[2 : 2 + rank]
         x = x.movedim(1, 1 + rank)  # (batch, places…, channels, taps…)
-        count = x.shape[0] * prod(places)
-        chosen = torch.linspace(0, count - 1, min(count, _MOST_ROWS)).long().to(x.device)
-        vectors = x[torch.unravel_index(chosen, (x.shape[0], *places))]  # (n, channels, taps…)
-        n_inputs = prod(module.weight.shape[1:])
-        self._note("weight", vectors.reshape(len(chosen), module.groups, n_inputs), prod(module.kernel_size))
+
+        def take(chosen: Tensor) -> Tensor:
+            patches: Tensor = x[torch.unravel_index(chosen, (x.shape[0], *places))]  # (chosen, channels, taps…)
+            return patches.reshape(len(chosen), module.groups, -1)
+
+        self._note("weight", x.shape[0] * prod(places), take, module.groups)
 
 
 class EmbeddingObserver(Observer):
@@ -144,8 +131,8 @@ class EmbeddingObserver(Observer):
 
     module: nn.Embedding | nn.EmbeddingBag
 
-    def __init__(self, module: nn.Module, prefix: str) -> None:
-        super().__init__(module, prefix)
+    def __init__(self, module: nn.Module, prefix: str, pace: Pace) -> None:
+        super().__init__(module, prefix, pace)
         self._counts = torch.zeros(self.module.num_embeddings, dtype=torch.int64)
 
     def observe(self, x: Any) -> None:
@@ -175,10 +162,14 @@ class RecurrentObserver(Observer):
             x, states = x[:, None], [state[:, None] for state in states]
         elif module.batch_first:
             x = x.transpose(0, 1)
+        lengths = torch.full((x.shape[1],), x.shape[0]) if lengths is None else lengths
+        if x.shape[1] > _MOST_SEQUENCES:
+            some = torch.linspace(0, x.shape[1] - 1, _MOST_SEQUENCES).long()
+            lengths = lengths[some]
+            x, states = x[:, some.to(x.device)], [state[:, some.to(x.device)] for state in states]
         weight = next(module.parameters())  # under autocast inputs may be of another dtype
         x, states = x.to(weight), [state.to(weight) for state in states]
         steps = torch.arange(x.shape[0])[:, None]
-        lengths = torch.full((x.shape[1],), x.shape[0]) if lengths is None else lengths
         is_valid = (steps < lengths).to(x.device)  # (time, batch)
         backward = torch.where(steps < lengths, lengths - 1 - steps, steps).to(x.device)
         directions = ["", "_reverse"] if module.bidirectional else [""]
@@ -200,7 +191,7 @@ class RecurrentObserver(Observer):
         hidden: Tensor = single(x, tuple(states) if len(states) > 1 else states[0] if states else None)[0]
         before = torch.cat([states[0] if states else torch.zeros_like(hidden[:1]), hidden[:-1]])
         for name, vectors in ((f"weight_ih{suffix}", x), (f"weight_hh{suffix}", before)):
-            self._note(name, thin(vectors[is_valid])[:, None])
+            self._note_all(name, vectors[is_valid])
         return hidden
 
 
@@ -230,14 +221,7 @@ class AttentionObserver(Observer):
 
     def observe(self, query: Any, key: Any, value: Any) -> None:
         if self.module.in_proj_weight is not None and query is key is value:
-            self._note("in_proj_weight", thin(query.reshape(-1, query.shape[-1]))[:, None])
-
-
-def thin(vectors: Tensor) -> Tensor:
-    """At most ``_MOST_ROWS`` of the rows, evenly spread."""
-    if len(vectors) <= _MOST_ROWS:
-        return vectors
-    return vectors[torch.linspace(0, len(vectors) - 1, _MOST_ROWS).long().to(vectors.device)]
+            self._note_all("in_proj_weight", query)
 
 
 _KINDS: Sequence[tuple[Any, type[Observer]]] = (
@@ -249,11 +233,27 @@ _KINDS: Sequence[tuple[Any, type[Observer]]] = (
 )
 
 
-def observers(model: nn.Module) -> list[Observer]:
-    """An observer for each layer whose inputs say something of its weights."""
-    found = []
-    for name, module in model.named_modules():
-        kind = next((observer for types, observer in _KINDS if isinstance(module, types)), None)
-        if kind is not None:
-            found.append(kind(module, f"{name}." if name else ""))
-    return found
+class Watching:
+    """A context in which every layer of a model is observed whose inputs say something of its weights."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.observers: list[Observer] = []
+        pace = Pace()
+        for name, module in model.named_modules():
+            kind = next((observer for types, observer in _KINDS if isinstance(module, types)), None)
+            if kind is not None:
+                self.observers.append(kind(module, f"{name}." if name else "", pace))
+
+    def __enter__(self) -> Watching:
+        self._hooks = ExitStack()
+        for observer in self.observers:
+            self._hooks.enter_context(observer)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.close()
+
+    @property
+    def met_nbytes(self) -> int:
+        """Of all that layers were given when the model was last watched."""
+        return sum(observer.met_nbytes for observer in self.observers)
