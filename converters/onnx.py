@@ -87,7 +87,7 @@ def open_onnx(path: Path) -> Source:
     what = repr(str(path))
     if path.stat().st_size > MAX_NBYTES:
         raise ConversionError(f"{what} has more than the 2 GiB that an ONNX model can have")
-    return _open(path, parse_model(path.read_bytes(), what))
+    return open_model(path, parse_model(path.read_bytes(), what))
 
 
 def parse_model(data: bytes, what: str) -> ModelProto:
@@ -178,13 +178,21 @@ def _why_left(name: str, proto: TensorProto) -> str:
     return ""
 
 
-def _open(path: Path, model: ModelProto) -> Source:
+def open_model(path: Path, model: ModelProto) -> Source:
+    """A model as a source; its tensors' data are taken out of it.
+
+    Args:
+        path: Of the model: what lies outside is beside it.
+    """
     taken, left, constants, reasons = initializers(model)
+    axes = _output_axes(model)
     notes: list[str] = []
     tensors = []
     for each in taken:
         load = _loader(path, each)
-        tensors.append(SourceTensor(each.name, each.dtype, each.shape, load, is_exact=each.count <= _FEW))
+        axis = axes.get(each.name, 0) if len(each.shape) == 2 else 0
+        tensors.append(SourceTensor(each.name, each.dtype, each.shape, load, is_exact=each.count <= _FEW,
+                                    output_axis=axis))  # fmt: skip
         each.strip()
     if left:
         notes.append(f"{_of(left, 'initializer')} in the graph, not compressed: {', '.join(sorted(reasons))}")
@@ -204,6 +212,17 @@ def _open(path: Path, model: ModelProto) -> Source:
         notes.append(f"left out the graph: it has {len(graph):,} bytes without the initializers, and"
                      f" {MAX_GRAPH_NBYTES:,} are allowed; the .vqm cannot be extracted to .onnx")  # fmt: skip
     return Source("onnx", tensors, {}, notes, origin)
+
+
+def _output_axes(model: ModelProto) -> dict[str, int]:
+    """Of matrices that inputs are multiplied by, the axis of the outputs, by name."""
+    axes = {}
+    for graph in _graphs(model):
+        for node in graph.node:
+            if node.op_type in ("MatMul", "Gemm") and len(node.input) > 1:
+                is_transposed = any(a.name == "transB" and a.i for a in node.attribute)
+                axes[node.input[1]] = 0 if is_transposed else 1
+    return axes
 
 
 def _of(protos: list[TensorProto], what: str) -> str:

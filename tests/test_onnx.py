@@ -102,6 +102,17 @@ class TestRoundTrip:
 
         assert nh.to_array(found.graph.initializer[0]).tobytes() == scales.tobytes()
 
+    @pytest.mark.parametrize(("node", "options", "axis"), [
+        ("MatMul", {}, 1), ("Gemm", {}, 1), ("Gemm", {"transB": 1}, 0), ("Add", {}, 0),
+    ])  # fmt: skip
+    def test_the_axis_of_outputs_is_that_of_the_graph(
+        self, tmp_path: Path, node: str, options: dict[str, int], axis: int
+    ) -> None:
+        model = model_of([nh.from_array(W, "w")], [h.make_node(node, ["x", "w"], ["y"], **options)])
+
+        with open_source(save(tmp_path / "a.onnx", model)) as source:
+            assert [tensor.output_axis for tensor in source.tensors] == [axis]
+
     def test_weights_of_inner_graphs_are_taken(self, tmp_path: Path) -> None:
         out = h.make_tensor_value_info("out", T.FLOAT, None)
         branches = [h.make_graph([h.make_node("Identity", ["w"], ["out"])], "g", [], [out],
