@@ -24,6 +24,7 @@ from vqformat.chunkwriter import ChunkWriter
 from vqformat.cli import main
 from vqformat.cli.text import escape, shape_text, table, to_json
 from vqformat.encode.assemble import assemble_raw
+from vqformat.encode.calibration import Calibration, TensorStatistics
 from vqformat.records import AliasRecord
 
 Run = Callable[..., "Result"]
@@ -398,6 +399,23 @@ def test_convert_lossless(run: Run, archive: Path, tmp_path: Path) -> None:
 
 def test_convert_meets_a_ratio(run: Run, archive: Path) -> None:
     assert run("convert", archive, "--ratio", "6", "--json").json["ratio"] == pytest.approx(6, rel=0.02)
+
+
+def test_convert_with_a_calibration(run: Run, tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    np.savez(tmp_path / "net.npz", w=weights)
+    Calibration({"w": TensorStatistics(1.0, ((np.eye(64, dtype=np.float32) + 1,),), 1000)}).save(tmp_path / "c.npz")
+
+    run("convert", tmp_path / "net.npz", "-o", tmp_path / "with.vqm", "--calibration", tmp_path / "c.npz")
+    run("convert", tmp_path / "net.npz", "-o", tmp_path / "without.vqm", "--preset", "small")
+
+    found, other = (load_file(tmp_path / name)["w"] - weights for name in ("with.vqm", "without.vqm"))
+    assert np.square(found.sum(1)).mean() < np.square(other.sum(1)).mean() / 4  # what all inputs have in common
+
+
+def test_a_calibration_that_is_none_fails(run: Run, archive: Path) -> None:
+    run("convert", archive, "--calibration", archive).failed_with("no saved calibration")
+    run("convert", archive, "--calibration", "missing").failed_with("missing")
 
 
 def test_convert_with_methods(run: Run, archive: Path) -> None:

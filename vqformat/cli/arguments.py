@@ -78,8 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
     size.add_argument("--sqnr", type=_positive, metavar="DB", help="signal-to-quantization-noise ratio in dB, in place"
                       " of a size")  # fmt: skip
     size.add_argument("--lossless", action="store_true", help="keep every bit")
-    convert.add_argument("--preset", choices=PRESETS, default="default",
+    convert.add_argument("--preset", choices=PRESETS,
                          help="; ".join(f"{name}: {text}" for name, text in PRESETS.items()))  # fmt: skip
+    convert.add_argument("--calibration", type=_given, metavar="FILE", help="what a calibration of the model found, as"
+                         " Calibration.save wrote it; the preset is then small")  # fmt: skip
     convert.add_argument("--layer", action="append", default=[], metavar="PATTERN=METHOD",
                          help="how to encode the tensors that match; may be given often")  # fmt: skip
     convert.add_argument("--method", type=_given, metavar="METHOD", help="how to encode the others")

@@ -13,6 +13,7 @@ from vqformat.converters import convert, extract
 from vqformat.converters.export import SUFFIXES
 
 from ..access import safe_open
+from ..encode.calibration import Calibration
 from ..encode.recipe import Recipe
 from ..errors import EncodeError
 from .arguments import UsageError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 def run_convert(args: argparse.Namespace) -> int:
     """Compress a checkpoint."""
     recipe = _recipe(args)
+    calibration = None if args.calibration is None else Calibration.load(args.calibration)
+    preset = args.preset or ("default" if calibration is None else "small")
     to_stdout = args.output == STDIO
     output = default_output(args.source) if args.output is None else Path(args.output)
     with contextlib.ExitStack() as stack:
@@ -43,7 +46,7 @@ def run_convert(args: argparse.Namespace) -> int:
         source = stack.enter_context(local_path(args.source))
         progress = stack.enter_context(progress_bar(quiet=args.quiet, unit=" weights"))
         report = convert(source, target, recipe=recipe, bits=args.bits, ratio=args.ratio, size=args.size,
-                         sqnr=args.sqnr, lossless=args.lossless, preset=args.preset, seed=args.seed,
+                         sqnr=args.sqnr, lossless=args.lossless, preset=preset, seed=args.seed, calibration=calibration,
                          progress=progress, include_optimizer=args.include_optimizer,
                          overwrite=args.force)  # fmt: skip
     seconds = time.monotonic() - start
