@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state["conv1.weight"] = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     torch.save(state, folder / "model.pt")
     safetensors.save_file(state, folder / "model.safetensors")
+    _save_onnx_model(folder / "model.onnx")
     keras = pytest.importorskip("keras")
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(8, 3), keras.layers.Flatten(),
                               keras.layers.Dense(10)])  # fmt: skip
@@ -41,6 +42,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save(folder / "model.keras")
     model.save(folder / "legacy.h5")
     return folder
+
+
+def _save_onnx_model(path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="not installed: pip install 'vqformat[onnx]'")
+    pytest.importorskip("onnxruntime", reason="not installed: pip install 'vqformat[onnxruntime]'")
+    weights = np.random.default_rng(0).standard_normal((784, 10)).astype(np.float32)
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y],
+                                   [onnx.numpy_helper.from_array(weights, "w")])  # fmt: skip
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
 
 
 def test_readme_has_the_two_commands_and_others() -> None:
