@@ -35,7 +35,7 @@ class Options:
         ratio: Bytes of the tensors over bytes of the file.
         size: Bytes of the file.
         sqnr: Signal-to-quantization-noise ratio of all weights together, in dB.
-        step: Of the grids, relative to the root mean square of all weights on them.
+        step: Of the grid of the typical tensor, relative to its scale, see ``sensitivity.Steps``.
         lossless: Every bit kept, whatever else is asked.
         preset: How the encoder codes what it chooses for, a key of ``PRESETS``.
         calibration: What is known of the model's inputs, for ``small``.

@@ -29,7 +29,7 @@ class Trial:
     """A file that was tried.
 
     Attributes:
-        step: Of the grids, relative to the model's root mean square; 0 for one that keeps every bit.
+        step: Of the typical tensor's grid, relative to its scale; 0 for one that keeps every bit.
         nbytes: Of the file.
         ratio: Bytes of the tensors over bytes of the file.
         metric: What ``evaluate`` said of it.
