@@ -133,6 +133,13 @@ def test_small_tensors_and_those_with_few_large_values_are_finer() -> None:
     assert relative[1] < 0.3 * relative[0] and relative[2] < 0.8 * relative[0]
 
 
+def test_few_values_among_zeros_are_kept() -> None:
+    rare = np.zeros((1000, 1000), np.float32)
+    rare[500, 500:510] = normal(10)
+
+    assert sqnr({"rare": rare})["rare"] > 28 and sqnr({"rare": rare, **LAYERS}, ratio=6)["rare"] > 15
+
+
 CNN = {"conv1": normal(16, 3, 5, 5) / 8, "conv2": normal(32, 16, 5, 5, seed=1) / 20, "fc": normal(10, 800, seed=2) / 28}
 
 

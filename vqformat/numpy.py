@@ -46,8 +46,8 @@ def save_file(
 
     Without options every large float tensor is put on a grid and its codes compressed; small ones are rounded finely;
     integers, bools and constants such as masks and positions are kept. The grids are so fine that ten networks on which
-    this was measured kept 98 % of their answers and more, at 4 to 8 times smaller. At most one of ``bits``, ``ratio``, ``size``, ``sqnr``, ``step`` and
-    ``lossless`` says how small.
+    this was measured kept 98 % of their answers and more, at 4 to 8 times smaller. At most one of ``bits``, ``ratio``,
+    ``size``, ``sqnr``, ``step`` and ``lossless`` says how small.
 
     Args:
         tensors: Arrays by name, of any strides and byte order; their order is kept. Equal views of one memory become

@@ -225,21 +225,27 @@ class ModelEncoder:
                     self._fixed[tensor.name] = result
                     continue
                 method = None
-            if method is None and BY_NAME[tensor.dtype].arithmetic and self._is_constant(tensor):
-                self._constants.add(tensor.name)
-            elif self._has_step(tensor, method):
-                array = tensor.load()
-                if fits_float32(array):
-                    self._statistics[tensor.name] = Statistics.of(reals(array), self._sensitivity(tensor),
-                                                                  is_recurrent=tensor.in_sequence)  # fmt: skip
+            is_free = method is None and BY_NAME[tensor.dtype].arithmetic
+            if is_free or self._has_step(tensor, method):
+                self._look_at(tensor, tensor.load(), is_free=is_free, has_step=self._has_step(tensor, method))
         self._steps = Steps(list(self._statistics.values()), by_deviation=self.options.sqnr is not None,
                             is_part=self._is_part)  # fmt: skip
         self._step = self.options.step or self._steps.default
 
-    def _is_constant(self, tensor: SourceTensor) -> bool:
-        """Whether nobody trained the tensor, and exact coding takes next to nothing."""
-        array = tensor.load()
-        return fits_float32(array) and constants.is_constant(array, tensor.dtype, is_short=not self._is_coarse(tensor))
+    def _look_at(self, tensor: SourceTensor, array: Array, *, is_free: bool, has_step: bool) -> None:
+        """Note whether the tensor is a constant, or what its step follows from.
+
+        Args:
+            is_free: Whether the encoder may choose how it is coded.
+            has_step: Whether that would be on a grid.
+        """
+        if not fits_float32(array):
+            return
+        if is_free and constants.is_constant(array, tensor.dtype, is_short=not has_step):
+            self._constants.add(tensor.name)
+        elif has_step:
+            self._statistics[tensor.name] = Statistics.of(reals(array), self._sensitivity(tensor),
+                                                          is_recurrent=tensor.in_sequence)  # fmt: skip
 
     def _known(self, tensor: SourceTensor) -> TensorStatistics:
         """What calibration found of a tensor; nothing without it."""

@@ -91,8 +91,9 @@ class Statistics:
         flat = values.reshape(-1)
         stride = max(1, flat.size // SAMPLE) | 1  # odd, so that no column of an even number is favoured
         sample = flat[::stride].copy()
-        scale = float(np.abs(sample).mean(dtype=np.float64)) / _NORMAL_MAGNITUDE if sample.size else 0.0
-        return cls(flat.size, root_mean_square(flat), scale, sample, sensitivity, is_recurrent, is_filter_bank(values))
+        deviation = root_mean_square(flat)
+        scale = float(np.abs(sample).mean(dtype=np.float64)) / _NORMAL_MAGNITUDE if sample.any() else deviation
+        return cls(flat.size, deviation, scale, sample, sensitivity, is_recurrent, is_filter_bank(values))
 
     @property
     def norm(self) -> float:
