@@ -30,7 +30,7 @@ SAMPLE = 1 << 15
 LARGEST_STEP: float = 8.0  # times a tensor's deviation: beyond it nearly everything becomes 0
 _LARGEST_SHARE = 4.0  # times the step of the typical tensor, in deviations
 _SIZE_POWER = 0.4  # of the number of values, with which the step goes
-_LARGEST_SIZE = 1 << 20  # values: larger tensors, tables of words above all, are no coarser
+_LARGEST_SIZE = 1 << 22  # values: larger tensors, tables of words above all, are no coarser
 # At low rates, where most values become 0 and what is left of a tensor are its large values, steps that are more nearly
 # the same for all serve better: they go with this power of the norm. Relative steps from none of that to all of it
 _NORM_POWER = 0.35
