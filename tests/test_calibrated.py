@@ -286,8 +286,8 @@ class TestCorrections:
         # Without moments there is no feedback, which leaves less to correct
         tensors = {name: replace(found, moments=None) for name, found in calibration.tensors.items()}
 
-        corrected = saved(model, calibration=Calibration(tensors, calibration.inputs), step=0.5)
-        without = saved(model, calibration=Calibration(tensors), step=0.5)
+        corrected = saved(model, calibration=Calibration(tensors, calibration.inputs), step=0.6)
+        without = saved(model, calibration=Calibration(tensors), step=0.6)
 
         assert len(corrected) == pytest.approx(len(without), rel=0.01)
         x = images(-1)
