@@ -34,7 +34,7 @@ LONGEST_TEXT = 900
 def ends_a_hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hangs of libhdf5 end sooner than users would want; one in this process ends the tests."""
     monkeypatch.setattr(hdf5, "SILENCE_S", 3.0)
-    faulthandler.dump_traceback_later(120, exit=True)
+    faulthandler.dump_traceback_later(600, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
 
@@ -245,7 +245,7 @@ def reset():
         stream.write("5")
 
 def measure(path):
-    faulthandler.dump_traceback_later(20, exit=True)
+    faulthandler.dump_traceback_later(120, exit=True)
     print(path, file=sys.stderr, flush=True)
     reset()
     base = high_water()
@@ -279,7 +279,7 @@ def test_no_hostile_file_takes_memory_or_runs_code(tmp_path: Path) -> None:
         files["siblings"].append(str(write(case, folder, is_hostile=False)))
 
     done = subprocess.run([sys.executable, "-c", MEASURE], input=json.dumps(files), capture_output=True, text=True,
-                          timeout=500, check=False)  # fmt: skip
+                          timeout=580, check=False)  # fmt: skip
 
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)
