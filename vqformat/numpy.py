@@ -45,10 +45,10 @@ def save_file(
     """Compress tensors into a ``.vqm`` file.
 
     Without options every large float tensor is put on a grid and its codes compressed; small ones are rounded finely;
-    integers, bools and constants such as masks and positions are kept. The grids are so fine that nine networks on which
-    this was measured kept 99 % of their answers, and a language model 93 % of its next tokens, at 4 to 8 times smaller
-    (a divergence of 0.01 nats). At most one of ``bits``, ``ratio``,
-    ``size``, ``sqnr``, ``step`` and ``lossless`` says how small.
+    integers, bools and constants such as masks and positions are kept. The grids are so fine that nine networks on
+    which this was measured kept 99 % of their answers, and a language model 93 % of its next tokens (a divergence of
+    0.01 nats), at 4 to 8 times smaller. At most one of ``bits``, ``ratio``, ``size``, ``sqnr``, ``step`` and
+    ``lossless`` says how small.
 
     Args:
         tensors: Arrays by name, of any strides and byte order; their order is kept. Equal views of one memory become
