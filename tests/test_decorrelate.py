@@ -53,7 +53,7 @@ def test_no_other_way_takes_fewer_bytes(monkeypatch: pytest.MonkeyPatch, name: s
                 patch.setattr(principal, "find_stages", lambda *_: [])
             others.append(len(saved(matrix, sqnr=sqnr)))
 
-    assert len(taken) <= 1.03 * min(others)  # an SQNR is met to 0.1 dB, which is 1.5 % of the bytes
+    assert len(taken) <= 1.03 * min(others)  # for 9 dB the trial of both together is 2.6 % off
     assert ("transform" in method(taken)) == (name in {"neighbours", "both"})
     assert ("low-rank" in method(taken)) == (name in {"components", "both"})
 

@@ -32,10 +32,10 @@ def is_constant(array: npt.NDArray[Any], dtype: str, *, is_short: bool) -> bool:
     """
     if np.iscomplexobj(array):
         return False
-    values = array.astype(np.float32)
     if is_short:
+        values = array.astype(np.float32)
         return is_counted(values) or is_in_order(values)
-    sample = values.reshape(-1)[:: values.size // _SAMPLE + 1]
+    sample = array.reshape(-1)[:: array.size // _SAMPLE + 1].astype(np.float32)
     if np.unique(sample).size > sample.size // 4:  # nearly always
         return False
     return 8 * fine.encode_exact("", dtype, array).stored_nbytes <= _FREE_BITS * array.size
