@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, cast, overload
 
-_IN_MEMORY_NBYTES = 1 << 24
+_IN_MEMORY_NBYTES = 1 << 20
 T = TypeVar("T")
 
 
