@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torchmodels import Calling, correlated, filled, output_error, saved
 
 import vqformat
-from vqformat.encode import small
+from vqformat.encode import row_steps, small
 from vqformat.encode.calibration import Calibration, TensorStatistics
 from vqformat.encode.coded import Pool
 from vqformat.encode.feedback import Factors
@@ -90,7 +90,7 @@ class TestFeedback:
         for group in range(n_groups):
             x = of_inputs(kind, 30, n_inputs, seed + group)
             moments.append(tuple(x[:, a:b].T @ x[:, a:b] / 30 for a, b in pairs))
-        factors = Factors.of(TensorStatistics(1.0, tuple(moments), 30))
+        factors = Factors.of(TensorStatistics(1.0, tuple(moments), 30), n_outputs)
         weights = np.random.default_rng(seed).standard_normal((n_outputs, n_inputs)).astype(np.float32)
         step = data.draw(st.sampled_from([0.05, 0.8, 4.0]))
 
@@ -122,6 +122,19 @@ class TestFeedback:
             error, error_without = ((y - aim)[:, of_group].square().mean() for y in (found, other))
             assert error_without > 2 * error
 
+    def test_inputs_that_matter_more_have_finer_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def inputs(seed: int) -> Tensor:
+            return correlated(2000, 64, seed=seed) * torch.logspace(-1, 1, 64)
+
+        layer = nn.Linear(64, 256, bias=False)
+        calibration = Calibration(vt.calibrate(layer, [inputs(1)]).tensors)
+        by_rows = saved(layer, calibration=calibration, bits=4)
+        monkeypatch.setattr(row_steps, "are_worth_it", lambda *_: False)
+        alike = saved(layer, calibration=calibration, bits=4)
+
+        assert len(by_rows) <= len(alike) * 1.01
+        assert output_error(layer, alike, inputs(2)) > 1.5 * output_error(layer, by_rows, inputs(2))
+
     @pytest.mark.parametrize("kind", KINDS)
     def test_inputs_of_any_kind_do(self, kind: str) -> None:
         layer = nn.Linear(40, 40)
@@ -135,7 +148,7 @@ class TestFeedback:
     def test_inputs_without_finite_moments_are_as_if_unknown(self, value: float) -> None:
         layer = nn.Linear(32, 32)
         found = vt.calibrate(layer, [torch.full((4, 32), value)])
-        assert Factors.of(found.tensors["weight"]) is None
+        assert Factors.of(found.tensors["weight"], 32) is None
         assert saved(layer, calibration=Calibration(found.tensors)) == saved(layer, preset="small")
 
     @pytest.mark.parametrize(("n_inputs", "n_outputs", "step", "is_calibrated"), [

@@ -168,7 +168,7 @@ def test_a_second_decoder_finds_the_same_in_every_dtype(dtype: str, is_looked_up
 def test_feedback_makes_up_for_errors_in_what_components_leave(n_groups: int) -> None:
     matrix = with_components(128, 96, 3, share=0.7)  # (outputs, inputs)
     x = weights(500, 8, seed=7) @ weights(8, 96, seed=8) + weights(500, 96, seed=9) * np.float32(0.1)
-    factors = Factors.of(TensorStatistics(1.0, ((x.T @ x / 500,),) * n_groups, 500))
+    factors = Factors.of(TensorStatistics(1.0, ((x.T @ x / 500,),) * n_groups, 500), 128)
     coded, free = quantized(matrix, 0.8, factors=factors), quantized(matrix, 0.8)
     assert coded.base and free.base
 

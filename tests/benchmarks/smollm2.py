@@ -62,13 +62,16 @@ class SmolLM2(nn.Module):
         self.model = nn.ModuleDict({"embed_tokens": nn.Embedding(N_TOKENS, WIDTH),
                                     "layers": nn.ModuleList(Layer() for _ in range(N_LAYERS)),
                                     "norm": nn.RMSNorm(WIDTH, eps=1e-5)})  # fmt: skip
+        self.lm_head = nn.Linear(WIDTH, N_TOKENS, bias=False)
 
     @classmethod
     def of(cls, weights: Weights) -> SmolLM2:
         """The network with these weights, which it shares."""
         with torch.device("meta"):
             network = cls()
-        network.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()}, assign=True)
+        table = {"lm_head.weight": weights["model.embed_tokens.weight"]}
+        network.load_state_dict({name: torch.from_numpy(w) for name, w in (weights | table).items()}, assign=True)
+        network.lm_head.weight = network.model["embed_tokens"].weight
         return network.eval()
 
     def states(self, ids: Tensor) -> Tensor:
@@ -79,11 +82,8 @@ class SmolLM2(nn.Module):
             x = layer(x, turns)
         return self.model["norm"](x)
 
-    def logits(self, states: Tensor) -> Tensor:
-        return functional.linear(states, self.model["embed_tokens"].weight)
-
     def forward(self, ids: Tensor) -> Tensor:
-        return self.logits(self.states(ids))
+        return self.lm_head(self.states(ids))
 
 
 def load_weights() -> Weights:
@@ -164,10 +164,10 @@ class Judge:
         network = self._network if weights is None else SmolLM2.of(weights)
         sums = torch.zeros(3, dtype=torch.float64)
         for window, states in zip(self._windows, self._states, strict=True):
-            wanted = self._network.logits(states).log_softmax(1)
+            wanted = self._network.lm_head(states).log_softmax(1)
             found = wanted
             if network is not self._network:
-                found = network.logits(network.states(window[None])[0, :-1]).log_softmax(1)
+                found = network.lm_head(network.states(window[None])[0, :-1]).log_softmax(1)
             kl = functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
             hits = (found.argmax(1) == wanted.argmax(1)).double().mean()
             sums += torch.stack([kl.double(), functional.nll_loss(found, window[1:]).double(), hits])

@@ -245,7 +245,7 @@ class Pool:
         return clipped
 
     def decoded(self, tensor: CodedTensor) -> Floats:
-        """What a decoder makes of it, if it has no row scales, exactly: the stored matrix ``(R, C)``."""
+        """What a decoder makes of it, exactly: the stored matrix ``(R, C)``."""
         record, resident = self._record(tensor, 0)
         stage = record.stages[-1]
         assert isinstance(stage, TrellisStage)
@@ -259,6 +259,8 @@ class Pool:
             decoder.decode(self.n_books * codes + tensor.books, values)
         else:
             values = book[tensor.books, codes]
+        if tensor.row_scales is not None:
+            values *= tensor.row_scales[:, None]
         return tensor.with_base(values)
 
     def n_bits(self, tensor: CodedTensor) -> float:

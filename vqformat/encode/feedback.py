@@ -2,19 +2,21 @@
 
 The output of a layer is its weights times its inputs; where two inputs go together, the error of one weight can be
 made up for by the other (Hassibi and Stork 1993, OBS; Frantar et al. 2022, OBQ and GPTQ). Rows are inputs: each is put
-on the grid with its trellis running along the outputs, and its error is then taken from the rows that follow.
+on the grid with its trellis running along the outputs, and its error is then taken from the rows that follow. Errors
+that the inputs that follow can make up for cost little: such a row has a coarser grid (Lifar et al. 2026, WaterSIC).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from ..codecs.tables import Floats
-from . import tiles, viterbi
+from . import row_steps, tiles, viterbi
 from .calibration import TensorStatistics
 from .contexts import Contexts
 from .trellis import Books, Grid, Indices
@@ -22,6 +24,7 @@ from .viterbi import Rates
 
 _DAMPING = 0.05  # added to the moments' diagonal, of its mean
 _SMALLEST_MOMENT = 1e-30  # of inputs that are not all but 0
+_STEPS_PER_OCTAVE = 4  # of inputs: coarser ones cost 0.015 bits a weight, finer ones gain 0.003
 _LAZY_ROWS = 64  # whose errors are taken from far rows together
 TILE_COLUMNS = 32  # of a sequence, about: it ends a decision at each row
 
@@ -32,17 +35,19 @@ class Factors:
 
     Attributes:
         upper: For each group of outputs, for each run of inputs: ``(n, n)`` upper triangular U with
-            ``UᵀU = H⁻¹``, the inverse of the damped second moments.
-        spread: ``(inputs, groups)``: the diagonals of U; an error counts by its square over this one.
-        mean_moment: Of the diagonal of the moments.
+            ``UᵀU = H⁻¹``, the inverse of the damped second moments of inputs, each times its step.
+        spread: ``(inputs, groups)``: the diagonals of U; an error in steps counts by its square over this one.
+        share_left: What feedback leaves of the loss by an error, of what it would be without.
+        steps: Of inputs, relative to that of the matrix, ``(inputs,)``; None if all have the same.
     """
 
     upper: tuple[tuple[Floats, ...], ...]
     spread: Floats
-    mean_moment: float
+    share_left: float
+    steps: Floats | None = None
 
     @classmethod
-    def of(cls, statistics: TensorStatistics) -> Factors | None:
+    def of(cls, statistics: TensorStatistics, n_outputs: int) -> Factors | None:
         """The factors of a layer whose inputs are known; None if they are not, or have no spread."""
         if statistics.moments is None:
             return None
@@ -51,20 +56,23 @@ class Factors:
         if not _SMALLEST_MOMENT < mean_moment < np.inf:
             return None
         upper = tuple(tuple(_factor(block, statistics.n_observed) for block in group) for group in statistics.moments)
-        spread = np.stack([np.concatenate([np.diagonal(u) for u in group]) for group in upper], axis=1)
+        spread: Floats = np.stack([np.concatenate([np.diagonal(u) for u in group]) for group in upper], axis=1)
         if not np.isfinite(spread).all() or not (spread > 0).all():
             return None
-        return cls(upper, spread, mean_moment)
+        costs = np.exp(-2 * np.log(spread.astype(np.float64)).mean(axis=1))  # of an error of an input
+        share_left = float(np.exp(np.log(costs).mean())) / mean_moment
+        steps = row_steps.relative_steps(costs, _STEPS_PER_OCTAVE)
+        if not row_steps.are_worth_it(costs, steps, n_outputs):
+            return cls(upper, spread, share_left)
+        edges = np.cumsum([0, *map(len, upper[0])])
+        upper = tuple(tuple(u / steps[start:end] for u, (start, end) in zip(group, pairwise(edges), strict=True))
+                      for group in upper)  # fmt: skip
+        return cls(upper, spread / steps[:, None], share_left, steps)
 
     @property
     def typical_spread(self) -> float:
         """The geometric mean."""
         return float(np.exp(np.log(self.spread.astype(np.float64)).mean()))
-
-    @property
-    def share_left(self) -> float:
-        """What feedback leaves of the loss by an error, of what it would be without."""
-        return 1 / (self.typical_spread**2 * self.mean_moment)
 
 
 def _factor(moments: Floats, n_observed: int) -> Floats:

@@ -6,9 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..codecs.tables import Floats
-from .scales import encode_scales
-
-_FURTHEST = 4.0  # from the middle: steps of rows
+from .row_steps import relative_steps
 
 
 def row_scales(counts: npt.NDArray[np.int64]) -> Floats:
@@ -16,10 +14,7 @@ def row_scales(counts: npt.NDArray[np.int64]) -> Floats:
 
     What an error costs goes with how often its row is looked up, so that the steps go with the inverse root of that.
     """
-    root = np.sqrt(_expected(counts))
-    relative = np.exp(np.log(root).mean()) / root
-    octaves = np.rint(2 * np.log2(np.clip(relative, 1 / _FURTHEST, _FURTHEST))) / 2
-    return encode_scales(np.exp2(octaves))[2]
+    return relative_steps(_expected(counts), per_octave=2)
 
 
 def share_of_middle(counts: npt.NDArray[np.int64]) -> float:

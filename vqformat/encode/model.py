@@ -255,7 +255,7 @@ class ModelEncoder:
     def _feedback(self, tensor: SourceTensor) -> Factors | None:
         """What feedback needs to know of the inputs of a tensor's layer."""
         if tensor.name not in self._factors:
-            self._factors[tensor.name] = Factors.of(self._known(tensor))
+            self._factors[tensor.name] = Factors.of(self._known(tensor), tensor.shape[0])
         return self._factors[tensor.name]
 
     def _sensitivity(self, tensor: SourceTensor) -> float:

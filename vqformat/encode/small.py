@@ -82,6 +82,8 @@ def quantize(
     n_groups = 1 if factors is None else factors.spread.shape[1]
     if matrix.shape[1] % n_groups:
         raise EncodeError(f"tensor {name!r} has {matrix.shape[1]} outputs, its calibration {n_groups} groups of them")
+    if factors is not None:
+        row_scales = factors.steps
     furthest = float(np.abs(matrix).max(initial=0)) / (1.0 if row_scales is None else float(row_scales.min()))
     tiny = float(np.finfo(np.float32).tiny)
     step = max(step * FINER, furthest / LARGEST_POINT, tiny)
