@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vqformat.errors import ConversionError
-from vqformat.limits import MAX_NAME_NBYTES
+from vqformat.format.limits import MAX_NAME_NBYTES
 
 MAX_DEPTH = 64
 MAX_TEXT_NBYTES = 8 << 20  # of the metadata's 16 MiB

@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from vqformat.dtypes import BY_NAME
 from vqformat.encode.source import SourceTensor, check_name, check_shape
 from vqformat.errors import ConversionError
-from vqformat.limits import MAX_TENSORS
+from vqformat.format.dtypes import BY_NAME
+from vqformat.format.limits import MAX_TENSORS
 
 from .source import Source, take_metadata
 

@@ -19,10 +19,10 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from vqformat.dtypes import BY_NAME, of_array
 from vqformat.encode.source import check_shape
 from vqformat.errors import ConversionError, EncodeError
-from vqformat.limits import available_memory
+from vqformat.format.dtypes import BY_NAME, of_array
+from vqformat.format.limits import available_memory
 
 from .hdf5_chunks import Chunks
 from .layout import ASCII, UTF8, Attribute

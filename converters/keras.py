@@ -10,7 +10,7 @@ from typing import Any
 
 from vqformat.encode.source import SourceTensor, check_name
 from vqformat.errors import ConversionError, EncodeError
-from vqformat.metadata import pack
+from vqformat.format.metadata import pack
 
 from .archive import Archive
 from .detect import hdf5_offset, read_json

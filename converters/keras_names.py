@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from vqformat.errors import ConversionError
-from vqformat.limits import MAX_NAME_NBYTES
+from vqformat.format.limits import MAX_NAME_NBYTES
 
 from .hdf5 import Dataset, Tree
 

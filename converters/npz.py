@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from vqformat.dtypes import of_array
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError, EncodeError
-from vqformat.limits import MAX_RANK
+from vqformat.format.dtypes import of_array
+from vqformat.format.limits import MAX_RANK
 
 from .source import Source
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vqformat.bits import unpack_nibbles
-from vqformat.dtypes import BY_NAME
 from vqformat.encode.source import SourceTensor, check_name, check_shape
 from vqformat.errors import ConversionError, EncodeError
-from vqformat.limits import MAX_RANK
+from vqformat.format.bits import unpack_nibbles
+from vqformat.format.dtypes import BY_NAME
+from vqformat.format.limits import MAX_RANK
 
 from .source import Source
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError, EncodeError
-from vqformat.limits import MAX_NAME_NBYTES
+from vqformat.format.limits import MAX_NAME_NBYTES
 
 from .detect import detect_format
 from .sharding import check_shard, read_shards

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vqformat.bits import unpack_nibbles
-from vqformat.dtypes import BY_NAME
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError
+from vqformat.format.bits import unpack_nibbles
+from vqformat.format.dtypes import BY_NAME
 
 from .export.safetensors import NAMES
 from .sharding import check_shard, read_shards

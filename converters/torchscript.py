@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from vqformat.dtypes import BY_NAME
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError
-from vqformat.limits import MAX_NAME_NBYTES, MAX_RANK, MAX_TENSORS
+from vqformat.format.dtypes import BY_NAME
+from vqformat.format.limits import MAX_NAME_NBYTES, MAX_RANK, MAX_TENSORS
 
 from .archive import Archive
 from .source import Source

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 import vqformat
-from vqformat.chunkwriter import ChunkWriter
-from vqformat.dtypes import of_array
-from vqformat.encode import small
-from vqformat.encode.coded import CodedTensor, Pool
-from vqformat.encode.orient import reals
+from vqformat.encode.methods.layout import reals
+from vqformat.encode.small import quantize as small
+from vqformat.encode.small.coded import CodedTensor, Pool
+from vqformat.format.chunkwriter import ChunkWriter
+from vqformat.format.dtypes import of_array
 
 Array = np.ndarray[Any, Any]
 

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vqformat.dtypes import DTYPES, DType
+from vqformat.format.dtypes import DTYPES, DType
 
 
 def dtypes(*, arithmetic: bool | None = None) -> st.SearchStrategy[DType]:

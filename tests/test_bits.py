@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vqformat import FormatError
-from vqformat.bits import pack, pack_nibbles, payload_nbytes, unpack, unpack_nibbles
+from vqformat.format.bits import pack, pack_nibbles, payload_nbytes, unpack, unpack_nibbles
 
 
 def u8(*values: int) -> np.ndarray:

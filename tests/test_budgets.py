@@ -20,9 +20,9 @@ from vqformat.encode.meeting import Meeting, Trials
 from vqformat.encode.model import encode_model
 from vqformat.encode.options import Options
 from vqformat.encode.report import Report, TensorReport
+from vqformat.encode.results import Result
 from vqformat.encode.sensitivity import Statistics, Steps
 from vqformat.encode.source import source_tensors
-from vqformat.encode.writing import Result
 from vqformat.errors import EncodeError
 
 Array = np.ndarray[Any, Any]

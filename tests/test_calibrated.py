@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from torchmodels import Calling, correlated, filled, output_error, saved
 
 import vqformat
-from vqformat.encode import row_steps, small
 from vqformat.encode.calibration import Calibration, TensorStatistics
-from vqformat.encode.coded import Pool
-from vqformat.encode.feedback import Factors
+from vqformat.encode.small import quantize as small
+from vqformat.encode.small import row_steps
+from vqformat.encode.small.coded import Pool
+from vqformat.encode.small.feedback import Factors
 from vqformat.errors import EncodeError
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'vqformat[torch]'")

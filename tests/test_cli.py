@@ -20,12 +20,12 @@ from conftest import CHECKPOINT
 
 import vqformat.cli.inspect as verbs
 from vqformat import ConversionError, load, load_file
-from vqformat.chunkwriter import ChunkWriter
 from vqformat.cli import main
 from vqformat.cli.text import escape, shape_text, table, to_json
-from vqformat.encode.assemble import assemble_raw
 from vqformat.encode.calibration import Calibration, TensorStatistics
-from vqformat.records import AliasRecord
+from vqformat.encode.methods.assemble import assemble_raw
+from vqformat.format.chunkwriter import ChunkWriter
+from vqformat.format.records import AliasRecord
 
 Run = Callable[..., "Result"]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import vqformat
 from vqformat import TruncatedError, VqmError, safe_open
-from vqformat.container import FOOTER_NBYTES, pack_footer, pack_header
+from vqformat.format.container import FOOTER_NBYTES, pack_footer, pack_header
 
 
 def small_file() -> tuple[bytes, dict[str, np.ndarray[Any, Any]]]:

@@ -11,9 +11,10 @@ from arrays import weights
 from coding import Array, decoded, method, quantized, saved
 
 import vqformat
-from vqformat.encode import decorrelate, principal, small, tiles
-from vqformat.encode.coded import Pool
-from vqformat.encode.transform import find_group, find_transform
+from vqformat.encode.small import decorrelate, principal, tiles
+from vqformat.encode.small import quantize as small
+from vqformat.encode.small.coded import Pool
+from vqformat.encode.small.transform import find_group, find_transform
 
 
 def flat_images(n_outputs: int, n_channels: int, size: int, *, correlation: float = 0.9, seed: int = 0) -> Array:

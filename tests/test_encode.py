@@ -13,15 +13,15 @@ from conftest import CHECKPOINT
 
 import vqformat
 import vqformat.numpy as vqm
-from vqformat import bits
-from vqformat.encode import entropy, quantize
 from vqformat.encode.budget import Goal, Outcome, meet
-from vqformat.encode.fine import encode_fine
+from vqformat.encode.methods import entropy, quantize
+from vqformat.encode.methods.fine import encode_fine
 from vqformat.encode.recipe import parse_method
 from vqformat.encode.report import Report
 from vqformat.encode.sensitivity import Statistics, Steps
 from vqformat.errors import EncodeError
-from vqformat.records import Layout, LowRankStage, make_view
+from vqformat.format import bits
+from vqformat.format.records import Layout, LowRankStage, make_view
 
 Model = dict[str, np.ndarray]
 
@@ -398,7 +398,7 @@ def test_right_factors_stay_within_their_limit() -> None:
 
 
 def test_bits_choose_a_rank_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqformat.encode.lowrank.MAX_RIGHT_FACTOR", 3 * 400)
+    monkeypatch.setattr("vqformat.encode.methods.lowrank.MAX_RIGHT_FACTOR", 3 * 400)
 
     assert low_rank(normal(100, 400), "svd:bits=8").rank == 3
 

@@ -14,9 +14,10 @@ import pytest
 from conftest import FIXTURES, ROOT
 
 import vqformat
-from vqformat import VqmError, container, safe_open
-from vqformat.bits import pack_nibbles
-from vqformat.dtypes import of_array
+from vqformat import VqmError, safe_open
+from vqformat.format import container
+from vqformat.format.bits import pack_nibbles
+from vqformat.format.dtypes import of_array
 
 MANIFEST: list[dict[str, Any]] = json.loads((FIXTURES / "manifest.json").read_text())
 VALID = [pytest.param(case, id=case["file"]) for case in MANIFEST if "error" not in case]

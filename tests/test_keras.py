@@ -21,7 +21,7 @@ from conftest import FIXTURES
 import vqformat
 from vqformat.converters import convert, extract, open_source
 from vqformat.errors import ConversionError
-from vqformat.sequential import SequentialReader
+from vqformat.read.sequential import SequentialReader
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 

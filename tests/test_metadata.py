@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import metadata_values
 
 from vqformat import FormatError, LimitError
-from vqformat.metadata import pack, pack_column, unpack, unpack_column
+from vqformat.format.metadata import pack, pack_column, unpack, unpack_column
 
 
 @given(metadata_values())

@@ -11,14 +11,23 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from strategies import matrices
 
-from vqformat.codecs import tables
-from vqformat.encode import quantize
-from vqformat.encode.assemble import QuantizedStage, assemble
+from vqformat.decode import tables
+from vqformat.decode.tensor import TensorDecoder
+from vqformat.encode.methods import quantize
+from vqformat.encode.methods.assemble import QuantizedStage, assemble
 from vqformat.encode.recipe import parse_method
 from vqformat.errors import EncodeError
-from vqformat.layers import Shared
-from vqformat.records import BookRecord, CodebookStage, Layout, LowRankStage, SharedSource, TableSource, View, make_view
-from vqformat.tensor import TensorDecoder
+from vqformat.format.records import (
+    BookRecord,
+    CodebookStage,
+    Layout,
+    LowRankStage,
+    SharedSource,
+    TableSource,
+    View,
+    make_view,
+)
+from vqformat.read.layers import Shared
 
 ROWS = Layout(n_row_axes=1)
 

@@ -15,7 +15,7 @@ from strategies import arrays, metadata_values, models
 
 import vqformat
 from vqformat import EncodeError, TensorNotFoundError, safe_open
-from vqformat.dtypes import DTYPES, DType
+from vqformat.format.dtypes import DTYPES, DType
 
 
 def bits_of(array: np.ndarray[Any, Any]) -> bytes:

@@ -17,15 +17,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vqformat
-from vqformat import waiting
-from vqformat.dtypes import of_array
-from vqformat.encode import decorrelate, lookups, magnitudes, principal, small, tiles
+from vqformat.decode import batch as waiting
 from vqformat.encode.calibration import TensorStatistics
-from vqformat.encode.coded import CodedTensor
-from vqformat.encode.contexts import find_contexts
-from vqformat.encode.feedback import Factors
-from vqformat.encode.orient import reals
-from vqformat.limits import MAX_STAGES
+from vqformat.encode.methods.layout import reals
+from vqformat.encode.small import (
+    decorrelate,
+    principal,
+    tiles,
+)
+from vqformat.encode.small import (
+    error_weights as magnitudes,
+)
+from vqformat.encode.small import (
+    quantize as small,
+)
+from vqformat.encode.small import (
+    table_rows as lookups,
+)
+from vqformat.encode.small.coded import CodedTensor
+from vqformat.encode.small.contexts import find_contexts
+from vqformat.encode.small.feedback import Factors
+from vqformat.format.dtypes import of_array
+from vqformat.format.limits import MAX_STAGES
 
 Matrix = np.ndarray[Any, Any]
 

@@ -14,8 +14,9 @@ from hypothesis.extra import numpy as hnp
 
 import vqformat
 from vqformat import LimitError, safe_open, stream
-from vqformat.encode import assemble, small
-from vqformat.tensor import TensorDecoder
+from vqformat.decode.tensor import TensorDecoder
+from vqformat.encode.methods import assemble
+from vqformat.encode.small import quantize as small
 
 PRESETS = ("fast", "default", "small")
 

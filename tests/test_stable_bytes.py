@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import vqformat
-from vqformat.dtypes import BY_NAME
+from vqformat.format.dtypes import BY_NAME
 
 DIGESTS = Path(__file__).parent / "stable_bytes.json"
 METHODS = (

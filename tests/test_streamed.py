@@ -23,7 +23,7 @@ import vqmbuilder
 import vqmtensors
 
 import vqformat
-from vqformat import indexed
+from vqformat.read import indexed
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'vqformat[torch]'")
 

@@ -25,8 +25,8 @@ from strategies import models
 
 import vqformat
 from vqformat import ChecksumError, LimitError, TruncatedError, VqmError, safe_open, stream
-from vqformat.indexed import IndexedReader
-from vqformat.workers import Workers
+from vqformat.decode.workers import Workers
+from vqformat.read.indexed import IndexedReader
 
 PRESETS = ("fast", "default", "small")
 VALID = [case["file"] for case in json.loads((FIXTURES / "manifest.json").read_text()) if "error" not in case]
@@ -257,7 +257,7 @@ def test_an_iterator_that_outlives_its_layer_says_so() -> None:
 
 
 def test_tensors_of_a_layer_are_no_more_together_than_the_caller_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqformat.limits.available_memory", lambda: 1_000_000)
+    monkeypatch.setattr("vqformat.format.limits.available_memory", lambda: 1_000_000)
     data = vqformat.save({f"a.{i}": weights(300, 300, seed=i) for i in range(5)})  # 1.8 MB
 
     for layer in stream(io.BytesIO(data)):

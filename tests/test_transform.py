@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vqformat
-from vqformat import waiting
-from vqformat.encode import small
-from vqformat.encode.transform import find_kernel, find_transform
-from vqformat.limits import MAX_TRANSFORM
+from vqformat.decode import batch as waiting
+from vqformat.encode.small import quantize as small
+from vqformat.encode.small.transform import find_kernel, find_transform
+from vqformat.format.limits import MAX_TRANSFORM
 
 
 def kernels(*shape: int, correlation: float = 0.8, seed: int = 0) -> Array:

@@ -13,14 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vqformat
-from vqformat import waiting
-from vqformat.chunkwriter import ChunkWriter
-from vqformat.codecs import rans
-from vqformat.encode import coded, contexts, magnitudes, small, tiles, trellis, viterbi
-from vqformat.encode.coded import Pool
-from vqformat.encode.decorrelate import FINER
-from vqformat.limits import MAX_STEPS_PER_SEQUENCE
-from vqformat.records import FreqRecord
+from vqformat.decode import batch as waiting
+from vqformat.decode import rans
+from vqformat.encode.small import (
+    coded,
+    contexts,
+    tiles,
+    trellis,
+    viterbi,
+)
+from vqformat.encode.small import (
+    error_weights as magnitudes,
+)
+from vqformat.encode.small import (
+    quantize as small,
+)
+from vqformat.encode.small.coded import Pool
+from vqformat.encode.small.decorrelate import FINER
+from vqformat.format.chunkwriter import ChunkWriter
+from vqformat.format.limits import MAX_STEPS_PER_SEQUENCE
+from vqformat.format.records import FreqRecord
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -358,7 +370,7 @@ def test_tensors_read_together_are_those_read_one_by_one(bits: float, monkeypatc
         for name in file:
             assert np.array_equal(found[name], file.get_tensor(name))
     for most_nbytes in (0, 1 << 22, 1 << 23):  # none waits, some do, in several groups
-        monkeypatch.setattr("vqformat.waiting._MOST_WAITING_NBYTES", most_nbytes)
+        monkeypatch.setattr("vqformat.decode.batch._MOST_WAITING_NBYTES", most_nbytes)
         again = vqformat.load(data)
         assert all(np.array_equal(again[name], array) for name, array in found.items())
 

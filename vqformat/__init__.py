@@ -8,7 +8,6 @@ __version__ = "0.1.0"
 
 from importlib import import_module
 
-from .access import TensorInfo, safe_open
 from .errors import (
     ChecksumError,
     ConversionError,
@@ -21,7 +20,8 @@ from .errors import (
     VqmError,
 )
 from .numpy import load, load_file, save, save_file, verify
-from .streaming import stream
+from .read.access import TensorInfo, safe_open
+from .read.streaming import stream
 
 __all__ = [
     "ChecksumError",
@@ -48,7 +48,7 @@ __all__ = [
 
 
 # The encoder is imported when it is used
-_LAZY = {"Recipe": "encode.recipe", "search": "encode.search", "writer": "encode.layerwise"}
+_LAZY = {"Recipe": "encode.recipe", "search": "encode.search", "writer": "encode.writer"}
 
 
 def __getattr__(name: str) -> object:

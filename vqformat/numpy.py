@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy.typing as npt
 
+from .decode.workers import n_threads
 from .files import Path, opened
-from .layers import Budget
-from .limits import DEFAULT_MAX_TENSOR_NBYTES
-from .records import AliasRecord
-from .sequential import SequentialReader
-from .workers import n_threads
+from .format.limits import DEFAULT_MAX_TENSOR_NBYTES
+from .format.records import AliasRecord
+from .read.layers import Budget
+from .read.sequential import SequentialReader
 
 if TYPE_CHECKING:
     from .encode.options import Progress

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from vqformat.bits import pack_nibbles
-from vqformat.dtypes import BY_NAME
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError
+from vqformat.format.bits import pack_nibbles
+from vqformat.format.dtypes import BY_NAME
 
 from ..onnx import MAX_NBYTES, initializers, parse_model
 from ..source import Source

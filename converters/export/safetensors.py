@@ -7,10 +7,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vqformat.bits import pack_nibbles
-from vqformat.dtypes import BY_NAME
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError
+from vqformat.format.bits import pack_nibbles
+from vqformat.format.dtypes import BY_NAME
 
 from ..source import RESERVED_PREFIX, Source
 

@@ -12,7 +12,7 @@ import numpy as np
 from common import CHECKPOINT, Memcpy, load_checkpoint, median, print_table, seconds, time_together, write_json
 
 import vqformat
-from vqformat.container import FOOTER_NBYTES, read_footer
+from vqformat.format.container import FOOTER_NBYTES, read_footer
 
 # EfficientNet's blocks (Tan & Le 2019, table 1): expansion, kernel, channels out, repeats; a few repeats less than B0,
 # so that there are about 250 tensors.

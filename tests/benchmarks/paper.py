@@ -22,7 +22,7 @@ import numpy as np
 from common import CHECKPOINT, DATA, load_checkpoint, print_table
 
 import vqformat
-from vqformat.encode.lowrank import rank_for_bits
+from vqformat.encode.methods.lowrank import rank_for_bits
 from vqformat.encode.recipe import Recipe, Term, parse_method
 
 if TYPE_CHECKING:

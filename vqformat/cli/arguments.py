@@ -9,9 +9,9 @@ import textwrap
 from typing import Any
 
 from .. import __version__
-from ..container import MAJOR, MINOR
 from ..encode.options import PRESETS
 from ..encode.recipe import METHODS
+from ..format.container import MAJOR, MINOR
 
 _METHOD_HELP = """\
 METHOD is a method and its options, such as pq:dim=4,entries=256, or a sum of them, each further one coding

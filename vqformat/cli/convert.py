@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 from vqformat.converters import convert, extract
 from vqformat.converters.export import SUFFIXES
 
-from ..access import safe_open
 from ..encode.calibration import Calibration
 from ..encode.recipe import Recipe
 from ..errors import EncodeError
+from ..read.access import safe_open
 from .arguments import UsageError
 from .files import STDIO, check_output, default_output, is_special, label, local_path, select, stdout
 from .progress import progress_bar

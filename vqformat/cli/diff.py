@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from vqformat.converters import open_source
 
-from ..dtypes import BY_NAME
+from ..format.dtypes import BY_NAME
 from .arguments import UsageError
 from .files import STDIO, label, local_path, naming
 from .progress import progress_bar

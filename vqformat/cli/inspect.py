@@ -10,14 +10,14 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .. import metadata
-from ..container import HEADER_NBYTES, ChunkHead, StreamInput, read_chunk_head
-from ..describe import describe
 from ..errors import FormatError, VqmError
-from ..indexed import IndexedReader
-from ..layers import LayerInfo, Shared, parse_book_chunk, parse_freq_chunk, parse_meta
-from ..records import AliasRecord, Record, TensorRecord
-from ..sequential import SequentialReader
+from ..format import metadata
+from ..format.container import HEADER_NBYTES, ChunkHead, StreamInput, read_chunk_head
+from ..format.describe import describe
+from ..format.records import AliasRecord, Record, TensorRecord
+from ..read.indexed import IndexedReader
+from ..read.layers import LayerInfo, Shared, parse_book_chunk, parse_freq_chunk, parse_meta
+from ..read.sequential import SequentialReader
 from .files import STDIO, label, local_path, opened, select
 from .progress import Progress, progress_bar
 from .text import count, counted, describe_error, escape, number, shape_text, shorten, table, to_json

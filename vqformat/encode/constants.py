@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..codecs.tables import Floats
-from . import fine
+from ..decode.tables import Floats
+from .methods import fine
 
 _SAMPLE = 1 << 12
 _FREE_BITS = 0.25  # a value: what exact coding of a large constant may take

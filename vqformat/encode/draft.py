@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..codecs.tables import Floats
+from ..decode.tables import Floats
 from .budget import solve
-from .contexts import find_contexts
-from .decorrelate import FINER, PRICE
-from .magnitudes import power_at
 from .sensitivity import Statistics, Steps
-from .trellis import Draft
+from .small.contexts import find_contexts
+from .small.decorrelate import FINER, PRICE
+from .small.error_weights import power_at
+from .small.trellis import Draft
 
 _OVERHEAD = 1.002  # states in which sequences begin, classes of rows and columns, tables
 _FEWEST_BITS = 0.02  # of a code

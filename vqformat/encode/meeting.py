@@ -10,8 +10,8 @@ from itertools import product
 from typing import Any, overload
 
 from .budget import COARSEST_STEP, SMALLEST_STEP, Goal, Outcome, meet
+from .results import Result
 from .sensitivity import Steps
-from .writing import Result
 
 EXACT = 0.0  # in place of a step: what the encoder may choose is stored exactly
 _MAX_ADJUSTMENTS = 12  # tries of the one tensor that makes up for what is left

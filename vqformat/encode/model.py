@@ -14,31 +14,34 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
-from ..chunkwriter import ChunkWriter, EncodedTensor
-from ..codecs.tables import Floats
-from ..describe import describe
-from ..dtypes import BY_NAME
+from ..decode.tables import Floats
 from ..errors import EncodeError
-from ..records import AliasRecord, Layout, make_view
-from . import constants, fast, fine, lookups, quantize, small
-from .assemble import QuantizedStage, assemble, sum_of_stages
+from ..format.chunkwriter import ChunkWriter, EncodedTensor
+from ..format.describe import describe
+from ..format.dtypes import BY_NAME
+from ..format.records import AliasRecord, Layout, make_view
+from . import constants
 from .budget import Goal, Outcome
 from .calibration import TensorStatistics
-from .coded import CodedTensor
-from .decorrelate import Habit
 from .draft import DraftedSteps
-from .feedback import Factors
 from .meeting import EXACT, Attempt, Meeting, Trials
+from .methods import fast, fine, quantize
+from .methods.assemble import QuantizedStage, assemble, sum_of_stages
+from .methods.layout import by_columns, by_rows, reals, view_matrix
+from .methods.uniform import encode_uniform
+from .methods.vectors import encode_vector
 from .options import Options
-from .orient import by_columns, by_rows, reals, view_matrix
 from .recipe import Method
 from .report import Report, TensorReport, as_decoded, decibel, energy, sqnr_db
+from .results import Layers, Nowhere, Result
 from .sensitivity import Statistics, Steps, root_mean_square
+from .small import quantize as small
+from .small import table_rows as lookups
+from .small.coded import CodedTensor
+from .small.decorrelate import Habit
+from .small.feedback import Factors
 from .source import SourceTensor, check_name, check_shape, fits_float32, native
 from .spool import Spool
-from .uniform import encode_uniform
-from .vectors import encode_vector
-from .writing import Layers, Nowhere, Result
 
 Array = npt.NDArray[Any]
 SMALLEST_COARSE = 256  # elements; tensors below it are coded finely

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from ..errors import EncodeError
-from ..limits import MAX_DIM, MAX_ENTRIES, MAX_LOW_RANK, MAX_STAGES
+from ..format.limits import MAX_DIM, MAX_ENTRIES, MAX_LOW_RANK, MAX_STAGES
 
 Value = int | float | str
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..dtypes import BY_NAME
+from ..format.dtypes import BY_NAME
 
 
 @dataclass(frozen=True)

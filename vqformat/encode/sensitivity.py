@@ -21,10 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..codecs.tables import Floats
+from ..decode.tables import Floats
 from .constants import is_filter_bank
+from .methods.uniform import ROUNDING
 from .report import energy
-from .uniform import ROUNDING
 
 SAMPLE = 1 << 15
 LARGEST_STEP: float = 8.0  # times a tensor's deviation: beyond it nearly everything becomes 0

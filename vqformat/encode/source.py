@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..dtypes import BY_NAME, of_array
 from ..errors import EncodeError
-from ..limits import MAX_NAME_NBYTES, MAX_RANK
-from .orient import reals
+from ..format.dtypes import BY_NAME, of_array
+from ..format.limits import MAX_NAME_NBYTES, MAX_RANK
+from .methods.layout import reals
 from .sensitivity import has_recurrent_name
 
 Array = npt.NDArray[Any]

@@ -15,14 +15,14 @@ except ImportError as err:
     raise ImportError("vqformat.torch needs PyTorch; run: pip install 'vqformat[torch]'") from err
 
 from .. import numpy as front
-from ..encode import layerwise
+from ..encode import writer as layerwise
 from ..encode.calibration import Calibration as Calibration
 from ..errors import EncodeError
 from ..files import Path
-from .arrays import dtype_name, identity, logical_shape
-from .arrays import from_numpy as from_numpy
-from .arrays import memory_of as memory_of
-from .arrays import to_numpy as to_numpy
+from ..read.torch_arrays import dtype_name, identity, logical_shape
+from ..read.torch_arrays import from_numpy as from_numpy
+from ..read.torch_arrays import memory_of as memory_of
+from ..read.torch_arrays import to_numpy as to_numpy
 from .calibrate import calibrate as calibrate
 from .correct import Corrector
 from .loading import Device

@@ -46,7 +46,7 @@ class Corrector:
 
     def __call__(self, weights: Iterable[tuple[str, np.ndarray]]) -> Arrays:
         """New values of the other tensors of the state dict, for these values of weights; all by name."""
-        from .arrays import to_numpy
+        from ..read.torch_arrays import to_numpy
 
         if not self._batches:
             return {}

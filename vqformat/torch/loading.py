@@ -6,9 +6,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ..access import safe_open
 from ..files import Path
-from .arrays import identity, memory_format
+from ..read.access import safe_open
+from ..read.torch_arrays import identity, memory_format
 from .pending import pending
 
 Device = str | int | torch.device

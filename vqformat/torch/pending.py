@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..access import safe_open
-from .arrays import torch_dtype
+from ..read.access import safe_open
+from ..read.torch_arrays import torch_dtype
 
 # What a pending tensor tells without being decoded. Whatever else is done to it decodes it.
 _T: Any = torch.Tensor  # its attributes are descriptors, which the type checker does not know

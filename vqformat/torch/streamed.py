@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..access import safe_open
 from ..files import Path, opened
-from .arrays import memory_format, torch_dtype
+from ..read.access import safe_open
+from ..read.torch_arrays import memory_format, torch_dtype
 from .loading import Device, Members, leave_meta, mismatch, really_missing
 from .pending import Pending, pending
 

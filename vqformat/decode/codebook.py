@@ -1,0 +1,207 @@
+"""The codebook stage: entries chosen by codes (SPEC section 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from ..format import bits
+from ..format.records import Block, CodebookStage, FloatSource, ProgressionSource, TableSource, View
+from . import tables
+from .tables import Floats
+
+_PAIRS_FROM_ELEMENTS = 1 << 20
+_PIECE = 1 << 14  # bytes looked up at once: NumPy makes numbers of 8 bytes of them, which then stay in the cache
+
+
+def progression(steps: Floats, zero: int, entries: int) -> Floats:
+    """Entries of an arithmetic progression: (groups,) steps to (groups, entries, 1)."""
+    positions = np.arange(entries, dtype=np.int64) - zero
+    return (positions.astype(np.float32) * steps.astype(np.float32)[:, None])[:, :, None]
+
+
+def floats(source: FloatSource) -> Floats:
+    """What each floating-point code stands for, ``(entries,)`` (SPEC 9.3)."""
+    codes = np.arange(source.entries)
+    fraction = codes & ((1 << source.fraction_bits) - 1)
+    exponent = codes >> source.fraction_bits & ((1 << source.exponent_bits) - 1)
+    significand = np.where(exponent > 0, fraction + (1 << source.fraction_bits), fraction)
+    values = np.ldexp(significand.astype(np.float32), source.exponent + np.maximum(exponent - 1, 0))
+    is_negative = codes >> (source.fraction_bits + source.exponent_bits) > 0
+    signed: Floats = np.where(is_negative, -values, values).astype(np.float32)
+    return signed
+
+
+class CodebookDecoder:
+    """Decodes the blocks of one stage of one tensor.
+
+    Args:
+        resident: The stage's resident sections, plain.
+        shared: The values of its BOOK, ``(groups · entries · dim,)``, if its source is shared.
+
+    Attributes:
+        bound: No value of the stage is larger in magnitude (SPEC 9.4); may be infinite, see VAL-002.
+
+    Raises:
+        FormatError: A value of a table is not finite (CBK-008).
+    """
+
+    def __init__(self, stage: CodebookStage, view: View, resident: list[bytes], shared: Floats | None = None) -> None:
+        self.stage = stage
+        self._view = view
+        self._book_columns = stage.book_grid(view)[1]
+        self._steps: Floats | None = None
+        sections = iter(resident)
+        groups = prod(stage.book_grid(view))
+        with np.errstate(over="ignore", under="ignore"):
+            match stage.source:
+                case ProgressionSource(zero):
+                    steps = tables.decode(next(sections), "f32", "steps")
+                    furthest = max(abs(zero), abs(stage.entries - 1 - zero))
+                    bound = np.float32(furthest) * tables.largest(steps)
+                    book = progression(steps[:1], zero, stage.entries)
+                    self._steps = steps if groups > 1 else None  # a table of all groups could be of any size
+                case TableSource(dtype):
+                    book = tables.decode(next(sections), dtype, "codebook")
+                    bound = tables.largest(book)
+                case FloatSource():
+                    book = floats(stage.source)
+                    bound = tables.largest(book)
+                case _:
+                    assert shared is not None
+                    book = shared
+                    bound = tables.largest(book)
+            self._book: Floats = book.reshape(-1, stage.dim)
+            self._scales: tables.Scales | None = None
+            if stage.scale is not None:
+                self._scales = tables.Scales(stage.scale, next(sections), view)
+                bound = self._scales.largest * bound
+        self.bound = np.float32(bound)
+        self._byte_table = self._make_byte_table(groups)
+
+    def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Sequence[list[bytes]]:
+        """What ``decode`` takes for each of these blocks: their payloads as they are."""
+        return payloads
+
+    def decode(self, block: Block, payloads: list[bytes], out: Floats) -> None:
+        """Values of a block into ``out``, ``(n_rows, n_columns)`` float32, each row contiguous.
+
+        Raises:
+            FormatError: A code or a padding bit breaks a rule of SPEC section 10.
+        """
+        arrays = [np.frombuffer(payload, np.uint8) for payload in payloads]
+        if self._byte_table is not None and out.flags.c_contiguous:
+            self._decode_bytes(arrays[0], out.reshape(-1))
+        else:
+            n_codes = block.n_rows * self.stage.n_subvectors(block.n_columns)
+            codes = bits.unpack(arrays, n_codes, self.stage.entries, self.stage.planes)
+            self.look_up(codes, block, out)
+            return
+        self._multiply_scales(block, out)
+
+    def look_up(self, codes: bits.Codes, block: Block, out: Floats) -> None:
+        """Values of a block's codes, each below ``entries``, into ``out``, ``(n_rows, n_columns)`` float32."""
+        stage = self.stage
+        n_subvectors = stage.n_subvectors(block.n_columns)
+        rows = codes.astype(np.intp).reshape(block.n_rows, n_subvectors)
+        if stage.book_rows or stage.book_columns:
+            first = block.column // stage.dim
+            groups = self._groups(block, np.arange(first, first + n_subvectors))
+            if self._steps is not None and isinstance(stage.source, ProgressionSource):
+                np.multiply((rows - stage.source.zero).astype(np.float32), self._steps[groups], out=out)
+                self._multiply_scales(block, out)
+                return
+            rows += groups * stage.entries
+        if n_subvectors * stage.dim == block.n_columns and out.flags.c_contiguous:
+            target = out.reshape(block.n_rows, n_subvectors, stage.dim)
+            if stage.dim == 1:
+                np.take(self._book.reshape(-1), rows, out=target[:, :, 0], mode="clip")
+            else:
+                np.take(self._book, rows, axis=0, out=target, mode="clip")
+        else:
+            values = np.take(self._book, rows, axis=0, mode="clip").reshape(block.n_rows, -1)
+            out[...] = values[:, : block.n_columns]  # SPEC 9.1: the padding is dropped
+        self._multiply_scales(block, out)
+
+    def _groups(self, block: Block, subvectors: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """The codebook that serves each subvector: (n_rows or 1, n_subvectors)."""
+        stage = self.stage
+        group = np.zeros((1, subvectors.size), np.intp)
+        if stage.book_columns:
+            group = (subvectors // stage.book_columns)[None, :]
+        if stage.book_rows:
+            row_group = np.arange(block.row, block.row_end) // stage.book_rows
+            group = group + row_group[:, None] * self._book_columns
+        return group
+
+    def _multiply_scales(self, block: Block, out: Floats) -> None:
+        if self._scales is not None:
+            self._scales.multiply(block, out)
+
+    # Byte tables: where a byte holds whole codes of one codebook of dim 1, one look-up gives all its values.
+
+    def _make_byte_table(self, groups: int) -> Floats | None:
+        stage = self.stage
+        width = bits.code_width(stage.entries)
+        if stage.dim != 1 or groups != 1:
+            return None
+        if stage.planes:
+            base, per_byte = stage.planes[0]
+            if len(stage.planes) > 1:
+                return None
+        elif width in (1, 2, 4, 8):
+            base, per_byte = 1 << width, 8 // width
+        else:
+            return None
+        digits = np.arange(256)[:, None] // base ** np.arange(per_byte) % base  # (256, per_byte)
+        # A byte with a digit outside the codebook: NaN marks it.
+        entries = np.append(self._book[:, 0], np.float32(np.nan))
+        table: Floats = entries[np.minimum(digits, stage.entries)]
+        table[base**per_byte :] = np.nan
+        self._is_bad_byte: npt.NDArray[np.bool_] = np.isnan(table).max(axis=1)
+        return table
+
+    def _decode_bytes(self, payload: bits.Bytes, out: Floats) -> None:
+        table = self._byte_table
+        assert table is not None
+        stage = self.stage
+        per_byte = table.shape[1]
+        if self._has_bad_bytes(payload):
+            bits.unpack([payload], out.size, stage.entries, stage.planes)  # says which, unless it is in the tail
+        n_whole, n_tail = divmod(out.size, per_byte)
+        if n_tail:
+            codes = bits.unpack([payload[-1:]], n_tail, stage.entries, stage.planes)
+            out[-n_tail:] = self._book[codes.astype(np.intp), 0]
+        indices: bits.Codes = payload[:n_whole]
+        if per_byte == 1 and self._pair_table is not None and n_whole % 2 == 0:
+            table, indices = self._pair_table, indices.view("<u2")
+        values = out[: n_whole * per_byte].reshape(-1, table.shape[1])
+        for start in range(0, indices.size, _PIECE):
+            piece = slice(start, start + _PIECE)
+            np.take(table, indices[piece], axis=0, out=values[piece], mode="clip")
+
+    def _has_bad_bytes(self, payload: bits.Bytes) -> bool:
+        """Whether a byte has a digit outside the codebook; the last one's may be those that are dropped."""
+        is_bad = self._is_bad_byte
+        first = int(is_bad.argmax())
+        if not is_bad[first]:
+            return False
+        largest = int(payload.max(initial=0))
+        if is_bad[first:].all():
+            return largest >= first
+        return bool(is_bad[np.flatnonzero(np.bincount(payload))].any())
+
+    @cached_property
+    def _pair_table(self) -> Floats | None:
+        """Values of two bytes, (65536, 2), where a tensor is large enough to earn it: one look-up gives both."""
+        assert self._byte_table is not None
+        if self._view.n_rows * self._view.n_columns < _PAIRS_FROM_ELEMENTS:
+            return None
+        table = np.empty((256, 256, 2), np.float32)  # high byte, low byte
+        table[:, :, 0] = self._byte_table[:, 0]
+        table[:, :, 1] = self._byte_table
+        return table.reshape(65536, 2)

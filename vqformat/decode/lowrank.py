@@ -1,0 +1,77 @@
+"""The low-rank stage: a product of two integer matrices with scales (SPEC section 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..format import bits
+from ..format.records import Block, LowRankStage, View
+from . import tables
+from .tables import Floats
+
+
+class LowRankDecoder:
+    """Decodes the blocks of one stage of one tensor.
+
+    Args:
+        resident: Row scales, column scales, then the planes of the right factor, plain.
+
+    Attributes:
+        bound: No value of the stage is larger in magnitude (SPEC section 11); may be infinite, see VAL-002.
+
+    Raises:
+        FormatError: A scale is not finite (CBK-008); a code of the right factor breaks a rule of section 10.
+    """
+
+    def __init__(self, stage: LowRankStage, view: View, resident: list[bytes]) -> None:
+        self.stage = stage
+        self._row_scales = tables.decode(resident[0], stage.row_scale.dtype, "row scales")
+        self._column_scales = tables.decode(resident[1], stage.column_scale.dtype, "column scales")
+        self._has_column_scales = bool((self._column_scales != 1).any())  # to multiply by 1 is a pass over all values
+        planes = [np.frombuffer(section, np.uint8) for section in resident[2:]]
+        codes = bits.unpack(planes, stage.rank * view.n_columns, stage.entries_v, stage.planes_v)
+        largest_sum = stage.rank * (stage.entries_u // 2) * (stage.entries_v // 2)
+        # Either is exact, whatever the order of summation; the narrower one is twice as quick
+        self._dtype = np.float32 if largest_sum <= tables.EXACT_IN_FLOAT32 else np.float64
+        self._right = self._integers(codes, stage.entries_v).reshape(stage.rank, view.n_columns)
+        with np.errstate(over="ignore", under="ignore"):
+            bound = np.float32(largest_sum) * tables.largest(self._row_scales)
+            self.bound = np.float32(bound * tables.largest(self._column_scales))
+
+    def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Sequence[list[bytes]]:
+        """What ``decode`` takes for each of these blocks: their payloads as they are."""
+        return payloads
+
+    def decode(self, block: Block, payloads: list[bytes], out: Floats) -> None:
+        """Values of a block into ``out``, ``(n_rows, n_columns)`` float32.
+
+        Raises:
+            FormatError: A code breaks a rule of SPEC section 10.
+        """
+        stage = self.stage
+        planes = [np.frombuffer(payload, np.uint8) for payload in payloads]
+        codes = bits.unpack(planes, block.n_rows * stage.rank, stage.entries_u, stage.planes_u)
+        self.multiply(codes, block, out)
+
+    def multiply(self, codes: bits.Codes, block: Block, out: Floats) -> None:
+        """Values of a block's left codes into ``out``, ``(n_rows, n_columns)`` float32."""
+        stage = self.stage
+        left = self._integers(codes, stage.entries_u).reshape(block.n_rows, stage.rank)
+        if self._dtype is np.float32 and out.flags.c_contiguous:
+            np.matmul(left, self._right, out=out)
+        else:
+            out[...] = left @ self._right
+        rows = np.arange(block.row, block.row_end) // stage.row_scale.size if stage.row_scale.size else [0]
+        np.multiply(out, self._row_scales[rows][:, None], out=out)
+        if self._has_column_scales:
+            columns = np.arange(out.shape[1]) // stage.column_scale.size if stage.column_scale.size else [0]
+            np.multiply(out, self._column_scales[columns], out=out)
+
+    def _integers(self, codes: bits.Codes, entries: int) -> npt.NDArray[Any]:
+        integers: npt.NDArray[Any] = codes.astype(self._dtype)
+        integers -= entries // 2
+        return integers

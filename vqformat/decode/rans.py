@@ -1,0 +1,276 @@
+"""Entropy coding of codes by rANS, many sequences side by side (SPEC 6 "FREQ", 12.2 and 12.3).
+
+Asymmetric numeral systems: Duda 2009, "Asymmetric numeral systems"; the range variant with whole words, and several
+coders that share one stream: Giesen 2014, "Interleaved entropy coders". Every step takes one code of every sequence,
+so that NumPy works on vectors.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import FormatError
+from ..format.records import FreqRecord, Trellis
+
+START = 1 << 16  # the state in which an encoder begins and a decoder ends
+WORD_BITS = 16
+STATE_NBYTES = 4
+STATE_BITS = 8  # of a trellis
+
+Codes = npt.NDArray[Any]
+Words = npt.NDArray[np.uint32]
+
+
+def frequencies(section: bytes, record: FreqRecord) -> npt.NDArray[np.uint32]:
+    """Frequencies of codes from the section of a FREQ chunk (SPEC 6).
+
+    Returns:
+        ``(tables, entries)``, the sum of each table ``2**precision``.
+
+    Raises:
+        FormatError: A table has no weight (FRQ-003).
+    """
+    byte = np.frombuffer(section, np.uint8).reshape(record.tables, record.entries).astype(np.int64) - 1
+    weights = np.where(byte >= 0, (16 + byte % 16) << np.maximum(byte // 16, 0), 0)
+    total = weights.sum(axis=1, keepdims=True)
+    if not total.all():
+        raise FormatError(f"table {int(np.argmin(total))} of a FREQ has no weight that is not 0", clause="FRQ-003")
+    is_there = (weights > 0).astype(np.int64)
+    spare = (1 << record.precision) - is_there.sum(axis=1, keepdims=True)
+    found = is_there + weights * spare // total
+    found[np.arange(len(found)), weights.argmax(axis=1)] += (1 << record.precision) - found.sum(axis=1)
+    frequencies: npt.NDArray[np.uint32] = found.astype(np.uint32)
+    return frequencies
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a FREQ chunk.
+
+    Attributes:
+        frequencies: ``(tables, entries)``.
+    """
+
+    precision: int
+    frequencies: npt.NDArray[np.uint32]
+
+    @classmethod
+    def decode(cls, section: bytes, record: FreqRecord) -> Tables:
+        """The tables from the plain section.
+
+        Raises:
+            FormatError: A table has no weight (FRQ-003).
+        """
+        return cls(record.precision, frequencies(section, record))
+
+    @property
+    def starts(self) -> npt.NDArray[np.uint32]:
+        """Sum of the frequencies of the codes before each one, ``(tables, entries)``."""
+        return (np.cumsum(self.frequencies, axis=1) - self.frequencies).astype(np.uint32)
+
+
+class Slots:
+    """What a stage finds in each slot of its tables.
+
+    Args:
+        first, n_contexts, n_books: The tables that the stage uses: ``n_books`` for each context from ``first`` on.
+        trellis: Which codebook serves a code; None for one codebook.
+
+    Attributes:
+        symbols: ``n_books · code + q`` of each slot, ``((n_contexts + 1) · n_books · 2**precision,)``. The last
+            context is one of rest: a sequence that meets it stays as it is.
+        steps: Of each slot what a step needs, in an integer of 32 bits if it fits, else 64: with P the precision, bits
+            0 to P − 1 are ``2**P − frequency``, P to 2 P − 1 ``start``, and the top 8 what the code adds to the next
+            trellis state.
+        shift: Of these top bits.
+        rest: The first slot of the context of rest.
+    """
+
+    def __init__(self, tables: Tables, first: int, n_contexts: int, n_books: int, trellis: Trellis | None) -> None:
+        self.precision, self.trellis = tables.precision, trellis
+        used = slice(first, first + n_contexts * n_books)
+        frequencies = tables.frequencies[used]
+        n_tables, entries = frequencies.shape
+        n_slots = 1 << self.precision
+        symbols = n_books * np.arange(entries) + np.arange(n_books)[:, None]  # (n_books, entries)
+        rest = np.zeros(n_books, np.intp)
+        of_all = np.concatenate([np.tile(symbols, (n_contexts, 1)).reshape(-1), rest])
+        counts = np.concatenate([frequencies.reshape(-1), rest + n_slots])
+        dtype = np.dtype(np.uint32 if STATE_BITS + 2 * self.precision <= 32 else np.uint64)
+        self.shift = 8 * dtype.itemsize - STATE_BITS
+        steps = (n_slots - counts).astype(dtype)
+        steps[: -n_books] |= tables.starts[used].reshape(-1).astype(dtype) << dtype.type(self.precision)
+        if trellis is not None:
+            steps[: -n_books] |= _additions(trellis)[of_all[: -n_books] & 3].astype(dtype) << dtype.type(self.shift)
+        self.symbols = of_all.astype(np.uint8 if n_books * entries <= 256 else np.uint16).repeat(counts)
+        self.steps = steps.repeat(counts)
+        self.rest = np.uint32(n_tables * n_slots)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.symbols.nbytes + self.steps.nbytes
+
+    @classmethod
+    def joined(cls, parts: Sequence[Slots]) -> Slots:
+        """Slots of several stages of one precision and trellis in a row; one rest serves all."""
+        if len(parts) == 1:
+            return parts[0]
+        joined = copy.copy(parts[0])
+        last = parts[-1]
+        joined.symbols = np.concatenate([*(part.symbols[: part.rest] for part in parts), last.symbols[last.rest :]])
+        joined.steps = np.concatenate([*(part.steps[: part.rest] for part in parts), last.steps[last.rest :]])
+        joined.rest = np.uint32(sum(int(part.rest) for part in parts))
+        return joined
+
+
+def _additions(trellis: Trellis) -> npt.NDArray[np.uint32]:
+    """What a code, by ``2 · (code & 1) + q``, changes in the bits of ``state >> 1`` (SPEC 12.2)."""
+    forward, feedback = trellis.forward >> 1, trellis.feedback >> 1
+    return np.array([0, feedback, forward, forward ^ feedback], np.uint32)
+
+
+class Decoder:
+    """Decodes the codes of several payloads at once, a step at a time.
+
+    Args:
+        payloads: One for each block: the states of its sequences, then words.
+        n_sequences: Sequences of each payload.
+
+    Raises:
+        FormatError: A state is impossible (ANS-001).
+    """
+
+    def __init__(self, slots: Slots, payloads: list[bytes], n_sequences: list[int]) -> None:
+        self._slots = slots
+        heads = [np.frombuffer(payload, "<u4", n) for payload, n in zip(payloads, n_sequences, strict=True)]
+        words = [np.frombuffer(payload, "<u2", offset=STATE_NBYTES * n)
+                 for payload, n in zip(payloads, n_sequences, strict=True)]  # fmt: skip
+        self._x = np.concatenate(heads).astype(np.uint32)
+        if int(self._x.min()) < START:
+            raise FormatError(f"a state is {int(self._x.min())}, below {START}", clause="ANS-001")
+        # The words of all payloads in a row. Who reads beyond its own is found out in the end
+        self._words = np.concatenate([*words, np.zeros(1, np.uint16)], dtype=np.uint32)  # as wide as states
+        self._end = np.cumsum([w.size for w in words])
+        self._next = self._end - [w.size for w in words]
+        n = self._x.size
+        self._bounds = np.cumsum([0, *n_sequences])
+        self._numbers = np.arange(n)
+        self._states = np.zeros(n, slots.steps.dtype)  # of the trellis, in the top bits; those below mean nothing
+        self._book_slots = np.zeros(n, np.uint32)  # first slot of the codebook
+
+    def run(self, first_slots: npt.NDArray[np.uint32] | None, out: Codes, *, goes_on: bool = True) -> None:
+        """Take the next codes of the first sequences.
+
+        Args:
+            first_slots: ``(n_steps, n)``: for each code the first slot of its context, or ``Slots.rest`` where there
+                is no code; None for 0.
+            out: ``(n_steps, n)``, gets the symbols. No run may have more sequences than one before.
+            goes_on: Whether sequences may have codes after a place without one, at which their trellis stays.
+        """
+        slots, n = self._slots, out.shape[1]
+        table, symbols, has_trellis = slots.steps, slots.symbols, slots.trellis is not None
+        # NumPy takes arrays without axes sooner than its scalars, and outputs sooner by place than by name
+        precision, half, start = (np.array(v, np.uint32) for v in (slots.precision, WORD_BITS, START))
+        mask, book_bit = (np.array(v, np.uint32) for v in ((1 << slots.precision) - 1, 1 << slots.precision))
+        one, to_book = (np.array(v, table.dtype) for v in (1, slots.shift - slots.precision))
+        x, states, book_slots = self._x[:n], self._states[:n], self._book_slots[:n]
+        slot, part, product = (np.empty(n, np.uint32) for _ in range(3))
+        is_low = np.empty(n, np.bool_)
+        place, found, shifted = np.empty(n, np.intp), np.empty(n, table.dtype), np.empty(n, table.dtype)
+        for k in range(len(out)):
+            np.bitwise_and(x, mask, slot)
+            if has_trellis:
+                np.add(slot, book_slots, slot)
+            if first_slots is not None:
+                np.add(slot, first_slots[k], slot)
+            place[...] = slot
+            table.take(place, 0, found, "clip")
+            symbols.take(place, 0, out[k], "clip")
+            # f · (x >> P) + slot − start, as x − (2^P − f) · (x >> P) − start: x holds the slot
+            np.bitwise_and(found, mask, part, casting="unsafe")
+            np.right_shift(x, precision, product)
+            np.multiply(product, part, product)
+            np.subtract(x, product, x)
+            np.right_shift(found, precision, shifted)
+            np.bitwise_and(shifted, mask, part, casting="unsafe")
+            np.subtract(x, part, x)
+            (low,) = np.less(x, start, is_low).nonzero()
+            if low.size:
+                few = x.take(low)
+                np.left_shift(few, half, few)
+                np.bitwise_or(few, self._take_words(low), few)
+                x[low] = few
+            if has_trellis:
+                np.right_shift(states, one, shifted)
+                if first_slots is not None and goes_on:
+                    np.bitwise_xor(shifted, found, states, where=first_slots[k] != slots.rest)
+                else:
+                    np.bitwise_xor(shifted, found, states)
+                np.right_shift(states, to_book, shifted)
+                np.bitwise_and(shifted, book_bit, book_slots, casting="unsafe")
+
+    def _take_words(self, low: npt.NDArray[np.intp]) -> Words:
+        """A word for each of these sequences, from the payload that is theirs."""
+        if self._next.size == 1:
+            start = int(self._next[0])
+            self._next[0] += low.size
+            words = self._words[start : start + low.size]
+            return words if words.size == low.size else np.zeros(low.size, np.uint32)
+        cuts = low.searchsorted(self._bounds)
+        counts = cuts[1:] - cuts[:-1]
+        places = (self._next - cuts[:-1]).repeat(counts)
+        places += self._numbers[: low.size]
+        self._next += counts
+        return self._words.take(places, mode="clip")
+
+    def finish(self) -> None:
+        """Raise FormatError unless all words are used and every state is back where its encoder began."""
+        if (self._next > self._end).any():
+            raise FormatError("the words of a payload end before its codes", clause="ANS-002")
+        left = int((self._end - self._next).max())
+        if left:
+            raise FormatError(f"{left} words of a payload are left after its last code", clause="ANS-003")
+        if (self._x != START).any():
+            raise FormatError(f"a state ends at {int(self._x[self._x != START][0])}, not at {START}", clause="ANS-003")
+
+
+def encode(frequency: Codes, start: Codes, precision: int, n_sequences: list[int]) -> list[bytes]:
+    """Payloads of blocks, side by side (SPEC 12.3).
+
+    Args:
+        frequency, start: ``(n_steps, sum(n_sequences))``: of each code in its table; frequency 0 where a sequence has
+            no code at a step.
+        n_sequences: Of each block.
+
+    Returns:
+        For each block states, then words.
+    """
+    x = np.full(frequency.shape[1], START, np.float64)  # integers below 2**32, exact
+    scale = float(1 << precision)
+    words, owners = [], []
+    for f, s in zip(frequency[::-1].astype(np.float64), start[::-1].astype(np.float64), strict=True):
+        is_coded = f > 0
+        large = np.flatnonzero((x >= f * (2.0**32 / scale)) & is_coded)
+        if large.size:
+            high = np.floor(x[large] * 2.0**-WORD_BITS)
+            words.append((x[large] - high * 2.0**WORD_BITS)[::-1])
+            owners.append(large[::-1])
+            x[large] = high
+        quotient = np.floor(x / np.where(is_coded, f, 1.0))  # exact: x < 2**32, f < 2**15
+        np.copyto(x, quotient * scale + (x - quotient * f) + s, where=is_coded)
+    stream = np.concatenate(words)[::-1].astype("<u2") if words else np.zeros(0, "<u2")
+    owner = np.concatenate(owners)[::-1] if owners else np.zeros(0, np.intp)
+    ends = np.cumsum(n_sequences)
+    block = np.searchsorted(ends, owner, side="right")
+    order = np.argsort(block, kind="stable")
+    cuts = np.searchsorted(block[order], np.arange(1, len(n_sequences)))
+    states = np.split(x.astype("<u4"), ends[:-1])
+    return [state.tobytes() + part.tobytes() for state, part in
+            zip(states, np.split(stream[order], cuts), strict=True)]  # fmt: skip

@@ -1,0 +1,67 @@
+"""Tables of floats in resident sections: codebooks, steps, scales (SPEC 9.3, 9.4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import FormatError
+from ..format.dtypes import BY_NAME
+from ..format.records import Block, Scale, View
+
+EXACT_IN_FLOAT32 = 1 << 24  # integers up to this magnitude are
+
+Floats = npt.NDArray[np.float32]
+
+
+def encode(values: npt.NDArray[Any], dtype: str) -> bytes:
+    """Values as a plain section; narrower dtypes round to nearest."""
+    return values.astype(BY_NAME[dtype].numpy).tobytes()
+
+
+def decode(section: bytes, dtype: str, what: str, clause: str = "CBK-008") -> Floats:
+    """A plain section as ``(n,)`` float32.
+
+    Raises:
+        FormatError: A value is not finite.
+    """
+    values = widen(section, dtype)
+    finite = np.isfinite(values)
+    if not finite.all():
+        at = int(np.argmin(finite))
+        raise FormatError(f"value {at} of the {what} is {values[at]}, which is not finite", clause=clause)
+    return values
+
+
+def widen(section: bytes, dtype: str) -> Floats:
+    """A plain section as ``(n,)`` float32, exactly, finite or not."""
+    if dtype == "bf16":  # by hand, so that tables need no ml_dtypes
+        return (np.frombuffer(section, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(section, BY_NAME[dtype].numpy).astype(np.float32)
+
+
+def largest(values: Floats) -> np.float32:
+    """The largest magnitude of the values."""
+    return np.float32(np.abs(values).max(initial=0))
+
+
+class Scales:
+    """The scales of a stage, for its elements (SPEC 9.2)."""
+
+    def __init__(self, scale: Scale, section: bytes, view: View) -> None:
+        self._scale = scale
+        values = decode(section, scale.dtype, "scales")
+        self.largest = largest(values)
+        self._values = values.reshape(scale.grid(view))
+
+    def multiply(self, block: Block, out: Floats) -> None:
+        """Multiply a block's values, ``(n_rows, n_columns)``, by their scales."""
+        scale = self._scale
+        rows = np.arange(block.row, block.row_end) // scale.rows if scale.rows else np.zeros(1, np.intp)
+        scales = self._values[rows]  # (n_rows or 1, groups along columns)
+        if scale.columns:
+            columns = np.arange(block.column, block.column_end) // scale.columns
+            scales = np.take(scales, columns, axis=1)
+        np.multiply(out, scales, out=out)

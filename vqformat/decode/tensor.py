@@ -1,0 +1,311 @@
+"""One tensor, block by block: stages added up and put in place (SPEC 7.2–7.4)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import FormatError
+from ..format.records import (
+    ORDER_COLUMNS,
+    ORDER_ROWS,
+    Block,
+    CodebookStage,
+    LowRankStage,
+    RawStage,
+    SharedSource,
+    TensorRecord,
+    TrellisStage,
+)
+from . import rans, raw
+from .codebook import CodebookDecoder
+from .lowrank import LowRankDecoder
+from .tables import Floats
+from .trellis import Bands, Codes, TrellisDecoder
+
+# The smallest binary32 values that become infinite in a dtype.
+_OVERFLOW = {"f16": np.float32(65520), "bf16": np.uint32(0x7F7F8000).view(np.float32)}
+
+# Sequences of trellis stages that are decoded side by side: with fewer, NumPy's calls cost more than their work
+_SEQUENCES = 1 << 13
+# Elements of such a group: where memory is to be spared (20 MB are then enough), and where it is not
+FEW_ELEMENTS, MANY_ELEMENTS = 1 << 22, 1 << 24
+
+# Rows of so many bytes, or times that, begin in the same places of a cache: a column of theirs would push itself out
+_CACHE_NBYTES, _UNEVEN = 1024, 16
+
+Order = npt.NDArray[np.intp]
+
+
+class SharedValues(Protocol):
+    """What the BOOK and FREQ chunks before a tensor hold."""
+
+    def book_values(self, number: int) -> Floats: ...
+
+    def freq_tables(self, number: int) -> rans.Tables: ...
+
+
+def stable_order(classes: bytes | npt.NDArray[np.uint8]) -> Order:
+    """Which view row (column) each stored row (column) is (SPEC 7.2, "Order")."""
+    return np.argsort(np.frombuffer(classes, np.uint8), kind="stable")
+
+
+def allocate(record: TensorRecord) -> npt.NDArray[Any]:
+    """An array for the tensor, not initialised; 4-bit elements take a byte each."""
+    return np.empty(record.shape, record.dtype_info.numpy)
+
+
+class TensorDecoder:
+    """Decodes the blocks of one tensor into an array.
+
+    Args:
+        record: The tensor's record, with elements.
+        resident: Plain bytes of its resident sections, in file order.
+        shared: Gives the BOOK and FREQ chunks that it uses.
+
+    Raises:
+        FormatError: A table, scale or right factor breaks a rule, or values could overflow (VAL-002).
+    """
+
+    def __init__(self, record: TensorRecord, resident: list[bytes], shared: SharedValues) -> None:
+        self.record = record
+        self.view = record.view()
+        sections = iter(resident)
+        order = record.layout.order
+        self.row_order = stable_order(next(sections)) if order & ORDER_ROWS else None
+        self.column_order = stable_order(next(sections)) if order & ORDER_COLUMNS else None
+        self._stages: list[CodebookDecoder | LowRankDecoder | TrellisDecoder] = []
+        for i, (stage, sizes) in enumerate(zip(record.stages, record.resident_nbytes()[1:], strict=True)):
+            mine = [next(sections) for _ in sizes]
+            with naming(record.name, stage=i):
+                match stage:
+                    case CodebookStage():
+                        is_shared = isinstance(stage.source, SharedSource)
+                        book = shared.book_values(stage.source.number) if is_shared else None  # type: ignore[union-attr]
+                        self._stages.append(CodebookDecoder(stage, self.view, mine, book))
+                    case LowRankStage():
+                        self._stages.append(LowRankDecoder(stage, self.view, mine))
+                    case TrellisStage():
+                        freq = shared.freq_tables(stage.freq)
+                        self._stages.append(TrellisDecoder(stage, self.view, mine, freq))
+        self._check_bound()
+        self._scratch = threading.local()
+
+    def _check_bound(self) -> None:
+        if not self._stages:
+            return
+        total = self._stages[0].bound
+        with np.errstate(over="ignore"):
+            for stage in self._stages[1:]:
+                total = np.float32(total + stage.bound)
+        dtype = self.record.dtype
+        if not np.isfinite(total) or total >= _OVERFLOW.get(dtype, np.float32(np.inf)):
+            raise FormatError(f"tensor {self.record.name!r}: values up to {total} are possible, beyond dtype {dtype}",
+                              clause="VAL-002")  # fmt: skip
+
+    def bands(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Bands | None:
+        """What blocks have for their one trellis stage; None unless there is one and they are bands of rows."""
+        found = [i for i, stage in enumerate(self._stages) if isinstance(stage, TrellisDecoder)]
+        if len(found) != 1 or self.record.layout.block_columns:
+            return None
+        stage = self._stages[found[0]]
+        assert isinstance(stage, TrellisDecoder)
+        first = sum(other.stage.n_payload() for other in self._stages[: found[0]])
+        return Bands(stage, blocks, [sections[first] for sections in payloads])
+
+    @property
+    def has_trellis(self) -> bool:
+        """Whether decoding is many short calls, which several threads do no faster."""
+        return any(isinstance(stage, TrellisStage) for stage in self.record.stages)
+
+    def group_size(self, most_elements: int) -> int:
+        """How many blocks are best decoded together, if that are not more elements."""
+        if not self.has_trellis or self.record.layout.block_columns:
+            return 1
+        block = self.view.block(0)
+        n_sequences = max(prod(stage.tile_grid(block)) for stage in self.record.stages
+                          if isinstance(stage, TrellisStage))  # fmt: skip
+        return max(1, min(-(-_SEQUENCES // n_sequences), most_elements // block.n_elements))
+
+    def decode_blocks(
+        self, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: npt.NDArray[Any],
+        codes: Iterable[Codes] | None = None,
+    ) -> None:  # fmt: skip
+        """Decode blocks to their places in the tensor. Several threads may do so, each with other blocks.
+
+        Args:
+            blocks: As many as ``group_size`` says, or as memory allows.
+            payloads: For each block, plain bytes of its payload sections.
+            out: The tensor, C-contiguous.
+            codes: Of its one trellis stage, of each block, where they have been decoded already.
+
+        Raises:
+            FormatError: A code, bool or padding bit breaks a rule; the message names the tensor.
+        """
+        for block, *of_stages in zip(blocks, *self._prepare(blocks, payloads, codes), strict=True):
+            place = self._place(block, out)
+            if place is not None:
+                self._fill(block, of_stages, place)
+            else:
+                values = np.empty((block.n_rows, block.n_columns), np.float32)
+                self._fill(block, of_stages, values)
+                self._scatter(block, values, out)
+
+    def block_values(
+        self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]
+    ) -> Iterator[npt.NDArray[Any]]:
+        """Decode blocks one by one, in stored order: ``(n_rows, n_columns)`` of ``stored_dtype``.
+
+        Args, raises: As for ``decode_blocks``.
+        """
+        for block, *of_stages in zip(blocks, *self._prepare(blocks, payloads), strict=True):
+            values = np.empty((block.n_rows, block.n_columns), self.stored_dtype)
+            self._fill(block, of_stages, values)
+            yield values
+
+    @cached_property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Of what the view holds: the tensor's, or where it holds the reals of complex elements that of a real."""
+        dtype = np.dtype(self.record.dtype_info.numpy)
+        return np.empty(0, dtype).real.dtype if self._has_pairs else dtype
+
+    @property
+    def _has_pairs(self) -> bool:
+        """Whether the view has an axis of 2 more than the tensor (SPEC 7.2)."""
+        return self.record.dtype_info.is_complex and not self.record.is_raw
+
+    def _prepare(
+        self, blocks: Sequence[Block], payloads: Sequence[list[bytes]], codes: Iterable[Codes] | None = None
+    ) -> Sequence[Iterable[Any]]:
+        """What each stage takes for each block; a trellis stage these codes, if there are some."""
+        if self.record.is_raw:
+            return [payloads]
+        prepared: list[Iterable[Any]] = []
+        first = 0
+        for i, stage in enumerate(self._stages):
+            last = first + stage.stage.n_payload()
+            with naming(self.record.name, stage=i), np.errstate(all="ignore"):
+                if codes is not None and isinstance(stage, TrellisDecoder):
+                    prepared.append(codes)
+                else:
+                    prepared.append(stage.prepare(blocks, [sections[first:last] for sections in payloads]))
+            first = last
+        return prepared
+
+    def _fill(self, block: Block, of_stages: list[Any], out: npt.NDArray[Any]) -> None:
+        """A block's values in stored order, ``(n_rows, n_columns)``, C-contiguous."""
+        if self.record.is_raw:
+            stage = self.record.stages[0]
+            assert isinstance(stage, RawStage)
+            with naming(self.record.name):
+                raw.decode(of_stages[0], self.record.dtype_info, stage.split, out.reshape(-1))
+            return
+        values = out if out.dtype == np.float32 else np.empty(out.shape, np.float32)
+        with np.errstate(all="ignore"):  # subnormals are no error, whatever the caller has set
+            for i, (decoder, of_stage) in enumerate(zip(self._stages, of_stages, strict=True)):
+                with naming(self.record.name, stage=i):
+                    if i == 0:
+                        decoder.decode(block, of_stage, values)
+                    else:
+                        addend = self._scratch_like(values)
+                        decoder.decode(block, of_stage, addend)
+                        np.add(values, addend, out=values)
+            if values is not out:
+                out[...] = values  # VAL-001: NumPy rounds to nearest, ties to even
+
+    def _scratch_like(self, values: Floats) -> Floats:
+        scratch: Floats | None = getattr(self._scratch, "values", None)
+        if scratch is None or scratch.size < values.size:
+            scratch = self._scratch.values = np.empty(values.size, np.float32)
+        return scratch[: values.size].reshape(values.shape)
+
+    def _reals(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The tensor as the view's elements: of a complex one reals, with an axis of 2 more."""
+        return out.reshape(-1).view(self.stored_dtype).reshape(self.view.shape) if self._has_pairs else out
+
+    def _place(self, block: Block, out: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+        """The block's elements as a view of the tensor, or None where stored order is not C order."""
+        if self.record.layout.axes is not None or self.row_order is not None or self.column_order is not None:
+            return None
+        start = block.row * self.view.n_columns + block.column
+        flat = self._reals(out).reshape(-1)
+        return flat[start : start + block.n_elements].reshape(block.n_rows, block.n_columns)
+
+    def _scatter(self, block: Block, values: Floats, out: npt.NDArray[Any]) -> None:
+        """Put stored rows and columns where the view has them (SPEC 7.2)."""
+        layout = self.record.layout
+        rows: slice | Order = slice(block.row, block.row_end)
+        if self.row_order is not None:
+            rows = self.row_order[rows]
+        reals = self._reals(out)
+        if layout.block_columns or (layout.axes is not None and layout.n_row_axes > 1):
+            columns: slice | Order = slice(block.column, block.column_end)
+            if self.column_order is not None:
+                columns = self.column_order[columns]
+            row_offsets, column_offsets = self.offsets
+            reals.reshape(-1)[row_offsets[rows][:, None] + column_offsets[columns]] = values
+            return
+        if self.column_places is not None:
+            values = np.take(values, self.column_places, axis=1)
+        if layout.axes is None:
+            reals.reshape(self.view.n_rows, self.view.n_columns)[rows] = values
+            return
+        if block.n_columns * values.itemsize % _CACHE_NBYTES == 0:
+            uneven = np.empty((block.n_rows, block.n_columns + _UNEVEN), values.dtype)[:, : block.n_columns]
+            uneven[...] = values
+            values = uneven
+        permuted = reals.transpose(layout.axes)
+        if layout.n_row_axes == 0:
+            permuted = permuted[None]
+        permuted[rows] = values.reshape(block.n_rows, *permuted.shape[1:])
+
+    @cached_property
+    def row_places(self) -> Order | None:
+        """Which stored row each view row is; None if the very one."""
+        return None if self.row_order is None else _inverse(self.row_order)
+
+    @cached_property
+    def column_places(self) -> Order | None:
+        """Which stored column each view column is; None if the very one."""
+        return None if self.column_order is None else _inverse(self.column_order)
+
+    @cached_property
+    def offsets(self) -> tuple[Order, Order]:
+        """Where in the tensor each view row starts, and each view column lies in it: (n_rows,), (n_columns,)."""
+        shape, layout = self.view.shape, self.record.layout
+        axes = layout.axes or tuple(range(len(shape)))
+        strides = np.cumprod((1, *shape[:0:-1]))[::-1] if shape else ()
+        parts = []
+        for chosen in (axes[: layout.n_row_axes], axes[layout.n_row_axes :]):
+            offsets = np.zeros(1, np.intp)
+            for axis in chosen:
+                offsets = (offsets[:, None] + np.arange(shape[axis]) * strides[axis]).reshape(-1)
+            parts.append(offsets)
+        return parts[0], parts[1]
+
+
+def _inverse(order: Order) -> Order:
+    places = np.empty_like(order)
+    places[order] = np.arange(order.size)
+    return places
+
+
+class naming:
+    """Context that adds the tensor's name, and the stage, to a FormatError raised inside."""
+
+    def __init__(self, name: str, stage: int | None = None) -> None:
+        self._where = f"tensor {name!r}" + ("" if stage is None else f", stage {stage}")
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
+        if isinstance(err, FormatError) and not err.message.startswith("tensor "):
+            err.message = f"{self._where}: {err.message}"
+            err.args = (err.message,)

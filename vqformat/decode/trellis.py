@@ -1,0 +1,256 @@
+"""The trellis stage: entries of one or two codebooks, chosen by entropy-coded codes (SPEC section 12)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import FormatError
+from ..format.records import (
+    CLASSES_COLUMNS,
+    CLASSES_ROWS,
+    Block,
+    ProgressionSource,
+    TableSource,
+    TransformSource,
+    TrellisStage,
+    View,
+)
+from . import rans, tables
+from .tables import Floats
+
+_RESTS = np.uint32(1 << 30)  # in place of a first slot, where a tile has no such row or column
+_SLOTS = 1 << 18  # first slots that are found at once
+_TOGETHER = 1 << 18  # elements that are transformed at once
+
+Codes = npt.NDArray[Any]
+
+
+def points_of(stage: TrellisStage, zero: int) -> npt.NDArray[np.intp]:
+    """The integers of a progression: ``(n_books, entries)`` (SPEC 12.4)."""
+    return stage.n_books * (np.arange(stage.entries) - zero) + np.arange(stage.n_books)[:, None]
+
+
+def entries_of(stage: TrellisStage, section: bytes) -> Floats:
+    """The codebooks of a stage from the section of its source: ``(n_books, entries)`` float32 (SPEC 12.4).
+
+    Of a transform they are the integers that it takes.
+    """
+    match stage.source:
+        case TableSource(dtype):
+            return tables.decode(section, dtype, "codebook").reshape(stage.n_books, stage.entries)
+        case ProgressionSource(zero):
+            return points_of(stage, zero).astype(np.float32) * tables.decode(section, "f32", "step")
+        case TransformSource(zero):
+            return points_of(stage, zero).astype(np.float32)
+
+
+class TransformDecoder:
+    """Gives the rows of a group from as many transform coefficients (SPEC 12.5).
+
+    Args:
+        section: Of the source: the step, then the matrix.
+        points: The integers that codes stand for, as ``TrellisDecoder`` looks them up.
+
+    Attributes:
+        bound: No value is larger in magnitude.
+
+    Raises:
+        FormatError: The step is not finite (CBK-008).
+    """
+
+    def __init__(self, source: TransformSource, section: bytes, points: Floats) -> None:
+        self._step = tables.decode(section[:4], "f32", "step")[0]
+        matrix = np.frombuffer(section, np.int8, offset=4).reshape(source.size, source.size)
+        largest_sum = float(tables.largest(points)) * int(np.abs(matrix.astype(np.intp)).sum(axis=0).max())
+        self.bound = np.float32(largest_sum) * np.abs(self._step)
+        # Either is exact, whatever the order of summation; the narrower one is twice as quick
+        dtype = np.float32 if largest_sum <= tables.EXACT_IN_FLOAT32 else np.float64
+        self._matrix = np.ascontiguousarray(matrix.T, dtype)
+        self._points = points.astype(dtype)
+
+    def decode(self, codes: Codes, out: Floats) -> None:
+        """Values of whole groups of rows, ``(n_rows, n_columns)``, some groups at a time."""
+        n_rows, n_columns = out.shape
+        size = len(self._matrix)
+        n = max(1, _TOGETHER // (size * n_columns)) * size
+        for start in range(0, n_rows, n):
+            rows = slice(start, start + n)
+            coefficients = np.take(self._points, codes[rows].astype(np.intp), mode="clip")
+            sums = np.matmul(self._matrix, coefficients.reshape(-1, size, n_columns))
+            np.multiply(sums.reshape(-1, n_columns), self._step, out=out[rows], dtype=np.float32, casting="same_kind")
+
+
+class TrellisDecoder:
+    """Decodes the blocks of one stage of one tensor.
+
+    Args:
+        resident: The stage's resident sections, plain.
+        freq: Tables of its FREQ chunk.
+
+    Attributes:
+        bound: No value of the stage is larger in magnitude (SPEC 12.4); may be infinite, see VAL-002.
+
+    Raises:
+        FormatError: A value is not finite (CBK-008), or a context has no table (TRL-004).
+    """
+
+    def __init__(self, stage: TrellisStage, view: View, resident: list[bytes], freq: rans.Tables) -> None:
+        self.stage = stage
+        sections = iter(resident)
+        with np.errstate(over="ignore", under="ignore"):
+            of_source = next(sections)
+            book = entries_of(stage, of_source)
+            bound = tables.largest(book)
+            self._book = np.ascontiguousarray(book.T).reshape(-1)  # value of codebook q, code i at i · n_books + q
+            self._transform: TransformDecoder | None = None
+            if isinstance(stage.source, TransformSource):
+                self._transform = TransformDecoder(stage.source, of_source, self._book)
+                bound = self._transform.bound
+            self._scales: tables.Scales | None = None
+            if stage.scale is not None:
+                self._scales = tables.Scales(stage.scale, next(sections), view)
+                bound = self._scales.largest * bound
+        self.bound = np.float32(bound)
+        self.row_classes = np.frombuffer(next(sections), np.uint8) if stage.classes & CLASSES_ROWS else None
+        self.column_classes = np.frombuffer(next(sections), np.uint8) if stage.classes & CLASSES_COLUMNS else None
+        n_contexts = 1 + sum(int(c.max()) for c in (self.row_classes, self.column_classes) if c is not None)
+        if stage.first + n_contexts * stage.n_books > len(freq.frequencies):
+            raise FormatError(f"{n_contexts} contexts from table {stage.first} on, but FREQ {stage.freq} has"
+                              f" {len(freq.frequencies)} tables", clause="TRL-004")  # fmt: skip
+        self.slots = rans.Slots(freq, stage.first, n_contexts, stage.n_books, stage.trellis)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Stages of the same kind can be decoded together."""
+        return self.stage.trellis, self.slots.precision, self.slots.symbols.dtype
+
+    def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Iterable[Codes]:
+        """Decode the codes of blocks, side by side where they are bands of rows.
+
+        Returns:
+            For each block ``(n_rows, n_columns)``: ``n_books · code + q``.
+
+        Raises:
+            FormatError: A payload breaks a rule of SPEC 12.3.
+        """
+        if len({block.n_columns for block in blocks}) > 1 or blocks[0].column or blocks[-1].column:
+            return [codes for block, payload in zip(blocks, payloads, strict=True)
+                    for codes in decode_together([Bands(self, [block], [payload[0]])])[0]]  # fmt: skip
+        return decode_together([Bands(self, blocks, [payload[0] for payload in payloads])])[0]
+
+    def decode(self, block: Block, codes: Codes, out: Floats) -> None:
+        """Values of a block's codes, as ``prepare`` gives them, into ``out``, ``(n_rows, n_columns)`` float32."""
+        if self._transform is None:
+            np.take(self._book, codes.astype(np.intp), out=out, mode="clip")
+        else:
+            self._transform.decode(codes, out)
+        if self._scales is not None:
+            self._scales.multiply(block, out)
+
+
+class Bands:
+    """Blocks of one stage that are bands of rows, and all tiles that they are cut into.
+
+    Attributes:
+        n_steps: Codes of a tile.
+        n_sequences: Tiles, by block.
+        has_contexts: Whether there is more than the first one.
+        has_rests: Whether there are tiles that are smaller than others.
+        goes_on: Whether such a tile has codes after a place where it has none: it lacks columns, not rows.
+    """
+
+    def __init__(self, decoder: TrellisDecoder, blocks: Sequence[Block], payloads: list[bytes]) -> None:
+        self.decoder, self.payloads = decoder, payloads
+        self._blocks = blocks
+        self._height, self._width = decoder.stage.tile
+        self._n_across = -(-blocks[0].n_columns // self._width)  # tiles
+        self._bands = [-(-block.n_rows // self._height) for block in blocks]  # of tiles
+        self.n_steps = self._height * self._width
+        self.n_sequences = [n * self._n_across for n in self._bands]
+        # First slots by tile row and by tile column: (height, bands), (width, n_across)
+        of_rows = [self._first_slots(decoder.row_classes, b.row, b.row_end, self._height) for b in blocks]
+        self._rows = np.concatenate(of_rows, axis=1)
+        self._columns = self._first_slots(decoder.column_classes, blocks[0].column, blocks[0].column_end, self._width)
+        self.has_contexts = bool(self._rows.any() or self._columns.any())
+        self.goes_on = bool((self._columns >= _RESTS).any())
+        self.has_rests = self.goes_on or bool((self._rows >= _RESTS).any())
+
+    def _first_slots(self, classes: Codes | None, start: int, end: int, size: int) -> npt.NDArray[np.uint32]:
+        """What rows (columns) ``start:end`` add to the first slot: ``(size, n_tiles)``, a tile in each column."""
+        n_tiles = -(-(end - start) // size)
+        slots = np.full(n_tiles * size, _RESTS, np.uint32)
+        slots[: end - start] = 0
+        if classes is not None:
+            stage, precision = self.decoder.stage, self.decoder.slots.precision
+            slots[: end - start] = classes[start:end].astype(np.uint32) * stage.n_books << precision
+        return slots.reshape(n_tiles, size).T
+
+    def first_slots(self, start: int, end: int, base: int, rest: np.uint32) -> npt.NDArray[np.uint32]:
+        """First slot of each sequence at steps ``start:end``: ``(n_steps, n_sequences)``.
+
+        Args:
+            base: Where the slots of its stage begin.
+            rest: Stands for no code.
+        """
+        i, j = np.divmod(np.arange(start, end), self._width)
+        slots = (self._rows[i] + np.uint32(base))[:, :, None] + self._columns[j][:, None, :]
+        if self.has_rests:
+            np.copyto(slots, rest, where=slots >= _RESTS)
+        return slots.reshape(end - start, -1)
+
+    def codes(self, symbols: Codes) -> Iterator[Codes]:
+        """Symbols ``(n_steps, n_sequences)`` as those of blocks, ``(n_rows, n_columns)``."""
+        of_tiles = symbols.reshape(self._height, self._width, sum(self._bands), self._n_across)
+        end = 0
+        for block, n in zip(self._blocks, self._bands, strict=True):
+            start, end = end, end + n
+            part = np.ascontiguousarray(of_tiles[:, :, start:end])  # by itself: its strides are kinder to the cache
+            matrix = part.transpose(2, 0, 3, 1).reshape(n * self._height, self._n_across * self._width)
+            yield matrix[: block.n_rows, : block.n_columns]
+
+
+def decode_together(jobs: Sequence[Bands]) -> list[Iterator[Codes]]:
+    """Codes of each block of several bands, whose sequences are decoded side by side.
+
+    Args:
+        jobs: At least one; their decoders are of one kind.
+
+    Raises:
+        FormatError: A payload breaks a rule of SPEC 12.3.
+    """
+    order = sorted(range(len(jobs)), key=lambda k: -jobs[k].n_steps)  # those that have steps left are the first
+    ordered = [jobs[k] for k in order]
+    slots = rans.Slots.joined([job.decoder.slots for job in ordered])
+    bases = list(accumulate((int(job.decoder.slots.rest) for job in ordered[:-1]), initial=0))
+    ends = list(accumulate(sum(job.n_sequences) for job in ordered))
+    decoder = rans.Decoder(slots, [payload for job in ordered for payload in job.payloads],
+                           [n for job in ordered for n in job.n_sequences])  # fmt: skip
+    has_contexts = len(jobs) > 1 or jobs[0].has_contexts
+    goes_on = any(job.goes_on for job in jobs)
+    runs: list[Codes] = []  # of steps that the same sequences take: (n_steps, n)
+    done = 0
+    for n_steps, last in sorted({job.n_steps: i for i, job in enumerate(ordered)}.items()):  # last: of those so long
+        active, n = list(zip(ordered, bases, strict=True))[: last + 1], ends[last]
+        run = np.empty((n_steps - done, n), slots.symbols.dtype)
+        size = max(1, _SLOTS // n)
+        for start in range(done, n_steps, size):
+            end = min(start + size, n_steps)
+            first = None
+            if has_contexts:
+                first = np.concatenate([job.first_slots(start, end, base, slots.rest) for job, base in active], axis=1)
+            decoder.run(first, run[start - done : end - done], goes_on=goes_on)
+        runs.append(run)
+        done = n_steps
+    decoder.finish()
+    found: dict[int, Iterator[Codes]] = {}
+    begin = 0
+    for k, job, end in zip(order, ordered, ends, strict=True):
+        parts = [run[:, begin:end] for run in runs if run.shape[1] >= end]  # it takes part in the first runs only
+        found[k] = job.codes(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        begin = end
+    return [found[k] for k in range(len(jobs))]

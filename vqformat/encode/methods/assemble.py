@@ -1,0 +1,204 @@
+"""From quantized stages to an encoded tensor: blocks, packings, sections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import lcm
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...decode import raw
+from ...decode.codebook import CodebookDecoder
+from ...decode.lowrank import LowRankDecoder
+from ...decode.tables import Floats
+from ...errors import EncodeError
+from ...format import bits
+from ...format.chunkwriter import EncodedTensor
+from ...format.container import Section
+from ...format.dtypes import BY_NAME
+from ...format.limits import MAX_BLOCK_ELEMENTS
+from ...format.records import (
+    ORDER_COLUMNS,
+    ORDER_ROWS,
+    Block,
+    CodebookStage,
+    Layout,
+    LowRankStage,
+    PackedStage,
+    RawStage,
+    TensorRecord,
+    View,
+    make_view,
+)
+from . import entropy
+
+BLOCK_ELEMENTS = 1 << 18
+
+
+@dataclass
+class QuantizedStage:
+    """One arithmetic stage of a tensor, quantized but not yet packed.
+
+    Attributes:
+        stage: Its record; ``planes`` is chosen when it is assembled.
+        resident: Plain bytes of its resident sections (SPEC 7.3); of a low-rank stage the two scales only.
+        codes: ``(R, n_subvectors)``; of a low-rank stage the left factor's, ``(R, rank)``.
+        right_codes: ``(rank, C)``, of a low-rank stage.
+        shared: Values of the BOOK that it uses, ``(groups · entries · dim,)``.
+    """
+
+    stage: PackedStage
+    resident: list[bytes]
+    codes: npt.NDArray[Any]
+    right_codes: npt.NDArray[Any] | None = None
+    shared: Floats | None = None
+
+    def values(self, view: View) -> Floats:
+        """What a decoder makes of it, exactly: the stored matrix, ``(R, C)`` float32."""
+        out = np.empty((view.n_rows, view.n_columns), np.float32)
+        block = Block(0, view.n_rows, 0, view.n_columns)
+        match self.stage:
+            case CodebookStage():
+                CodebookDecoder(self.stage, view, self.resident, self.shared).look_up(self.codes, block, out)
+            case LowRankStage():
+                LowRankDecoder(self.stage, view, self._low_rank_resident()).multiply(self.codes, block, out)
+        return out
+
+    def _low_rank_resident(self) -> list[bytes]:
+        assert isinstance(self.stage, LowRankStage) and self.right_codes is not None
+        right = entropy.as_codes(self.right_codes, self.stage.entries_v)
+        return self.resident + bits.pack(right, self.stage.entries_v, self.stage.planes_v)
+
+    def with_planes(self, *, compress: bool) -> QuantizedStage:
+        """The same with the packing that takes the fewest bytes."""
+        match self.stage:
+            case CodebookStage():
+                codes = entropy.as_codes(self.codes, self.stage.entries)
+                planes = entropy.choose_planes(codes, self.stage.entries, compress=compress)
+                return replace(self, stage=replace(self.stage, planes=planes))
+            case LowRankStage():
+                left = entropy.as_codes(self.codes, self.stage.entries_u)
+                right = entropy.as_codes(self.right_codes, self.stage.entries_v)  # type: ignore[arg-type]
+                planes_u = entropy.choose_planes(left, self.stage.entries_u, compress=compress)
+                planes_v = entropy.choose_planes(right, self.stage.entries_v, compress=compress)
+                return replace(self, stage=replace(self.stage, planes_u=planes_u, planes_v=planes_v))
+
+    def resident_sections(self) -> list[bytes]:
+        return self._low_rank_resident() if isinstance(self.stage, LowRankStage) else self.resident
+
+    def payload(self, block: Block) -> list[bytes]:
+        """Plain payload sections of a block."""
+        match self.stage:
+            case CodebookStage():
+                first = block.column // self.stage.dim
+                last = first + self.stage.n_subvectors(block.n_columns)
+                codes, entries, planes = self.codes[:, first:last], self.stage.entries, self.stage.planes
+            case LowRankStage():
+                codes, entries, planes = self.codes, self.stage.entries_u, self.stage.planes_u
+        return bits.pack(entropy.as_codes(codes[block.row : block.row_end], entries), entries, planes)
+
+
+def sum_of_stages(stages: Sequence[QuantizedStage], view: View) -> Floats:
+    """What a decoder makes of stages, exactly: the stored matrix, ``(R, C)`` float32."""
+    total = stages[0].values(view)
+    for stage in stages[1:]:
+        total += stage.values(view)
+    return total
+
+
+def choose_blocks(layout: Layout, n_rows: int, n_columns: int, unit: int = 1, *, whole_rows: bool = False) -> Layout:
+    """The layout with blocks of about ``BLOCK_ELEMENTS`` elements.
+
+    Args:
+        unit: Column ranges are a multiple of this, the least common one of all dims.
+        whole_rows: Never cut a row.
+
+    Raises:
+        EncodeError: No block would be within its limit (LAY-005).
+    """
+    if n_rows * n_columns <= BLOCK_ELEMENTS * 3 // 2:
+        return replace(layout, block_rows=0, block_columns=0)
+    if n_columns <= BLOCK_ELEMENTS * 2 or whole_rows:
+        rows, columns = max(1, BLOCK_ELEMENTS // n_columns), 0
+    else:
+        rows, columns = 1, max(1, BLOCK_ELEMENTS // unit) * unit
+    if rows * (columns or n_columns) > MAX_BLOCK_ELEMENTS:
+        raise EncodeError(f"a block would have {rows * (columns or n_columns)} elements; at most {MAX_BLOCK_ELEMENTS}"
+                          " are allowed: rows are too long for this method, try axis=columns")  # fmt: skip
+    if columns >= n_columns:
+        columns = 0
+    return replace(layout, block_rows=0 if rows >= n_rows and not columns else rows, block_columns=columns)
+
+
+def assemble(
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    layout: Layout,
+    stages: list[QuantizedStage],
+    *,
+    row_classes: npt.NDArray[np.uint8] | None = None,
+    column_classes: npt.NDArray[np.uint8] | None = None,
+    compress: bool = True,
+) -> EncodedTensor:
+    """An encoded tensor from quantized stages.
+
+    Args:
+        layout: View and order; its blocks are chosen here.
+        stages: In order; their codes are of stored rows and columns.
+        row_classes, column_classes: Where ``layout.order`` asks for them.
+        compress: Whether sections may be zstd frames.
+    """
+    view = make_view(shape, BY_NAME[dtype].is_complex, layout)
+    unit = lcm(*(q.stage.dim for q in stages if isinstance(q.stage, CodebookStage)))
+    whole_rows = any(isinstance(q.stage, LowRankStage) for q in stages)
+    layout = choose_blocks(layout, view.n_rows, view.n_columns, unit, whole_rows=whole_rows)
+    stages = [q.with_planes(compress=compress) for q in stages]
+    record = TensorRecord(name, dtype, shape, layout, tuple(q.stage for q in stages))
+    view = record.view()
+    resident = [classes.tobytes() for bit, classes in ((ORDER_ROWS, row_classes), (ORDER_COLUMNS, column_classes))
+                if layout.order & bit and classes is not None]  # fmt: skip
+    for q in stages:
+        resident += q.resident_sections()
+    blocks = [view.block(i) for i in range(view.n_blocks)]
+    payloads = [[section for q in stages for section in q.payload(block)] for block in blocks]
+    return EncodedTensor(record, _store(resident, payloads, compress))
+
+
+def assemble_raw(name: str, dtype: str, array: npt.NDArray[Any], split: int, *, compress: bool = True) -> EncodedTensor:
+    """A tensor as bytes, every bit of it kept.
+
+    Args:
+        array: C-contiguous, of the dtype, little-endian.
+        split: SPEC section 8.
+    """
+    info = BY_NAME[dtype]
+    if not array.size:
+        return EncodedTensor(TensorRecord(name, dtype, array.shape), [])
+    n_row_axes = 1 if array.ndim > 1 else 0
+    layout = Layout(n_row_axes=n_row_axes)
+    view = make_view(array.shape, False, layout)
+    layout = choose_blocks(layout, view.n_rows, view.n_columns)
+    if not layout.block_rows:
+        layout = Layout()
+    record = TensorRecord(name, dtype, array.shape, layout, (RawStage(split),))
+    view = record.view()
+    flat = array.reshape(-1)
+    payloads = []
+    for i in range(view.n_blocks):
+        block = view.block(i)
+        start = block.row * view.n_columns + block.column
+        payloads.append(raw.encode(flat[start : start + block.n_elements], info, split))
+    return EncodedTensor(record, _store([], payloads, compress))
+
+
+def _store(resident: list[bytes], payloads: list[list[bytes]], compress: bool) -> list[Section]:
+    """All sections in file order; the n-th of every block are of the same kind."""
+    if not compress:
+        return [Section(plain) for plain in resident + [p for block in payloads for p in block]]
+    stored = [entropy.sections([plain])[0] for plain in resident]
+    kinds = [entropy.sections(kind) for kind in zip(*payloads, strict=True)]
+    return stored + [section for block in zip(*kinds, strict=True) for section in block]

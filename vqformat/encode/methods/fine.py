@@ -1,0 +1,62 @@
+"""Coding without loss, and nearly without loss for the small and sensitive tensors: biases, norms, statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...format.chunkwriter import EncodedTensor
+from ...format.dtypes import BY_NAME
+from .assemble import assemble_raw
+
+FRACTION_BITS = 8  # kept by ``fine``: relative error at most 2^-9, SQNR about 56 dB
+
+
+def encode_exact(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor:
+    """Every bit kept, in the fewest bytes: whole, in byte planes, or in planes with the exponent by itself."""
+    info = BY_NAME[dtype]
+    splits = (0, 1, 2) if info.arithmetic else (0, 1) if info.word_nbytes else (0,)
+    if len(splits) > 1 and array.size > 1 << 18:  # try on a part
+        part = array.reshape(-1)[: 1 << 17]
+        splits = (min(splits, key=lambda split: assemble_raw(name, dtype, part, split).stored_nbytes),)
+    return min((assemble_raw(name, dtype, array, split) for split in splits), key=_cost)
+
+
+def encode_raw(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor:
+    """Every bit kept, as plain bytes."""
+    return assemble_raw(name, dtype, array, 0, compress=False)
+
+
+def encode_fine(name: str, dtype: str, array: npt.NDArray[Any]) -> tuple[EncodedTensor, npt.NDArray[Any]]:
+    """Floats rounded to ``FRACTION_BITS`` bits of fraction, then stored exactly; others stored exactly.
+
+    The error is relative to each value, not to the largest, so that small variances and scales survive.
+
+    Returns:
+        The encoded tensor, and the rounded array.
+    """
+    rounded = array
+    flat = array.reshape(-1)
+    if dtype in ("f32", "c64"):
+        rounded = _round_fraction(flat.view(np.float32), np.dtype("<u4"), 23).view(array.dtype).reshape(array.shape)
+    elif dtype in ("f64", "c128"):
+        rounded = _round_fraction(flat.view(np.float64), np.dtype("<u8"), 52).view(array.dtype).reshape(array.shape)
+    return encode_exact(name, dtype, rounded), rounded
+
+
+def _round_fraction(values: npt.NDArray[Any], word: np.dtype[Any], fraction_bits: int) -> npt.NDArray[Any]:
+    """Values with the lowest bits of the fraction rounded off to nearest; non-finite and subnormal ones as they are."""
+    dropped = fraction_bits - FRACTION_BITS
+    words = values.view(word)
+    half = word.type(1 << (dropped - 1))
+    # A carry into the exponent is the right rounding; one into infinity is not, so the largest are cut off instead
+    rounded = ((words + half) & ~word.type((1 << dropped) - 1)).view(values.dtype)
+    # Subnormals have fewer bits of fraction, so that the error would not be relative to them
+    is_rounded = np.isfinite(rounded) & (np.abs(values) >= np.finfo(values.dtype).tiny)
+    return np.where(is_rounded, rounded, values)
+
+
+def _cost(tensor: EncodedTensor) -> int:
+    return tensor.stored_nbytes + 8 * len(tensor.sections)

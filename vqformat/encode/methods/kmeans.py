@@ -1,0 +1,370 @@
+"""k-means of vectors, many small problems at once.
+
+The same input gives the same result whatever the number of threads and the BLAS library: scores are computed on a
+grid of integers so small that every partial sum is exact, and sums run in a fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...decode.tables import Floats
+from ...format.bits import Codes, code_dtype
+from .sampling import Doubles, Seed, sample_indices, uniforms
+from .scalar import kmeans_1d, nearest_1d
+
+Progress = Callable[[int, int], None]  # rounds done, rounds at most
+
+SAMPLE_PER_ENTRY = 64  # vectors that a codebook is trained on, for each entry
+_SMALLEST_SAMPLE = 1 << 16
+FULL_ROUNDS = 2  # rounds on all vectors after those on the sample
+_STRIDE = 1.7  # how far entries move, in distances to their means
+_LEAST_GAIN = 2e-4  # of a round, relative to the distortion
+# At a time so many scores that they stay in the cache, by so few products that OpenBLAS starts no threads: on cores
+# that others use too, waiting for them has cost 30 times what they gain.
+_CHUNK_SCORES = 1 << 16
+_CHUNK_PRODUCTS = 1 << 18
+_PLUS_PLUS_ENTRIES = 4096  # beyond it the start is a random sample
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Codebooks of several problems, and their codes.
+
+    Attributes:
+        books: ``(n_problems, entries, dim)`` float32; unused entries are 0.
+        codes: ``(n_problems, n)``.
+        distortion: Squared error of all problems together.
+    """
+
+    books: Floats
+    codes: Codes
+    distortion: float
+
+
+def kmeans(
+    vectors: Floats,
+    entries: int,
+    *,
+    seed: Seed = 0,
+    iterations: int = 25,
+    weights: npt.NDArray[Any] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Floats, Codes]:
+    """k-means of vectors: k-means++ (Arthur and Vassilvitskii 2007), then Lloyd's rounds.
+
+    Args:
+        vectors: ``(n, dim)``, finite, at least one.
+        entries: Most entries of the codebook.
+        iterations: Most rounds.
+        weights: ``(n,)`` ≥ 0, of the squared errors.
+
+    Returns:
+        Codebook ``(k, dim)``, with ``k ≤ entries``: fewer where there are fewer distinct vectors, and then these
+        exactly; and codes ``(n,)``.
+    """
+    if vectors.shape[1] == 1:
+        levels = kmeans_1d(vectors[:, 0], entries, seed=seed, iterations=max(iterations, 1000), weights=weights)
+        book = levels.astype(np.float32)
+        return book[:, None], nearest_1d(vectors[:, 0], book)
+    clusters = kmeans_batch(vectors[None], entries, seed=seed, iterations=iterations,
+                            weights=None if weights is None else weights[None], progress=progress)  # fmt: skip
+    return clusters.books[0], clusters.codes[0]
+
+
+def kmeans_batch(
+    vectors: Floats,
+    entries: int,
+    *,
+    seed: Seed = 0,
+    iterations: int = 25,
+    weights: npt.NDArray[Any] | None = None,
+    progress: Progress | None = None,
+) -> Clusters:
+    """k-means of several problems of the same size, as ``kmeans`` but each for itself.
+
+    Args:
+        vectors: ``(n_problems, n, dim)``, finite.
+        weights: ``(n_problems, n)`` ≥ 0.
+    """
+    n_problems, n, dim = vectors.shape
+    vectors = vectors + np.float32(0)  # no -0, whose bytes differ from those of 0
+    exact = {}
+    for problem in range(n_problems):
+        found = _distinct(vectors[problem], entries)
+        if found is not None:
+            exact[problem] = found
+    rest = [problem for problem in range(n_problems) if problem not in exact]
+    n_entries = entries if rest else max(book.shape[0] for book, _ in exact.values())
+    books = np.zeros((n_problems, n_entries, dim), np.float32)
+    codes = np.empty((n_problems, n), code_dtype(n_entries))
+    for problem, (book, own) in exact.items():
+        books[problem, : book.shape[0]] = book
+        codes[problem] = own
+    distortion = 0.0
+    if rest:
+        part = vectors if not exact else vectors[rest]
+        part_weights = None if weights is None else weights if not exact else weights[rest]
+        lloyd = _Lloyd(part, part_weights, entries, seed)
+        books[rest], codes[rest], distortion = lloyd.run(iterations, progress)
+    return Clusters(books, codes, distortion)
+
+
+def nearest(vectors: Floats, book: Floats) -> Codes:
+    """Codes ``(n,)`` of the entries of ``book``, ``(entries, dim)``, nearest to the vectors, ``(n, dim)``."""
+    codes = np.empty(vectors.shape[0], code_dtype(book.shape[0]))
+    largest = max(np.abs(vectors).max(initial=0), np.abs(book).max(initial=0))
+    grid = _Grid.of(np.array([largest]), vectors.shape[1], np.float64)
+    right = grid.entries(book.astype(np.float64)[None])
+    for start in range(0, codes.size, 1 << 18):
+        part = vectors[None, start : start + (1 << 18)]
+        codes[start : start + (1 << 18)] = _best(grid.vectors(part), right)[0][0]
+    return codes
+
+
+def _distinct(vectors: Floats, entries: int) -> tuple[Floats, npt.NDArray[np.intp]] | None:
+    """The distinct vectors and their codes, if there are no more than ``entries``."""
+    n = vectors.shape[0]
+    if n > 2 * entries:
+        few = vectors[np.linspace(0, n - 1, 2 * entries).astype(np.intp)]
+        if np.unique(_as_bytes(few)).size > entries:
+            return None
+    _, first, codes = np.unique(_as_bytes(vectors), return_index=True, return_inverse=True)
+    return None if first.size > entries else (vectors[first], codes.reshape(-1))
+
+
+def _as_bytes(vectors: Floats) -> npt.NDArray[np.void]:
+    return np.ascontiguousarray(vectors).view(np.dtype((np.void, 4 * vectors.shape[1]))).reshape(-1)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A grid of integers on which scores are exact in a float dtype.
+
+    The score of entry c for vector x is ``x·c − |c|²/2``, largest for the nearest. With components of magnitude L at
+    most no partial sum exceeds 1.5 dim L², which has to be below 2^24 (float32) or 2^53 (float64).
+
+    Attributes:
+        scale: ``(n_problems, 1, 1)``, grid points a unit.
+    """
+
+    dtype: type[Any]
+    scale: Doubles
+
+    @classmethod
+    def of(cls, largest: npt.NDArray[Any], dim: int, dtype: type[Any]) -> _Grid:
+        """The finest grid for components up to ``largest``, ``(n_problems,)``."""
+        bits = 24 if dtype is np.float32 else 53
+        limit = np.floor(np.sqrt(2.0**bits / (1.5 * dim))) - 1
+        top = largest.astype(np.float64)
+        return cls(dtype, (limit / np.where(top > 0, top, 1.0))[:, None, None])
+
+    def vectors(self, vectors: Floats) -> npt.NDArray[Any]:
+        """Vectors on the grid, and a 1 for the constant term: ``(n_problems, n, dim + 1)``."""
+        out = np.empty((*vectors.shape[:2], vectors.shape[2] + 1), self.dtype)
+        out[..., :-1] = np.rint(vectors * self.scale)
+        out[..., -1] = 1
+        return out
+
+    def entries(self, books: Doubles) -> npt.NDArray[Any]:
+        """Entries on the grid with their constant terms: ``(n_problems, dim + 1, entries)``."""
+        on_grid = np.rint(books * self.scale)
+        constant = np.floor((on_grid**2).sum(axis=2, keepdims=True) / 2)
+        return np.ascontiguousarray(np.concatenate((on_grid, -constant), axis=2).transpose(0, 2, 1), self.dtype)
+
+
+def _best(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any]]:
+    """The entry of the highest score for each vector, and this score: ``(n_problems, n)`` each.
+
+    Args:
+        left: Vectors on a grid, ``(n_problems, n, dim + 1)``.
+        right: Entries, ``(n_problems, dim + 1, entries)``.
+    """
+    n_problems, n, _ = left.shape
+    entries = right.shape[2]
+    codes = np.empty((n_problems, n), np.intp)
+    top = np.empty((n_problems, n), left.dtype)
+    n_scores = min(_CHUNK_SCORES, _CHUNK_PRODUCTS // left.shape[2])
+    rows_at_once = max(4, n_scores // entries)
+    problems_at_once = max(1, rows_at_once // n)
+    rows_at_once = min(rows_at_once, n)
+    buffer = np.empty(problems_at_once * rows_at_once * entries, left.dtype)
+    picked = np.arange(problems_at_once * rows_at_once) * entries
+    for problem in range(0, n_problems, problems_at_once):
+        some = slice(problem, min(problem + problems_at_once, n_problems))
+        for row in range(0, n, rows_at_once):
+            rows = slice(row, min(row + rows_at_once, n))
+            shape = (some.stop - some.start, rows.stop - rows.start, entries)
+            scores = buffer[: shape[0] * shape[1] * entries].reshape(shape)
+            np.matmul(left[some, rows], right[some], out=scores)
+            best = scores.argmax(axis=2)
+            codes[some, rows] = best
+            flat = best.reshape(-1) + picked[: best.size]
+            top[some, rows] = np.take(buffer, flat).reshape(best.shape)
+    return codes, top
+
+
+class _Points:
+    """Vectors to be clustered, on the grid in use.
+
+    Attributes:
+        vectors: ``(n_problems, n, dim)``.
+        weights: ``(n_problems, n)`` or None.
+        dtype: Of the grid.
+    """
+
+    def __init__(
+        self, vectors: Floats, weights: npt.NDArray[Any] | None, largest: Floats, dtype: type[Any] = np.float64
+    ) -> None:
+        self.vectors = vectors
+        self.weights = weights
+        self._largest = largest
+        self._axes = np.ascontiguousarray(vectors.transpose(2, 0, 1)).reshape(vectors.shape[2], -1)  # (dim, vectors)
+        self._use(dtype)
+
+    def _use(self, dtype: type[Any]) -> None:
+        self.dtype = dtype
+        self._grid = _Grid.of(self._largest, self.vectors.shape[2], dtype)
+        self._left = self._grid.vectors(self.vectors)
+        self._norms = np.square(self._left[..., :-1]).sum(axis=2)
+
+    def assign(self, books: Doubles) -> tuple[npt.NDArray[np.intp], Doubles]:
+        """Nearest entries and weighted squared errors, ``(n_problems, n)`` each.
+
+        After it the grid is that of float32, if its rounding costs less than a thousandth of the squared error.
+        """
+        codes, top = _best(self._left, self._grid.entries(books))
+        units = np.maximum(self._norms - 2 * top.astype(np.float64), 0)
+        errors: Doubles = units / self._grid.scale[:, :, 0] ** 2
+        if self.dtype is np.float64:
+            dim = self.vectors.shape[2]
+            coarse = _Grid.of(self._largest, dim, np.float32)
+            if (errors.mean(axis=1) * coarse.scale[:, 0, 0] ** 2 >= 100 * dim).all():
+                self._use(np.float32)
+        return codes, errors if self.weights is None else errors * self.weights
+
+    def sums(self, codes: npt.NDArray[np.intp], n_entries: int) -> tuple[Doubles, Doubles]:
+        """Weight ``(n_problems, entries)`` and weighted sum ``(n_problems, entries, dim)`` of each entry's vectors."""
+        n_problems, _, dim = self.vectors.shape
+        bins = (codes + (np.arange(n_problems) * n_entries)[:, None]).reshape(-1)
+        size = n_problems * n_entries
+        mass = None if self.weights is None else self.weights.reshape(-1)
+        counts = np.bincount(bins, weights=mass, minlength=size).astype(np.float64)
+        axes = [axis if mass is None else axis * mass for axis in self._axes]
+        sums: Doubles = np.stack([np.bincount(bins, weights=axis, minlength=size) for axis in axes], axis=1)
+        return counts.reshape(n_problems, n_entries), sums.reshape(n_problems, n_entries, dim)
+
+
+class _Lloyd:
+    """k-means of ``(n_problems, n, dim)`` vectors, each problem with more distinct vectors than entries."""
+
+    def __init__(self, vectors: Floats, weights: npt.NDArray[Any] | None, entries: int, seed: Seed) -> None:
+        self.vectors = vectors
+        self.weights = None if weights is None else weights.astype(np.float64)
+        self.n_entries = entries
+        self.seed = [seed] if isinstance(seed, int) else list(seed)
+        self.largest = np.abs(vectors).max(axis=(1, 2))
+
+    def run(self, iterations: int, progress: Progress | None) -> tuple[Floats, Codes, float]:
+        """Books, codes and the squared error."""
+        n = self.vectors.shape[1]
+        limit = max(_SMALLEST_SAMPLE, self.n_entries * SAMPLE_PER_ENTRY)
+        points = self._sample(limit, np.float64)
+        books = self._start(points)
+        if points.vectors.shape[1] >= limit:  # the first half of the rounds on fewer
+            few = self._sample(limit // 4, np.float64)
+            books = self._rounds(few, books, iterations // 2, progress)
+            points = self._sample(limit, few.dtype)
+            iterations -= iterations // 2
+        books = self._rounds(points, books, iterations, progress)
+        if n > limit:
+            points = _Points(self.vectors, self.weights, self.largest, points.dtype)
+            books = self._rounds(points, books, min(iterations, FULL_ROUNDS), None)
+        rounded = books.astype(np.float32)
+        codes, errors = points.assign(rounded.astype(np.float64))
+        return rounded, codes, float(errors.sum())
+
+    def _sample(self, limit: int, dtype: type[Any]) -> _Points:
+        n = self.vectors.shape[1]
+        if n <= limit:
+            return _Points(self.vectors, self.weights, self.largest, dtype)
+        chosen = sample_indices(n, limit, [*self.seed, 1])
+        weights = None if self.weights is None else self.weights[:, chosen]
+        return _Points(self.vectors[:, chosen], weights, self.largest, dtype)
+
+    def _start(self, points: _Points) -> Doubles:
+        """k-means++ on a sample: each entry a vector, drawn in proportion to its squared error so far."""
+        n_problems, n, _ = points.vectors.shape
+        chosen = sample_indices(n, max(8192, 16 * self.n_entries), [*self.seed, 2])
+        rows = np.arange(n_problems)
+        if self.n_entries > _PLUS_PLUS_ENTRIES:
+            keys = uniforms([*self.seed, 3], n_problems * chosen.size).reshape(n_problems, -1)
+            picks = np.argsort(keys, axis=1, kind="stable")[:, : self.n_entries]
+        else:
+            draws = uniforms([*self.seed, 3], self.n_entries * n_problems).reshape(self.n_entries, n_problems)
+            mass = 1.0 if points.weights is None else points.weights[:, chosen]
+            pool = points.vectors[:, chosen] / np.where(self.largest > 0, self.largest, 1)[:, None, None]
+            by_axis = None
+            if pool.shape[2] <= 32:  # (dim, n_problems, n): long inner loops for short vectors
+                by_axis = np.ascontiguousarray(pool.transpose(2, 0, 1))
+            errors = np.full(pool.shape[:2], np.float32(np.inf))
+            picks = np.empty((n_problems, self.n_entries), np.intp)
+            for k in range(self.n_entries):
+                picks[:, k] = _draw((errors if k else np.ones_like(errors)) * mass, draws[k])
+                if by_axis is None:
+                    distance = np.square(pool - pool[rows, picks[:, k]][:, None]).sum(axis=2)
+                else:
+                    distance = np.zeros_like(errors)
+                    for axis in by_axis:
+                        distance += np.square(axis - axis[rows, picks[:, k]][:, None])
+                np.minimum(errors, distance, out=errors)
+        return points.vectors[rows[:, None], chosen[picks]].astype(np.float64)
+
+    def _rounds(self, points: _Points, books: Doubles, iterations: int, progress: Progress | None) -> Doubles:
+        """Lloyd's rounds, until they gain little.
+
+        Entries move beyond the means, but for the last round (Lee, Baek and Sung 1997): as good in half the rounds.
+        """
+        previous = np.inf
+        top = self.largest[:, None, None].astype(np.float64)
+        for done in range(iterations):
+            codes, errors = points.assign(books)
+            counts, sums = points.sums(codes, self.n_entries)
+            means = np.where(counts[:, :, None] > 0, sums / np.where(counts > 0, counts, 1.0)[:, :, None], books)
+            distortion = float(errors.sum())
+            if progress is not None:
+                progress(done + 1, iterations)
+            is_last = done + 1 == iterations or previous - distortion <= _LEAST_GAIN * distortion
+            is_empty = counts == 0
+            if is_last and not (is_empty.any() and done + 1 < iterations):
+                return means
+            books = np.clip(books + _STRIDE * (means - books), -top, top)
+            self._reseed(points, errors, books, is_empty, done)
+            previous = distortion
+        return books
+
+    def _reseed(
+        self, points: _Points, errors: Doubles, books: Doubles, empty: npt.NDArray[np.bool_], done: int
+    ) -> None:
+        """Move entries that no vector uses to vectors drawn in proportion to their squared error."""
+        for problem in np.flatnonzero(empty.any(axis=1)):
+            entries = np.flatnonzero(empty[problem])
+            draws = uniforms([*self.seed, 4, done, int(problem)], entries.size)
+            sums = np.cumsum(errors[problem])
+            picks = np.searchsorted(sums, draws * sums[-1], side="right")
+            books[problem, entries] = points.vectors[problem, np.minimum(picks, sums.size - 1)]
+
+
+def _draw(masses: npt.NDArray[Any], draws: Doubles) -> npt.NDArray[np.intp]:
+    """For each row of masses ``(n_rows, n)`` an index, drawn in proportion by a number in [0, 1)."""
+    n_rows, n = masses.shape
+    sums = np.cumsum(masses, dtype=np.float64)
+    ends = sums[n - 1 :: n]
+    starts = np.append(0.0, ends[:-1])
+    picks = np.searchsorted(sums, starts + draws * (ends - starts), side="right") - np.arange(n_rows) * n
+    return np.asarray(np.clip(picks, 0, n - 1))

@@ -1,0 +1,108 @@
+"""How a tensor is laid out before it is coded: which axes are rows, and in which order they are stored (SPEC 7.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...decode.tables import Floats
+from ...decode.tensor import stable_order
+from ...format.records import ORDER_COLUMNS, ORDER_ROWS, Layout
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """A view and an order of a tensor.
+
+    Attributes:
+        row_classes, column_classes: uint8 class of each view row and column; None where they are not sorted.
+    """
+
+    layout: Layout
+    row_classes: npt.NDArray[np.uint8] | None = None
+    column_classes: npt.NDArray[np.uint8] | None = None
+
+    def apply(self, values: npt.NDArray[Any], *, stride: int = 1) -> npt.NDArray[Any]:
+        """The stored matrix ``(R, C)`` of values in the tensor's shape (of a complex tensor: its reals).
+
+        Args:
+            stride: Only every so-manieth row of it.
+        """
+        if self.layout.n_row_axes != 1:
+            return np.ascontiguousarray(view_matrix(values, self.layout))
+        permuted = values if self.layout.axes is None else values.transpose(self.layout.axes)
+        rows = permuted[::stride] if self.row_classes is None else permuted[self._row_order[::stride]]
+        matrix = rows.reshape(rows.shape[0], -1)
+        return np.ascontiguousarray(matrix) if self.column_classes is None else matrix[:, self._column_order]
+
+    @cached_property
+    def _row_order(self) -> npt.NDArray[np.intp]:
+        assert self.row_classes is not None
+        return stable_order(self.row_classes)
+
+    @cached_property
+    def _column_order(self) -> npt.NDArray[np.intp]:
+        assert self.column_classes is not None
+        return stable_order(self.column_classes)
+
+
+def reals(array: npt.NDArray[Any]) -> Floats:
+    """A tensor as float32, C order; a complex one gets an axis of 2, real part first."""
+    if np.iscomplexobj(array):
+        array = np.ascontiguousarray(array)
+        array = array.reshape(-1).view(array.real.dtype).reshape(*array.shape, 2)
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def view_matrix(values: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
+    """The view of SPEC 7.2, before any order: ``(R, C)``."""
+    permuted = values if layout.axes is None else values.transpose(layout.axes)
+    return permuted.reshape(prod(permuted.shape[: layout.n_row_axes]), -1)
+
+
+def by_rows(shape: tuple[int, ...]) -> Layout:
+    """First axis as rows, the others as columns: an output of a PyTorch layer in each row."""
+    return Layout(n_row_axes=1 if len(shape) > 1 else 0)
+
+
+def by_columns(shape: tuple[int, ...]) -> Layout:
+    """Second axis as rows: an input of a PyTorch layer in each row."""
+    if len(shape) < 2:
+        return by_rows(shape)
+    return Layout(axes=(1, 0, *range(2, len(shape))), n_row_axes=1)
+
+
+def orientations(values: Floats, *, is_table: bool) -> list[Orientation]:
+    """The ways of storing a tensor that are worth a try, the plain one first.
+
+    A table whose rows are looked up one by one stays by rows and unsorted: a row must lie in one block.
+    """
+    plain = Orientation(by_rows(values.shape))
+    if values.ndim < 2 or is_table:
+        return [plain]
+    turned = Orientation(by_columns(values.shape))
+    return [plain, _sorted(plain, values), turned, _sorted(turned, values)]
+
+
+def _sorted(plain: Orientation, values: Floats) -> Orientation:
+    """The same with rows and columns sorted by their scale, in classes of half a power of two."""
+    matrix = view_matrix(values, plain.layout)
+    layout = plain.layout
+    return Orientation(
+        Layout(layout.axes, layout.n_row_axes, ORDER_ROWS | ORDER_COLUMNS),
+        _classes(np.einsum("ij,ij->i", matrix, matrix) / matrix.shape[1]),
+        _classes(np.einsum("ij,ij->j", matrix, matrix) / matrix.shape[0]),
+    )
+
+
+def _classes(energies: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    largest = float(energies.max(initial=0))
+    if not largest > 0 or not np.isfinite(largest):
+        return np.zeros(energies.shape, np.uint8)
+    ratios = np.maximum(energies.astype(np.float64) / largest, 2.0**-60)
+    return np.rint(-np.log2(ratios)).astype(np.uint8)

@@ -1,0 +1,157 @@
+"""Encoded tensors on their way into a file: which of them make a layer, which share tables, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ..format.chunkwriter import ChunkWriter, EncodedTensor
+from ..format.describe import describe
+from ..format.dtypes import BY_NAME
+from ..format.records import AliasRecord
+from .methods.quantize import SharedBook
+from .report import Report, TensorReport, decibel
+from .small.coded import CodedTensor, Pool
+
+_MAX_LAYER_TENSORS = 256
+_MAX_LAYER_NBYTES = 1 << 26  # decoded
+# Smaller layers are stored together, for a chunk takes as much as a small tensor
+_SMALL_LAYER_NBYTES = 1 << 21
+_OWN_TABLES_BITS = 1 << 21  # a tensor of so many bits has tables of its own
+
+
+@dataclass(frozen=True)
+class Result:
+    """A tensor encoded, and what is to be said of it.
+
+    Attributes:
+        encoded: A ``CodedTensor`` waits for its tables.
+        layer: Number and name of the layer that it is to be in; None for one that goes by names.
+        energy, noise: Sums of squares of values and errors, where the tensor was coded coarsely.
+    """
+
+    encoded: EncodedTensor | AliasRecord | CodedTensor
+    report: TensorReport
+    notes: tuple[str, ...] = ()
+    layer: tuple[int, str] | None = None
+    energy: float = 0.0
+    noise: float = 0.0
+
+
+def layer_name(tensor: str) -> str:
+    """The tensor's name up to its last ``.`` or ``/`` (SPEC section 18)."""
+    return tensor[: max(tensor.rfind("."), tensor.rfind("/"), 0)]
+
+
+class Layers:
+    """Writes results in layers, and reports.
+
+    A layer is what follows each other with the same beginning of its names, small ones together, or what its results
+    say; one that is very large becomes several.
+
+    Args:
+        book: The shared codebook of a number; each is written before the first layer that uses it. None where tensors
+            share none.
+    """
+
+    def __init__(self, writer: ChunkWriter, book: Callable[[int], SharedBook] | None = None) -> None:
+        self._writer, self._book = writer, book
+        self._report = Report()
+        self._energy = self._noise = 0.0
+        self._results: list[Result] = []
+        self._layers: list[str | tuple[int, str]] = []  # those in hand
+        self._nbytes = 0  # of their tensors, decoded
+        self._n_books = 0
+
+    def add(self, result: Result) -> None:
+        """A further tensor; may write those before it."""
+        layer = result.layer or layer_name(result.report.name)
+        nbytes = BY_NAME[result.report.dtype].nbytes(result.report.n_elements)
+        is_full = len(self._results) >= _MAX_LAYER_TENSORS or self._nbytes >= _MAX_LAYER_NBYTES
+        is_next = bool(self._layers) and layer != self._layers[-1]
+        if is_full or (is_next and (result.layer or self._nbytes + nbytes > _SMALL_LAYER_NBYTES)):
+            self.end()
+        if not self._layers or layer != self._layers[-1]:
+            self._layers.append(layer)
+        self._results.append(result)
+        self._nbytes += nbytes
+        self._note(result, nbytes)
+
+    def _note(self, result: Result, nbytes: int) -> None:
+        self._report.notes.extend(result.notes)
+        self._energy, self._noise = self._energy + result.energy, self._noise + result.noise
+        if not isinstance(result.encoded, AliasRecord):
+            self._report.source_nbytes += nbytes
+
+    def close(self) -> Report:
+        """End the file."""
+        self.end()
+        self._writer.close()
+        report = self._report
+        report.file_nbytes, report.section_nbytes = self._writer.nbytes, self._writer.section_nbytes
+        report.sqnr_db = decibel(self._energy, self._noise)
+        return report
+
+    def end(self) -> None:
+        """Write the tensors in hand as a layer, if there are any."""
+        if not self._results:
+            return
+        tensors = self._coded()
+        numbers = [n for tensor in tensors if isinstance(tensor, EncodedTensor) for n in tensor.record.book_numbers()]
+        while self._n_books <= max(numbers, default=-1):  # they are numbered as they come to be used
+            assert self._book is not None
+            shared = self._book(self._n_books)
+            self._n_books = self._writer.add_book(shared.record, shared.section) + 1
+        names = [layer if isinstance(layer, str) else layer[1] for layer in self._layers]
+        self._writer.add_layer(_common(names), tensors)
+        for result, tensor in zip(self._results, tensors, strict=True):
+            report = result.report
+            if isinstance(result.encoded, CodedTensor) and isinstance(tensor, EncodedTensor):
+                report = replace(report, method=describe(tensor.record), stored_nbytes=tensor.stored_nbytes)
+            self._report.tensors.append(report)
+        self._results, self._layers, self._nbytes = [], [], 0
+
+    def _coded(self) -> list[EncodedTensor | AliasRecord]:
+        """The tensors in hand, those that wait for tables coded; the tables are written."""
+        found = {}
+        coded = [result.encoded for result in self._results if isinstance(result.encoded, CodedTensor)]
+        for group in _groups(coded):
+            pool = Pool.of(group)
+            number = self._writer.add_freq(pool.record, pool.section)
+            for tensor in group:
+                found[tensor.name] = pool.encode(tensor, number)
+        return [found[result.encoded.name] if isinstance(result.encoded, CodedTensor) else result.encoded
+                for result in self._results]  # fmt: skip
+
+
+def _groups(tensors: list[CodedTensor]) -> list[list[CodedTensor]]:
+    """Which tensors share tables: large ones none, small ones all that have the same number of codebooks."""
+    groups: list[list[CodedTensor]] = []
+    shared: dict[int, list[CodedTensor]] = {}
+    for tensor in tensors:
+        if tensor.indices.size * tensor.contexts.expected_bits > _OWN_TABLES_BITS:
+            groups.append([tensor])
+        elif tensor.n_books in shared:
+            shared[tensor.n_books].append(tensor)
+        else:
+            groups.append(shared.setdefault(tensor.n_books, [tensor]))
+    return groups
+
+
+def _common(names: list[str]) -> str:
+    """What names of layers have in common at their beginning, in whole parts."""
+    if len(names) == 1:
+        return names[0]
+    low, high = min(names), max(names)
+    n = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return low if n == len(low) and high[n : n + 1] in (".", "/", "") else layer_name(low[: n + 1])
+
+
+class Nowhere:
+    """A stream that forgets, to learn the size of a file."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+    def flush(self) -> None:
+        pass

@@ -1,0 +1,293 @@
+"""Tensors of a trellis stage: from quantized indices to tables of frequencies and payloads (SPEC 6 "FREQ", 12)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...decode import rans, tables, trellis
+from ...decode.tables import Floats
+from ...format.chunkwriter import EncodedTensor
+from ...format.container import Section
+from ...format.dtypes import BY_NAME
+from ...format.limits import MAX_PRECISION
+from ...format.records import (
+    CLASSES_COLUMNS,
+    CLASSES_ROWS,
+    FreqRecord,
+    Layout,
+    ProgressionSource,
+    Scale,
+    TableSource,
+    TensorRecord,
+    TransformSource,
+    Trellis,
+    TrellisSource,
+    TrellisStage,
+    make_view,
+)
+from ..methods import entropy
+from ..methods.assemble import QuantizedStage, sum_of_stages
+from ..methods.scales import encode_scales, group_size, table_dtype
+from . import tiles
+from .contexts import Contexts
+from .transform import Transform
+
+_COARSE_PRECISION = 12  # serves up to _COARSE_ENTRIES codes: tables of a cache's size are quicker than larger ones
+_COARSE_ENTRIES = 256
+
+Counts = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CodedTensor:
+    """A tensor quantized to a grid, not yet coded: its tables may be shared.
+
+    Attributes:
+        layout: With its blocks.
+        trellis: None if all codes are of codebook 0.
+        indices: ``(R, C)``, of stored rows and columns; index k of codebook q stands for the point ``B k + q``.
+        books: ``(R, C)``: q.
+        step: Distance of the points.
+        values: What index k of codebook q stands for, ``(B, 2 · reach + 1)`` at ``[q, k + reach]``; None for
+            ``(B k + q) · step``.
+        row_scales: By which the values of each stored row are multiplied, ``(R,)``, as they are stored.
+        base: Low-rank stages, to whose values those of the codes are added; with planes.
+        transform: Whose coefficients the points are; goes without ``values``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    layout: Layout
+    tile: tuple[int, int]
+    trellis: Trellis | None
+    contexts: Contexts
+    indices: npt.NDArray[np.int16]
+    books: npt.NDArray[np.uint8]
+    step: float
+    values: Floats | None = None
+    row_scales: Floats | None = None
+    base: tuple[QuantizedStage, ...] = ()
+    transform: Transform | None = None
+
+    @property
+    def n_books(self) -> int:
+        return 1 if self.trellis is None else 2
+
+    @cached_property
+    def span(self) -> tuple[int, int]:
+        """The least and the largest index."""
+        return int(self.indices.min(initial=0)), int(self.indices.max(initial=0))
+
+    def values_as_coded(self) -> Floats:
+        """What the codes stand for, ``(R, C)``: to rounding what a decoder makes of them."""
+        found: Floats
+        if self.values is None:
+            found = (self.n_books * self.indices.astype(np.float32) + self.books) * np.float32(self.step)
+        else:
+            reach = (self.values.shape[1] - 1) // 2
+            found = self.values[self.books, self.indices.astype(np.intp) + reach]
+        if self.transform is not None:
+            found = self.transform.backward(found)
+        if self.row_scales is not None:
+            found *= self.row_scales[:, None]
+        return self.with_base(found)
+
+    def with_base(self, values: Floats) -> Floats:
+        """Values ``(R, C)`` of the codes, added to those of the stages before them."""
+        if not self.base:
+            return values
+        total = sum_of_stages(self.base, make_view(self.shape, BY_NAME[self.dtype].is_complex, self.layout))
+        total += values
+        return total
+
+    def array(self) -> npt.NDArray[Any]:
+        """The same in the tensor's shape, complex if that is."""
+        is_complex = BY_NAME[self.dtype].is_complex
+        shape = (*self.shape, 2) if is_complex else self.shape
+        axes = self.layout.axes or tuple(range(len(shape)))
+        permuted = self.values_as_coded().reshape([shape[axis] for axis in axes])
+        values = permuted.transpose(np.argsort(axes))
+        return np.ascontiguousarray(values).view(np.complex64)[..., 0] if is_complex else values
+
+    def counts(self, zero: int, entries: int) -> Counts:
+        """How often each code occurs: ``(n_contexts, n_books, entries)``."""
+        contexts = self.contexts.at(slice(None), slice(None)).astype(np.intp)
+        at = (contexts * self.n_books + self.books) * entries + (self.indices.astype(np.intp) + zero)
+        size = self.contexts.n_contexts * self.n_books * entries
+        return np.bincount(at.reshape(-1), minlength=size).reshape(-1, self.n_books, entries).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Tables of frequencies that tensors share, ready for ``ChunkWriter.add_freq``.
+
+    Attributes:
+        zero: The code of index 0.
+        exponent: That of the first context.
+    """
+
+    record: FreqRecord
+    section: Section
+    tables: rans.Tables
+    zero: int
+    exponent: int
+    n_books: int
+
+    @classmethod
+    def of(cls, tensors: Sequence[CodedTensor]) -> Pool:
+        """The tables of tensors that all have a trellis, or all none."""
+        n_books = tensors[0].n_books
+        low, high = min(t.span[0] for t in tensors), max(t.span[1] for t in tensors)
+        zero = -low + (low & 1)  # even, so that a code has the parity of its index
+        entries = high + zero + 1
+        exponent = min(t.contexts.exponent for t in tensors)
+        last = max(t.contexts.exponent + t.contexts.n_contexts for t in tensors)
+        counts = np.zeros((last - exponent, n_books, entries))
+        for tensor in tensors:
+            first = tensor.contexts.exponent - exponent
+            counts[first : first + tensor.contexts.n_contexts] += tensor.counts(zero, entries)
+        weights = _weights(counts.reshape(-1, entries))
+        precision = _COARSE_PRECISION if entries <= _COARSE_ENTRIES else MAX_PRECISION
+        record = FreqRecord(precision, entries, len(weights))
+        plain = weights.tobytes()
+        return cls(record, entropy.sections([plain])[0], rans.Tables.decode(plain, record), zero, exponent, n_books)
+
+    def first_table(self, tensor: CodedTensor) -> int:
+        return (tensor.contexts.exponent - self.exponent) * self.n_books
+
+    def encode(self, tensor: CodedTensor, number: int) -> EncodedTensor:
+        """A tensor by these tables, those of FREQ ``number``."""
+        record, resident = self._record(tensor, number)
+        view = record.view()
+        blocks = [view.block(i) for i in range(view.n_blocks)]
+        sections = [entropy.sections([plain])[0] for plain in resident]
+        of_base = [entropy.sections(kind) for stage in tensor.base
+                   for kind in zip(*map(stage.payload, blocks), strict=True)]  # fmt: skip
+        first = self.first_table(tensor)
+        used = slice(first, first + tensor.contexts.n_contexts * self.n_books)
+        frequencies = self.tables.frequencies[used].astype(np.uint16).reshape(-1)
+        starts = self.tables.starts[used].astype(np.uint16).reshape(-1)
+        parts = []
+        for block in blocks:
+            place = slice(block.row, block.row_end), slice(block.column, block.column_end)
+            contexts = tensor.contexts.at(*place).astype(np.intp)
+            at = (contexts * self.n_books + tensor.books[place]) * self.record.entries
+            at += tensor.indices[place].astype(np.intp) + self.zero
+            parts.append((tiles.by_steps(np.take(frequencies, at), tensor.tile),
+                          tiles.by_steps(np.take(starts, at), tensor.tile)))  # fmt: skip
+        stage = record.stages[-1]
+        assert isinstance(stage, TrellisStage)
+        n_sequences = [prod(stage.tile_grid(block)) for block in blocks]
+        of_all = [np.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
+        payloads = [*map(Section, rans.encode(of_all[0], of_all[1], self.record.precision, n_sequences))]
+        return EncodedTensor(record, sections + _by_block([*of_base, payloads]))
+
+    def _record(self, tensor: CodedTensor, number: int) -> tuple[TensorRecord, list[bytes]]:
+        """The tensor's record, and its resident sections, plain."""
+        source: TrellisSource
+        values = self._values(tensor)
+        if tensor.transform is not None:
+            source = TransformSource(self.zero, tensor.transform.size)
+            step = tables.encode(np.array([tensor.step * tensor.transform.unit]), "f32")
+            resident = [step + tensor.transform.matrix.tobytes()]
+        elif values is None:
+            source, resident = ProgressionSource(self.zero), [tables.encode(np.array([tensor.step]), "f32")]
+        else:
+            reach = (values.shape[1] - 1) // 2
+            book = np.zeros((self.n_books, self.record.entries), np.float32)
+            low, high = tensor.span
+            book[:, low + self.zero : high + self.zero + 1] = values[:, low + reach : high + reach + 1]
+            source = TableSource(table_dtype(book))
+            resident = [tables.encode(book, source.dtype)]
+        scale = None
+        if tensor.row_scales is not None:
+            dtype, section, _ = encode_scales(tensor.row_scales)
+            scale = Scale(dtype, group_size(1, tensor.row_scales.size), 0)
+            resident.append(section)
+        contexts = tensor.contexts
+        classes = 0
+        for bit, found in ((CLASSES_ROWS, contexts.rows), (CLASSES_COLUMNS, contexts.columns)):
+            if found is not None:
+                classes |= bit
+                resident.append(found.tobytes())
+        stage = TrellisStage(source, tensor.trellis, scale, classes, number, self.first_table(tensor), tensor.tile,
+                             self.record.entries)  # fmt: skip
+        stages = (*(q.stage for q in tensor.base), stage)
+        of_base = [section for q in tensor.base for section in q.resident_sections()]
+        return TensorRecord(tensor.name, tensor.dtype, tensor.shape, tensor.layout, stages), of_base + resident
+
+    def _values(self, tensor: CodedTensor) -> Floats | None:
+        """``CodedTensor.values``, or the tensor's own points, where others of the progression may be beyond its dtype.
+
+        A decoder counts points that the tensor does not use, but those that share its tables do (VAL-002). With a
+        transform no point of any tensor is so large, see ``small``.
+        """
+        if tensor.transform is not None:
+            return None
+        largest = BY_NAME[tensor.dtype].largest
+        scale = 1.0 if tensor.row_scales is None else float(tensor.row_scales.max())
+        room = largest / scale if not tensor.base else largest / scale / 2
+        if tensor.values is not None:
+            return np.clip(tensor.values, -room, room)
+        furthest = self.n_books * max(self.zero, self.record.entries - self.zero)
+        if furthest * tensor.step * scale < largest / 2:
+            return None
+        reach = max(map(abs, tensor.span))
+        points = self.n_books * np.arange(-reach, reach + 1) + np.arange(self.n_books)[:, None]
+        clipped: Floats = np.clip(points * tensor.step, -room, room).astype(np.float32)
+        return clipped
+
+    def decoded(self, tensor: CodedTensor) -> Floats:
+        """What a decoder makes of it, exactly: the stored matrix ``(R, C)``."""
+        record, resident = self._record(tensor, 0)
+        stage = record.stages[-1]
+        assert isinstance(stage, TrellisStage)
+        section = resident[sum(len(q.resident_sections()) for q in tensor.base)]
+        book = trellis.entries_of(stage, section)
+        codes = tensor.indices.astype(np.intp) + self.zero
+        values: Floats
+        if isinstance(stage.source, TransformSource):
+            values = np.empty(codes.shape, np.float32)
+            decoder = trellis.TransformDecoder(stage.source, section, book.T.reshape(-1))
+            decoder.decode(self.n_books * codes + tensor.books, values)
+        else:
+            values = book[tensor.books, codes]
+        if tensor.row_scales is not None:
+            values *= tensor.row_scales[:, None]
+        return tensor.with_base(values)
+
+    def n_bits(self, tensor: CodedTensor) -> float:
+        """Bits that its codes take by these tables."""
+        first = self.first_table(tensor)
+        counts = tensor.counts(self.zero, self.record.entries).reshape(-1, self.record.entries)
+        frequencies = self.tables.frequencies[first : first + len(counts)]
+        used = counts > 0
+        return float(-(counts[used] * np.log2(frequencies[used] / (1 << self.record.precision))).sum())
+
+
+def _by_block(kinds: Sequence[Sequence[Section]]) -> list[Section]:
+    """Sections of each kind, by block, in file order."""
+    return [section for of_block in zip(*kinds, strict=True) for section in of_block]
+
+
+def _weights(counts: Counts) -> npt.NDArray[np.uint8]:
+    """Counts ``(n_tables, entries)`` as the bytes of a FREQ chunk; a table of no counts gets those of another."""
+    used = np.flatnonzero(counts.any(axis=1))  # sums of classes may leave some out
+    counts = counts[used[np.abs(np.arange(len(counts))[:, None] - used).argmin(axis=1)]]
+    scaled = counts * ((30 << 15) / counts.max(axis=1, keepdims=True))
+    scaled = np.where(counts > 0, np.maximum(scaled, 16), 0)
+    exponent = np.floor(np.log2(np.maximum(scaled, 16))).astype(int) - 4
+    significand = np.rint(scaled / np.exp2(exponent)).astype(int)
+    is_next = significand == 32
+    exponent, significand = exponent + is_next, np.where(is_next, 16, significand)
+    return np.where(counts > 0, 16 * exponent + significand - 16 + 1, 0).astype(np.uint8)
+
+

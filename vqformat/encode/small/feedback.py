@@ -1,0 +1,171 @@
+"""Quantization whose errors are made up for by the weights that follow: second-order error feedback.
+
+The output of a layer is its weights times its inputs; where two inputs go together, the error of one weight can be
+made up for by the other (Hassibi and Stork 1993, OBS; Frantar et al. 2022, OBQ and GPTQ). Rows are inputs: each is put
+on the grid with its trellis running along the outputs, and its error is then taken from the rows that follow. Errors
+that the inputs that follow can make up for cost little: such a row has a coarser grid (Lifar et al. 2026, WaterSIC).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from ...decode.tables import Floats
+from ..calibration import TensorStatistics
+from . import row_steps, tiles, viterbi
+from .contexts import Contexts
+from .trellis import Books, Grid, Indices
+from .viterbi import Rates
+
+_DAMPING = 0.05  # added to the moments' diagonal, of its mean
+_SMALLEST_MOMENT = 1e-30  # of inputs that are not all but 0
+_STEPS_PER_OCTAVE = 4  # of inputs: coarser ones cost 0.015 bits a weight, finer ones gain 0.003
+_LAZY_ROWS = 64  # whose errors are taken from far rows together
+TILE_COLUMNS = 32  # of a sequence, about: it ends a decision at each row
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What feedback needs to know of a layer's inputs.
+
+    Attributes:
+        upper: For each group of outputs, for each run of inputs: ``(n, n)`` upper triangular U with
+            ``UᵀU = H⁻¹``, the inverse of the damped second moments of inputs, each times its step.
+        spread: ``(inputs, groups)``: the diagonals of U; an error in steps counts by its square over this one.
+        share_left: What feedback leaves of the loss by an error, of what it would be without.
+        steps: Of inputs, relative to that of the matrix, ``(inputs,)``; None if all have the same.
+    """
+
+    upper: tuple[tuple[Floats, ...], ...]
+    spread: Floats
+    share_left: float
+    steps: Floats | None = None
+
+    @classmethod
+    def of(cls, statistics: TensorStatistics, n_outputs: int) -> Factors | None:
+        """The factors of a layer whose inputs are known; None if they are not, or have no spread."""
+        if statistics.moments is None:
+            return None
+        moments = np.concatenate([np.diagonal(block) for group in statistics.moments for block in group])
+        mean_moment = float(moments.mean(dtype=np.float64))
+        if not _SMALLEST_MOMENT < mean_moment < np.inf:
+            return None
+        upper = tuple(tuple(_factor(block, statistics.n_observed) for block in group) for group in statistics.moments)
+        spread: Floats = np.stack([np.concatenate([np.diagonal(u) for u in group]) for group in upper], axis=1)
+        if not np.isfinite(spread).all() or not (spread > 0).all():
+            return None
+        costs = np.exp(-2 * np.log(spread.astype(np.float64)).mean(axis=1))  # of an error of an input
+        share_left = float(np.exp(np.log(costs).mean())) / mean_moment
+        steps = row_steps.relative_steps(costs, _STEPS_PER_OCTAVE)
+        if not row_steps.are_worth_it(costs, steps, n_outputs):
+            return cls(upper, spread, share_left)
+        edges = np.cumsum([0, *map(len, upper[0])])
+        upper = tuple(tuple(u / steps[start:end] for u, (start, end) in zip(group, pairwise(edges), strict=True))
+                      for group in upper)  # fmt: skip
+        return cls(upper, spread / steps[:, None], share_left, steps)
+
+    @property
+    def typical_spread(self) -> float:
+        """The geometric mean."""
+        return float(np.exp(np.log(self.spread.astype(np.float64)).mean()))
+
+
+def _factor(moments: Floats, n_observed: int) -> Floats:
+    """U of a block of second moments.
+
+    Moments from few inputs are shrunk to their diagonal (after Ledoit and Wolf 2004), or feedback would trust
+    coincidences.
+    """
+    n = len(moments)
+    h = moments.astype(np.float64)
+    diagonal = np.diagonal(h).copy()
+    h *= 1 - n / (n + max(n_observed, 1))
+    h[np.diag_indices(n)] = diagonal + max(_DAMPING * float(diagonal.mean()), _SMALLEST_MOMENT)
+    # H = L Lᵀ with rows and columns turned round gives H⁻¹ = Uᵀ U without an inverse of H
+    lower = np.linalg.cholesky(h[::-1, ::-1])
+    factor: Floats = np.linalg.inv(lower)[::-1, ::-1].astype(np.float32)
+    return factor
+
+
+def quantize(
+    points: Floats, contexts: Contexts, grid: Grid, rates: Rates, factors: Factors
+) -> tuple[Indices, Books]:
+    """The codes of a matrix, with feedback.
+
+    Args:
+        points: ``(inputs, outputs)``, in steps of the grid.
+
+    Returns:
+        Index and codebook of each element.
+    """
+    aims = points.astype(np.float32, copy=True)
+    indices, books = np.empty(points.shape, np.int16), np.empty(points.shape, np.uint8)
+    weights = np.square(factors.typical_spread / factors.spread).astype(np.float32)  # (inputs, groups)
+    coder = _RowCoder(contexts, grid, rates, points.shape[1])
+    first = 0
+    for runs in zip(*factors.upper, strict=True):  # a run of inputs: U of each group of outputs
+        size = len(runs[0])
+        for start in range(0, size, _LAZY_ROWS):
+            end = min(start + _LAZY_ROWS, size)
+            errors = np.empty((end - start, points.shape[1]), np.float32)
+            for i in range(start, end):
+                row = first + i
+                indices[row], books[row] = coder.code(row, aims[row], weights[row])
+                error = aims[row] - (2 * indices[row].astype(np.float32) + books[row])
+                errors[i - start] = error / _spread_out(factors.spread[row], error.size)
+                _subtract(aims[row + 1 : first + end], errors[i - start : i - start + 1],
+                          [u[i : i + 1, i + 1 : end] for u in runs])  # fmt: skip
+            _subtract(aims[first + end : first + size], errors, [u[start:end, end:] for u in runs])
+        first += size
+    return indices, books
+
+
+def _spread_out(of_groups: Floats, n_outputs: int) -> Floats:
+    """A value for each group, for each of its outputs."""
+    return np.repeat(of_groups, n_outputs // of_groups.size)
+
+
+def _subtract(aims: Floats, errors: Floats, upper: Sequence[Floats]) -> None:
+    """Take what rows of errors cost from later rows: ``aims −= Uᵀ errors``, group by group of columns."""
+    if not aims.size:
+        return
+    if len(upper) == 1:
+        aims -= upper[0].T @ errors
+        return
+    width = aims.shape[1] // len(upper)
+    of_groups = errors.reshape(len(errors), len(upper), width)
+    aims -= np.einsum("gij,igw->jgw", np.stack(upper), of_groups).reshape(aims.shape)
+
+
+class _RowCoder:
+    """Codes one row after another; sequences go on from row to row."""
+
+    def __init__(self, contexts: Contexts, grid: Grid, rates: Rates, n_columns: int) -> None:
+        self._contexts, self._grid, self._rates = contexts, grid, rates
+        self._tiles = list(tiles.groups((1, n_columns), 0, (1, grid.tile[1])))  # the whole ones, and the last one
+        self._states = [np.zeros(group.columns.shape[1], np.uint8) for group in self._tiles]
+        self._n_columns = n_columns
+
+    def code(self, row: int, aims: Floats, weights: Floats) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+        """Index and codebook of each element of the next row."""
+        begins = row % self._grid.tile[0] == 0  # blocks are whole tiles
+        indices, books = np.empty(self._n_columns, np.int32), np.empty(self._n_columns, np.uint8)
+        of_row = np.broadcast_to(self._contexts.at(slice(row, row + 1), slice(None)), (1, self._n_columns))[0]
+        of_columns = _spread_out(weights, self._n_columns) if weights.size > 1 else None
+        rates = self._rates
+        if of_columns is None:  # one weight: the price goes down as it goes up
+            rates = Rates(rates.costs / weights, rates.reach)
+        for i, group in enumerate(self._tiles):
+            columns = group.columns
+            found, of_book, self._states[i] = viterbi.quantize(
+                aims[columns], of_row[columns], rates, self._grid.trellis,
+                weights=None if of_columns is None else of_columns[columns],
+                start=None if begins else self._states[i],
+            )  # fmt: skip
+            indices[columns], books[columns] = found, of_book
+        return indices, books

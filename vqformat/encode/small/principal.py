@@ -1,0 +1,192 @@
+"""Principal components: what the rows of a matrix have in common, as low-rank stages before its trellis stage.
+
+Where the rows of a matrix, seen as points, lie along some directions more than along others, fewer bits are needed for
+how far they go along those and for what then remains (Karhunen-Loève transform: Goyal 2001, "Theoretical foundations of
+transform coding"; of weights: Young, Wang, Taubman and Girod 2021, "Transform quantization for CNN compression"). Both
+factors are coarse integers whatever the rate is: the remainder is coded anyway, and their errors with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from ...decode.lowrank import LowRankDecoder
+from ...decode.tables import Floats
+from ...format.limits import MAX_RIGHT_FACTOR, MAX_STAGES
+from ...format.records import AxisScale, Block, LowRankStage, View
+from ..methods import entropy
+from ..methods.assemble import QuantizedStage
+from ..methods.sampling import Doubles, bells
+from ..methods.scales import encode_scales
+from ..report import energy
+
+_MOST_COMPONENTS = 128
+_SHARE_OF_SIDE = 3  # one in so many of what the shorter side would allow, at most
+_LEAST_SIDE = 16  # of a matrix that is worth the search
+_OVERSAMPLING = 8
+_POWER_ROUNDS = 3
+_SPAN = 1.7  # components whose lengths are within this factor share a stage, and so the steps of their integers
+_DIRECTION_STEP = 1.5  # times the step at which a direction's errors weigh as much as those of what is left
+_DEAD_ZONE = 0.12  # by which an integer must be nearer than the one towards 0
+_LARGEST = (1 << 15) - 1  # integer of a factor (LOW-001)
+_RIDGE = 1e-6
+_STAGE_BITS = 8 * 60
+_PIECE = 1 << 20  # elements that are made float64 at once
+
+Integers = npt.NDArray[np.int64]
+
+
+def find_stages(matrix: Floats, slope: float) -> list[QuantizedStage]:
+    """The components that should earn their bytes, longest first.
+
+    Computed in float64, so that the integers do not depend on threads or BLAS, but for components of the same length.
+
+    Args:
+        matrix: ``(R, C)``, finite.
+        slope: Bits by which the code of a weight gets shorter where its variance is a quarter: nearly 1 at high rates.
+
+    Returns:
+        Low-rank stages, packed; none where nothing is gained.
+    """
+    most = min(_MOST_COMPONENTS, min(matrix.shape) // _SHARE_OF_SIDE, MAX_RIGHT_FACTOR // matrix.shape[1])
+    if min(matrix.shape) < _LEAST_SIDE or not most:
+        return []
+    lengths, directions = _components(matrix, most)
+    rank, left = _choose_rank(np.square(lengths), matrix.shape, energy(matrix), slope)
+    if not rank:
+        return []
+    left_step = math.sqrt(12 * left / matrix.size / slope)  # its errors are as large as what is left, or cost as much
+    groups = _groups(lengths[:rank])
+    steps = np.concatenate([np.full(end - start, _DIRECTION_STEP * left_step / lengths[start])
+                            for start, end in groups])  # fmt: skip
+    right_factor = _rounded(directions[:rank] / steps[:, None])
+    projections = _project(matrix, right_factor * steps[:, None]) / left_step
+    left_factor = _rounded(projections - np.copysign(_DEAD_ZONE, projections))
+    return [_stage(left_factor[:, start:end], right_factor[start:end], left_step * steps[start])
+            for start, end in groups]  # fmt: skip
+
+
+def n_bits(stages: list[QuantizedStage], view: View) -> int:
+    """Bits that the factors take, about."""
+    whole = Block(0, view.n_rows, 0, view.n_columns)
+    sections = [plain for q in stages for plain in (*q.resident_sections(), *q.payload(whole))]
+    return _STAGE_BITS * len(stages) + 8 * sum(map(entropy.quick_nbytes, sections))
+
+
+def bound(stages: list[QuantizedStage], view: View) -> float:
+    """What no decoded value of the stages together is larger than (SPEC section 11)."""
+    return sum(float(LowRankDecoder(q.stage, view, q.resident_sections()).bound) for q in stages
+               if isinstance(q.stage, LowRankStage))  # fmt: skip
+
+
+def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
+    """Lengths and directions of the longest components, ``(n,)`` and ``(n, C)``, the largest element of each positive.
+
+    By subspace iteration from a random start (Halko, Martinsson and Tropp 2011, algorithm 4.4), along the shorter side.
+    """
+    is_wide = matrix.shape[1] > matrix.shape[0]
+    tall = matrix.T if is_wide else matrix
+    width = min(n + _OVERSAMPLING, tall.shape[1])
+    basis = bells(0, (tall.shape[1], width))
+    for _ in range(_POWER_ROUNDS):
+        product = np.zeros_like(basis)
+        for _, part in pieces(tall):
+            product += part.T @ (part @ basis)
+        basis = np.linalg.qr(product)[0]
+    gram = np.zeros((width, width))
+    for _, part in pieces(tall):
+        projections = part @ basis
+        gram += projections.T @ projections
+    squares, vectors = np.linalg.eigh(gram)
+    order = np.argsort(-squares, kind="stable")[:n]
+    lengths = np.sqrt(np.maximum(squares[order], 0))
+    directions = (basis @ vectors[:, order]).T
+    if is_wide:
+        across, directions = directions, np.zeros((n, matrix.shape[1]))
+        for rows, part in pieces(matrix):
+            directions += across[:, rows] @ part
+        directions /= np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]
+    return lengths, signed(directions)
+
+
+def _choose_rank(squares: Doubles, shape: tuple[int, int], of_all: float, slope: float) -> tuple[int, float]:
+    """How many components pay, and the energy that they leave.
+
+    Energy that is left costs each weight ``slope / 2 · log2`` of it; the errors of both factors, each as large as what
+    is left of a weight, are left too.
+    """
+    n_rows, n_columns = shape
+    n = n_rows * n_columns
+    best_rank, best_left, best_gain = 0, of_all, 0.0
+    left, gain = of_all, -float(_STAGE_BITS)
+    for rank, square in enumerate(squares, 1):
+        error = left / n / slope
+        before, left = left, left - square + (n_rows + n_columns) * error
+        if not 0 < left < before:
+            break
+        gain += slope / 2 * n * math.log2(before / left)
+        gain -= n_rows * _rounded_bits(square / n_rows / error) + n_columns * _rounded_bits(square / n_columns / error)
+        if gain > best_gain:
+            best_rank, best_left, best_gain = rank, left, gain
+    return best_rank, best_left
+
+
+def _rounded_bits(ratio: float) -> float:
+    """Of a rounded normal number, by its variance over that of the error, about."""
+    return 0.5 * math.log2(1 + 1.4 * ratio)
+
+
+def _groups(lengths: Doubles) -> list[tuple[int, int]]:
+    """Ranges of components of about the same length."""
+    starts = [0]
+    for i, length in enumerate(lengths):
+        if length * _SPAN < lengths[starts[-1]]:
+            starts.append(i)
+    starts = starts[: MAX_STAGES - 1]
+    return list(zip(starts, [*starts[1:], len(lengths)], strict=True))
+
+
+def _project(matrix: Floats, directions: Doubles) -> Doubles:
+    """The left factor that goes best with a right one, ``(R, rank)``."""
+    found = np.empty((matrix.shape[0], len(directions)))
+    gram = directions @ directions.T
+    ridge = _RIDGE * np.trace(gram) / len(gram)  # rounding may have made directions alike
+    inverse = np.linalg.inv(gram + max(ridge, np.finfo(np.float64).tiny) * np.eye(len(gram)))
+    for rows, part in pieces(matrix):
+        found[rows] = part @ directions.T @ inverse
+    return found
+
+
+def _rounded(values: Doubles) -> Integers:
+    return np.clip(np.rint(values), -_LARGEST, _LARGEST).astype(np.int64)
+
+
+def pieces(matrix: Floats, unit: int = 1) -> Iterator[tuple[slice, Doubles]]:
+    """Rows as float64, some at a time, in whole units: what is computed of them hardly depends on threads and BLAS."""
+    n = max(1, _PIECE // (unit * matrix.shape[1])) * unit
+    for start in range(0, matrix.shape[0], n):
+        rows = slice(start, start + n)
+        yield rows, matrix[rows].astype(np.float64)
+
+
+def signed(directions: Doubles) -> Doubles:
+    """Directions ``(n, C)`` or their opposites: the largest element of each is positive."""
+    at = np.abs(directions).argmax(axis=1)[:, None]
+    return directions * np.copysign(1.0, np.take_along_axis(directions, at, axis=1))
+
+
+def _stage(left: Integers, right: Integers, step: float) -> QuantizedStage:
+    """The stage of integer factors whose product is to be multiplied by a step."""
+    dtype, step_section, _ = encode_scales(np.array([step]))
+    one_dtype, one_section, _ = encode_scales(np.ones(1))
+    top_u, top_v = (max(1, int(np.abs(factor).max())) for factor in (left, right))
+    stage = LowRankStage(
+        rank=left.shape[1], entries_u=2 * top_u + 1, planes_u=(), entries_v=2 * top_v + 1, planes_v=(),
+        row_scale=AxisScale(dtype, 0), column_scale=AxisScale(one_dtype, 0),
+    )  # fmt: skip
+    codes = [(factor + top).astype(np.uint16) for factor, top in ((left, top_u), (right, top_v))]
+    return QuantizedStage(stage, [step_section, one_section], codes[0], codes[1]).with_planes(compress=True)

@@ -1,0 +1,108 @@
+"""How a block is cut into the sequences of a trellis stage, and put in the order of their steps (SPEC 12)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...format.limits import MAX_BLOCK_ELEMENTS, MAX_STEPS_PER_SEQUENCE
+
+# A sequence costs 24 bits, for a state that holds nothing when it begins and is stored whole: 0.5 % of this many
+_SEQUENCE_BITS = 5000
+
+Array = npt.NDArray[Any]
+
+
+def cuts_rows(n_columns: int) -> bool:
+    """Whether rows are so long that they are cut into blocks, which allows neither low-rank stages nor a transform."""
+    return n_columns > MAX_BLOCK_ELEMENTS // 4
+
+
+def choose_tile(
+    n_rows: int, n_columns: int, bits: float, columns: int | None = None, *, in_whole: bool = False
+) -> tuple[int, int]:
+    """Rows and columns of the tiles of a block.
+
+    Args:
+        bits: Expected of each code.
+        columns: Of a tile, where something else asks for it.
+        in_whole: Whether the block will be made smaller, so that its rows and columns are in whole tiles.
+    """
+    most = MAX_STEPS_PER_SEQUENCE
+    wanted = min(_SEQUENCE_BITS / max(bits, 0.02), math.sqrt(most * n_rows * n_columns))
+    while True:
+        if columns is not None:
+            width = columns
+        else:
+            width = -(-n_columns // max(1, round(n_columns / wanted)))
+        height = min(max(1, round(wanted / width)), n_rows)
+        n_down, n_across = n_rows // height, n_columns // width
+        if not in_whole:
+            n_down, n_across = -(-n_rows // height), -(-n_columns // width)
+        if width * height <= most * n_down * n_across or width * height == 1:
+            return height, width
+        if height == 1:
+            columns = None  # narrower than was asked for
+        wanted *= 0.9
+
+
+def band_width(n_columns: int, wanted: int) -> int:
+    """About so many columns of a tile, the same for all tiles where that can be had."""
+    counts = range(-(-n_columns * 2 // (3 * wanted)), max(1, n_columns * 3 // (2 * wanted)) + 1)
+    exact = [n_columns // n for n in counts if n_columns % n == 0]
+    if exact:
+        return min(exact, key=lambda width: abs(width - wanted))
+    return -(-n_columns // max(1, round(n_columns / wanted)))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tiles of the same size: row ``i`` of tile row ``g`` is ``rows[i, g]``, column ``j`` of tile column ``l`` is
+    ``columns[j, l]``."""
+
+    rows: npt.NDArray[np.intp]
+    columns: npt.NDArray[np.intp]
+
+    def take(self, matrix: Array) -> Array:
+        """The elements in the order of steps: ``(n_steps, n_sequences)``."""
+        part = matrix[self.rows[:, None, :, None], self.columns[None, :, None, :]]
+        return part.reshape(self.rows.shape[0] * self.columns.shape[0], -1)
+
+    def put(self, matrix: Array, values: Array) -> None:
+        """The inverse of ``take``."""
+        shape = (self.rows.shape[0], self.columns.shape[0], self.rows.shape[1], self.columns.shape[1])
+        matrix[self.rows[:, None, :, None], self.columns[None, :, None, :]] = values.reshape(shape)
+
+
+def groups(shape: tuple[int, int], block_rows: int, tile: tuple[int, int]) -> Iterator[Group]:
+    """The tiles of a matrix whose blocks are bands of ``block_rows`` rows (0 for one), in groups of equal size."""
+    n_rows, n_columns = shape
+    height, width = tile
+    bands: dict[int, list[int]] = {}  # first rows of tiles, by their number of rows
+    for block in range(0, n_rows, block_rows or n_rows):
+        block_end = min(block + (block_rows or n_rows), n_rows)
+        for row in range(block, block_end, height):
+            bands.setdefault(min(height, block_end - row), []).append(row)
+    strips: dict[int, list[int]] = {}
+    for column in range(0, n_columns, width):
+        strips.setdefault(min(width, n_columns - column), []).append(column)
+    for band_rows, row_starts in bands.items():
+        rows = np.arange(band_rows)[:, None] + np.array(row_starts)
+        for strip_columns, column_starts in strips.items():
+            yield Group(rows, np.arange(strip_columns)[:, None] + np.array(column_starts))
+
+
+def by_steps(matrix: Array, tile: tuple[int, int], fill: int = 0) -> Array:
+    """A block ``(n_rows, n_columns)`` in the order of steps, ``(rows · columns of tile, n_sequences)``, filled up."""
+    height, width = tile
+    n_down, n_across = -(-matrix.shape[0] // height), -(-matrix.shape[1] // width)
+    padded = matrix
+    if matrix.shape != (n_down * height, n_across * width):
+        padded = np.full((n_down * height, n_across * width), fill, matrix.dtype)
+        padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return padded.reshape(n_down, height, n_across, width).transpose(1, 3, 0, 2).reshape(height * width, -1)

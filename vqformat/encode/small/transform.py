@@ -1,0 +1,192 @@
+"""Transform coding of neighbouring inputs, such as the taps of a kernel: coefficients go together less (SPEC 12.5).
+
+The taps of a trained kernel go together, most of all neighbours, and so do pixels that a dense layer sees. In the basis
+of their principal components most of the energy is in few coefficients, and the others take few bits (Karhunen-Loève
+transform: Goyal 2001, "Theoretical foundations of transform coding"; of weights: Young, Wang, Taubman and Girod 2021,
+"Transform quantization for CNN compression").
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...decode.tables import Floats
+from ...format.limits import MAX_BLOCK_ELEMENTS, MAX_TRANSFORM
+from ...format.records import Layout
+from ..methods.sampling import sample_indices
+from .principal import pieces, signed
+from .tiles import cuts_rows
+
+_LARGEST = 127  # of the integers of a matrix
+_ENTRY_BITS = 6  # that one takes, about
+_BITS = 8 * 30  # of a transform besides its matrix
+_LARGEST_SHARE = 0.25  # of the bits of the weights, at one for each, that a matrix may take
+_SAMPLE = 1 << 19  # elements by which neighbouring inputs are found to go together
+_LEAST_GAIN = 0.01  # bits of a weight that it takes to try them
+_CHANCE = 0.36  # of a bit: what components of independent numbers seem to gain, times size, over the number of groups
+_IDLE = 0.03  # of the largest variance of a tap: one of less is left as it is
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Coefficients of groups of ``size`` rows.
+
+    Attributes:
+        matrix: ``(size, size)`` int8: coefficient k adds ``matrix[k, t] · unit`` to row t of its group.
+        unit: Of the integers.
+    """
+
+    matrix: npt.NDArray[np.int8]
+    unit: float
+
+    @property
+    def size(self) -> int:
+        return len(self.matrix)
+
+    @property
+    def n_bits(self) -> int:
+        """Bits of its part of the file, about."""
+        return _BITS + _ENTRY_BITS * self.matrix.size
+
+    @property
+    def sums(self) -> Floats:
+        """What each coefficient adds to the sum of its group, ``(size,)``."""
+        sums: Floats = (self.matrix.sum(axis=1, dtype=np.float64) * self.unit).astype(np.float32)
+        return sums
+
+    @property
+    def gain(self) -> float:
+        """The largest magnitude of a value whose coefficients are at most 1."""
+        return float(np.abs(self.matrix.astype(np.float64)).sum(axis=0).max()) * self.unit
+
+    def forward(self, matrix: Floats) -> Floats:
+        """Coefficients ``(R, C)`` of a matrix, a new array: row k of a group is its coefficient k."""
+        return self._apply(np.linalg.inv(self.matrix * self.unit), matrix)
+
+    def backward(self, coefficients: Floats) -> Floats:
+        """What coefficients ``(R, C)`` stand for, to rounding; a new array."""
+        return self._apply(self.matrix * self.unit, coefficients)
+
+    def _apply(self, factor: npt.NDArray[np.floating[Any]], matrix: Floats) -> Floats:
+        found = np.empty_like(matrix)
+        for rows, part in pieces(matrix, self.size):
+            groups = part.reshape(-1, self.size, matrix.shape[1])
+            found[rows] = np.matmul(factor.T, groups).reshape(part.shape)
+        return found
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Where the taps of a convolution are.
+
+    Attributes:
+        layout: Rows are the inputs and their taps, those of an input in a row; columns are the outputs.
+        taps: Their number along each axis.
+    """
+
+    layout: Layout
+    taps: tuple[int, ...]
+
+
+def find_kernel(shape: tuple[int, ...], output_axis: int) -> Kernel | None:
+    """The kernel of a tensor of this shape; None where there are no taps, or too many for a transform.
+
+    Args:
+        output_axis: 0 where the axes of taps are the last, −1 where they are the first.
+    """
+    rank = len(shape)
+    if rank < 3 or output_axis not in (0, -1):
+        return None
+    if output_axis == 0:
+        axes, taps = (1, *range(2, rank), 0), shape[2:]
+    else:
+        axes, taps = (rank - 2, *range(rank - 2), rank - 1), shape[:-2]
+    n_taps = math.prod(taps)
+    n_outputs = shape[output_axis]
+    if not 2 <= n_taps <= MAX_TRANSFORM or n_outputs < 2 or not _fits(n_taps, n_outputs, math.prod(shape)):
+        return None
+    return Kernel(Layout(axes, rank - 1), taps)
+
+
+def _fits(size: int, n_columns: int, n_elements: int) -> bool:
+    """Whether a group of so many rows fits a block, and the transform's matrix may pay."""
+    fits_block = size * n_columns <= MAX_BLOCK_ELEMENTS and not cuts_rows(n_columns)
+    return fits_block and size**2 * _ENTRY_BITS <= _LARGEST_SHARE * n_elements
+
+
+def find_group(matrix: Floats, step: float) -> int:
+    """How many neighbouring inputs go together best, where no axis tells: pixels of an image that was made flat.
+
+    Args:
+        matrix: ``(R, C)``, finite; rows are inputs.
+        step: Of the grid.
+
+    Returns:
+        A divisor of R, at least 2; 0 where nothing is gained.
+    """
+    n_rows, n_columns = matrix.shape
+    sizes = [size for size in range(2, MAX_TRANSFORM + 1) if n_rows % size == 0 and _fits(size, n_columns, matrix.size)]
+    sample = matrix[:, sample_indices(n_columns, max(1, _SAMPLE // n_rows), 0)].astype(np.float64)
+    noise = step * step / 4
+
+    def bits(variances: npt.NDArray[np.float64]) -> float:
+        return 0.5 * float(np.log2(1 + variances / noise).mean())
+
+    best, best_bits = 0, bits(np.square(sample).mean(keepdims=True)) - _LEAST_GAIN
+    for size in sizes:
+        n = sample.size // size
+        components = np.linalg.eigvalsh(_gram(sample, size) / n)
+        cost = size**2 * _ENTRY_BITS / matrix.size + _CHANCE * size / n
+        if (found := bits(np.maximum(components, 0)) + cost) < best_bits:
+            best, best_bits = size, found
+    return best
+
+
+def _gram(matrix: npt.NDArray[np.floating[Any]], size: int) -> npt.NDArray[np.float64]:
+    """Products of the rows of each group, summed over groups and columns: ``(size, size)``."""
+    gram = np.zeros((size, size))
+    for _, part in pieces(matrix, size):
+        groups = part.reshape(-1, size, matrix.shape[1])
+        gram += np.matmul(groups, groups.transpose(0, 2, 1)).sum(axis=0)
+    return gram
+
+
+def find_transform(matrix: Floats, taps: tuple[int, ...], correlation: float) -> Transform | None:
+    """The transform of a kernel's taps to principal components, at the same squared error for the same steps.
+
+    Taps that inputs hardly ever reach stay what training began with, often uniform: within one step, or some. A sum of
+    many such is not: these taps are left as they are, each its own component.
+
+    Where the inputs of neighbouring taps are alike, as in images and sound, errors of one sign add up in the output and
+    those that change sign cancel out. A coefficient gets finer steps the more its errors count with inputs like that:
+    components are those of ``Lᵀ w`` for inputs of the second moments ``L Lᵀ``.
+
+    Args:
+        matrix: ``(R, C)``, finite; the taps of each input are rows one after another.
+        correlation: Of the inputs of neighbouring taps, less than 1.
+
+    Returns:
+        None if the matrix is all zeros.
+    """
+    n_taps = math.prod(taps)
+    gram = _gram(matrix, n_taps)
+    variances = np.diagonal(gram) * (n_taps / matrix.size)
+    if not variances.any():
+        return None
+    busy = np.flatnonzero(variances >= _IDLE * variances.max())
+    places = np.indices(taps).reshape(len(taps), n_taps)[:, busy]
+    apart = np.abs(places[:, :, None] - places[:, None, :]).sum(axis=0)
+    lower = np.linalg.cholesky(np.power(correlation, apart))
+    basis = signed(np.linalg.eigh(lower.T @ gram[np.ix_(busy, busy)] @ lower)[1].T[::-1])  # a component a row
+    of_busy = basis @ np.linalg.inv(lower)
+    of_busy *= math.sqrt(busy.size / float(np.square(of_busy).sum()))
+    back = np.eye(n_taps)
+    back[np.ix_(busy, busy)] = of_busy
+    significand, exponent = math.frexp(float(np.abs(back).max()) / _LARGEST)
+    unit = math.ldexp(math.ceil(significand * 256), exponent - 8)  # few digits, on which all machines agree
+    return Transform(np.rint(back / unit).astype(np.int8), unit)

@@ -1,0 +1,290 @@
+"""A matrix to the codes of a trellis stage, rate and distortion weighed against each other (SPEC section 12)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ...decode.tables import Floats
+from ...format.records import Trellis
+from ..methods.sampling import sample_indices
+from . import tiles, viterbi
+from .contexts import LOWEST, PER_OCTAVE, Contexts
+from .error_weights import weights_of
+from .principal import pieces
+from .viterbi import Rates
+
+_SAMPLE = 1 << 16  # elements on which rates are found
+_SAMPLE_STEPS = 256
+_ROUNDS = 3  # of quantizing the sample and counting
+_PRIOR = 4.0  # observations that the rates expected beforehand count for
+_FINE_NOISE = 0.22  # squared error at high rates, in squared steps
+_DAMPING = 0.2  # of the feedback of sums: how much a sum of errors counts, against the errors
+
+Fit = Literal["points", "gain", "means"]
+Indices = npt.NDArray[np.int16]
+Books = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a matrix is cut into sequences.
+
+    Attributes:
+        tile: Rows and columns of a sequence.
+        block_rows: Of a block, a multiple of the tile's rows; 0 for one block.
+    """
+
+    tile: tuple[int, int]
+    block_rows: int
+    trellis: Trellis
+
+
+def expected_rates(contexts: Contexts, reach: int) -> Floats:
+    """Bits of each index before any has been seen, for Laplacian weights: ``(n_contexts, 2, 2 · reach + 1)``."""
+    logarithms = (contexts.exponent + np.arange(contexts.n_contexts)) / PER_OCTAVE
+    deviation = np.exp2(logarithms / 2)[:, None, None]
+    points = 2.0 * np.arange(-reach, reach + 1) + np.arange(2)[:, None]
+    logarithm = -np.sqrt(2.0) * np.abs(points) / np.maximum(deviation, 2.0 ** (LOWEST / 2))
+    shares = np.exp(np.maximum(logarithm - logarithm.max(axis=2, keepdims=True), -80.0))
+    bits: Floats = -np.log2(shares / shares.sum(axis=2, keepdims=True))
+    return bits
+
+
+def find_rates(
+    points: Floats, contexts: Contexts, grid: Grid, price: float, weights: Floats | None = None
+) -> Rates:
+    """The rates at which quantizing by them leads to them, found on a sample of the matrix.
+
+    Args:
+        points: ``(R, C)``, in steps of the grid.
+        price: What a bit costs, in squared steps.
+        weights: Of the squared errors, to be broadcast; None for 1.
+    """
+    reach = int(np.abs(points).max(initial=0) / 2) + 3
+    bits = expected_rates(contexts, reach)
+    group = next(tiles.groups(points.shape, grid.block_rows, grid.tile))
+    sample = _thin(group)
+    values = sample.take(points)
+    of_sample = sample.take(np.broadcast_to(contexts.at(slice(None), slice(None)), points.shape))
+    weight = None if weights is None else sample.take(np.broadcast_to(weights, points.shape))
+    bits, _, _ = _adapt(values, of_sample, bits, grid.trellis, price=price, weights=weight)
+    return Rates((bits * price).astype(np.float32), reach)
+
+
+def _adapt(
+    values: Floats, contexts: npt.NDArray[np.uint8], bits: Floats, path: Trellis, *, price: float,
+    weights: Floats | None = None,
+) -> tuple[Floats, npt.NDArray[np.int32], Books]:  # fmt: skip
+    """Quantize and count by turns, beginning with the rates expected.
+
+    Args:
+        values: ``(n_steps, n_sequences)``, and so are ``contexts`` and ``weights``.
+        bits: Of each index, see ``expected_rates``.
+
+    Returns:
+        Bits as they become, and the indices and books that they are those of.
+    """
+    prior = np.exp2(-bits) * _PRIOR
+    size = bits.shape[2]
+    reach = size // 2
+    for _ in range(_ROUNDS):
+        rates = Rates((bits * price).astype(np.float32), reach)
+        indices, books, _ = viterbi.quantize(values, contexts, rates, path, weights=weights)
+        at = (contexts.astype(np.intp) * 2 + books) * size + indices + reach
+        counts = np.bincount(at.reshape(-1), minlength=bits.size).reshape(bits.shape) + prior
+        bits = -np.log2(counts / counts.sum(axis=2, keepdims=True))
+    return bits, indices, books
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A sample of a matrix, coded by a trellis of few states.
+
+    Attributes:
+        values: ``(n_steps, n_sequences)``, in steps of the grid.
+        weights: Of their squared errors, to be broadcast.
+        indices, books: Theirs.
+        bits: Of a code.
+    """
+
+    values: Floats
+    weights: Floats
+    indices: npt.NDArray[np.int32]
+    books: Books
+    bits: float
+
+    @classmethod
+    def of(cls, points: Floats, contexts: Contexts, price: float, power: float = 0.0) -> Draft:
+        """Arguments as for ``expected_bits``."""
+        places = sample_indices(points.size, _SAMPLE, 0)
+        n_steps = min(places.size, _SAMPLE_STEPS)
+        places = places[: places.size // n_steps * n_steps].reshape(-1, n_steps).T
+        values, of_sample = points.reshape(-1)[places], contexts.at_places(places, points.shape[1]).astype(np.uint8)
+        reach = int(np.abs(values).max(initial=0) / 2) + 3
+        rates = expected_rates(contexts, reach)
+        weights = weights_of(values, values, power) if power else np.ones((1, 1), np.float32)
+        _, indices, books = _adapt(values, of_sample, rates, viterbi.TRELLISES[8], price=price, weights=weights)
+        size = 2 * reach + 1
+        at = ((of_sample.astype(np.intp) * 2 + books) * size + indices + reach).reshape(-1)
+        counts = np.bincount(at, minlength=contexts.n_contexts * 2 * size).reshape(-1, size)
+        totals = counts.sum(axis=1, keepdims=True)
+        used = counts > 0
+        bits = -float((counts * np.log2(np.where(used, counts, 1) / np.maximum(totals, 1))).sum())
+        bits += 0.5 / math.log(2) * float(used.sum() - (totals > 0).sum())  # counts suit what was counted (Miller 1955)
+        return cls(values, weights, indices, books, bits / values.size)
+
+
+def expected_bits(points: Floats, contexts: Contexts, price: float, fit: Fit, power: float = 0.0) -> float:
+    """Bits of a code, by a trellis of few states on a sample: those that it would take for the errors of a fine grid.
+
+    At 6 dB a bit: of two ways to code a matrix at one step, that of fewer bits is smaller at the same squared error. At
+    low rates, where errors are larger than a fine grid's, they may be negative.
+
+    Args:
+        points: ``(R, C)``, in steps of the grid.
+        contexts: Theirs.
+        price: What a bit costs, in squared steps.
+        fit: What codes stand for: their points, these times a gain, or the means of their cells.
+        power: Of magnitudes, with which squared errors count, see ``magnitudes``.
+    """
+    draft = Draft.of(points, contexts, price, power)
+    values, indices, books = draft.values, draft.indices, draft.books
+    decoded = 2.0 * indices + books
+    if fit == "gain":
+        decoded *= gain(values, indices, books)
+    elif fit == "means":
+        reach = int(np.abs(indices).max(initial=0))
+        size = 2 * reach + 1
+        codes = (books.astype(np.intp) * size + indices + reach).reshape(-1)
+        sums = np.bincount(codes, values.reshape(-1), 2 * size)
+        decoded = (sums / np.maximum(np.bincount(codes, minlength=2 * size), 1))[codes].reshape(values.shape)
+    noise = float((draft.weights * np.square(values - decoded)).mean())
+    return draft.bits + 0.5 * math.log2(max(noise, 1e-9) / _FINE_NOISE)
+
+
+def count_rates(indices: Indices, books: Books, contexts: Contexts, price: float, reach: int) -> Rates:
+    """The rates of codes as they are."""
+    size = 2 * reach + 1
+    found = contexts.at(slice(None), slice(None)).astype(np.intp)
+    at = (found * 2 + books) * size + np.clip(indices, -reach, reach) + reach
+    shape = (contexts.n_contexts, 2, size)
+    seen = np.bincount(at.reshape(-1), minlength=contexts.n_contexts * 2 * size).reshape(shape)
+    counts = seen + np.exp2(-expected_rates(contexts, reach).astype(np.float64)) * _PRIOR
+    bits = -np.log2(counts / counts.sum(axis=2, keepdims=True))
+    return Rates((bits * price).astype(np.float32), reach)
+
+
+def _thin(group: tiles.Group) -> tiles.Group:
+    """Some sequences of a group, and of each not too many steps."""
+    height = max(1, min(group.rows.shape[0], _SAMPLE_STEPS // group.columns.shape[0]))
+    wanted = max(1, _SAMPLE // (height * group.columns.shape[0]))
+    n_down, n_across = group.rows.shape[1], group.columns.shape[1]
+    n_across_wanted = min(n_across, max(1, wanted // min(n_down, wanted)))
+    down = np.linspace(0, n_down - 1, min(n_down, max(1, wanted // n_across_wanted))).astype(int)
+    across = np.linspace(0, n_across - 1, n_across_wanted).astype(int)
+    return tiles.Group(group.rows[:height, down], group.columns[:, across])
+
+
+def quantize(
+    points: Floats, contexts: Contexts, grid: Grid, rates: Rates, weights: Floats | None = None, *, first_row: int = 0
+) -> tuple[Indices, Books]:
+    """The cheapest codes of a matrix, each sequence by itself.
+
+    Args:
+        points: ``(R, C)``, in steps of the grid: the rows from ``first_row`` on, which begins a tile.
+
+    Returns:
+        Index and codebook of each element.
+    """
+    shape = points.shape
+    indices, books = np.empty(shape, np.int16), np.empty(shape, np.uint8)
+    of_rows = contexts.at(slice(first_row, first_row + shape[0]), slice(None))
+    of_all = np.broadcast_to(of_rows, shape)
+    block_rows = grid.block_rows if first_row == 0 else 0
+    for group in tiles.groups(shape, block_rows, grid.tile):
+        found, of_book, _ = viterbi.quantize(
+            group.take(points), group.take(of_all), rates, grid.trellis,
+            weights=None if weights is None else group.take(np.broadcast_to(weights, shape)),
+        )  # fmt: skip
+        group.put(indices, found)
+        group.put(books, of_book)
+    return indices, books
+
+
+def quantize_keeping_sums(
+    points: Floats, contexts: Contexts, grid: Grid, rates: Rates, weights: Floats | None = None, *,
+    shares: Floats | None = None,
+) -> tuple[Indices, Books]:  # fmt: skip
+    """As ``quantize``, and so that in each column the errors add up to little.
+
+    A column has the weights of one output; where its inputs have a mean, as after a ReLU, a sum of errors shifts the
+    output. Each further part of the rows makes up for what those before it left over: the feedback of Frantar et al.
+    2022 (GPTQ), for inputs of which no more is known than that (their second moments are I + d ssᵀ).
+
+    Args:
+        shares: s, by which the error of a row counts in the sum, again from the start after its last; None for 1.
+    """
+    n_rows = points.shape[0]
+    indices, books = np.empty(points.shape, np.int16), np.empty(points.shape, np.uint8)
+    of_rows = np.resize(np.ones(1, np.float32) if shares is None else shares, n_rows)
+    left = np.zeros(points.shape[1], np.float32)  # sum of the errors so far
+    for start, end in halves(n_rows, grid.tile[0]):
+        part = slice(start, end)
+        of_part = None if weights is None else weights[part] if weights.shape[0] > 1 else weights
+        made_up = _DAMPING * of_rows[part] / (1 + _DAMPING * np.square(of_rows[start:]).sum())
+        aims = points[part] + left * made_up[:, None]
+        indices[part], books[part] = quantize(aims, contexts, grid, rates, of_part, first_row=start)
+        errors = points[part] - (2 * indices[part] + books[part])
+        if shares is not None:
+            errors *= of_rows[part, None]
+        left += errors.sum(axis=0)  # no product of matrices: its rounding depends on threads and BLAS
+    return indices, books
+
+
+def halves(n_rows: int, unit: int) -> list[tuple[int, int]]:
+    """Row ranges, each half of what is left, in whole units."""
+    ranges = []
+    start = 0
+    while start < n_rows:
+        units = -(-(n_rows - start) // unit)
+        end = min(n_rows, start + max(1, units // 2) * unit)
+        ranges.append((start, end))
+        start = end
+    return ranges
+
+
+def gain(points: Floats, indices: npt.NDArray[np.signedinteger[Any]], books: Books) -> float:
+    """By how much the grid's points are to be multiplied for the least squared error; 1 where all are 0."""
+    product = energy = 0.0
+    for rows, part in pieces(points):
+        grid = 2.0 * indices[rows] + books[rows]
+        product += float(np.einsum("ij,ij->", part, grid))
+        energy += float(np.einsum("ij,ij->", grid, grid))
+    return product / energy if energy and product > 0 else 1.0
+
+
+def centroids(points: Floats, indices: Indices, books: Books, reach: int) -> npt.NDArray[np.float64]:
+    """The mean of the values that have each code, in steps: ``(2, 2 · reach + 1)``; the grid's point where none has.
+
+    Both signs are averaged, so that a table is symmetric.
+    """
+    size = 2 * reach + 1
+    grid = 2 * np.arange(-reach, reach + 1.0) + np.arange(2)[:, None]
+    at = (books.astype(np.intp) * size + indices + reach).reshape(-1)
+    of_one = np.bincount(at, minlength=2 * size).reshape(2, size).astype(np.float64)
+    sum_of_one = np.bincount(at, points.reshape(-1), minlength=2 * size).reshape(2, size).astype(np.float64)
+    counts, sums = of_one + mirror(of_one), sum_of_one - mirror(sum_of_one)
+    return np.where(counts > 0, (sums + grid) / (counts + 1), grid)
+
+
+def mirror(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """What index k of codebook q has at the point opposite: −k of codebook 0, −1 − k of codebook 1."""
+    turned = values[:, ::-1].copy()
+    turned[1, :-1] = values[1, :-1][::-1]
+    turned[1, -1] = 0
+    return turned

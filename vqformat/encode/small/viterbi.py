@@ -1,0 +1,194 @@
+"""Trellis-coded quantization: the codes with the least distortion and rate, by dynamic programming.
+
+The codebooks are the even and the odd points of a grid (SPEC 12.4); the path through the states of SPEC 12.2 with the
+least cost is found for many sequences at once (Viterbi 1967; entropy-constrained: Fischer and Wang 1992; Joshi, Crump
+and Fischer 1995).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...decode.tables import Floats
+from ...format.records import Trellis
+
+# Parity-check polynomials by the number of states (Ungerboeck 1982, table I, one-dimensional)
+TRELLISES = {4: Trellis(0o5, 0o2), 8: Trellis(0o13, 0o4), 16: Trellis(0o23, 0o4), 32: Trellis(0o45, 0o10),
+             64: Trellis(0o103, 0o24), 128: Trellis(0o235, 0o126), 256: Trellis(0o515, 0o362)}  # fmt: skip
+_PATHS = 1 << 15  # that are searched side by side: one for each state of each sequence
+_PIECE = 1 << 16  # elements whose metrics are held at a time
+_FORBIDDEN = np.float32(1e30)
+
+Indices = npt.NDArray[np.int32]
+States = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bits of each index in each context, times what a bit costs.
+
+    Attributes:
+        costs: ``(n_contexts, 2, 2 · reach + 1)`` float32, of codebook q and index k at ``[q, k + reach]``.
+        reach: No index is beyond it; at least 2. Values up to ``2 · (reach - 2)`` get the best of all points.
+    """
+
+    costs: Floats
+    reach: int
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """The trellis turned round: by which states, and by which subsets of points, each state is reached.
+
+    Attributes:
+        before: ``(2 · n_states,)`` intp: the two states before each state, first ones first.
+        subsets, subsets8: ``(2 · n_states,)`` intp and uint8: on the way from each, 2 · parity + q.
+    """
+
+    before: npt.NDArray[np.intp]
+    subsets: npt.NDArray[np.intp]
+    subsets8: States
+
+
+@lru_cache(maxsize=8)
+def _moves(trellis: Trellis) -> _Moves:
+    n = trellis.n_states
+    ways: list[list[tuple[int, int]]] = [[] for _ in range(n)]
+    for state in range(n):
+        for parity in (0, 1):
+            ways[trellis.next_state(state, parity)].append((state, 2 * parity + (state & 1)))
+    pairs = [ways[state][i] for i in (0, 1) for state in range(n)]
+    subsets = np.array([subset for _, subset in pairs])
+    return _Moves(np.array([state for state, _ in pairs]), subsets, subsets.astype(np.uint8))
+
+
+def quantize(
+    points: Floats,
+    contexts: npt.NDArray[np.uint8] | None,
+    rates: Rates,
+    trellis: Trellis,
+    *,
+    weights: Floats | None = None,
+    start: States | None = None,
+) -> tuple[Indices, States, States]:
+    """Indices of the grid points that stand for values.
+
+    Args:
+        points: ``(n_steps, n_sequences)``: values in steps of the grid; the point of codebook q and index k is 2 k + q.
+        contexts: Of each value; None for context 0.
+        weights: Of the squared errors, of the same shape or to be broadcast; None for 1.
+        start: States in which the sequences begin; None for 0.
+
+    Returns:
+        Indices ``(n_steps, n_sequences)``, the codebook q of each, and the states after the last.
+    """
+    n_sequences = points.shape[1]
+    indices, books = np.empty(points.shape, np.int32), np.empty(points.shape, np.uint8)
+    end = np.empty(n_sequences, np.uint8)
+    size = max(1, _PATHS // trellis.n_states)
+    for first in range(0, n_sequences, size):
+        piece = slice(first, first + size)
+        search = _Search(
+            points[:, piece], None if contexts is None else contexts[:, piece], rates,
+            None if weights is None else np.broadcast_to(weights, points.shape)[:, piece],
+        )  # fmt: skip
+        subsets, end[piece] = search.find_path(trellis, None if start is None else start[piece])
+        np.bitwise_and(subsets, 1, out=books[:, piece])
+        indices[:, piece] = search.choices(subsets)
+    return indices, books, end
+
+
+class _Search:
+    """The search of some sequences, side by side; arguments as for ``quantize``."""
+
+    def __init__(
+        self, points: Floats, contexts: npt.NDArray[np.uint8] | None, rates: Rates, weights: Floats | None
+    ) -> None:
+        self._points, self._contexts, self._weights = points, contexts, weights
+        self._costs = np.ascontiguousarray(rates.costs).reshape(-1)
+        self._reach = rates.reach
+        self._steps = max(1, _PIECE // points.shape[1])  # at a time
+
+    def find_path(self, trellis: Trellis, start: States | None) -> tuple[States, States]:
+        """The cheapest way through the states.
+
+        Returns:
+            The subset of each value, 2 · parity + q, and the states after the last.
+        """
+        n_steps, n = self._points.shape
+        n_states = trellis.n_states
+        moves = _moves(trellis)
+        cost = np.full((n_states, n), _FORBIDDEN, np.float32)
+        if start is None:
+            cost[0] = 0
+        else:
+            cost[start, np.arange(n)] = 0
+        takes_second = np.empty((n_steps, n_states, n), np.bool_)
+        sums, branch = np.empty((2 * n_states, n), np.float32), np.empty((2 * n_states, n), np.float32)
+        for first in range(0, n_steps, self._steps):
+            part = slice(first, min(first + self._steps, n_steps))
+            metrics = np.stack([self._cheapest(part, np.int32(subset))[0] for subset in range(4)], axis=1)
+            for step, metric in enumerate(metrics, first):
+                cost.take(moves.before, axis=0, out=sums, mode="clip")
+                metric.take(moves.subsets, axis=0, out=branch, mode="clip")
+                np.add(sums, branch, out=sums)
+                np.less(sums[n_states:], sums[:n_states], out=takes_second[step])
+                np.minimum(sums[n_states:], sums[:n_states], out=cost)
+        state = cost.argmin(axis=0)
+        end = state.astype(np.uint8)
+        subsets = np.empty((n_steps, n), np.uint8)
+        sequence = np.arange(n)
+        for step in range(n_steps - 1, -1, -1):  # back from the end
+            way = takes_second[step].reshape(-1).take(state * n + sequence) * n_states + state
+            moves.subsets8.take(way, out=subsets[step], mode="clip")
+            state = moves.before.take(way)
+        return subsets, end
+
+    def choices(self, subsets: States) -> Indices:
+        """The index of each value, told its subset."""
+        indices = np.empty(subsets.shape, np.int32)
+        for first in range(0, len(subsets), self._steps):
+            part = slice(first, first + self._steps)
+            indices[part] = self._cheapest(part, subsets[part].astype(np.int32))[1]
+        return indices
+
+    def _cheapest(self, steps: slice, subset: Any) -> tuple[Floats, Indices]:
+        """The cheapest point of a subset for each value: its cost and index.
+
+        Subset d has the points ≡ d mod 4. Candidates are its nearest point, and the next one towards 0.
+        """
+        points = self._points[steps]
+        q = subset & 1
+        size = 2 * self._reach + 1
+        base = q * size + self._reach
+        if self._contexts is not None:
+            base = self._contexts[steps].astype(np.intp) * (2 * size) + base
+        furthest = np.float32(2 * (self._reach - 2))  # what feedback takes beyond it cannot be reached
+        aims = np.clip(points, -furthest, furthest)
+        aims -= subset.astype(np.float32)
+        nearest = np.rint(aims * np.float32(0.25)).astype(np.int32)
+        nearest *= 4
+        nearest += subset
+        nearer = nearest - np.where(nearest > 0, np.int32(4), np.int32(-4))  # to 0
+        best: Floats | None = None
+        chosen: Indices | None = None
+        for point in (nearest, nearer):
+            index = point - q
+            index >>= 1
+            cost = points - (2 * index + q)
+            cost = (cost * cost).astype(np.float32)
+            if self._weights is not None:
+                cost *= self._weights[steps]
+            cost += np.take(self._costs, base + index, mode="clip")
+            if best is None or chosen is None:
+                best, chosen = cost, index
+            else:
+                np.copyto(chosen, index, where=cost < best)
+                np.minimum(best, cost, out=best)
+        assert best is not None and chosen is not None
+        return best, chosen

@@ -1,0 +1,1 @@
+"""What SPEC.md says, as bytes and records: chunks, records of tensors, dtypes, limits."""

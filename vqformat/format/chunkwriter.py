@@ -1,0 +1,211 @@
+"""Writing a file chunk by chunk (SPEC section 16)."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from .. import __version__
+from ..errors import EncodeError, FormatError
+from ..files import NewFile
+from ..read.layers import Shared
+from . import container, metadata
+from .container import MINOR, Section, pack_header
+from .index import Index
+from .limits import MAX_CHUNKS, MAX_INDEX_NBYTES, MAX_META_NBYTES, MAX_SECTIONS
+from .parse import parse_tensor
+from .records import AliasRecord, BookRecord, FreqRecord, TensorRecord
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTensor:
+    """A tensor ready to be written: its record, and its sections in the order of SPEC 7.3."""
+
+    record: TensorRecord
+    sections: list[Section]
+
+    @property
+    def stored_nbytes(self) -> int:
+        return sum(len(section.stored) for section in self.sections)
+
+
+class ChunkWriter:
+    """Writes a ``.vqm`` to a path or to a binary stream that need not seek.
+
+    With a path, the bytes go to a temporary file in the same folder, which gets its name when ``close`` has
+    written all of it; if the context ends by an exception nothing is left behind.
+
+    Args:
+        target: Path, or an object with ``write``.
+        user_metadata: Map with string keys; values are strings, integers, bools, bytes, None, lists and maps.
+        overwrite: Whether a file of that name may be replaced.
+        minor: Of the format's version: the smallest that has all that is to be written (EXT-003).
+
+    Raises:
+        FileExistsError: The file exists and ``overwrite`` is false.
+        EncodeError: The metadata cannot be written.
+    """
+
+    def __init__(self, target: str | os.PathLike[str] | BinaryIO, user_metadata: dict[str, Any] | None = None,
+                 *, overwrite: bool = True, minor: int = MINOR) -> None:  # fmt: skip
+        meta = metadata.pack([f"vqformat {__version__}", user_metadata or {}])
+        self._output = _Output(target, overwrite)
+        self._index = Index()
+        self._is_closed = False
+        self.section_nbytes = 0
+        self._shared = Shared()
+        self._header = pack_header(minor)
+        try:
+            self._output.write(self._header)
+            self._write_chunk(b"META", meta, [], [])
+        except BaseException:
+            self._output.discard()
+            raise
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes written so far."""
+        return self._output.offset
+
+    @property
+    def folder(self) -> str | None:
+        """Where the file is to be, and temporary ones may; None for a stream, a device or a pipe."""
+        return self._output.folder
+
+    def add_book(self, record: BookRecord, section: Section) -> int:
+        """Write a shared codebook.
+
+        Returns:
+            Its number, for ``SharedSource``.
+        """
+        self._write_chunk(b"BOOK", metadata.pack(record.to_metadata()), [section], [])
+        self._shared.books.append((record, None))
+        return self._shared.n_books - 1
+
+    def add_freq(self, record: FreqRecord, section: Section) -> int:
+        """Write tables of frequencies.
+
+        Returns:
+            Its number, for ``TrellisStage``.
+        """
+        self._write_chunk(b"FREQ", metadata.pack(record.to_metadata()), [section], [])
+        self._shared.freqs.append((record, None))
+        return self._shared.n_freqs - 1
+
+    def add_layer(self, name: str, tensors: Sequence[EncodedTensor | AliasRecord]) -> None:
+        """Write a layer: tensors that follow each other.
+
+        Raises:
+            EncodeError: Two tensors of the file have the same name, a target is missing, or a name is too long.
+        """
+        records = [tensor if isinstance(tensor, AliasRecord) else tensor.record for tensor in tensors]
+        try:
+            for record in records:  # what a reader would refuse is not written (LIM-001)
+                parse_tensor(record.to_metadata(), self._shared)
+            self._index.check_names(records)
+        except FormatError as err:
+            raise EncodeError(err.message) from err
+        sections = [s for tensor in tensors if isinstance(tensor, EncodedTensor) for s in tensor.sections]
+        meta = metadata.pack([name, [record.to_metadata() for record in records]])
+        self._write_chunk(b"LAYR", meta, sections, records)
+
+    def _write_chunk(self, type: bytes, meta: bytes, sections: list[Section], records: list[Any]) -> None:
+        if len(meta) > MAX_META_NBYTES:
+            raise EncodeError(f"the metadata has {len(meta)} bytes; at most {MAX_META_NBYTES} are allowed")
+        if len(sections) > MAX_SECTIONS or len(self._index.chunk_types) >= MAX_CHUNKS - 1:
+            raise EncodeError(f"{len(sections)} sections in a chunk, or more than {MAX_CHUNKS} chunks, are too many")
+        start = self._output.offset
+        entries = [section.entry for section in sections]
+        self._output.write(container.pack_chunk_head(type, meta, entries))
+        for section, entry in zip(sections, entries, strict=True):
+            self._output.write(bytes(entry.start(self._output.offset) - self._output.offset))
+            self._output.write(section.stored)
+            self.section_nbytes += len(section.stored)
+        self._output.flush()  # who reads a pipe has the layer now
+        self._index.add_chunk(type, self._output.offset - start, records, meta)
+
+    def close(self) -> None:
+        """Write the index and the footer, and give the file its name; a second call does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        index_offset = self._output.offset
+        self._index.digest = self._output.digest()
+        try:
+            meta = self._index.pack()
+            if len(meta) > MAX_INDEX_NBYTES:
+                raise EncodeError(f"the index has {len(meta)} bytes; at most {MAX_INDEX_NBYTES} are allowed")
+            self._output.write(container.pack_chunk_head(b"INDX", meta, []))
+            self._output.write(container.pack_footer(self._header, index_offset))
+            self._output.commit()
+        except BaseException:
+            self._output.discard()
+            raise
+
+    def discard(self) -> None:
+        """Leave the file unwritten; of a stream, what has been written is no file."""
+        self._is_closed = True
+        self._output.discard()
+
+    def __enter__(self) -> ChunkWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+
+class _Output:
+    """Bytes to a stream, or to a file that gets its name at the end; counts and digests them."""
+
+    def __init__(self, target: str | os.PathLike[str] | BinaryIO, overwrite: bool) -> None:
+        self.offset = 0
+        self._digest = hashlib.sha256()
+        self._file: NewFile | None = None
+        if isinstance(target, (str, os.PathLike)):
+            self._file = NewFile(target, overwrite=overwrite)
+            self._stream = self._file.stream
+        elif hasattr(target, "write"):
+            self._stream = target
+        else:
+            raise TypeError(f"a path or a binary stream is wanted, not {type(target).__name__}")
+
+    def write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            n = self._stream.write(rest)
+            if n is None and isinstance(self._stream, io.RawIOBase):
+                raise BlockingIOError(errno.EAGAIN, "a stream is wanted that blocks until it takes bytes", len(rest))
+            rest = rest[n:]  # a raw stream may take less; one that does not say how much takes all
+        self._digest.update(data)
+        self.offset += len(data)
+
+    @property
+    def folder(self) -> str | None:
+        return self._file.folder if self._file is not None else None
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def digest(self) -> bytes:
+        return self._digest.digest()
+
+    def commit(self) -> None:
+        if self._file is not None:
+            self._file.commit()
+        else:
+            self._stream.flush()
+
+    def discard(self) -> None:
+        if self._file is not None:
+            self._file.discard()

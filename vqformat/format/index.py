@@ -1,0 +1,221 @@
+"""The index at the end of a file (SPEC section 13)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import FormatError, LimitError
+from . import metadata
+from .container import HEADER_NBYTES
+from .dtypes import BY_NAME, by_id
+from .limits import MAX_CHUNKS, MAX_META_COPY_NBYTES, MAX_RANK, MAX_TENSORS
+from .records import AliasRecord, Record, TensorRecord
+
+NO_DIGEST = bytes(32)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the index says of a tensor; an alias has dtype and shape of its target."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunk: int
+    position: int  # among the tensors of its chunk
+    target: str | None
+
+
+@dataclass
+class Index:
+    """Chunks and tensors of a file, in file order.
+
+    The writer and the sequential reader fill one with ``add_chunk``; an indexed reader gets it from ``parse``.
+    """
+
+    meta_copy: bytes = b""
+    chunk_types: list[bytes] = field(default_factory=list)
+    chunk_lengths: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    dtypes: list[int] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    chunks: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    digest: bytes = NO_DIGEST
+    _positions: dict[str, int] = field(default_factory=dict)
+
+    def add_chunk(self, type: bytes, nbytes: int, records: list[Record], meta: bytes = b"") -> None:
+        """Note a chunk that has been written or read whole, and its tensors, whose names were checked."""
+        if type == b"META" and len(meta) <= MAX_META_COPY_NBYTES:
+            self.meta_copy = meta
+        for record in records:
+            target = 0
+            match record:
+                case AliasRecord():
+                    at = self._positions[record.target]
+                    target, dtype, shape = at + 1, self.dtypes[at], self.shapes[at]
+                case TensorRecord():
+                    dtype, shape = record.dtype_info.id, record.shape
+            self._positions[record.name] = len(self.names)
+            self.names.append(record.name)
+            self.dtypes.append(dtype)
+            self.shapes.append(shape)
+            self.chunks.append(len(self.chunk_types))
+            self.targets.append(target)
+        self.chunk_types.append(type)
+        self.chunk_lengths.append(nbytes)
+
+    def check_names(self, records: list[Record]) -> None:
+        """Raise unless the names are new and each alias has an earlier target (TEN-002, ALI-001)."""
+        new: dict[str, bool] = {}  # name -> whether it is an alias
+        for record in records:
+            if record.name in self._positions or record.name in new:
+                raise FormatError(f"two tensors have the name {record.name!r}", clause="TEN-002")
+            if isinstance(record, AliasRecord):
+                at = self._positions.get(record.target)
+                is_good = new.get(record.target) is False if at is None else not self.targets[at]
+                if not is_good:
+                    raise FormatError(f"tensor {record.name!r}: its target {record.target!r:.200} is no earlier tensor"
+                                      " that is not an alias", clause="ALI-001")  # fmt: skip
+            new[record.name] = isinstance(record, AliasRecord)
+        if len(self.names) + len(records) > MAX_TENSORS:
+            raise LimitError(f"more than {MAX_TENSORS} tensors", clause="LIM-001")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def position(self, name: str) -> int | None:
+        """Where among all tensors this one is; None if it is not there."""
+        return self._positions.get(name)
+
+    def entry(self, at: int) -> Entry:
+        """The index's entry of the tensor at this position."""
+        chunk = self.chunks[at]
+        target = self.targets[at]
+        return Entry(self.names[at], by_id(self.dtypes[at]).name, self.shapes[at], chunk,
+                     at - self.first_of_chunk[chunk], self.names[target - 1] if target else None)  # fmt: skip
+
+    @cached_property
+    def first_of_chunk(self) -> list[int]:
+        """Position of the first tensor of each chunk, and at the end the number of all."""
+        n_tensors = [0] * len(self.chunk_types)
+        for chunk in self.chunks:
+            n_tensors[chunk] += 1
+        return list(accumulate(n_tensors, initial=0))
+
+    @cached_property
+    def _by_type(self) -> dict[bytes, list[int]]:
+        places: dict[bytes, list[int]] = {}
+        for at, type in enumerate(self.chunk_types):
+            places.setdefault(type, []).append(at)
+        return places
+
+    def chunks_of(self, type: bytes) -> list[int]:
+        """Places of the chunks of a type in the chunk list, ascending."""
+        return self._by_type.get(type, [])
+
+    @cached_property
+    def chunk_offsets(self) -> list[int]:
+        """Where each chunk starts, and where the last one ends."""
+        offsets = [HEADER_NBYTES]
+        for nbytes in self.chunk_lengths:
+            offsets.append(offsets[-1] + nbytes)
+        return offsets
+
+    def pack(self) -> bytes:
+        """The meta of an INDX chunk."""
+        dims = [size for shape in self.shapes for size in shape]
+        return metadata.pack([
+            self.digest,
+            self.meta_copy,
+            b"".join(self.chunk_types),
+            metadata.pack_column(self.chunk_lengths),
+            b"".join(name.encode() + b"\0" for name in self.names),
+            bytes(self.dtypes),
+            bytes(map(len, self.shapes)),
+            metadata.pack_column(dims),
+            metadata.pack_column(self.chunks),
+            metadata.pack_column(self.targets) if any(self.targets) else b"",
+        ])  # fmt: skip
+
+    @classmethod
+    def parse(cls, meta: bytes) -> Index:
+        """An index from the meta of an INDX chunk, consistent in itself (IDX-001, IDX-004)."""
+        fields = metadata.unpack(meta)
+        if not isinstance(fields, list) or len(fields) != 10 or any(not isinstance(f, bytes) for f in fields):
+            raise FormatError("INDX is not an array of ten bins", clause="MET-008")
+        digest, meta_copy, types, lengths, names, dtypes, ranks, dims, chunks, targets = fields
+        if len(digest) != 32:
+            _fail(f"digest has {len(digest)} bytes, not 32")
+        if len(types) % 4 or not types:
+            _fail(f"chunk_types has {len(types)} bytes, not 4 for each chunk")
+        n_chunks, n = len(types) // 4, len(dtypes)
+        if n_chunks + 1 > MAX_CHUNKS or n > MAX_TENSORS:  # INDX counts
+            raise LimitError(f"index of {n_chunks} chunks and {n} tensors", clause="LIM-001")
+        chunk_types = [types[4 * i : 4 * i + 4] for i in range(n_chunks)]
+        if chunk_types[0] != b"META" or b"META" in chunk_types[1:] or b"INDX" in chunk_types:
+            _fail("META is not the first chunk and the only one of its type, or INDX is listed")
+        if names.count(0) != n or len(ranks) != n:  # counted before anything is made of them
+            _fail(f"{names.count(0)} names, {n} dtypes and {len(ranks)} ranks")
+        if ranks and max(ranks) > MAX_RANK:
+            raise LimitError(f"index: a shape has {max(ranks)} axes; at most {MAX_RANK} are allowed", clause="TEN-003")
+        name_list = _split_names(names)
+        index = cls(
+            meta_copy=meta_copy,
+            chunk_types=chunk_types,
+            chunk_lengths=metadata.unpack_column(lengths, n_chunks, "chunk_lengths").tolist(),
+            names=name_list,
+            dtypes=list(dtypes),
+            shapes=_split_dims(metadata.unpack_column(dims, sum(ranks), "dims"), ranks),
+            chunks=metadata.unpack_column(chunks, n, "chunks").tolist(),
+            targets=metadata.unpack_column(targets, n, "targets").tolist() if targets else [0] * n,
+            digest=digest,
+            _positions={name: at for at, name in enumerate(name_list)},
+        )
+        index._check()
+        return index
+
+    def _check(self) -> None:
+        if len(self._positions) != len(self.names):
+            raise FormatError("two tensors of the index have the same name", clause="TEN-002")
+        if self.dtypes and max(self.dtypes) >= len(BY_NAME):
+            by_id(max(self.dtypes))
+        last = 0
+        for chunk in self.chunks:
+            if chunk < last or chunk >= len(self.chunk_types) or self.chunk_types[chunk] != b"LAYR":
+                raise FormatError(f"index: tensor chunk {chunk} after {last}, of {len(self.chunk_types)} chunks, or no"
+                                  " LAYR", clause="IDX-004")  # fmt: skip
+            last = chunk
+        for at, target in enumerate(self.targets):
+            if target and (target > at or self.targets[target - 1]):
+                raise FormatError(f"index: target {target} of tensor {at} is no earlier tensor that is not an alias",
+                                  clause="ALI-001")  # fmt: skip
+
+
+def _fail(message: str) -> None:
+    raise FormatError(f"index: {message}", clause="IDX-001")
+
+
+def _split_names(names: bytes) -> list[str]:
+    if names and not names.endswith(b"\0"):
+        _fail("names does not end with a byte 0")
+    try:
+        return names.decode().split("\0")[:-1]
+    except UnicodeDecodeError as err:
+        raise FormatError(f"index: names are not UTF-8: {err.reason}", clause="TEN-001") from err
+
+
+def _split_dims(dims: npt.NDArray[np.uint64], ranks: bytes) -> list[tuple[int, ...]]:
+    sizes: list[Any] = dims.tolist()
+    shapes = []
+    at = 0
+    for rank in ranks:
+        shapes.append(tuple(sizes[at : at + rank]))
+        at += rank
+    return shapes

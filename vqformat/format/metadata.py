@@ -1,0 +1,218 @@
+"""The strict subset of MessagePack that metadata is written in (SPEC section 5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import EncodeError, FormatError, LimitError
+from .limits import MAX_DEPTH, MAX_NODES
+
+# What the type byte says of the bytes that follow: kind -> (type byte, bytes of the big-endian number)
+_UNSIGNED = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
+_SIGNED = {0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+_STRING = {0xD9: 1, 0xDA: 2, 0xDB: 4}
+_BIN = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+_ARRAY = {0xDC: 2, 0xDD: 4}
+_MAP = {0xDE: 2, 0xDF: 4}
+_LARGEST_FIX = {"string": 31, "array": 15, "map": 15, "bin": -1}
+
+
+def pack(value: Any) -> bytes:
+    """A value as canonical metadata (WRI-001).
+
+    Raises:
+        EncodeError: It holds something that metadata cannot: a float, a key that is no string, an integer
+            beyond 64 bits, a string that is not Unicode; or it is too deep or too large.
+    """
+    count = 0
+
+    def canonical(value: Any, depth: int) -> Any:
+        nonlocal count
+        count += 1
+        if depth > MAX_DEPTH:
+            raise EncodeError(f"metadata is nested deeper than {MAX_DEPTH} levels")
+        if value is None or isinstance(value, (bool, str, bytes)):
+            return value
+        if isinstance(value, int):
+            if not -(1 << 63) <= value < 1 << 64:
+                raise EncodeError(f"metadata: the integer {value} does not fit 64 bits")
+            return value
+        if isinstance(value, (list, tuple)):
+            return [canonical(item, depth + 1) for item in value]
+        if isinstance(value, dict):
+            for key in value:
+                if not isinstance(key, str):
+                    raise EncodeError(f"metadata: the key {key!r} is a {type(key).__name__}, not a string")
+            count += len(value)
+            items = sorted(value.items(), key=lambda item: item[0].encode("utf-8", "surrogatepass"))
+            return {key: canonical(item, depth + 1) for key, item in items}
+        hint = "; write it as a string" if isinstance(value, float) else ""
+        raise EncodeError(f"metadata cannot hold {value!r}, a {type(value).__name__}{hint}")
+
+    plain = canonical(value, 1)
+    if count > MAX_NODES:
+        raise EncodeError(f"metadata has {count} values; at most {MAX_NODES} are allowed")
+    try:
+        packed: bytes = msgpack.packb(plain, use_bin_type=True)
+    except (ValueError, UnicodeError) as err:
+        raise EncodeError(f"metadata cannot be written: {err}") from err
+    return packed
+
+
+def unpack(data: bytes) -> Any:
+    """The value of canonical metadata.
+
+    Raises:
+        FormatError: The bytes are no canonical metadata (MET-001..005).
+        LimitError: It is too deep, or has too many values (MET-006, MET-007).
+    """
+    _validate(data)
+    try:
+        return msgpack.unpackb(data, raw=False, strict_map_key=True)
+    except Exception as err:  # msgpack documents that it may raise others than its own
+        raise FormatError(f"metadata cannot be read: {err}", clause="MET-003") from err
+
+
+def _validate(data: bytes) -> None:
+    """Walk the bytes once, without building anything (MET-001..007)."""
+    size = len(data)
+    position = 0
+    n_values = 0
+    # Per open array or map: values still to come; None or the last key; whether a key comes next.
+    open_left: list[int] = []
+    open_is_map: list[bool] = []
+    last_keys: list[bytes | None] = []
+    at_key = False
+    while True:
+        n_values += 1
+        if n_values > MAX_NODES:
+            raise LimitError(f"metadata has more than {MAX_NODES} values", clause="MET-007")
+        depth = len(open_left) + (0 if at_key else 1)
+        if depth > MAX_DEPTH:
+            raise LimitError(f"metadata is nested deeper than {MAX_DEPTH} levels", clause="MET-006")
+        if position >= size:
+            raise FormatError(f"metadata of {size} bytes ends inside a value", clause="MET-005")
+        start = position
+        kind, number, position = _head(data, position)
+        if at_key and kind != "string":
+            raise FormatError(f"metadata: a map key at byte {start} is no string", clause="MET-004")
+        if kind in ("string", "bin"):
+            if number > size - position:
+                raise FormatError(f"metadata: {kind} of {number} bytes at byte {start} runs past the end",
+                                  clause="MET-005")  # fmt: skip
+            body = data[position : position + number]
+            position += number
+            if kind == "string":
+                _check_utf8(body, start)
+            if at_key:
+                last = last_keys[-1]
+                if last is not None and body <= last:
+                    raise FormatError(f"metadata: the map key at byte {start} is not above the one before",
+                                      clause="MET-004")  # fmt: skip
+                last_keys[-1] = body
+        elif kind in ("array", "map"):
+            least = number if kind == "array" else 2 * number
+            if least > size - position:
+                raise FormatError(f"metadata: {kind} of {number} at byte {start} runs past the end", clause="MET-005")
+            if number:
+                open_left.append(least)
+                open_is_map.append(kind == "map")
+                last_keys.append(None)
+                at_key = kind == "map"
+                continue
+        while open_left:
+            open_left[-1] -= 1
+            if open_left[-1]:
+                break
+            open_left.pop(), open_is_map.pop(), last_keys.pop()
+        if not open_left:
+            break
+        at_key = open_is_map[-1] and open_left[-1] % 2 == 0
+    if position != size:
+        raise FormatError(f"metadata: {size - position} bytes follow its value", clause="MET-005")
+
+
+def _head(data: bytes, position: int) -> tuple[str, int, int]:
+    """Kind of the value at ``position``, its number or length, and where its body starts (MET-001, MET-002)."""
+    byte = data[position]
+    position += 1
+    if byte <= 0x7F or byte >= 0xE0 or byte in (0xC0, 0xC2, 0xC3):
+        return "scalar", 0, position
+    if byte <= 0x8F:
+        return "map", byte & 0x0F, position
+    if byte <= 0x9F:
+        return "array", byte & 0x0F, position
+    if byte <= 0xBF:
+        return "string", byte & 0x1F, position
+    for kind, widths in _KINDS:
+        width = widths.get(byte)
+        if width is None:
+            continue
+        if width > len(data) - position:
+            raise FormatError(f"metadata of {len(data)} bytes ends inside a value", clause="MET-005")
+        number = int.from_bytes(data[position : position + width], "big", signed=kind == "signed")
+        if not _is_shortest(kind, number, width, widths):
+            raise FormatError(f"metadata: {number} at byte {position - 1} is not in its shortest form",
+                              clause="MET-002")  # fmt: skip
+        return ("scalar" if kind in ("unsigned", "signed") else kind), number, position + width
+    raise FormatError(f"metadata: type {byte:#04x} at byte {position - 1} is not allowed", clause="MET-001")
+
+
+_KINDS = (
+    ("unsigned", _UNSIGNED),
+    ("signed", _SIGNED),
+    ("string", _STRING),
+    ("bin", _BIN),
+    ("array", _ARRAY),
+    ("map", _MAP),
+)
+
+
+def _is_shortest(kind: str, number: int, width: int, widths: dict[int, int]) -> bool:
+    narrower = [w for w in widths.values() if w < width]
+    if kind == "signed":
+        if number >= -32:
+            return False
+        return not narrower or number < -(1 << (8 * narrower[-1] - 1))
+    largest = 127 if kind == "unsigned" else _LARGEST_FIX[kind]
+    if narrower:
+        largest = (1 << (8 * narrower[-1])) - 1
+    return number > largest
+
+
+def _check_utf8(body: bytes, start: int) -> None:
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as err:
+        raise FormatError(f"metadata: the string at byte {start} is not UTF-8: {err.reason}", clause="MET-003") from err
+
+
+def pack_column(values: npt.ArrayLike) -> bytes:
+    """Non-negative integers as an integer column (MET-009)."""
+    array = np.asarray(values, dtype="<u8")
+    if array.size == 0:
+        return b""
+    largest = int(array.max())
+    width = next(w for w in (1, 2, 4, 8) if largest < 1 << (8 * w))
+    return array.astype(f"<u{width}").tobytes()
+
+
+def unpack_column(data: bytes, n: int, what: str) -> npt.NDArray[np.uint64]:
+    """An integer column of ``n`` integers, as ``(n,)`` uint64.
+
+    Raises:
+        FormatError: The size does not fit ``n``, or a narrower column would do (MET-009).
+    """
+    if n == 0 or len(data) % n or len(data) // n not in (1, 2, 4, 8):
+        if n == 0 and not data:
+            return np.zeros(0, np.uint64)
+        raise FormatError(f"{what}: {len(data)} bytes cannot hold {n} integers of 1, 2, 4 or 8 bytes", clause="MET-009")
+    width = len(data) // n
+    values = np.frombuffer(data, f"<u{width}")
+    if width > 1 and int(values.max()) < 1 << (4 * width):
+        raise FormatError(f"{what}: {width} bytes an integer are more than needed", clause="MET-009")
+    return values.astype(np.uint64)

@@ -1,0 +1,1 @@
+"""Reading a file: in order as it comes, or tensor by tensor by its index."""

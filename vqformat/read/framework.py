@@ -1,0 +1,67 @@
+"""What tensors are given as: arrays of NumPy or tensors of PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..format.dtypes import BY_NAME
+
+Array = npt.NDArray[Any]
+
+
+class Framework:
+    """Arrays of NumPy, or tensors of PyTorch on a device.
+
+    Args:
+        name: ``"np"`` or ``"numpy"``, ``"pt"`` or ``"torch"``.
+        device: Where tensors go; for arrays only ``"cpu"``.
+
+    Raises:
+        ValueError: One of them is of another kind.
+        ImportError: PyTorch is not installed.
+    """
+
+    def __init__(self, name: str, device: Any) -> None:
+        if name not in ("np", "numpy", "pt", "torch"):
+            raise ValueError(f"framework is {name!r}; 'np', 'numpy', 'pt' and 'torch' are allowed")
+        self._is_torch = name in ("pt", "torch")
+        self._device = device
+        if self._is_torch:
+            from ..torch import from_numpy  # fails here where torch is missing, not at the first tensor
+
+            self._from_numpy = from_numpy
+        elif str(device) != "cpu":
+            raise ValueError(f"device is {device!r}; arrays are on 'cpu'")
+
+    def give(self, array: Array) -> Any:
+        """An array as what was asked for."""
+        return self._from_numpy(np.asarray(array)).to(self._device) if self._is_torch else array
+
+
+def as_output(out: Any, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
+    """An array, or tensor on the CPU, that a tensor is to be decoded into, as an array.
+
+    Raises:
+        ValueError: It has another shape or dtype, is not C-contiguous, or cannot be written in place.
+        TypeError: It is something else.
+    """
+    if hasattr(out, "detach"):
+        from ..torch import memory_of
+
+        out = memory_of(out, name)
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"tensor {name!r}: an array is wanted, not a {type(out).__name__}")
+    if out.shape != shape or out.dtype != BY_NAME[dtype].numpy:
+        raise ValueError(f"tensor {name!r} has shape {shape} and dtype {BY_NAME[dtype].numpy}, the array has"
+                         f" {out.shape} and {out.dtype}")  # fmt: skip
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(f"tensor {name!r}: an array is wanted that is C-contiguous and can be written")
+    return out
+
+
+def spelled_as_safetensors(dtype: str) -> str:
+    """A dtype as safetensors spells it, where it has it: ``"F32"``, ``"F8_E4M3"``."""
+    return {"f8_e4m3fn": "F8_E4M3"}.get(dtype, dtype.upper())

@@ -1,0 +1,509 @@
+"""Reading parts of a seekable file by its index (SPEC 15.2)."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+import numpy.typing as npt
+
+from ..decode import rans
+from ..decode.parallel import GroupedTensor, Sections, plain
+from ..decode.region import Region, part_of
+from ..decode.tables import Floats
+from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, TensorDecoder, allocate
+from ..errors import ChecksumError, FormatError, TensorNotFoundError, TruncatedError, VqmError
+from ..format import container
+from ..format.container import CHUNK_HEAD_NBYTES, FOOTER_NBYTES, HEADER_NBYTES, ChunkHead, StoredSection
+from ..format.index import Entry, Index
+from ..format.records import AliasRecord, Block, BookRecord, FreqRecord, Size, TensorRecord
+from .layers import Budget, LayerInfo, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
+
+Array = npt.NDArray[Any]
+
+
+class RandomInput:
+    """Reads any part of a seekable file; one lock keeps seek and read together.
+
+    Parts may be held in memory, for the reads that follow: over a network few large reads are quicker than many. One of
+    a layer is, one of a chunk that is read meanwhile, the beginning of the last layer and the end of the file.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._held: dict[bytes, tuple[int, bytes]] = {}  # by what they are of: offset and bytes
+        end: int | None = stream.seek(0, os.SEEK_END)
+        self.nbytes = stream.tell() if end is None else end  # mmap does not say
+
+    def hold(self, kind: bytes, start: int, end: int) -> None:
+        """Have bytes ``start:end`` in memory, in place of those held before; nothing where the file is shorter.
+
+        Args:
+            kind: Type of the chunk that they are of, ``b"head"`` for a layer's beginning, ``b"tail"`` for the file's
+                end.
+        """
+        offset, data = self._held.get(kind, (0, b""))
+        if end <= self.nbytes and not (offset <= start and end <= offset + len(data)):
+            self._held.pop(kind, None)  # not both in memory
+            self._held[kind] = start, self.read_at(start, end - start, "a part of the file")
+
+    def release(self, kind: bytes, most_nbytes: int = 0) -> None:
+        """Hold no longer what is larger."""
+        if len(self._held.get(kind, (0, b""))[1]) > most_nbytes:
+            self._held.pop(kind, None)
+
+    def close(self) -> None:
+        """Read no more, and hold nothing."""
+        self._is_closed = True
+        self._held.clear()
+
+    @contextlib.contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Nothing is held any more when a file is refused: the network may be at fault, and the next try reads anew."""
+        try:
+            yield
+        except VqmError:
+            self._held.clear()
+            raise
+
+    def read_at(self, offset: int, n: int, what: str) -> bytes:
+        """Bytes ``offset:offset + n``.
+
+        Raises:
+            TruncatedError: The file is shorter.
+            ValueError: It is closed.
+        """
+        if self._is_closed:
+            raise ValueError("the file is closed")
+        for held_offset, held in list(self._held.values()):
+            if held_offset <= offset and offset + n <= held_offset + len(held):
+                return held[offset - held_offset : offset - held_offset + n]
+        if offset + n <= self.nbytes:  # compared before anything is allocated
+            with self._lock:
+                self._stream.seek(offset)
+                pieces, left = [], n
+                while left > 0 and (piece := self._stream.read(left)):  # a raw file may give less than it has
+                    pieces.append(piece)
+                    left -= len(piece)
+            if not left:
+                return b"".join(pieces)
+            raise TruncatedError(f"{what} needs bytes {offset} to {offset + n}, but the file, of {self.nbytes} bytes"
+                                 f" when it was opened, gives {n - left} of them", clause="REA-001",
+                                 offset=offset)  # fmt: skip
+        raise TruncatedError(f"{what} needs bytes {offset} to {offset + n}, but the file has {self.nbytes}",
+                             clause="REA-001", offset=offset)  # fmt: skip
+
+
+class _Part:
+    """A part of a file in memory, and what follows it from the file: read like a stream."""
+
+    def __init__(self, source: RandomInput, offset: int, start: int = 0, data: bytes = b"") -> None:
+        self._source, self.offset, self._start, self._data = source, offset, start, data
+
+    def read(self, n: int, what: str) -> bytes:
+        at = self.offset - self._start
+        if at >= 0 and at + n <= len(self._data):
+            piece = self._data[at : at + n]
+        else:
+            piece = self._source.read_at(self.offset, n, what)
+        self.offset += n
+        return piece
+
+
+class IndexedReader:
+    """Opens a seekable file by its index and decodes the tensors that are asked for (SPEC 15.2).
+
+    Args:
+        stream: Opened in binary mode; with ``read`` and ``seek``.
+
+    Raises:
+        VqmError: The file is refused.
+    """
+
+    TAIL_NBYTES = 1 << 16
+    HELD_NBYTES = 1 << 22  # compressed, of a layer whose tensors are read one after the other
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._input = RandomInput(stream)
+        self._lock = threading.RLock()  # of the layers below: several threads may read
+        self._layers: dict[int, tuple[ChunkHead, LayerInfo]] = {}
+        self._books: dict[int, tuple[BookRecord, Floats]] = {}
+        self._freqs: dict[int, tuple[FreqRecord, rans.Tables]] = {}
+        self._last_spans: tuple[int, list[tuple[int, int]]] = -1, []
+        self.index = self._open()
+
+    def _open(self) -> Index:
+        size = self._input.nbytes
+        if size < HEADER_NBYTES + FOOTER_NBYTES:
+            start = self._input.read_at(0, min(size, HEADER_NBYTES), "the header")
+            if len(start) == HEADER_NBYTES:
+                container.check_header(start)
+            raise TruncatedError(f"a file of {size} bytes is too short for a .vqm", clause="REA-001", offset=size)
+        tail_offset = max(0, size - self.TAIL_NBYTES)
+        self._input.hold(b"tail", tail_offset, size)
+        tail = self._input.read_at(tail_offset, size - tail_offset, "the end of the file")
+        footer_offset = size - FOOTER_NBYTES
+        try:
+            header, index_offset = container.read_footer(tail[-FOOTER_NBYTES:], footer_offset)
+        except ChecksumError as err:
+            container.check_header(self._input.read_at(0, HEADER_NBYTES, "the header"))
+            if tail[-FOOTER_NBYTES:].startswith(container.MAGIC):
+                raise
+            raise TruncatedError("the file does not end in a footer: it is cut short or something follows it",
+                                 clause="FTR-002", offset=footer_offset) from err  # fmt: skip
+        container.check_header(header)
+        if self._input.read_at(0, HEADER_NBYTES, "the header") != header:
+            raise FormatError("the footer does not repeat the header", clause="FTR-002", offset=footer_offset)
+        if index_offset >= footer_offset:
+            raise FormatError(f"index_offset is {index_offset}, not below {footer_offset}", clause="FTR-003",
+                              offset=footer_offset)  # fmt: skip
+        if index_offset < tail_offset <= index_offset + self.HELD_NBYTES:
+            tail = self._input.read_at(index_offset, tail_offset - index_offset, "the index") + tail
+            tail_offset = index_offset
+        part = _Part(self._input, index_offset, tail_offset, tail)
+        chunk = container.read_chunk_head(part)
+        if chunk.type != b"INDX" or part.offset != footer_offset:
+            raise FormatError(f"index_offset {index_offset} is not that of an INDX chunk before the footer",
+                              clause="FTR-003", offset=footer_offset)  # fmt: skip
+        index = Index.parse(chunk.meta)
+        if index.chunk_offsets[-1] != index_offset:
+            raise FormatError(f"the chunks of the index end at {index.chunk_offsets[-1]}, not at {index_offset}",
+                              clause="IDX-001", offset=index_offset)  # fmt: skip
+        return index
+
+    def close(self) -> None:
+        """Read no more."""
+        self._input.close()
+
+    def metadata(self) -> dict[str, Any]:
+        """The user's metadata, from the index if that has it (SPEC 15.2), else from META."""
+        return parse_meta(self.index.meta_copy or self._chunk(0).meta)
+
+    def check_metadata(self) -> None:
+        """Read META too, which loading by the index does without, and compare its copy (IDX-001)."""
+        meta = self._chunk(0).meta
+        if self.index.meta_copy and self.index.meta_copy != meta:
+            raise FormatError("the index's copy of META differs from META", clause="IDX-001",
+                              offset=self.index.chunk_offsets[0])  # fmt: skip
+
+    def entry(self, name: str) -> Entry:
+        """The index's entry of a tensor.
+
+        Raises:
+            TensorNotFoundError: There is none of that name.
+        """
+        at = self.index.position(name)
+        if at is None:
+            raise TensorNotFoundError(name, self.index.names)
+        return self.index.entry(at)
+
+    def record(self, name: str) -> TensorRecord:
+        """The record of a tensor; of its target, if it is an alias."""
+        with self._input.forgetting():
+            return self._locate(name)[0]
+
+    def layer_name(self, name: str) -> str:
+        """Name of the layer that holds a tensor."""
+        return self._layer(self.entry(name).chunk)[1].name
+
+    def stored_nbytes(self, name: str) -> int:
+        """Bytes of a tensor's sections as stored; 0 for an alias."""
+        if self.entry(name).target is not None:
+            return 0
+        record, chunk, first = self._locate(name)
+        return sum(entry.nbytes for entry in chunk.sections[first : first + record.n_sections()])
+
+    def _chunk(self, at: int) -> ChunkHead:
+        """The head of the chunk at this place of the chunk list."""
+        start, end = self.index.chunk_offsets[at], self.index.chunk_offsets[at + 1]
+        first = self._input.read_at(start, min(end - start, self.TAIL_NBYTES), "a chunk")
+        if len(first) < CHUNK_HEAD_NBYTES:
+            raise FormatError(f"index: chunk {at} has {len(first)} bytes", clause="IDX-001", offset=start)
+        chunk = container.read_chunk_head(_Part(self._input, start, start, first))
+        if chunk.type != self.index.chunk_types[at] or chunk.end() != end:
+            raise FormatError(f"index: chunk {at} is said to be {self.index.chunk_types[at]!r} up to byte {end}, and is"
+                              f" {chunk.type!r} up to {chunk.end()}", clause="IDX-001", offset=start)  # fmt: skip
+        return chunk
+
+    def _layer(self, at: int) -> tuple[ChunkHead, LayerInfo]:
+        with self._lock:
+            found = self._layers.get(at)
+            if found is None:
+                start, end = self.index.chunk_offsets[at : at + 2]
+                end = min(end, start + self.TAIL_NBYTES)  # resident sections of its first tensor may be in it
+                self._input.hold(b"head", self._start_of_tables(at, end, 2 * self.TAIL_NBYTES), end)
+                chunk = self._chunk(at)
+                info = LayerInfo.parse(chunk, _LazyShared(self, at))
+                self._check_layer(at, info)
+                if len(self._layers) >= 64:  # heads only, but a model may have thousands
+                    self._layers.pop(next(iter(self._layers)))
+                found = self._layers[at] = chunk, info
+            return found
+
+    def _check_layer(self, at: int, info: LayerInfo) -> None:
+        """Compare a layer's records with the index (IDX-003)."""
+        first = self.index.first_of_chunk[at]
+        n = self.index.first_of_chunk[at + 1] - first
+        if n != len(info.records):
+            raise FormatError(f"layer {info.name!r} has {len(info.records)} tensors, in the index {n}",
+                              clause="IDX-003")  # fmt: skip
+        for position, record in enumerate(info.records):
+            entry = self.index.entry(first + position)
+            said = (entry.name, entry.target)
+            found: tuple[str, str | None] = (record.name, None)
+            if isinstance(record, AliasRecord):
+                found = (record.name, record.target)
+            else:
+                said += (entry.dtype, entry.shape)  # type: ignore[assignment]
+                found += (record.dtype, record.shape)  # type: ignore[assignment]
+            if said != found:
+                raise FormatError(f"tensor {record.name!r} is {found} in its layer, in the index {said}",
+                                  clause="IDX-003")  # fmt: skip
+
+    def _locate(self, name: str) -> tuple[TensorRecord, ChunkHead, int]:
+        """Record of a tensor or its target, its chunk, and the number of its first section."""
+        entry = self.entry(name)
+        if entry.target is not None:
+            self._layer(entry.chunk)  # the alias's own record is compared too
+            target = self.entry(entry.target)
+            if (target.dtype, target.shape) != (entry.dtype, entry.shape):
+                raise FormatError(f"index: alias {name!r} and its target differ in dtype or shape", clause="IDX-001")
+            entry = target
+        chunk, info = self._layer(entry.chunk)
+        record = info.records[entry.position]
+        assert isinstance(record, TensorRecord)
+        return record, chunk, info.first_sections[entry.position]
+
+    def book(self, number: int) -> tuple[BookRecord, Floats]:
+        """Record and values of a BOOK chunk."""
+        if number not in self._books:
+            chunk = self._table(b"BOOK", number)
+            record = parse_book_chunk(chunk)
+            section = self._only_section(chunk, record.nbytes)
+            self._books[number] = record, book_values(section, record, number)
+            self._input.release(b"BOOK")
+        return self._books[number]
+
+    def freq(self, number: int) -> tuple[FreqRecord, rans.Tables]:
+        """Record and tables of a FREQ chunk."""
+        if number not in self._freqs:
+            chunk = self._table(b"FREQ", number)
+            record = parse_freq_chunk(chunk)
+            self._freqs[number] = record, rans.Tables.decode(self._only_section(chunk, record.nbytes), record)
+            self._input.release(b"FREQ")
+        return self._freqs[number]
+
+    def _table(self, type: bytes, number: int) -> ChunkHead:
+        """The head of a BOOK or FREQ chunk, which is read at once, unless it is large."""
+        at = self.index.chunks_of(type)[number]
+        start, end = self.index.chunk_offsets[at : at + 2]
+        if end - start <= self.HELD_NBYTES:
+            self._input.hold(type, start, end)
+        return self._chunk(at)
+
+    def _only_section(self, chunk: ChunkHead, plain_nbytes: int) -> bytes:
+        """The section of a chunk that has one, as plain bytes."""
+        sections = _Sections(self._input, chunk, self._spans(chunk), 0)
+        return sections.read(0, [[plain_nbytes]], f"the {chunk.label}")[0].plain()
+
+    def _spans(self, chunk: ChunkHead) -> list[tuple[int, int]]:
+        """Where the sections of a chunk lie; the last chunk asked for is remembered."""
+        last = self._last_spans
+        if last[0] != chunk.offset:
+            last = self._last_spans = chunk.offset, list(chunk.spans())
+        return last[1]
+
+    def tensor(self, name: str, budget: Budget | None = None, threads: int = 1) -> Array:
+        """A tensor, decoded.
+
+        Raises:
+            TensorNotFoundError: There is none of that name.
+            VqmError: Its part of the file is refused.
+        """
+        with self._input.forgetting():
+            self._hold(name, 8 * self.HELD_NBYTES)
+            array = self._decode(name, budget, threads, None)
+        self._input.release(b"LAYR", self.HELD_NBYTES)
+        return array
+
+    def decode_into(self, name: str, out: Array, threads: int = 1) -> None:
+        """Decode a tensor into an array of its shape and dtype, C-contiguous."""
+        with self._input.forgetting():
+            self._hold(name, self.HELD_NBYTES)
+            self._decode(name, None, threads, out)
+
+    def _decode(self, name: str, budget: Budget | None, threads: int, out: Array | None) -> Array:
+        record, chunk, first = self._locate(name)
+        if out is None:
+            (budget or Budget()).take(record)
+        if not record.n_elements:
+            return allocate(record) if out is None else out
+        stored = _StoredTensor(self, record, chunk, first)
+        groups = stored.groups(range(stored.decoder.view.n_blocks), MANY_ELEMENTS if out is None else FEW_ELEMENTS)
+        return stored.decode_all(groups, out, threads)
+
+    def _hold(self, name: str, most_nbytes: int) -> None:
+        """Read the layer of a tensor at once, with the shared tables right before it, unless it is large."""
+        entry = self.entry(name)
+        chunk = entry.chunk if entry.target is None else self.entry(entry.target).chunk
+        offsets = self.index.chunk_offsets
+        end = offsets[chunk + 1]
+        if end - offsets[chunk] > most_nbytes:
+            return
+        self._input.hold(b"LAYR", self._start_of_tables(chunk, end, most_nbytes), end)
+
+    def _start_of_tables(self, chunk: int, end: int, most_nbytes: int) -> int:
+        """Where the shared tables right before a chunk start, those that are within so many bytes of ``end``."""
+        offsets = self.index.chunk_offsets
+        while self.index.chunk_types[chunk - 1] in (b"BOOK", b"FREQ") and end - offsets[chunk - 1] <= most_nbytes:
+            chunk -= 1
+        return offsets[chunk]
+
+    def part(self, name: str, index: Any, budget: Budget | None = None) -> Array:
+        """What an index asks for of a tensor, decoding only the blocks that hold some of it.
+
+        Raises:
+            IndexError, TypeError, ValueError: What NumPy raises for an index that an array of that shape does not have.
+        """
+        with self._input.forgetting():
+            record, chunk, first = self._locate(name)
+        if not record.n_elements:
+            return allocate(record)[index]  # type: ignore[no-any-return]
+        region = Region(index, record.shape)
+        (budget or Budget()).take(TensorRecord(record.name, record.dtype, region.shape))
+        with self._input.forgetting():
+            stored = _StoredTensor(self, record, chunk, first)
+            return region.gather(stored.decoder, stored.values(region.blocks(stored.decoder)))
+
+    def parts(
+        self, name: str, budget: Budget | None = None, threads: int = 1
+    ) -> Iterator[tuple[tuple[Any, ...], Array]]:
+        """A tensor block by block: for each an index, and its values, such that ``tensor[index] = values``."""
+        with self._input.forgetting():
+            record, chunk, first = self._locate(name)
+        if not record.n_elements:
+            return
+        with self._input.forgetting():
+            stored = _StoredTensor(self, record, chunk, first)
+        if stored.decoder.stored_dtype != record.dtype_info.numpy:  # pairs of reals, which blocks may cut apart
+            yield (), self.tensor(name, budget, threads)
+            return
+        with self._input.forgetting():
+            for block, values in stored.values(range(stored.decoder.view.n_blocks)):
+                yield part_of(stored.decoder, block, values)
+
+
+class _Sections:
+    """Sections of a chunk, those of a tensor for example.
+
+    Args:
+        spans: Where the sections of the chunk lie.
+        first: Number of the first one in the chunk.
+    """
+
+    def __init__(self, source: RandomInput, chunk: ChunkHead, spans: list[tuple[int, int]], first: int) -> None:
+        self._source, self._chunk, self._spans, self._first = source, chunk, spans, first
+
+    def span(self, at: int, n: int) -> tuple[int, int]:
+        """Where ``n`` sections from number ``at`` on lie in the file, the padding before them included."""
+        first = self._first + at
+        return self._spans[first - 1][1] if first else self._chunk.data_offset, self._spans[first + n - 1][1]
+
+    def read(self, at: int, sizes: Sequence[Sequence[Size]], where: str) -> list[StoredSection]:
+        """Consecutive sections, in one read.
+
+        Args:
+            at: Number of the first one, counted from the tensor's first.
+            sizes: Their plain sizes, a list per stage.
+        """
+        first = self._first + at
+        nbytes = [size for stage_sizes in sizes for size in stage_sizes]
+        if not nbytes:
+            return []
+        start, end = self.span(at, len(nbytes))
+        data = memoryview(self._source.read_at(start, end - start, where))
+        sections = []
+        done = start
+        for i, plain_nbytes in enumerate(nbytes, first):
+            low, high = self._spans[i]
+            entry = self._chunk.sections[i]
+            container.check_size(entry, plain_nbytes, where, low)
+            container.check_padding(bytes(data[done - start : low - start]), done)
+            stored = bytes(data[low - start : high - start])
+            sections.append(StoredSection(stored, entry, plain_nbytes, where, low))
+            done = high
+        return sections
+
+
+class _StoredTensor(GroupedTensor):
+    """A tensor with elements in the file: its resident sections are read, its blocks are when they are wanted."""
+
+    def __init__(self, reader: IndexedReader, record: TensorRecord, chunk: ChunkHead, first: int) -> None:
+        super().__init__(record)
+        self._source = reader._input
+        self._sections = _Sections(reader._input, chunk, reader._spans(chunk), first)
+        sizes = record.resident_nbytes()
+        self._n_resident = sum(map(len, sizes))
+        resident = self._sections.read(0, sizes, f"a resident section of tensor {record.name!r}")
+        self._decoder = TensorDecoder(record, [section.plain() for section in resident], _LazyShared(reader, 0))
+
+    @property
+    def decoder(self) -> TensorDecoder:
+        return self._decoder
+
+    def groups(
+        self, numbers: Sequence[int], most_elements: int = FEW_ELEMENTS
+    ) -> Iterator[tuple[list[Block], Sections]]:
+        """Blocks, and the payload sections of each, in groups that are best decoded together."""
+        record, decoder, n = self.record, self.decoder, self.record.n_payload()
+        size = decoder.group_size(most_elements)
+        at = [self._n_resident + i * n for i in numbers]
+        held_end = 0
+        for first in range(0, len(numbers), size):
+            blocks, sections = [], []
+            for k in range(first, min(first + size, len(numbers))):
+                start, end = self._sections.span(at[k], n)
+                if end > held_end:  # what follows directly is read with it
+                    held_end = end
+                    for k_next in range(k + 1, len(numbers)):
+                        next_start, next_end = self._sections.span(at[k_next], n)
+                        if next_start != held_end or next_end - start > IndexedReader.HELD_NBYTES:
+                            break
+                        held_end = next_end
+                    self._source.hold(b"LAYR", start, held_end)
+                block = decoder.view.block(numbers[k])
+                blocks.append(block)
+                sections.append(self._sections.read(at[k], record.payload_nbytes(block),
+                                                    f"block {numbers[k]} of tensor {record.name!r}"))  # fmt: skip
+            yield blocks, sections
+
+    def values(self, numbers: Sequence[int]) -> Iterator[tuple[Block, Array]]:
+        """Blocks, and the values of each in stored order."""
+        for blocks, sections in self.groups(numbers):
+            yield from zip(blocks, self.decoder.block_values(blocks, plain(sections)), strict=True)
+
+
+class _LazyShared:
+    """The BOOK and FREQ chunks before the chunk at a place of the chunk list, read when one is used."""
+
+    def __init__(self, reader: IndexedReader, at: int) -> None:
+        self._reader = reader
+        self.n_books, self.n_freqs = (bisect.bisect_left(reader.index.chunks_of(t), at) for t in (b"BOOK", b"FREQ"))
+
+    def book(self, number: int) -> BookRecord:
+        return self._reader.book(number)[0]
+
+    def freq(self, number: int) -> FreqRecord:
+        return self._reader.freq(number)[0]
+
+    def book_values(self, number: int) -> Floats:
+        return self._reader.book(number)[1]
+
+    def freq_tables(self, number: int) -> rans.Tables:
+        return self._reader.freq(number)[1]

@@ -1,0 +1,265 @@
+"""Reading a file in one pass, from any stream (SPEC 15.1)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, BinaryIO
+
+import numpy.typing as npt
+
+from ..decode import rans
+from ..decode.batch import Waiting
+from ..decode.parallel import GroupedTensor, Sections, plain
+from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, TensorDecoder, allocate
+from ..decode.workers import Workers
+from ..errors import ChecksumError, FormatError, LimitError, TruncatedError
+from ..format import container, limits
+from ..format.container import FOOTER_NBYTES, HEADER_NBYTES, ChunkHead, SectionEntry, StoredSection, StreamInput
+from ..format.index import Index
+from ..format.records import AliasRecord, Block, Record, Size, TensorRecord
+from .layers import Budget, LayerInfo, Shared, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
+
+Array = npt.NDArray[Any]
+
+
+class SequentialReader:
+    """Reads a stream front to back, which need not seek, checking everything (SPEC 15.1).
+
+    Args:
+        stream: Opened in binary mode.
+        budget: What may be decoded.
+        check_digest: Whether the SHA-256 of the file is computed and compared, besides the CRCs.
+        keep_total: Whether the caller keeps all layers, so that they count together against the budget.
+        at_leisure: Whether arrays need be filled only when all layers have been read, which is faster.
+        allow_partial: Whether a file that ends early is read as far as it goes.
+        threads: That decode.
+
+    Attributes:
+        metadata: The user's metadata.
+        digest: The SHA-256 that the index states, once all layers have been read.
+        cut_at: Where a file ended that ended early, once that has been met; else None.
+
+    Raises:
+        VqmError: The file is refused.
+    """
+
+    def __init__(self, stream: BinaryIO, budget: Budget | None = None, *, check_digest: bool = False,
+                 keep_total: bool = True, at_leisure: bool = False, allow_partial: bool = False,
+                 threads: int = 1) -> None:  # fmt: skip
+        self._input = StreamInput(stream)
+        self._budget = budget or Budget()
+        self._keep_total = keep_total
+        self._check_digest = check_digest
+        self._index = Index()
+        self.digest = b""
+        self.cut_at: int | None = None
+        self._shared = Shared()
+        self._at_leisure = at_leisure
+        self._allow_partial = allow_partial
+        self._threads = threads
+        self._waiting = Waiting()
+        if check_digest:
+            self._input.hasher = hashlib.sha256()
+        self._header = self._input.read(HEADER_NBYTES, "the header")
+        container.check_header(self._header)
+        chunk = container.read_chunk_head(self._input)
+        if chunk.type != b"META":
+            raise FormatError(f"the first chunk is {chunk.type.decode()}, not META", clause="FIL-001",
+                              offset=chunk.offset)  # fmt: skip
+        self.metadata = parse_meta(chunk.meta)
+        self._note(chunk, [])
+
+    def layers(self) -> Iterator[tuple[LayerInfo, dict[str, Array]]]:
+        """The layers in file order, each decoded when it is asked for; at the end the index and the footer.
+
+        Yields:
+            Records, and the arrays of the tensors that are no aliases.
+        """
+        with Workers(self._threads) as workers:
+            for info, tensors in self.open_layers():
+                arrays: dict[str, Array] = {}
+                try:
+                    for tensor in tensors:
+                        arrays[tensor.record.name] = self._decode(tensor, workers)
+                except TruncatedError as err:
+                    info = self._whole(info, arrays, err)
+                if not self._at_leisure or self.cut_at is not None:
+                    self._waiting.flush()
+                    workers.wait()
+                yield info, arrays
+                del arrays
+            self._waiting.flush()
+
+    def open_layers(self) -> Iterator[tuple[LayerInfo, Iterator[SequentialTensor]]]:
+        """The layers in file order, nothing of which is decoded; at the end the index and the footer.
+
+        Yields:
+            Records, and the tensors that are no aliases, in file order. What of them has not been read when the next
+            one is asked for is checked and left out.
+        """
+        try:
+            yield from self._open_layers()
+        except TruncatedError as err:
+            self._whole(None, {}, err)
+
+    def _open_layers(self) -> Iterator[tuple[LayerInfo, Iterator[SequentialTensor]]]:
+        while self.cut_at is None:
+            digest = self._input.hasher.digest() if self._input.hasher is not None else b""  # type: ignore[attr-defined]
+            chunk = container.read_chunk_head(self._input)
+            match chunk.type:
+                case b"META":
+                    raise FormatError("a second META chunk", clause="FIL-001", offset=chunk.offset)
+                case b"INDX":
+                    self._waiting.flush()
+                    self._finish(chunk, digest)
+                    return
+                case b"BOOK":
+                    self._read_book(chunk)
+                case b"FREQ":
+                    self._read_freq(chunk)
+                case b"LAYR":
+                    if not self._keep_total:
+                        self._budget.used_nbytes = self._shared.nbytes
+                    info = LayerInfo.parse(chunk, self._shared)
+                    self._index.check_names(info.records)
+                    tensors = self._tensors(chunk, info)
+                    yield info, tensors
+                    if self.cut_at is None:
+                        for _ in tensors:  # those that the caller has not come to
+                            pass
+                        self._note(chunk, info.records)
+                case _:
+                    for i, entry in enumerate(chunk.sections):
+                        container.skip_section(self._input, entry, f"section {i} of the {chunk.label}")
+                    self._note(chunk, [])
+
+    def _tensors(self, chunk: ChunkHead, info: LayerInfo) -> Iterator[SequentialTensor]:
+        bounds = zip(info.records, info.first_sections, info.first_sections[1:], strict=False)
+        for record, first, last in bounds:
+            if isinstance(record, TensorRecord):
+                tensor = SequentialTensor(self._input, record, chunk.sections[first:last], self._shared)
+                yield tensor
+                tensor.skip()
+
+    def _whole(self, info: LayerInfo | None, arrays: dict[str, Array], err: TruncatedError) -> LayerInfo:
+        """What of a layer is there when the file has ended early: that must be allowed (REA-005)."""
+        if not self._allow_partial:
+            raise err
+        self.cut_at = self._input.end
+        records = info.records if info is not None else []
+        there = [record for record in records if record.name in arrays
+                 or (isinstance(record, AliasRecord)
+                     and (record.target in arrays or self._index.position(record.target) is not None))]  # fmt: skip
+        return LayerInfo(info.name if info is not None else "", there, [])
+
+    def _note(self, chunk: ChunkHead, records: list[Record]) -> None:
+        if len(self._index.chunk_types) >= limits.MAX_CHUNKS - 1:  # INDX counts
+            raise LimitError(f"more than {limits.MAX_CHUNKS} chunks", clause="LIM-001", offset=chunk.offset)
+        self._index.add_chunk(chunk.type, self._input.offset - chunk.offset, records, chunk.meta)
+
+    def _read_book(self, chunk: ChunkHead) -> None:
+        record = parse_book_chunk(chunk)
+        self._budget.take_bytes(record.nbytes, "a BOOK")
+        section = container.read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}").plain()
+        self._shared.books.append((record, book_values(section, record, self._shared.n_books)))
+        self._note(chunk, [])
+
+    def _read_freq(self, chunk: ChunkHead) -> None:
+        record = parse_freq_chunk(chunk)
+        self._budget.take_bytes(record.nbytes, "a FREQ")
+        section = container.read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}").plain()
+        self._shared.freqs.append((record, rans.Tables.decode(section, record)))
+        self._note(chunk, [])
+
+    def _decode(self, tensor: SequentialTensor, workers: Workers) -> Array:
+        """The array of a tensor, which is filled when workers are done and what waits has been decoded."""
+        record = tensor.record
+        self._budget.take(record)
+        array: Array | None = None
+        for blocks, sections in tensor.groups(MANY_ELEMENTS if self._at_leisure else FEW_ELEMENTS):
+            if array is not None:
+                workers.run(tensor.decode, blocks, sections, array, here=tensor.decoder.has_trellis)
+                continue
+            payloads = plain(sections)
+            array = allocate(record)  # REA-002: only now
+            if not self._waiting.add(tensor.decoder, blocks, payloads, array):
+                tensor.decoder.decode_blocks(blocks, payloads, array)
+        return allocate(record) if array is None else array
+
+    def _finish(self, chunk: ChunkHead, digest: bytes) -> None:
+        found = Index.parse(chunk.meta)
+        self._index.digest = self.digest = found.digest
+        if self._index.pack() != chunk.meta:
+            raise FormatError("the index does not agree with the chunks", clause="IDX-001", offset=chunk.offset)
+        if self._check_digest and digest != found.digest:
+            raise ChecksumError(f"the file's SHA-256 is {digest.hex()}, not {found.digest.hex()}", clause="IDX-002",
+                                offset=chunk.offset)  # fmt: skip
+        offset = self._input.offset
+        header, index_offset = container.read_footer(self._input.read(FOOTER_NBYTES, "the footer"), offset)
+        if header != self._header:
+            raise FormatError("the footer does not repeat the header", clause="FTR-002", offset=offset)
+        if index_offset != chunk.offset:
+            raise FormatError(f"index_offset is {index_offset}, but the index is at {chunk.offset}", clause="FTR-003",
+                              offset=offset)  # fmt: skip
+        if not self._input.at_end():
+            raise FormatError("bytes follow the footer", clause="FTR-001", offset=self._input.offset)
+
+
+class SequentialTensor(GroupedTensor):
+    """A tensor that a sequential reader has come to: its sections are read in their order, each once.
+
+    Attributes:
+        has_passed: Whether the reader has gone on.
+    """
+
+    def __init__(
+        self, source: StreamInput, record: TensorRecord, entries: Sequence[SectionEntry], shared: Shared
+    ) -> None:
+        super().__init__(record)
+        self._source, self._shared = source, shared
+        self._entries = iter(entries)
+        self.has_passed = False
+
+    @cached_property
+    def decoder(self) -> TensorDecoder:
+        """Its decoder; the resident sections are read when it is first asked for."""
+        resident = self._read(self.record.resident_nbytes(), f"a resident section of tensor {self.record.name!r}")
+        return TensorDecoder(self.record, resident, self._shared)
+
+    def groups(self, most_elements: int = FEW_ELEMENTS) -> Iterator[tuple[list[Block], Sections]]:
+        """Blocks, and the payload sections of each, in groups that are best decoded together; none without elements.
+
+        Raises:
+            ValueError: The reader has gone on.
+        """
+        record = self.record
+        if not record.n_elements:
+            return
+        view, size = self.decoder.view, self.decoder.group_size(most_elements)
+        for start in range(0, view.n_blocks, size):
+            if self.has_passed:
+                raise self.passed()
+            numbers = range(start, min(start + size, view.n_blocks))
+            blocks = [view.block(i) for i in numbers]
+            yield blocks, [self._stored(record.payload_nbytes(block), f"block {i} of tensor {record.name!r}")
+                           for i, block in zip(numbers, blocks, strict=True)]  # fmt: skip
+
+    def passed(self) -> ValueError:
+        """What is raised when the tensor can be decoded no more."""
+        return ValueError(f"tensor {self.record.name!r} has passed: decode it before the stream goes on, and once")
+
+    def skip(self) -> None:
+        """Check the sections that have not been read, and forget them."""
+        self.has_passed = True
+        for entry in self._entries:
+            container.skip_section(self._source, entry, f"a section of tensor {self.record.name!r}")
+
+    def _stored(self, sizes: Sequence[Sequence[Size]], where: str) -> list[StoredSection]:
+        return [container.read_section(self._source, next(self._entries), nbytes, where)
+                for stage_sizes in sizes for nbytes in stage_sizes]  # fmt: skip
+
+    def _read(self, sizes: Sequence[Sequence[Size]], where: str) -> list[bytes]:
+        return [container.read_section(self._source, next(self._entries), nbytes, where).plain()
+                for stage_sizes in sizes for nbytes in stage_sizes]  # fmt: skip
