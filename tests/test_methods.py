@@ -27,7 +27,7 @@ from vqformat.format.records import (
     View,
     make_view,
 )
-from vqformat.read.layers import Shared
+from vqformat.read.shared import Shared
 
 ROWS = Layout(n_row_axes=1)
 
@@ -65,7 +65,7 @@ def read_back(
     encoded = assemble("w", "f32", matrix.shape, ROWS, stages, compress=False)
     sections = [bytes(section.stored) for section in encoded.sections]
     n_resident = encoded.record.n_resident()
-    shared = Shared([(BookRecord(1, 1, 1, "f32"), values) for values in (books or {}).values()])
+    shared = Shared([BookRecord(1, 1, 1, "f32") for _ in books or {}], [], list((books or {}).values()))
     decoder = TensorDecoder(encoded.record, sections[:n_resident], shared)
     out = np.empty(matrix.shape, np.float32)
     n_payload = encoded.record.n_payload()

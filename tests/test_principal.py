@@ -20,20 +20,10 @@ import vqformat
 from vqformat.decode import batch as waiting
 from vqformat.encode.calibration import TensorStatistics
 from vqformat.encode.methods.layout import reals
-from vqformat.encode.small import (
-    decorrelate,
-    principal,
-    tiles,
-)
-from vqformat.encode.small import (
-    error_weights as magnitudes,
-)
-from vqformat.encode.small import (
-    quantize as small,
-)
-from vqformat.encode.small import (
-    table_rows as lookups,
-)
+from vqformat.encode.small import decorrelate, principal, tiles
+from vqformat.encode.small import error_weights as magnitudes
+from vqformat.encode.small import quantize as small
+from vqformat.encode.small import table_rows as lookups
 from vqformat.encode.small.coded import CodedTensor
 from vqformat.encode.small.contexts import find_contexts
 from vqformat.encode.small.feedback import Factors

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import vqformat
-from vqformat.encode.search import Trial
+from vqformat.smallest import Trial
 
 
 def net() -> dict[str, np.ndarray]:

@@ -15,19 +15,9 @@ from hypothesis import strategies as st
 import vqformat
 from vqformat.decode import batch as waiting
 from vqformat.decode import rans
-from vqformat.encode.small import (
-    coded,
-    contexts,
-    tiles,
-    trellis,
-    viterbi,
-)
-from vqformat.encode.small import (
-    error_weights as magnitudes,
-)
-from vqformat.encode.small import (
-    quantize as small,
-)
+from vqformat.encode.small import coded, contexts, tiles, trellis, viterbi
+from vqformat.encode.small import error_weights as magnitudes
+from vqformat.encode.small import quantize as small
 from vqformat.encode.small.coded import Pool
 from vqformat.encode.small.decorrelate import FINER
 from vqformat.format.chunkwriter import ChunkWriter

@@ -4,8 +4,6 @@ The verbs are those of safetensors: ``save_file``, ``load_file``, ``save``, ``lo
 see ``vqformat.torch``, for checkpoints of other formats ``vqformat.converters``.
 """
 
-__version__ = "0.1.0"
-
 from importlib import import_module
 
 from .errors import (
@@ -22,6 +20,7 @@ from .errors import (
 from .numpy import load, load_file, save, save_file, verify
 from .read.access import TensorInfo, safe_open
 from .read.streaming import stream
+from .version import __version__ as __version__
 
 __all__ = [
     "ChecksumError",
@@ -48,7 +47,7 @@ __all__ = [
 
 
 # The encoder is imported when it is used
-_LAZY = {"Recipe": "encode.recipe", "search": "encode.search", "writer": "encode.writer"}
+_LAZY = {"Recipe": "encode.recipe", "search": "smallest", "writer": "encode.writer"}
 
 
 def __getattr__(name: str) -> object:

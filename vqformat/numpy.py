@@ -14,7 +14,7 @@ from .decode.workers import n_threads
 from .files import Path, opened
 from .format.limits import DEFAULT_MAX_TENSOR_NBYTES
 from .format.records import AliasRecord
-from .read.layers import Budget
+from .read.budget import Budget
 from .read.sequential import SequentialReader
 
 if TYPE_CHECKING:

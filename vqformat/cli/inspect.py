@@ -12,11 +12,11 @@ from typing import Any, BinaryIO
 
 from ..errors import FormatError, VqmError
 from ..format import metadata
+from ..format.chunks import LayerInfo, SharedRecords, parse_book_chunk, parse_freq_chunk, parse_meta
 from ..format.container import HEADER_NBYTES, ChunkHead, StreamInput, read_chunk_head
 from ..format.describe import describe
 from ..format.records import AliasRecord, Record, TensorRecord
 from ..read.indexed import IndexedReader
-from ..read.layers import LayerInfo, Shared, parse_book_chunk, parse_freq_chunk, parse_meta
 from ..read.sequential import SequentialReader
 from .files import STDIO, label, local_path, opened, select
 from .progress import Progress, progress_bar
@@ -66,7 +66,7 @@ class _Contents:
         stream.seek(0)
         header = StreamInput(stream).read(HEADER_NBYTES, "the header")
         self.version = f"{header[8] | header[9] << 8}.{header[10] | header[11] << 8}"
-        shared = Shared()
+        shared = SharedRecords()
         for offset in index.chunk_offsets[:-1]:
             stream.seek(offset)
             source = StreamInput(stream)
@@ -77,9 +77,9 @@ class _Contents:
                 self.metadata = parse_meta(chunk.meta)
                 self.generator = metadata.unpack(chunk.meta)[0]
             elif chunk.type == b"BOOK":
-                shared.books.append((parse_book_chunk(chunk), None))
+                shared.books.append(parse_book_chunk(chunk))
             elif chunk.type == b"FREQ":
-                shared.freqs.append((parse_freq_chunk(chunk), None))
+                shared.freqs.append(parse_freq_chunk(chunk))
             elif chunk.type == b"LAYR":
                 self._add_layer(chunk, LayerInfo.parse(chunk, shared))
         self.n_books, self.n_freqs = shared.n_books, shared.n_freqs

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from .. import __version__
 from ..errors import EncodeError, FormatError
 from ..files import NewFile
-from ..read.layers import Shared
+from ..version import __version__
 from . import container, metadata
+from .chunks import SharedRecords
 from .container import MINOR, Section, pack_header
 from .index import Index
 from .limits import MAX_CHUNKS, MAX_INDEX_NBYTES, MAX_META_NBYTES, MAX_SECTIONS
@@ -59,7 +59,7 @@ class ChunkWriter:
         self._index = Index()
         self._is_closed = False
         self.section_nbytes = 0
-        self._shared = Shared()
+        self._shared = SharedRecords()
         self._header = pack_header(minor)
         try:
             self._output.write(self._header)
@@ -85,7 +85,7 @@ class ChunkWriter:
             Its number, for ``SharedSource``.
         """
         self._write_chunk(b"BOOK", metadata.pack(record.to_metadata()), [section], [])
-        self._shared.books.append((record, None))
+        self._shared.books.append(record)
         return self._shared.n_books - 1
 
     def add_freq(self, record: FreqRecord, section: Section) -> int:
@@ -95,7 +95,7 @@ class ChunkWriter:
             Its number, for ``TrellisStage``.
         """
         self._write_chunk(b"FREQ", metadata.pack(record.to_metadata()), [section], [])
-        self._shared.freqs.append((record, None))
+        self._shared.freqs.append(record)
         return self._shared.n_freqs - 1
 
     def add_layer(self, name: str, tensors: Sequence[EncodedTensor | AliasRecord]) -> None:

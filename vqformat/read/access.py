@@ -11,9 +11,9 @@ from ..decode.workers import n_threads
 from ..files import Path, opened
 from ..format.describe import describe
 from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES
+from .budget import Budget
 from .framework import Framework, as_output, spelled_as_safetensors
 from .indexed import IndexedReader
-from .layers import Budget
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Framework:
         self._is_torch = name in ("pt", "torch")
         self._device = device
         if self._is_torch:
-            from ..torch import from_numpy  # fails here where torch is missing, not at the first tensor
+            from .torch_arrays import from_numpy  # fails here where torch is missing, not at the first tensor
 
             self._from_numpy = from_numpy
         elif str(device) != "cpu":
@@ -49,7 +49,7 @@ def as_output(out: Any, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
         TypeError: It is something else.
     """
     if hasattr(out, "detach"):
-        from ..torch import memory_of
+        from .torch_arrays import memory_of
 
         out = memory_of(out, name)
     if not isinstance(out, np.ndarray):

@@ -18,10 +18,12 @@ from ..decode.tables import Floats
 from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, TensorDecoder, allocate
 from ..errors import ChecksumError, FormatError, TensorNotFoundError, TruncatedError, VqmError
 from ..format import container
+from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
 from ..format.container import CHUNK_HEAD_NBYTES, FOOTER_NBYTES, HEADER_NBYTES, ChunkHead, StoredSection
 from ..format.index import Entry, Index
 from ..format.records import AliasRecord, Block, BookRecord, FreqRecord, Size, TensorRecord
-from .layers import Budget, LayerInfo, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
+from .budget import Budget
+from .shared import book_values
 
 Array = npt.NDArray[Any]
 

@@ -9,17 +9,18 @@ from typing import Any, BinaryIO
 
 import numpy.typing as npt
 
-from ..decode import rans
 from ..decode.batch import Waiting
 from ..decode.parallel import GroupedTensor, Sections, plain
 from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, TensorDecoder, allocate
 from ..decode.workers import Workers
 from ..errors import ChecksumError, FormatError, LimitError, TruncatedError
 from ..format import container, limits
+from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
 from ..format.container import FOOTER_NBYTES, HEADER_NBYTES, ChunkHead, SectionEntry, StoredSection, StreamInput
 from ..format.index import Index
 from ..format.records import AliasRecord, Block, Record, Size, TensorRecord
-from .layers import Budget, LayerInfo, Shared, book_values, parse_book_chunk, parse_freq_chunk, parse_meta
+from .budget import Budget
+from .shared import Shared
 
 Array = npt.NDArray[Any]
 
@@ -163,14 +164,14 @@ class SequentialReader:
         record = parse_book_chunk(chunk)
         self._budget.take_bytes(record.nbytes, "a BOOK")
         section = container.read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}").plain()
-        self._shared.books.append((record, book_values(section, record, self._shared.n_books)))
+        self._shared.add_book(record, section)
         self._note(chunk, [])
 
     def _read_freq(self, chunk: ChunkHead) -> None:
         record = parse_freq_chunk(chunk)
         self._budget.take_bytes(record.nbytes, "a FREQ")
         section = container.read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}").plain()
-        self._shared.freqs.append((record, rans.Tables.decode(section, record)))
+        self._shared.add_freq(record, section)
         self._note(chunk, [])
 
     def _decode(self, tensor: SequentialTensor, workers: Workers) -> Array:

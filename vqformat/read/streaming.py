@@ -14,10 +14,11 @@ from ..decode.parallel import plain
 from ..decode.region import part_of
 from ..decode.workers import n_threads
 from ..files import Path, opened
+from ..format.chunks import LayerInfo
 from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES
 from ..format.records import AliasRecord
+from .budget import Budget
 from .framework import Framework, as_output, spelled_as_safetensors
-from .layers import Budget, LayerInfo
 from .sequential import SequentialReader, SequentialTensor
 
 Array = npt.NDArray[Any]

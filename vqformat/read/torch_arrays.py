@@ -6,7 +6,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+try:
+    import torch
+except ImportError as err:
+    raise ImportError("vqformat.torch needs PyTorch; run: pip install 'vqformat[torch]'") from err
 
 from ..errors import EncodeError, UnsupportedError
 from ..format.bits import pack_nibbles, unpack_nibbles

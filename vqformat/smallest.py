@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
-from ..errors import EncodeError
-from ..files import NewFile
-from .budget import COARSEST_STEP, SMALLEST_STEP
+from .encode.budget import COARSEST_STEP, SMALLEST_STEP
+from .errors import EncodeError
+from .files import NewFile
 
 _FIRST_STEP = 0.5
 _MOST_GROWTH = 2.0  # of the step from one trial to the next
@@ -261,10 +261,10 @@ def _subject(model: Any) -> _Subject:
         raise ValueError(f"model is a {type(model).__name__}; a torch.nn.Module or a mapping of names to arrays or"
                          " tensors is allowed")  # fmt: skip
     if torch is not None and any(isinstance(value, torch.Tensor) for value in model.values()):
-        from .. import torch as of_torch
+        from . import torch as of_torch
 
         return _Tensors(model, of_torch)
-    from .. import numpy as of_numpy
+    from . import numpy as of_numpy
 
     return _Tensors(model, of_numpy)
 
@@ -296,12 +296,12 @@ class _Module:
         return self._copy
 
     def save(self, stream: io.BytesIO, options: dict[str, Any]) -> Any:
-        from ..torch import save_model
+        from .torch import save_model
 
         return save_model(self._model, stream, **options)
 
     def load(self, stream: io.BytesIO) -> Any:
-        from ..torch import load_model
+        from .torch import load_model
 
         load_model(self._copy, cast(Any, stream))
         return self._copy
