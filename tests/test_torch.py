@@ -244,7 +244,7 @@ class TestModels:
             most = max(most, len(alive))
             return decode(array.view(Counted))
 
-        monkeypatch.setattr(vt, "from_numpy", counting)
+        monkeypatch.setattr("vqformat.read.torch_arrays.from_numpy", counting)
         vt.load_model(model, tmp_path / "a.vqm")
 
         assert most == 1 and not alive
