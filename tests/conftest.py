@@ -9,7 +9,11 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or they wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("no clock", deadline=None)  # no test depends on how busy the machine is
+hypothesis.settings.load_profile("no clock")
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "fixtures"

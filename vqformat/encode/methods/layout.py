@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ...decode.tables import Floats
 from ...decode.tensor import stable_order
+from ...format.dtypes import BY_NAME
 from ...format.records import ORDER_COLUMNS, ORDER_ROWS, Layout
 
 
@@ -63,6 +64,12 @@ def view_matrix(values: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
     """The view of SPEC 7.2, before any order: ``(R, C)``."""
     permuted = values if layout.axes is None else values.transpose(layout.axes)
     return permuted.reshape(prod(permuted.shape[: layout.n_row_axes]), -1)
+
+
+def layout_for(dtype: str, shape: tuple[int, ...], *, by_column: bool) -> Layout:
+    """The layout of a tensor for a vector method: its first axis as rows, or as columns."""
+    shape = (*shape, 2) if BY_NAME[dtype].is_complex else shape
+    return by_columns(shape) if by_column else by_rows(shape)
 
 
 def by_rows(shape: tuple[int, ...]) -> Layout:

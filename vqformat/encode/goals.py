@@ -1,0 +1,74 @@
+"""What a caller asks of the size or the quality of a file, and in the same words what came of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from math import prod
+
+from .budget import Goal, Outcome
+from .options import Options
+from .source import SourceTensor
+
+
+class Asked:
+    """A goal as the options have it.
+
+    Attributes:
+        n_weights, source_nbytes: Of all tensors, aliases left out.
+    """
+
+    def __init__(self, tensors: Sequence[SourceTensor], options: Options) -> None:
+        self._options = options
+        self.n_weights = sum(prod(tensor.shape) for tensor in tensors if tensor.alias_of is None)
+        self.source_nbytes = sum(tensor.nbytes for tensor in tensors if tensor.alias_of is None)
+
+    def goal(self, *, has_steps: bool) -> Goal | None:
+        """The goal; None if there is none, or nothing to choose.
+
+        Args:
+            has_steps: Whether there are tensors whose steps are to be chosen.
+        """
+        if not self.n_weights:
+            return None  # nothing to make smaller
+        options = self._options
+        if options.sqnr is not None:
+            return Goal(sqnr_db=options.sqnr) if has_steps else None
+        if options.bits is not None:
+            return Goal(options.bits * self.n_weights / 8)
+        if options.ratio is not None:
+            return Goal(self.source_nbytes / options.ratio)
+        return None if options.size is None else Goal(options.size)
+
+    def notes_on(self, goal: Goal, outcome: Outcome, why: str) -> list[str]:
+        """What is to be said of a goal that could be met better, and of why it is not."""
+        if outcome.is_near(goal):
+            return []
+        options = self._options
+        if options.sqnr is not None:
+            asked, reached = f"an SQNR of {options.sqnr:g} dB was", f"{outcome.sqnr_db:.2f} dB is"
+        elif options.bits is not None:
+            asked, reached = f"{options.bits:g} bits a weight were", f"{8 * outcome.nbytes / self.n_weights:.4g} is"
+        elif options.ratio is not None:
+            asked, reached = f"a ratio of {options.ratio:g} was", f"{self.source_nbytes / outcome.nbytes:.4g} is"
+        else:
+            asked, reached = f"a file of {options.size:,g} bytes was", f"{outcome.nbytes:,} is"
+        return [f"{asked} asked for; {reached} what was reached: {why}"]
+
+    def unmet(self, nbytes: float, smallest_nbytes: int, fixed_nbytes: int) -> str:
+        """Why a budget cannot be met, and what can.
+
+        Args:
+            nbytes: That were asked for.
+            fixed_nbytes: Of tensors that no step changes.
+        """
+        if self._options.bits is not None:
+            bits = math.ceil(800 * smallest_nbytes / self.n_weights) / 100
+            possible = f"{bits:.2f} bits a weight are"
+        elif self._options.ratio is not None:
+            ratio = math.floor(100 * self.source_nbytes / smallest_nbytes) / 100
+            possible = f"a ratio of {ratio:.2f} is"
+        else:
+            possible = "so many bytes are"
+        return (f"a file of {nbytes:.0f} bytes was asked for; the smallest possible has {smallest_nbytes}: {possible}"
+                f" possible, with {fixed_nbytes} bytes in tensors that no step changes")  # fmt: skip
