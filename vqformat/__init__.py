@@ -5,6 +5,7 @@ see ``vqformat.torch``, for checkpoints of other formats ``vqformat.converters``
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from .errors import (
     ChecksumError,
@@ -47,6 +48,11 @@ __all__ = [
 
 
 # The encoder is imported when it is used
+if TYPE_CHECKING:
+    from .encode.recipe import Recipe
+    from .encode.writer import writer
+    from .smallest import search
+
 _LAZY = {"Recipe": "encode.recipe", "search": "smallest", "writer": "encode.writer"}
 
 
@@ -54,3 +60,7 @@ def __getattr__(name: str) -> object:
     if name in _LAZY:
         return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module 'vqformat' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -21,6 +21,9 @@ except ImportError as err:
 from .errors import ConversionError, EncodeError
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .encode.options import SaveOptions
     from .encode.report import Report
 
 __all__ = ["load_weights", "save_model"]
@@ -31,7 +34,7 @@ _SUFFIXES = {"keras": ".weights.h5", "keras-weights": ".weights.h5", "keras-lega
 
 def save_model(model: keras.Model, filename: str | os.PathLike[str] | BinaryIO,
                metadata: Mapping[str, Any] | None = None, *, include_optimizer: bool = False, overwrite: bool = True,
-               **options: Any) -> Report:  # fmt: skip
+               **options: Unpack[SaveOptions]) -> Report:  # fmt: skip
     """Compress a model's variables into a ``.vqm``, and keep its configuration as opaque bytes.
 
     ``vqm extract FILE -o model.keras`` gives a file for ``keras.saving.load_model``, ``-o model.weights.h5`` one for

@@ -6,7 +6,7 @@ import io
 import warnings
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
 
 import numpy.typing as npt
 
@@ -18,7 +18,9 @@ from .read.budget import Budget
 from .read.sequential import SequentialReader
 
 if TYPE_CHECKING:
-    from .encode.options import Progress
+    from typing_extensions import Unpack
+
+    from .encode.options import Preset, Progress, SaveOptions
     from .encode.recipe import Recipe
     from .encode.report import Report
 
@@ -37,7 +39,7 @@ def save_file(
     sqnr: float | None = None,
     step: float | None = None,
     lossless: bool = False,
-    preset: str = "default",
+    preset: Preset = "default",
     seed: int = 0,
     progress: Progress | None = None,
     overwrite: bool = True,
@@ -86,11 +88,22 @@ def save_file(
     return encode_model(source_tensors(tensors), filename, dict(metadata or {}), options, overwrite=overwrite)
 
 
-def save(tensors: Mapping[str, Array], metadata: Mapping[str, Any] | None = None, **options: Any) -> bytes:
+def save(
+    tensors: Mapping[str, Array], metadata: Mapping[str, Any] | None = None, **options: Unpack[SaveOptions]
+) -> bytes:
     """The bytes that ``save_file`` would write; the same options."""
     stream = io.BytesIO()
     save_file(tensors, stream, metadata, **options)
     return stream.getvalue()
+
+
+class LoadOptions(TypedDict, total=False):
+    """Keywords of ``load_file``, for signatures that hand them on."""
+
+    max_tensor_bytes: int
+    max_total_bytes: int | None
+    threads: int | None
+    allow_partial: bool
 
 
 def load_file(
@@ -132,7 +145,7 @@ def load_file(
         return tensors
 
 
-def load(data: bytes | bytearray | memoryview, **options: Any) -> dict[str, Array]:
+def load(data: bytes | bytearray | memoryview, **options: Unpack[LoadOptions]) -> dict[str, Array]:
     """All tensors of a file in memory; options as for ``load_file``."""
     return load_file(io.BytesIO(data), **options)
 

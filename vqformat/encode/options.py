@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy.typing as npt
 
@@ -16,6 +16,7 @@ from .recipe import Recipe
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
+Preset = Literal["fast", "default", "small"]
 
 # What each preset is for, for help texts
 PRESETS = {
@@ -23,6 +24,27 @@ PRESETS = {
     "default": "a grid, its codes compressed: small, and quick to write and open",
     "small": "trellis-coded and entropy-coded: the smallest, some times slower to write and open",
 }
+
+
+class SaveOptions(TypedDict, total=False):
+    """Keywords of ``save_file``, for signatures that hand them on."""
+
+    recipe: Recipe | Mapping[str, str] | str | None
+    bits: float | None
+    ratio: float | None
+    size: float | None
+    sqnr: float | None
+    step: float | None
+    lossless: bool
+    preset: Preset
+    seed: int
+    progress: Progress | None
+
+
+class FileOptions(SaveOptions, total=False):
+    """The same, and that of the file."""
+
+    overwrite: bool
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from ..errors import EncodeError
 from ..files import Path
 from .model import ModelEncoder, check_tensors, open_writer
-from .options import Options, Progress
+from .options import Options, Preset, Progress
 from .recipe import Recipe, as_recipe
 from .report import Report
 from .results import Layers, layer_name
@@ -61,7 +61,7 @@ class writer:
         sqnr: float | None = None,
         step: float | None = None,
         lossless: bool = False,
-        preset: str = "default",
+        preset: Preset = "default",
         seed: int = 0,
         progress: Progress | None = None,
         overwrite: bool = True,

@@ -30,8 +30,12 @@ from .loading import load_model as load_model
 from .streamed import stream_model as stream_model
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..encode.options import FileOptions, SaveOptions
     from ..encode.report import Report
     from ..encode.source import SourceTensor
+    from ..numpy import LoadOptions
 
 
 def save_file(
@@ -40,7 +44,7 @@ def save_file(
     metadata: Mapping[str, Any] | None = None,
     *,
     overwrite: bool = True,
-    **options: Any,
+    **options: Unpack[SaveOptions],
 ) -> Report:
     """Compress tensors into a ``.vqm`` file.
 
@@ -71,14 +75,18 @@ def _save(sources: list[SourceTensor], notes: list[str], filename: Path | Binary
     return report
 
 
-def save(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None, **options: Any) -> bytes:
+def save(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None, **options: Unpack[SaveOptions]
+) -> bytes:
     """The bytes that ``save_file`` would write; the same options."""
     stream = io.BytesIO()
     save_file(tensors, stream, metadata, **options)
     return stream.getvalue()
 
 
-def load_file(filename: Path | BinaryIO, device: Device = "cpu", **options: Any) -> dict[str, torch.Tensor]:
+def load_file(
+    filename: Path | BinaryIO, device: Device = "cpu", **options: Unpack[LoadOptions]
+) -> dict[str, torch.Tensor]:
     """All tensors of a file, in their order; an alias is the same tensor as its target.
 
     Args:
@@ -99,13 +107,15 @@ def load_file(filename: Path | BinaryIO, device: Device = "cpu", **options: Any)
     return tensors
 
 
-def load(data: bytes | bytearray | memoryview, device: Device = "cpu", **options: Any) -> dict[str, torch.Tensor]:
+def load(
+    data: bytes | bytearray | memoryview, device: Device = "cpu", **options: Unpack[LoadOptions]
+) -> dict[str, torch.Tensor]:
     """All tensors of a file in memory; options as for ``load_file``."""
     return load_file(io.BytesIO(data), device, **options)
 
 
 def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapping[str, Any] | None = None, *,
-               calibration: Calibration | None = None, **options: Any) -> Report:  # fmt: skip
+               calibration: Calibration | None = None, **options: Unpack[FileOptions]) -> Report:  # fmt: skip
     """Compress a model's state dict into a ``.vqm`` file; tied weights are stored once and stay tied.
 
     Args:
@@ -116,14 +126,15 @@ def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapp
     Raises:
         EncodeError: Part of the state dict is no tensor, or cannot be written.
     """
+    calibrated: dict[str, Any] = {}
     if calibration is not None and not options.get("lossless"):
-        options.setdefault("preset", "small")
-        options["calibration"] = calibration
-        options["correct"] = Corrector(model, calibration, options.get("progress"))
+        calibrated = {"preset": "small", "calibration": calibration,
+                      "correct": Corrector(model, calibration, options.get("progress"))}  # fmt: skip
     tables = [f"{name}.weight".lstrip(".") for name, module in model.named_modules()
               if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]  # fmt: skip
     notes: list[str] = []
-    return _save(source_tensors(model.state_dict(), notes, tables), notes, filename, metadata, **options)
+    return _save(source_tensors(model.state_dict(), notes, tables), notes, filename, metadata,
+                 **(calibrated | options))  # type: ignore[arg-type]
 
 
 class writer(layerwise.writer):

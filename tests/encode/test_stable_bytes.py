@@ -1,6 +1,6 @@
 """The encoder's bytes stay what they were, unless somebody means to change them.
 
-Where an encoder gets better its digests change. ``python tests/test_stable_bytes.py`` writes them anew.
+Where an encoder gets better its digests change. ``python tests/encode/test_stable_bytes.py`` writes them anew.
 """
 
 from __future__ import annotations

@@ -230,8 +230,8 @@ print([zlib.crc32(saved(kernels(300, 100, 3, 3), bits=bits)) for bits in (1, 3)]
 def test_bytes_do_not_depend_on_threads() -> None:
     def fingerprint(threads: int) -> str:
         names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
-        tests = Path(__file__).parent
-        path = os.pathsep.join(map(str, (tests, tests.parent)))
+        room = Path(__file__).parent
+        path = os.pathsep.join(map(str, (room, room.parent, room.parent.parent)))
         environment = os.environ | dict.fromkeys(names, str(threads)) | {"PYTHONPATH": path}
         return subprocess.run([sys.executable, "-c", _FINGERPRINT], env=environment, check=True, capture_output=True,
                               text=True).stdout  # fmt: skip

@@ -30,7 +30,7 @@ IS_ZIP = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
 
 def data_file(name: str) -> Path:
     """A real checkpoint; the test is skipped where there is none."""
-    folder = Path(os.environ.get("VQFORMAT_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data")
+    folder = Path(os.environ.get("VQFORMAT_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
     if not (folder / name).is_file():
         pytest.skip(f"needs {name}; set VQFORMAT_DATA to the folder that has it")
     return folder / name
