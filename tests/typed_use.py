@@ -16,8 +16,8 @@ def arrays() -> float:
     save_file(tensors, "model.vqm", recipe=Recipe({"fc*": "pq:dim=4,entries=256"}))
     everything = load_file("model.vqm", threads=2)
     with safe_open("model.vqm", framework="np") as f:
-        for name in f.keys():
-            print(name.upper(), f.info(name).shape, f.metadata())
+        for name in f:
+            print(f.keys()[0], name.upper(), f.info(name).shape, f.metadata())
         print(f.get_tensor("fc.weight").shape, f.get_slice("fc.weight")[10:20])
     with writer("model.vqm", ratio=8) as w:
         w.add_layer("fc", tensors)

@@ -93,7 +93,7 @@ class safe_open(Mapping[str, Any]):
         self._reader.close()
         self._opened.__exit__(None, None, None)
 
-    def keys(self) -> list[str]:
+    def keys(self) -> list[str]:  # type: ignore[override]  # as safetensors has it
         """Names of all tensors, in their order."""
         return list(self._reader.index.names)
 
