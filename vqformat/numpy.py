@@ -131,7 +131,7 @@ def load_file(
     budget = Budget(max_tensor_bytes, max_total_bytes)
     with opened(filename) as stream:
         tensors: dict[str, Array] = {}
-        reader = SequentialReader(stream, budget, at_leisure=True, allow_partial=allow_partial,
+        reader = SequentialReader(stream, budget, in_batches=True, allow_partial=allow_partial,
                                   threads=n_threads(threads))  # fmt: skip
         for info, arrays in reader.layers():
             for record in info.records:
@@ -160,6 +160,6 @@ def verify(filename: Path | BinaryIO) -> str:
         VqmError: The file is refused.
     """
     with opened(filename) as stream:
-        reader = SequentialReader(stream, check_digest=True, keep_total=False, at_leisure=True)
+        reader = SequentialReader(stream, check_digest=True, keep_total=False, in_batches=True)
         deque(reader.layers(), maxlen=0)  # none is kept for long
         return reader.digest.hex()

@@ -17,13 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vqformat
-from vqformat.decode import batch as waiting
+from vqformat.decode import batch
 from vqformat.encode.calibration import TensorStatistics
 from vqformat.encode.methods.layout import reals
-from vqformat.encode.small import decorrelate, principal, tiles
-from vqformat.encode.small import error_weights as magnitudes
+from vqformat.encode.small import decorrelate, error_weights, principal, table_rows, tiles
 from vqformat.encode.small import quantize as small
-from vqformat.encode.small import table_rows as lookups
 from vqformat.encode.small.coded import CodedTensor
 from vqformat.encode.small.contexts import find_contexts
 from vqformat.encode.small.feedback import Factors
@@ -155,7 +153,7 @@ def test_a_second_decoder_finds_the_same_in_every_dtype(dtype: str, is_looked_up
     array = (matrix * (1 + 1j) if dtype == "complex64" else matrix).astype(ml_dtypes.bfloat16 if dtype == "bfloat16"
                                                                             else dtype)  # fmt: skip
     values = reals(array)
-    scales = lookups.row_scales(np.arange(300)) if is_looked_up else None
+    scales = table_rows.row_scales(np.arange(300)) if is_looked_up else None
     coded = small.quantize("w", of_array(array, "w").name, array.shape, values, 0.1, row_scales=scales).coded
     assert len(coded.base) > 1 and (coded.row_scales is not None) == is_looked_up
     data = written(coded)
@@ -194,7 +192,7 @@ def test_the_gain_is_measured_at_any_rate() -> None:
 
 def test_an_error_counts_by_its_weight_and_by_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix, seen = with_components(200, 100, 2, share=0.8), []
-    monkeypatch.setattr(magnitudes, "weights_of", lambda *args: seen.append(args))
+    monkeypatch.setattr(error_weights, "weights_of", lambda *args: seen.append(args))
     coded = quantized(matrix, 2.0, is_table=True)
     np.testing.assert_allclose(seen[0][0] * np.float32(coded.step), matrix, rtol=1e-5)
     np.testing.assert_allclose((seen[0][0] - seen[0][1]) * np.float32(coded.step),
@@ -202,7 +200,7 @@ def test_an_error_counts_by_its_weight_and_by_what_is_left_of_it(monkeypatch: py
     monkeypatch.undo()
     whole, left = np.array([[1, 4, 1, 4]], np.float32), np.array([[1, 1, 4, 4]], np.float32)
 
-    found = magnitudes.weights_of(whole, left, 0.5)
+    found = error_weights.weights_of(whole, left, 0.5)
 
     assert found / found[0, 0] == pytest.approx(np.array([[1, 2**0.5, 2**0.5, 2]]))
 
@@ -224,8 +222,8 @@ def test_small_tensors_with_components_are_decoded_together(monkeypatch: pytest.
     file = io.BytesIO()
     vqformat.save_file(net, file, preset="small", bits=2)
     together: list[int] = []
-    decode_together = waiting.decode_together
-    monkeypatch.setattr(waiting, "decode_together",
+    decode_together = batch.decode_together
+    monkeypatch.setattr(batch, "decode_together",
                         lambda jobs: together.append(len(jobs)) or decode_together(jobs))  # fmt: skip
 
     loaded = vqformat.load(file.getvalue())

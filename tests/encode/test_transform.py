@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vqformat
-from vqformat.decode import batch as waiting
+from vqformat.decode import batch
 from vqformat.encode.small import quantize as small
 from vqformat.encode.small.transform import find_kernel, find_transform
 from vqformat.format.limits import MAX_TRANSFORM
@@ -208,8 +208,8 @@ def test_small_kernels_are_decoded_together(monkeypatch: pytest.MonkeyPatch) -> 
     file = io.BytesIO()
     vqformat.save_file(net, file, preset="small", bits=3)
     together: list[int] = []
-    decode_together = waiting.decode_together
-    monkeypatch.setattr(waiting, "decode_together",
+    decode_together = batch.decode_together
+    monkeypatch.setattr(batch, "decode_together",
                         lambda jobs: together.append(len(jobs)) or decode_together(jobs))  # fmt: skip
 
     loaded = vqformat.load(file.getvalue())

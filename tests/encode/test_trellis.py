@@ -13,10 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vqformat
-from vqformat.decode import batch as waiting
-from vqformat.decode import rans
-from vqformat.encode.small import coded, contexts, tiles, trellis, viterbi
-from vqformat.encode.small import error_weights as magnitudes
+from vqformat.decode import batch, rans
+from vqformat.encode.small import coded, contexts, error_weights, tiles, trellis, viterbi
 from vqformat.encode.small import quantize as small
 from vqformat.encode.small.coded import Pool
 from vqformat.encode.small.decorrelate import FINER
@@ -360,7 +358,7 @@ def test_tensors_read_together_are_those_read_one_by_one(bits: float, monkeypatc
         for name in file:
             assert np.array_equal(found[name], file.get_tensor(name))
     for most_nbytes in (0, 1 << 22, 1 << 23):  # none waits, some do, in several groups
-        monkeypatch.setattr("vqformat.decode.batch._MOST_WAITING_NBYTES", most_nbytes)
+        monkeypatch.setattr("vqformat.decode.batch._MOST_NBYTES", most_nbytes)
         again = vqformat.load(data)
         assert all(np.array_equal(again[name], array) for name, array in found.items())
 
@@ -386,17 +384,17 @@ def test_what_waits_is_bounded_over_all_kinds(monkeypatch: pytest.MonkeyPatch) -
     coarse, fine = _net(6), {f"fine{i}.weight": normal(30, 20, seed=i) for i in range(30)}
     data = [vqformat.save(coarse, preset="small", bits=1.5), vqformat.save(fine, preset="small", bits=8)]
     waiting_jobs, held_nbytes = [], []
-    add = waiting.Waiting.add
+    add = batch.Batch.add
 
-    def noted(self: waiting.Waiting, *args: Any) -> bool:
+    def noted(self: batch.Batch, *args: Any) -> bool:
         waits = add(self, *args)
         jobs = [job for group in self._groups.values() for job in group]
         waiting_jobs.append(len(jobs))
         held_nbytes.append(sum(job.bands.decoder.slots.nbytes + sum(len(p[0]) for p in job.payloads) for job in jobs))
         return waits
 
-    monkeypatch.setattr(waiting.Waiting, "add", noted)
-    monkeypatch.setattr(waiting, "_MOST_WAITING_NBYTES", 1 << 23)
+    monkeypatch.setattr(batch.Batch, "add", noted)
+    monkeypatch.setattr(batch, "_MOST_NBYTES", 1 << 23)
     assert all(vqformat.load(each) for each in data)
     assert 3 <= max(waiting_jobs) < len(_net(6)) + 30
     assert max(held_nbytes) <= 1 << 23
@@ -405,9 +403,9 @@ def test_what_waits_is_bounded_over_all_kinds(monkeypatch: pytest.MonkeyPatch) -
 def test_at_low_rates_large_weights_count_more() -> None:
     points = normal(100, 100)
 
-    low, middle = (magnitudes.weights_of(points, points, magnitudes.power_at(bits)) for bits in (0.5, 2.0))
+    low, middle = (error_weights.weights_of(points, points, error_weights.power_at(bits)) for bits in (0.5, 2.0))
 
-    assert not magnitudes.power_at(3.0)
+    assert not error_weights.power_at(3.0)
     order = np.argsort(np.abs(points), axis=None)
     for weights in (low, middle):
         assert (np.diff(weights.reshape(-1)[order]) >= 0).all()

@@ -14,7 +14,7 @@ from .trellis import Bands, decode_together
 
 # Of all that wait: bytes of their elements, of their tables and those joined, or of what is stored, whatever is more of
 # each tensor
-_MOST_WAITING_NBYTES = 1 << 25
+_MOST_NBYTES = 1 << 25
 _JOB_NBYTES = 1 << 12  # that objects take for each
 
 
@@ -26,7 +26,7 @@ class _Job(NamedTuple):
     out: npt.NDArray[Any]
 
 
-class Waiting:
+class Batch:
     """Tensors that have one trellis stage each, which wait until there are enough of them."""
 
     def __init__(self) -> None:
@@ -50,9 +50,9 @@ class Waiting:
         stored_nbytes = sum(len(section) for sections in payloads for section in sections)
         held_nbytes = _JOB_NBYTES + sum(map(sum, decoder.record.resident_nbytes())) + stored_nbytes
         nbytes = max(4 * decoder.record.n_elements, 2 * bands.decoder.slots.nbytes, held_nbytes)
-        if nbytes > _MOST_WAITING_NBYTES // 2:
+        if nbytes > _MOST_NBYTES // 2:
             return False
-        if self._nbytes + nbytes > _MOST_WAITING_NBYTES:
+        if self._nbytes + nbytes > _MOST_NBYTES:
             self.flush()
         self._groups.setdefault(bands.decoder.kind, []).append(_Job(decoder, bands, blocks, payloads, out))
         self._nbytes += nbytes

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy.typing as npt
 
-from ..decode.batch import Waiting
+from ..decode.batch import Batch
 from ..decode.parallel import GroupedTensor, Sections, plain
 from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, TensorDecoder, allocate
 from ..decode.workers import Workers
@@ -33,7 +33,7 @@ class SequentialReader:
         budget: What may be decoded.
         check_digest: Whether the SHA-256 of the file is computed and compared, besides the CRCs.
         keep_total: Whether the caller keeps all layers, so that they count together against the budget.
-        at_leisure: Whether arrays need be filled only when all layers have been read, which is faster.
+        in_batches: Whether arrays need be filled only when all layers have been read, which is faster.
         allow_partial: Whether a file that ends early is read as far as it goes.
         threads: That decode.
 
@@ -47,7 +47,7 @@ class SequentialReader:
     """
 
     def __init__(self, stream: BinaryIO, budget: Budget | None = None, *, check_digest: bool = False,
-                 keep_total: bool = True, at_leisure: bool = False, allow_partial: bool = False,
+                 keep_total: bool = True, in_batches: bool = False, allow_partial: bool = False,
                  threads: int = 1) -> None:  # fmt: skip
         self._input = StreamInput(stream)
         self._budget = budget or Budget()
@@ -57,10 +57,10 @@ class SequentialReader:
         self.digest = b""
         self.cut_at: int | None = None
         self._shared = Shared()
-        self._at_leisure = at_leisure
+        self._in_batches = in_batches
         self._allow_partial = allow_partial
         self._threads = threads
-        self._waiting = Waiting()
+        self._batch = Batch()
         if check_digest:
             self._input.hasher = hashlib.sha256()
         self._header = self._input.read(HEADER_NBYTES, "the header")
@@ -86,12 +86,12 @@ class SequentialReader:
                         arrays[tensor.record.name] = self._decode(tensor, workers)
                 except TruncatedError as err:
                     info = self._whole(info, arrays, err)
-                if not self._at_leisure or self.cut_at is not None:
-                    self._waiting.flush()
+                if not self._in_batches or self.cut_at is not None:
+                    self._batch.flush()
                     workers.wait()
                 yield info, arrays
                 del arrays
-            self._waiting.flush()
+            self._batch.flush()
 
     def open_layers(self) -> Iterator[tuple[LayerInfo, Iterator[SequentialTensor]]]:
         """The layers in file order, nothing of which is decoded; at the end the index and the footer.
@@ -113,7 +113,7 @@ class SequentialReader:
                 case b"META":
                     raise FormatError("a second META chunk", clause="FIL-001", offset=chunk.offset)
                 case b"INDX":
-                    self._waiting.flush()
+                    self._batch.flush()
                     self._finish(chunk, digest)
                     return
                 case b"BOOK":
@@ -179,13 +179,13 @@ class SequentialReader:
         record = tensor.record
         self._budget.take(record)
         array: Array | None = None
-        for blocks, sections in tensor.groups(MANY_ELEMENTS if self._at_leisure else FEW_ELEMENTS):
+        for blocks, sections in tensor.groups(MANY_ELEMENTS if self._in_batches else FEW_ELEMENTS):
             if array is not None:
                 workers.run(tensor.decode, blocks, sections, array, here=tensor.decoder.has_trellis)
                 continue
             payloads = plain(sections)
             array = allocate(record)  # REA-002: only now
-            if not self._waiting.add(tensor.decoder, blocks, payloads, array):
+            if not self._batch.add(tensor.decoder, blocks, payloads, array):
                 tensor.decoder.decode_blocks(blocks, payloads, array)
         return allocate(record) if array is None else array
 

@@ -13,8 +13,7 @@ from ...format.records import Layout, Trellis
 from ..methods.assemble import BLOCK_ELEMENTS
 from ..methods.layout import by_rows, view_matrix
 from ..report import as_decoded, energy
-from . import error_weights as magnitudes
-from . import feedback, tiles, trellis, viterbi
+from . import error_weights, feedback, tiles, trellis, viterbi
 from .coded import CodedTensor
 from .contexts import BITS_PER_HALVING, Contexts, find_contexts
 from .decorrelate import FINER, LARGEST_POINT, PRICE, Habit, find_plan
@@ -119,9 +118,9 @@ def quantize(
         indices, books = _quantize_with_feedback(points, contexts, grid, factors)
     else:
         weights = None
-        if not least_noise and (power := magnitudes.power_at(contexts.expected_bits)):
+        if not least_noise and (power := error_weights.power_at(contexts.expected_bits)):
             whole = replace(plan, components=()).points(matrix, unit) if plan.components else points
-            weights = magnitudes.weights_of(whole, points, power)
+            weights = error_weights.weights_of(whole, points, power)
             del whole
         rates = trellis.find_rates(points, contexts, grid, price, weights)
         keeps_sums = layout.n_row_axes > 0 and not is_table and matrix.shape[0] >= _FEWEST_INPUTS
