@@ -225,7 +225,7 @@ def test_samples_are_ascending_and_spread() -> None:
 
 _FINGERPRINT = """
 import zlib, numpy as np
-from vqformat.encode.kmeans import kmeans
+from vqformat.encode.methods.kmeans import kmeans
 vectors = np.random.default_rng(3).standard_normal((70_000, 6)).astype(np.float32)
 book, codes = kmeans(vectors, 300, seed=5)
 print(zlib.crc32(book.tobytes()), zlib.crc32(codes.tobytes()))
