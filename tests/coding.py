@@ -9,7 +9,7 @@ import numpy as np
 
 import vqformat
 from vqformat.encode.methods.layout import reals
-from vqformat.encode.small import quantize as small
+from vqformat.encode.small import small
 from vqformat.encode.small.coded import CodedTensor, Pool
 from vqformat.format.chunkwriter import ChunkWriter
 from vqformat.format.dtypes import of_array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import math
 from pathlib import Path
@@ -15,7 +16,9 @@ from strategies import arrays, metadata_values, models
 
 import vqformat
 from vqformat import EncodeError, TensorNotFoundError, safe_open
+from vqformat.encode.options import FileOptions, SaveOptions
 from vqformat.format.dtypes import DTYPES, DType
+from vqformat.numpy import LoadOptions
 
 
 def bits_of(array: np.ndarray[Any, Any]) -> bytes:
@@ -289,3 +292,12 @@ def test_a_layer_of_nameless_beginning_is_not_the_whole_model() -> None:
     with safe_open(io.BytesIO(data)) as f:
         assert [f[f"w{i}"].size for i in (0, 300, 599)] == [2, 2, 2]
         assert f._reader.index.chunk_types.count(b"LAYR") == 3
+
+
+def test_typed_keywords_are_those_that_functions_take() -> None:
+    def keywords(function: Any) -> set[str]:
+        return {name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+    assert set(FileOptions.__annotations__) == keywords(vqformat.save_file) == keywords(vqformat.writer)
+    assert set(SaveOptions.__annotations__) == keywords(vqformat.save_file) - {"overwrite"}
+    assert set(LoadOptions.__annotations__) == keywords(vqformat.load_file)

@@ -18,10 +18,12 @@ from torchmodels import Calling, correlated, filled, output_error, saved
 
 import vqformat
 from vqformat.encode.calibration import Calibration, TensorStatistics
-from vqformat.encode.small import quantize as small
-from vqformat.encode.small import row_steps
+from vqformat.encode.options import Options
+from vqformat.encode.plan import Plan
+from vqformat.encode.small import row_steps, small
 from vqformat.encode.small.coded import Pool
 from vqformat.encode.small.feedback import Factors
+from vqformat.encode.source import SourceTensor
 from vqformat.errors import EncodeError
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'vqformat[torch]'")
@@ -135,6 +137,19 @@ class TestFeedback:
 
         assert len(by_rows) <= len(alike) * 1.01
         assert output_error(layer, alike, inputs(2)) > 1.5 * output_error(layer, by_rows, inputs(2))
+
+    @pytest.mark.parametrize(("shape", "output_axis"), [((4, 64), 0), ((64, 4), 1)])
+    def test_few_outputs_do_not_pay_for_steps_of_their_inputs(self, shape: tuple[int, int], output_axis: int) -> None:
+        scales = np.logspace(-1, 1, 64, dtype=np.float32)
+        calibration = Calibration({"w": TensorStatistics(1.0, ((np.diag(scales),),), 1000)})
+        tensor = SourceTensor("w", "f32", shape, lambda: np.ones(shape, np.float32), output_axis=output_axis)
+        large = replace(tensor, shape=tuple(256 if n == 4 else n for n in shape))
+
+        plan = Plan([tensor], Options(preset="small", calibration=calibration))
+        plan_of_large = Plan([large], Options(preset="small", calibration=calibration))
+
+        assert plan.feedback(tensor).steps is None
+        assert plan_of_large.feedback(large).steps.shape == (64,)
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_inputs_of_any_kind_do(self, kind: str) -> None:

@@ -11,8 +11,7 @@ from arrays import weights
 from coding import Array, decoded, method, quantized, saved
 
 import vqformat
-from vqformat.encode.small import decorrelate, principal, tiles
-from vqformat.encode.small import quantize as small
+from vqformat.encode.small import decorrelate, principal, small, tiles
 from vqformat.encode.small.coded import Pool
 from vqformat.encode.small.transform import find_group, find_transform
 

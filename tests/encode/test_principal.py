@@ -20,8 +20,7 @@ import vqformat
 from vqformat.decode import batch
 from vqformat.encode.calibration import TensorStatistics
 from vqformat.encode.methods.layout import reals
-from vqformat.encode.small import decorrelate, error_weights, principal, table_rows, tiles
-from vqformat.encode.small import quantize as small
+from vqformat.encode.small import decorrelate, error_weights, principal, small, table_rows, tiles
 from vqformat.encode.small.coded import CodedTensor
 from vqformat.encode.small.contexts import find_contexts
 from vqformat.encode.small.feedback import Factors

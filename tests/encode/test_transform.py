@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import vqformat
 from vqformat.decode import batch
-from vqformat.encode.small import quantize as small
+from vqformat.encode.small import small
 from vqformat.encode.small.transform import find_kernel, find_transform
 from vqformat.format.limits import MAX_TRANSFORM
 

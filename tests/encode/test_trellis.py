@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 import vqformat
 from vqformat.decode import batch, rans
-from vqformat.encode.small import coded, contexts, error_weights, tiles, trellis, viterbi
-from vqformat.encode.small import quantize as small
+from vqformat.encode.small import coded, contexts, error_weights, small, tiles, trellis, viterbi
 from vqformat.encode.small.coded import Pool
 from vqformat.encode.small.decorrelate import FINER
 from vqformat.format.chunkwriter import ChunkWriter

@@ -16,7 +16,7 @@ import vqformat
 from vqformat import LimitError, safe_open, stream
 from vqformat.decode.tensor import TensorDecoder
 from vqformat.encode.methods import assemble
-from vqformat.encode.small import quantize as small
+from vqformat.encode.small import small
 
 PRESETS = ("fast", "default", "small")
 

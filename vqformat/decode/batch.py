@@ -1,4 +1,4 @@
-"""Small tensors decoded side by side, for who can wait: with few sequences NumPy's calls cost more than their work."""
+"""Small tensors decoded side by side: with few sequences NumPy's calls cost more than their work."""
 
 from __future__ import annotations
 

@@ -149,14 +149,14 @@ class ModelEncoder:
         """
         self._folder = folder
         self._books.train(self.plan)
-        self.plan.gather(self._fix)
+        self.plan.gather(self._encode_once)
         self._step = self.options.step or self.plan.steps.default
         goal = self._asked.goal(has_steps=bool(self.plan.statistics))
         if self.options.correct is not None:
             return self._corrected(goal)
         return self._encode(self._step) if goal is None else self._met(goal)
 
-    def _fix(self, tensor: SourceTensor) -> bool:
+    def _encode_once(self, tensor: SourceTensor) -> bool:
         """Encode a tensor once for all steps, if its method can."""
         result = self._tensors.encode(tensor, 1.0)
         if tensor.name in self.plan.fallen:

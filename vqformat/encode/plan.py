@@ -34,10 +34,10 @@ class Plan:
         is_part: Whether these are only some of the file's tensors.
 
     Attributes:
-        statistics: Of the tensors whose steps are to be chosen, by name; there after ``gather``, and so are
-        steps: the steps, and
-        constants: names of tensors that nobody trained.
-        fallen: Why a tensor is not coded by the method of its wildcard, by name.
+        statistics: Of each tensor whose step is to be chosen, by name. ``gather`` finds them.
+        steps: The steps of these tensors. ``gather`` finds them.
+        constants: Names of tensors that nobody trained. ``gather`` finds them.
+        fallen: By name, why a tensor is not coded by the method of its wildcard.
     """
 
     def __init__(self, tensors: Sequence[SourceTensor], options: Options, *, is_part: bool = False) -> None:
@@ -78,19 +78,19 @@ class Plan:
         is_vector = sum(size > 1 for size in tensor.shape) < 2  # factors of channels have axes of 1 beside theirs
         return prod(tensor.shape) >= (SMALLEST_COARSE_VECTOR if is_vector else SMALLEST_COARSE)
 
-    def gather(self, is_fixed: Callable[[SourceTensor], bool]) -> None:
+    def gather(self, encode_once: Callable[[SourceTensor], bool]) -> None:
         """First pass: deviation and a sample of each tensor whose step is to be chosen.
 
         Args:
-            is_fixed: Encodes a tensor by the vector method that is asked for, and says whether that has been possible;
-                called where there is a budget, since a tensor for which it is not needs a step.
+            encode_once: Encodes a tensor by the vector method that is asked for, and says whether that was possible.
+                It is called where there is a budget. A tensor for which it was not possible needs a step.
         """
         for tensor in self.tensors:
             if tensor.alias_of is not None or not prod(tensor.shape):
                 continue
             method = self.method(tensor)
             if self.options.has_budget and method is not None and method.is_vector:
-                if is_fixed(tensor):
+                if encode_once(tensor):
                     continue
                 method = None
             is_free = method is None and BY_NAME[tensor.dtype].arithmetic
@@ -122,7 +122,7 @@ class Plan:
     def feedback(self, tensor: SourceTensor) -> Factors | None:
         """What feedback needs to know of the inputs of a tensor's layer."""
         if tensor.name not in self._factors:
-            self._factors[tensor.name] = Factors.of(self._known(tensor), tensor.shape[0])
+            self._factors[tensor.name] = Factors.of(self._known(tensor), tensor.shape[tensor.output_axis])
         return self._factors[tensor.name]
 
     def sensitivity(self, tensor: SourceTensor) -> float:

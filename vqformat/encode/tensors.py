@@ -27,7 +27,7 @@ from .recipe import Method
 from .report import TensorReport, as_decoded, decibel, energy, sqnr_db
 from .results import Result
 from .sensitivity import Statistics, Steps, root_mean_square
-from .small import quantize as small
+from .small import small
 from .small.coded import CodedTensor
 from .small.decorrelate import Habit
 from .source import SourceTensor, fits_float32, native

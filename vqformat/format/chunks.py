@@ -75,16 +75,18 @@ def parse_meta(meta: bytes) -> dict[str, Any]:
 def parse_book_chunk(chunk: ChunkHead) -> BookRecord:
     """The record of a BOOK chunk, which has one section (BOK-003)."""
     record = parse.parse_book(metadata.unpack(chunk.meta))
-    if len(chunk.sections) != 1:
-        raise FormatError(f"BOOK chunk has {len(chunk.sections)} sections, not 1", clause="BOK-003",
-                          offset=chunk.offset)  # fmt: skip
+    _check_one_section(chunk, "BOK-003")
     return record
 
 
 def parse_freq_chunk(chunk: ChunkHead) -> FreqRecord:
     """The record of a FREQ chunk, which has one section (FRQ-002)."""
     record = parse.parse_freq(metadata.unpack(chunk.meta))
-    if len(chunk.sections) != 1:
-        raise FormatError(f"FREQ chunk has {len(chunk.sections)} sections, not 1", clause="FRQ-002",
-                          offset=chunk.offset)  # fmt: skip
+    _check_one_section(chunk, "FRQ-002")
     return record
+
+
+def _check_one_section(chunk: ChunkHead, clause: str) -> None:
+    if len(chunk.sections) != 1:
+        raise FormatError(f"{chunk.type.decode()} chunk has {len(chunk.sections)} sections, not 1", clause=clause,
+                          offset=chunk.offset)  # fmt: skip

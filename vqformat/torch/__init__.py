@@ -15,8 +15,8 @@ except ImportError as err:
     raise ImportError("vqformat.torch needs PyTorch; run: pip install 'vqformat[torch]'") from err
 
 from .. import numpy as front
-from ..encode import writer as layerwise
 from ..encode.calibration import Calibration as Calibration
+from ..encode.writer import writer as writer_of_arrays
 from ..errors import EncodeError
 from ..files import Path
 from ..read.torch_arrays import dtype_name, identity, logical_shape
@@ -137,7 +137,7 @@ def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapp
                  **(calibrated | options))  # type: ignore[arg-type]
 
 
-class writer(layerwise.writer):
+class writer(writer_of_arrays):
     """Writes a ``.vqm`` layer by layer, as ``vqformat.writer`` does; tensors are of PyTorch."""
 
     def _source_tensors(self, tensors: Mapping[str, torch.Tensor], notes: list[str]) -> list[SourceTensor]:
