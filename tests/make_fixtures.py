@@ -38,9 +38,10 @@ from fixture_cases import (
     transforms,
     trellises,
     views,
+    worked,
 )
 
-VALID = (bases, containers, raws, codebooks, views, sums, trellises, transforms)
+VALID = (bases, containers, raws, codebooks, views, sums, trellises, transforms, worked)
 INVALID = (bad_containers, bad_sections, bad_metadata, bad_tensors, bad_records, bad_stages, bad_sums, bad_trellises,
            bad_transforms)
 

@@ -558,7 +558,7 @@ class Model:
         need(name, "LYR-001", kind_of(records, list), "LIM-001 limit", len(self.index) + len(records) <= MAX_TENSORS)
         plans = [Plan(record, self.books, self.freqs) for record in records]
         need(self.n_sections, "LYR-002", sum(plan.n_sections for plan in plans) == self.n_sections)
-        for plan in plans:  # REA-003: names and budgets come last
+        for plan in plans:  # names and budgets need all records
             need(plan.name, "TEN-002", plan.name not in self.index)
             target = 0
             if plan.target is not None:

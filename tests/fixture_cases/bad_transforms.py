@@ -42,7 +42,6 @@ def records() -> list[Case]:
         return bad(name, "format", comment + SIBLING, "TRL-006", with_groups(size, layout, tile))
 
     book = Codebook(codes(2, (6, 5), 6), table(3, 1, 6, 1))
-    too_large = edit(base_tensor(), (4, 0, 1, 2), 129)
     return [
         other("trl-006-size-0", "groups of no rows", 0),
         other("trl-006-size-1", "groups of one row", 1),
@@ -50,10 +49,6 @@ def records() -> list[Case]:
         other("trl-006-size-12", "a group of 12 rows of 6", 12),
         other("trl-006-bands", "bands of 2 rows, groups of 3", 3, Layout(n_row_axes=1, block_rows=2)),
         other("trl-006-ranges", "ranges of 2 columns", 3, Layout(n_row_axes=1, block_rows=1, block_columns=2), (1, 1)),
-        bad("trl-006-before-003", "limit", "groups of 129 rows, then feedback 512", "TRL-006 TRL-003 REA-003",
-            edit(too_large, (4, 0, 2, 0), 512)),
-        bad("trl-006-after-004", "unsupported", "bit 2 of classes; groups of 4 rows of 6", "TRL-006 TRL-004 REA-003",
-            edit(with_groups(4), (4, 0, 4), 4)),
         changed("trl-006-limit", "limit", "groups of 129 rows", (2,), 129, "TRL-006 LIM-001"),
         changed("trl-006-hostile", "limit", "groups of 2^64 - 1 rows", (2,), 2**64 - 1, "TRL-006 LIM-001"),
         changed("trl-006-negative", "format", "groups of -3 rows", (2,), -3, "TRL-006 MET-008"),

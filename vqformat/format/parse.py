@@ -1,6 +1,6 @@
 """Records from metadata, and every rule on them (SPEC sections 6, 7, 9–12): parsed and checked once, then trusted.
 
-The order of checks is that of REA-003.
+Each field is checked by itself before it is compared with others.
 """
 
 from __future__ import annotations
