@@ -9,11 +9,20 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, cast
 
 from .encode.budget import COARSEST_STEP, SMALLEST_STEP
 from .errors import EncodeError
 from .files import NewFile
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .encode.calibration import Calibration
+    from .encode.options import Preset, Progress
+    from .encode.recipe import Recipe
+
+Model = TypeVar("Model")
 
 _FIRST_STEP = 0.5
 _MOST_GROWTH = 2.0  # of the step from one trial to the next
@@ -118,14 +127,25 @@ def _row(trial: Trial, is_best: bool = False) -> str:
     return f"{trial.ratio:>7.2f}{trial.nbytes:>13,}{trial.metric:>12.6g}{trial.drop:>12.4g}{mark}"
 
 
+class SearchOptions(TypedDict, total=False):
+    """Keywords of ``save_file`` and ``save_model`` that ``search`` hands on."""
+
+    metadata: Mapping[str, Any]
+    recipe: Recipe | Mapping[str, str] | str | None
+    preset: Preset
+    calibration: Calibration | None
+    seed: int
+    progress: Progress | None
+
+
 def search(
-    model: Any,
-    evaluate: Callable[[Any], float],
+    model: Model,
+    evaluate: Callable[[Model], float],
     max_drop: float = 0.01,
     *,
     max_evaluations: int = 10,
     on_trial: Callable[[Trial], None] | None = None,
-    **options: Any,
+    **options: Unpack[SearchOptions],
 ) -> SearchResult:
     """Find the smallest file for which a metric drops by no more than so much.
 
@@ -160,7 +180,7 @@ def search(
     subject = _subject(model)
     if on_trial is None and sys.stderr.isatty():
         on_trial = _print_trial
-    return _Search(subject, evaluate, max_drop, options, on_trial).run(max_evaluations)
+    return _Search(subject, evaluate, max_drop, dict(options), on_trial).run(max_evaluations)
 
 
 def _print_trial(trial: Trial) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Literal, overload
 
 from ..decode.workers import n_threads
 from ..files import Path, opened
 from ..format.describe import describe
 from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES
 from .budget import Budget
-from .framework import Framework, as_output, spelled_as_safetensors
+from .framework import Array, Framework, Index, NumPy, PyTorch, Tensor, as_output, spelled_as_safetensors
 from .indexed import IndexedReader
+
+if TYPE_CHECKING:
+    import torch
+
+    from .framework import Device
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class TensorInfo:
         return 8 * self.stored_nbytes / self.n_elements if self.n_elements else 0.0
 
 
-class safe_open(Mapping[str, Any]):
+class safe_open(Mapping[str, Tensor]):
     """Opens a file by its index; tensors are decoded when they are asked for.
 
     A mapping from names to tensors, and a context manager::
@@ -67,9 +72,22 @@ class safe_open(Mapping[str, Any]):
         OSError: It cannot be read.
     """
 
+    @overload
+    def __init__(self: safe_open[Array], filename: Path | BinaryIO, framework: NumPy = "np",
+                 device: Literal["cpu"] = "cpu", *, max_tensor_bytes: int = ..., threads: int | None = ...
+                 ) -> None: ...  # fmt: skip
+
+    @overload
+    def __init__(self: safe_open[torch.Tensor], filename: Path | BinaryIO, framework: PyTorch, device: Device = "cpu",
+                 *, max_tensor_bytes: int = ..., threads: int | None = ...) -> None: ...  # fmt: skip
+
+    @overload
+    def __init__(self: safe_open[Any], filename: Path | BinaryIO, framework: str, device: Any = "cpu", *,
+                 max_tensor_bytes: int = ..., threads: int | None = ...) -> None: ...  # fmt: skip
+
     def __init__(self, filename: Path | BinaryIO, framework: str = "np", device: Any = "cpu", *,
                  max_tensor_bytes: int = DEFAULT_MAX_TENSOR_NBYTES, threads: int | None = None) -> None:  # fmt: skip
-        self._framework = Framework(framework, device)
+        self._framework: Framework[Tensor] = Framework(framework, device)
         self._threads = n_threads(threads)
         self._max_tensor_bytes = max_tensor_bytes
         self._opened = opened(filename)
@@ -80,7 +98,7 @@ class safe_open(Mapping[str, Any]):
             self._opened.__exit__(None, None, None)
             raise
 
-    def __enter__(self) -> safe_open:
+    def __enter__(self) -> safe_open[Tensor]:
         return self
 
     def __exit__(
@@ -106,10 +124,10 @@ class safe_open(Mapping[str, Any]):
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._reader.index.position(name) is not None
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Tensor:
         return self._framework.give(self._reader.tensor(name, self._budget(), self._threads))
 
-    def get_tensor(self, name: str) -> Any:
+    def get_tensor(self, name: str) -> Tensor:
         """A tensor, decoded.
 
         Raises:
@@ -118,7 +136,7 @@ class safe_open(Mapping[str, Any]):
         """
         return self[name]
 
-    def get_slice(self, name: str) -> TensorSlice:
+    def get_slice(self, name: str) -> TensorSlice[Tensor]:
         """A tensor to be indexed: ``f.get_slice(name)[10:20]`` decodes the blocks that it needs."""
         self._reader.record(name)  # what the index says of it is compared with the chunk before it is believed
         return TensorSlice(self, name)
@@ -150,10 +168,10 @@ class safe_open(Mapping[str, Any]):
         return Budget(self._max_tensor_bytes)
 
 
-class TensorSlice:
+class TensorSlice(Generic[Tensor]):
     """A tensor that is decoded as far as it is indexed."""
 
-    def __init__(self, file: safe_open, name: str) -> None:
+    def __init__(self, file: safe_open[Tensor], name: str) -> None:
         self._file, self._name = file, name
         self._entry = file._reader.entry(name)
 
@@ -165,11 +183,11 @@ class TensorSlice:
         """dtype in safetensors' spelling where that has one, such as ``"F32"`` or ``"F8_E4M3"``."""
         return spelled_as_safetensors(self._entry.dtype)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: Index) -> Tensor:
         file = self._file
         return file._framework.give(file._reader.part(self._name, index, file._budget()))
 
-    def decode_into(self, out: Any) -> None:
+    def decode_into(self, out: Array | torch.Tensor) -> None:
         """Decode the tensor into an array (or tensor on the CPU) of its shape and dtype, C-contiguous.
 
         Memory beside it: a few blocks. So a tensor larger than memory goes into a ``numpy.memmap``.
@@ -181,7 +199,7 @@ class TensorSlice:
         array = as_output(out, self._name, self._entry.dtype, self._entry.shape)
         self._file._reader.decode_into(self._name, array, self._file._threads)
 
-    def blocks(self) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    def blocks(self) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
         """The tensor piece by piece, for each an index and its values: ``whole[index] = values`` puts it in place.
 
         A piece is a block of the file, some 250,000 elements (all of a complex tensor).

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsIndex, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from ..format.dtypes import BY_NAME
 
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import TypeVar
+
+    Tensor = TypeVar("Tensor", default=Any)  # of a framework
+    Device = str | int | torch.device
+else:
+    from typing import TypeVar
+
+    Tensor = TypeVar("Tensor")
+
 Array = npt.NDArray[Any]
+NumPy = Literal["np", "numpy"]
+PyTorch = Literal["pt", "torch"]
+IndexItem = SupportsIndex | slice | EllipsisType | None | Array | Sequence[int]
+Index = IndexItem | tuple[IndexItem, ...]  # as NumPy takes it
 
 
-class Framework:
+class Framework(Generic[Tensor]):
     """Arrays of NumPy, or tensors of PyTorch on a device.
 
     Args:
@@ -36,9 +53,10 @@ class Framework:
         elif str(device) != "cpu":
             raise ValueError(f"device is {device!r}; arrays are on 'cpu'")
 
-    def give(self, array: Array) -> Any:
-        """An array as what was asked for."""
-        return self._from_numpy(np.asarray(array)).to(self._device) if self._is_torch else array
+    def give(self, array: Array) -> Tensor:
+        """The array as the framework's tensor."""
+        given = self._from_numpy(np.asarray(array)).to(self._device) if self._is_torch else array
+        return cast("Tensor", given)
 
 
 def as_output(out: Any, name: str, dtype: str, shape: tuple[int, ...]) -> Array:

@@ -6,9 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, BinaryIO
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Literal, overload
 
 from ..decode.parallel import plain
 from ..decode.region import part_of
@@ -18,13 +16,16 @@ from ..format.chunks import LayerInfo
 from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES
 from ..format.records import AliasRecord
 from .budget import Budget
-from .framework import Framework, as_output, spelled_as_safetensors
+from .framework import Array, Framework, NumPy, PyTorch, Tensor, as_output, spelled_as_safetensors
 from .sequential import SequentialReader, SequentialTensor
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import torch
+
+    from .framework import Device
 
 
-class stream(Iterator["Layer"]):
+class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
     """The layers of a file in their order, each decoded when it is looked into; in memory is the one in hand.
 
     An iterator, and a context manager that closes the file::
@@ -58,10 +59,25 @@ class stream(Iterator["Layer"]):
         OSError: It cannot be read.
     """
 
+    @overload
+    def __init__(self: stream[Array], source: Path | BinaryIO, framework: NumPy = "np",
+                 device: Literal["cpu"] = "cpu", *, max_tensor_bytes: int = ..., threads: int | None = ...,
+                 allow_partial: bool = ...) -> None: ...  # fmt: skip
+
+    @overload
+    def __init__(self: stream[torch.Tensor], source: Path | BinaryIO, framework: PyTorch, device: Device = "cpu", *,
+                 max_tensor_bytes: int = ..., threads: int | None = ..., allow_partial: bool = ...
+                 ) -> None: ...  # fmt: skip
+
+    @overload
+    def __init__(self: stream[Any], source: Path | BinaryIO, framework: str, device: Any = "cpu", *,
+                 max_tensor_bytes: int = ..., threads: int | None = ..., allow_partial: bool = ...
+                 ) -> None: ...  # fmt: skip
+
     def __init__(self, source: Path | BinaryIO, framework: str = "np", device: Any = "cpu", *,
                  max_tensor_bytes: int = DEFAULT_MAX_TENSOR_NBYTES, threads: int | None = None,
                  allow_partial: bool = False) -> None:  # fmt: skip
-        self._framework = Framework(framework, device)
+        self._framework: Framework[Tensor] = Framework(framework, device)
         self._threads = n_threads(threads)
         self._opened = opened(source)
         file = self._opened.__enter__()
@@ -74,10 +90,10 @@ class stream(Iterator["Layer"]):
             raise
         self.metadata: dict[str, Any] = self._reader.metadata
         self._layers = self._whole_layers() if allow_partial else self._open_layers()
-        self._current: Layer | None = None
+        self._current: Layer[Tensor] | None = None
         self._has_failed = False
 
-    def __next__(self) -> Layer:
+    def __next__(self) -> Layer[Tensor]:
         if self._current is not None:
             self._current._pass_by()
             self._current = None
@@ -91,12 +107,13 @@ class stream(Iterator["Layer"]):
             raise
         return self._current
 
-    def _open_layers(self) -> Iterator[Layer]:
+    def _open_layers(self) -> Iterator[Layer[Tensor]]:
         for info, tensors in self._reader.open_layers():
+            given: Iterator[StreamedTensor[Tensor]]
             given = (StreamedTensor(tensor, self._framework, self._budget, self._threads) for tensor in tensors)
             yield Layer(info, self._budget, given)
 
-    def _whole_layers(self) -> Iterator[Layer]:
+    def _whole_layers(self) -> Iterator[Layer[Tensor]]:
         for info, arrays in self._reader.layers():
             yield Layer(info, self._budget, iter(()), {name: self._framework.give(a) for name, a in arrays.items()})
         if self._reader.cut_at is not None:
@@ -106,7 +123,7 @@ class stream(Iterator["Layer"]):
         """Close the file, if it was opened here."""
         self._opened.__exit__(None, None, None)
 
-    def __enter__(self) -> stream:
+    def __enter__(self) -> stream[Tensor]:
         return self
 
     def __exit__(
@@ -115,7 +132,7 @@ class stream(Iterator["Layer"]):
         self.close()
 
 
-class Layer(Mapping[str, Any]):
+class Layer(Mapping[str, Tensor]):
     """A layer: a mapping from names to tensors, all of which are decoded when one of them is asked for.
 
     It is to be looked into before the stream goes on; what has been decoded by then stays.
@@ -125,17 +142,17 @@ class Layer(Mapping[str, Any]):
         aliases: Further names of tensors, of this layer or an earlier one, by the name: ``{alias: target}``.
     """
 
-    def __init__(self, info: LayerInfo, budget: Budget, tensors: Iterator[StreamedTensor],
-                 arrays: dict[str, Any] | None = None) -> None:  # fmt: skip
+    def __init__(self, info: LayerInfo, budget: Budget, tensors: Iterator[StreamedTensor[Tensor]],
+                 arrays: dict[str, Tensor] | None = None) -> None:  # fmt: skip
         self.name = info.name
         self.aliases = {record.name: record.target for record in info.records if isinstance(record, AliasRecord)}
         self._names = [record.name for record in info.records if not isinstance(record, AliasRecord)]
         self._budget = budget
-        self._tensors: Iterator[StreamedTensor] | None = tensors
+        self._tensors: Iterator[StreamedTensor[Tensor]] | None = tensors
         self._arrays = arrays
         self._has_passed = False
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
         if self._arrays is None:
@@ -154,7 +171,7 @@ class Layer(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def tensors(self) -> Iterator[StreamedTensor]:
+    def tensors(self) -> Iterator[StreamedTensor[Tensor]]:
         """The tensors in file order, each to be decoded, or not, before the next is asked for.
 
         Raises:
@@ -164,13 +181,13 @@ class Layer(Mapping[str, Any]):
             raise ValueError(f"layer {self.name!r} is decoded already: it is a mapping from names to tensors")
         return self._take()
 
-    def _take(self) -> Iterator[StreamedTensor]:
+    def _take(self) -> Iterator[StreamedTensor[Tensor]]:
         tensors, self._tensors = self._tensors, None
         if tensors is None:
             raise self._passed()
         return self._until_passed(tensors)
 
-    def _until_passed(self, tensors: Iterator[StreamedTensor]) -> Iterator[StreamedTensor]:
+    def _until_passed(self, tensors: Iterator[StreamedTensor[Tensor]]) -> Iterator[StreamedTensor[Tensor]]:
         while not self._has_passed:
             tensor = next(tensors, None)
             if tensor is None:
@@ -186,7 +203,7 @@ class Layer(Mapping[str, Any]):
         self._has_passed = True
 
 
-class StreamedTensor:
+class StreamedTensor(Generic[Tensor]):
     """A tensor that a stream has come to, to be decoded at most once.
 
     Attributes:
@@ -194,13 +211,13 @@ class StreamedTensor:
         dtype: As safetensors spells it, such as ``"F32"``.
     """
 
-    def __init__(self, tensor: SequentialTensor, framework: Framework, budget: Budget, threads: int) -> None:
+    def __init__(self, tensor: SequentialTensor, framework: Framework[Tensor], budget: Budget, threads: int) -> None:
         self._tensor, self._framework, self._budget, self._threads = tensor, framework, budget, threads
         self._is_taken = False
         self.name, self.shape = tensor.record.name, tensor.record.shape
         self.dtype = spelled_as_safetensors(tensor.record.dtype)
 
-    def decode(self) -> Any:
+    def decode(self) -> Tensor:
         """The tensor.
 
         Raises:
@@ -209,11 +226,11 @@ class StreamedTensor:
         """
         return self._decode_within(replace(self._budget))  # by itself: the caller may have dropped the others
 
-    def _decode_within(self, budget: Budget) -> Any:
+    def _decode_within(self, budget: Budget) -> Tensor:
         budget.take(self._tensor.record)
         return self._framework.give(self._decode(None))
 
-    def decode_into(self, out: Any) -> None:
+    def decode_into(self, out: Array | torch.Tensor) -> None:
         """Decode the tensor into an array (or tensor on the CPU) of its shape and dtype, C-contiguous.
 
         Memory beside it: a few blocks. So a tensor larger than memory goes into a ``numpy.memmap``.
@@ -224,7 +241,7 @@ class StreamedTensor:
         """
         self._decode(as_output(out, self.name, self._tensor.record.dtype, self.shape))
 
-    def blocks(self) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    def blocks(self) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
         """The tensor piece by piece, for each an index and its values: ``whole[index] = values`` puts it in place.
 
         A piece is a block of the file, some 250,000 elements (all of a complex tensor).

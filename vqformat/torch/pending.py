@@ -54,13 +54,13 @@ class Pending(torch.Tensor):
         return func(*_decoded(args), **{key: _decoded(value) for key, value in (kwargs or {}).items()})
 
 
-def pending(file: safe_open, name: str) -> torch.Tensor:
+def pending(file: safe_open[torch.Tensor], name: str) -> torch.Tensor:
     """The tensor ``name`` of a file opened for torch, decoded where it would take another shape."""
     info = file.get_slice(name)
     shape, dtype = tuple(info.get_shape()), info.get_dtype().lower()
     found = torch_dtype(dtype)
     if found is None:
-        return file[name]  # type: ignore[no-any-return]
+        return file[name]
     made: torch.Tensor = Pending.make(shape, found, torch.device("cpu"), lambda: file[name])
     return made
 

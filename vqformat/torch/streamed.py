@@ -193,7 +193,7 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 class _Store:
     """The file of a model, and the weights that are decoded ahead."""
 
-    def __init__(self, file: safe_open, prefetch: int) -> None:
+    def __init__(self, file: safe_open[torch.Tensor], prefetch: int) -> None:
         self.file = file
         self._prefetch = prefetch
         self._lock = threading.Lock()
@@ -239,7 +239,7 @@ class _Store:
         return tensor
 
 
-def _close(file: safe_open, pool: ThreadPoolExecutor | None) -> None:
+def _close(file: safe_open[torch.Tensor], pool: ThreadPoolExecutor | None) -> None:
     if pool is not None:
         pool.shutdown(wait=False, cancel_futures=True)
     file.close()
