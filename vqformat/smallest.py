@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
-from .encode.budget import COARSEST_STEP, SMALLEST_STEP
+from .encode.step_search import COARSEST_STEP, SMALLEST_STEP
 from .errors import EncodeError
 from .files import NewFile
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy.typing as npt
 
-from ..decode.parallel import plain
+from ..decode.block_groups import plain
 from ..decode.region import part_of
 from ..decode.workers import n_threads
 from ..files import Path, opened
