@@ -20,7 +20,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,21 +29,16 @@ import msgpack
 import numpy as np
 from h5py import h5d, h5i, h5l, h5o, h5s, h5t
 
-from .archive import Archive
+from .file_region import Region
 from .hdf5 import READY
-from .hdf5_chunks import ENTRY
-from .layout import ASCII, ATTRIBUTE_TYPE, MAX_LEVELS, MAX_PATH_NBYTES, UTF8
-from .region import Region
+from .hdf5_layout import ASCII, ATTRIBUTE_TYPE, MAX_LEVELS, MAX_PATH_NBYTES, UTF8
+from .hdf5_storage import RefusedError, dtype_of, place_of
+from .zip_archive import Archive
 
 OLDEST_HDF5 = (1, 14, 4)  # before: heap overflows on hostile files (CVE-2026-26200 among others)
 MAX_OBJECTS = 1 << 20  # links and attributes
 MAX_ATTRIBUTE_NBYTES = 1 << 24  # of all attributes
-MAX_CHUNKS = 1 << 22  # of a dataset
 MEMORY_NBYTES = 1 << 29  # that libhdf5 may take
-
-
-class RefusedError(Exception):
-    """A file that is not read, with the reason."""
 
 
 def walk(file: Any, out: BinaryIO) -> None:
@@ -138,83 +132,13 @@ class _Walk:
         if space.get_simple_extent_type() == h5s.NULL:
             self._tell("note", f"left out {path!r}: it has no values")
             return
-        dtype = _dtype(kind, path)
+        dtype = dtype_of(kind, path)
         if dtype is None:
             self._tell("note", f"left out {path!r}: {_what(kind)}, no numbers")
             return
-        shape = space.get_simple_extent_dims()
-        place: tuple[Any, ...]
-        if not prod(shape):
-            place = "bytes", b""
-        elif layout == h5d.CHUNKED:
-            place = self._chunks(opened, plan, path, shape)
-        elif layout == h5d.COMPACT:
-            if prod(shape) > 1 << 16:  # it lies in a header of at most 64 KiB
-                raise RefusedError(f"{path!r} of shape {shape} cannot be stored in a header")
-            array = np.zeros(shape, dtype)
-            opened.read(h5s.ALL, h5s.ALL, array, kind)
-            place = "bytes", array.tobytes()
-        else:
-            offset = opened.get_offset()
-            if offset is None or not opened.get_storage_size():
-                raise RefusedError(f"{path!r} of shape {shape} was never written: its values are not stored")
-            place = "at", offset
+        place = place_of(opened, dtype, path)
         self._tell_attributes(h5py.Dataset(opened), path)
-        self._tell("dataset", path, dtype.str if dtype != np.bool_ else "bool", shape, place)
-
-    def _chunks(self, opened: Any, plan: Any, path: str, shape: tuple[int, ...]) -> tuple[Any, ...]:
-        """Where the chunks of a dataset are, in the order of their places in it."""
-        steps = plan.get_chunk()
-        filters = [plan.get_filter(number) for number in range(plan.get_nfilters())]
-        counts = [-(-size // step) for size, step in zip(shape, steps, strict=True)]
-        found = opened.get_num_chunks()
-        if found != prod(counts):
-            raise RefusedError(f"{path!r} of shape {shape} has {prod(counts)} chunks, and {found} of them are stored;"
-                               " write it in full")  # fmt: skip
-        if found > MAX_CHUNKS:
-            raise RefusedError(f"{path!r} has {found} chunks; at most {MAX_CHUNKS} are read")
-        table = bytearray(ENTRY.size * found)
-        places = set()
-
-        def take(chunk: Any) -> None:
-            place = 0
-            for start, step, count in zip(chunk.chunk_offset, steps, counts, strict=True):
-                if start % step or start // step >= count:
-                    raise RefusedError(f"{path!r} has a chunk at {chunk.chunk_offset}, where none can be")
-                place = place * count + start // step
-            places.add(place)
-            ENTRY.pack_into(table, ENTRY.size * place, chunk.byte_offset or 0, chunk.size, chunk.filter_mask)
-
-        opened.chunk_iter(take)
-        if len(places) != found:
-            raise RefusedError(f"{path!r} has several chunks in one place")
-        if filters:
-            self._mark_raw_edges(opened, path, shape, steps, table)
-        filters = [[code, name.decode(errors="replace"), list(parameters)] for code, _, parameters, name in filters]
-        return "chunks", steps, filters, bytes(table)
-
-    def _mark_raw_edges(
-        self, opened: Any, path: str, shape: tuple[int, ...], steps: tuple[int, ...], table: bytearray
-    ) -> None:
-        """Set the mask of chunks at the edge whose filters were skipped by an option of the dataset.
-
-        H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS (HDF5 1.10) leaves no other trace than what libhdf5 reads.
-        """
-        kind = opened.get_type()
-        raw_nbytes = prod(steps) * kind.get_size()
-        starts = product(*(range(0, size, step) for size, step in zip(shape, steps, strict=True)))
-        for number, start in enumerate(starts):
-            count = tuple(min(step, size - first) for first, step, size in zip(start, steps, shape, strict=True))
-            offset, size, mask = ENTRY.unpack_from(table, ENTRY.size * number)
-            if count == steps or size != raw_nbytes or mask:
-                continue
-            space = opened.get_space()
-            space.select_hyperslab(start, count)
-            values = np.empty(count, f"V{kind.get_size()}")
-            opened.read(h5s.create_simple(count), space, values, kind)
-            raw = np.frombuffer(opened.read_direct_chunk(start)[1], values.dtype).reshape(steps)
-            if raw[tuple(map(slice, count))].tobytes() == values.tobytes():
-                ENTRY.pack_into(table, ENTRY.size * number, offset, size, 0xFFFFFFFF)
+        self._tell("dataset", path, dtype.str if dtype != np.bool_ else "bool", space.get_simple_extent_dims(), place)
 
     # Attributes
 
@@ -263,36 +187,6 @@ class _Walk:
         self._attribute_nbytes += nbytes
         if self._attribute_nbytes > MAX_ATTRIBUTE_NBYTES:
             raise RefusedError(f"it has more than {MAX_ATTRIBUTE_NBYTES} bytes of attributes")
-
-
-def _dtype(kind: Any, path: str) -> np.dtype[Any] | None:
-    """The NumPy dtype of which the elements of a dataset have the very bytes; None if they are no numbers.
-
-    Raises:
-        RefusedError: They are numbers of a form that NumPy does not have.
-    """
-    if isinstance(kind, h5t.TypeOpaqueID):
-        return np.dtype(f"V{kind.get_size()}")
-    try:
-        dtype: np.dtype[Any] = kind.dtype
-    except (TypeError, ValueError, NotImplementedError):
-        return None
-    if dtype.kind not in "biufc":
-        return None
-    base = kind.get_super() if isinstance(kind, h5t.TypeEnumID) and dtype.kind != "b" else kind
-    same = h5t.py_create(dtype, logical=dtype.kind == "b")
-    if not base.equal(same) and not (dtype.kind == "c" and _is_pair(kind, dtype)):
-        raise RefusedError(f"{path!r} has numbers of a type of {kind.get_size()} bytes that NumPy does not have; store"
-                           " it as float32")  # fmt: skip
-    return dtype
-
-
-def _is_pair(kind: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether a compound is a complex number: two floats, one behind the other."""
-    half = np.dtype(f"{dtype.byteorder}f{dtype.itemsize // 2}")
-    return (isinstance(kind, h5t.TypeCompoundID) and kind.get_nmembers() == 2 and kind.get_size() == dtype.itemsize
-            and [kind.get_member_offset(i) for i in (0, 1)] == [0, half.itemsize]
-            and all(kind.get_member_type(i).equal(h5t.py_create(half)) for i in (0, 1)))  # fmt: skip
 
 
 def _is_unicode(text: str) -> bool:

@@ -12,13 +12,13 @@ from vqformat.encode.source import SourceTensor, check_name
 from vqformat.errors import ConversionError, EncodeError
 from vqformat.format.metadata import pack
 
-from .archive import Archive
 from .detect import hdf5_offset, read_json
+from .file_region import Region
 from .hdf5 import Tree, read_tree
+from .hdf5_layout import Layout
 from .keras_names import is_state, names_in_keras3, names_in_legacy
-from .layout import Layout
-from .region import Region
 from .source import Source
+from .zip_archive import Archive
 
 WEIGHTS = "model.weights.h5"  # of an archive
 CONFIG = "config.json"

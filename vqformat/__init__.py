@@ -19,7 +19,7 @@ from .errors import (
     VqmError,
 )
 from .numpy import load, load_file, save, save_file, verify
-from .read.access import TensorInfo, safe_open
+from .read.safe_open import TensorInfo, safe_open
 from .read.streaming import stream
 from .version import __version__ as __version__
 

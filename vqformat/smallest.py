@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, cast
 
-from .encode.budget import COARSEST_STEP, SMALLEST_STEP
+from .encode.step_search import COARSEST_STEP, SMALLEST_STEP
 from .errors import EncodeError
 from .files import NewFile
 

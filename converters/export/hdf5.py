@@ -10,7 +10,7 @@ import numpy.typing as npt
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError
 
-from ..layout import ASCII, UTF8, Attribute, Layout, check_path
+from ..hdf5_layout import ASCII, UTF8, Attribute, Layout, check_path
 from ..source import Source
 from .npz import numpy_dtype
 

@@ -11,10 +11,10 @@ from typing import BinaryIO, cast
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError
 
-from ..archive import is_unsafe
+from ..hdf5_layout import Layout
 from ..keras import CONFIG, WEIGHTS
-from ..layout import Layout
 from ..source import Source
+from ..zip_archive import is_unsafe
 from .hdf5 import write_tree
 
 

@@ -17,7 +17,8 @@ from vqformat.encode.methods.assemble import QuantizedStage, assemble
 from vqformat.encode.methods.quantize import quantize
 from vqformat.encode.recipe import parse_method
 from vqformat.format.chunkwriter import ChunkWriter
-from vqformat.format.records import CodebookStage, Layout, TableSource, make_view
+from vqformat.format.layout import Layout, make_view
+from vqformat.format.stages import CodebookStage, TableSource
 
 SIDE = 4000  # of the decoded matrix: 64 MB of float32
 FIXED = {2: 2.0, 4: 1.0, 16: 0.4, 256: 0.03}  # entries -> grid step, in deviations; packed, not compressed

@@ -15,7 +15,7 @@ from conftest import FIXTURES, ROOT
 
 import vqformat
 from vqformat import VqmError, safe_open
-from vqformat.format import container
+from vqformat.format import zstd_frame
 from vqformat.format.bits import pack_nibbles
 from vqformat.format.dtypes import of_array
 
@@ -179,7 +179,7 @@ def test_the_worked_frame_of_the_spec_is_one() -> None:
     assert lines is not None
     frame = "".join(re.findall(r"^((?:[0-9A-F]{2} ?)+) ", lines[1], re.MULTILINE))
 
-    assert container.decompress(bytes.fromhex(frame), 64, "the example") == bytes(64)
+    assert zstd_frame.decompress(bytes.fromhex(frame), 64, "the example") == bytes(64)
 
 
 def test_every_rule_of_the_spec_is_enforced_in_code_and_shown_by_a_test() -> None:

@@ -14,15 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import vqformat
-from vqformat.encode.budget import Goal, Outcome
+from vqformat.encode.budget_search import BudgetSearch, Trials
 from vqformat.encode.calibration import Calibration, TensorStatistics
-from vqformat.encode.meeting import Meeting, Trials
+from vqformat.encode.layers import Result
 from vqformat.encode.model import encode_model
 from vqformat.encode.options import Options
 from vqformat.encode.report import Report, TensorReport
-from vqformat.encode.results import Result
 from vqformat.encode.sensitivity import Statistics, Steps
 from vqformat.encode.source import source_tensors
+from vqformat.encode.step_search import Goal, Outcome
 from vqformat.errors import EncodeError
 
 Array = np.ndarray[Any, Any]
@@ -219,12 +219,12 @@ def meeting_of(sizes: Callable[[int, float], int], n_tensors: int, nbytes: float
         return sum(result.report.stored_nbytes for result in results)
 
     steps = Steps([Statistics.of(np.random.default_rng(0).standard_normal((100, 100)).astype(np.float32))])
-    meeting = Meeting(Goal(nbytes), Trials(
+    search = BudgetSearch(Goal(nbytes), Trials(
         lambda step: [result(i, step) for i in range(n_tensors)], [result],
         lambda results: Outcome(total(results), 20.0)))  # fmt: skip
-    meeting.run(steps)
-    assert meeting.within is not None
-    return meeting.within.outcome.nbytes, [result.report.stored_nbytes for result in meeting.within.results]
+    search.run(steps)
+    assert search.within is not None
+    return search.within.outcome.nbytes, [result.report.stored_nbytes for result in search.within.results]
 
 
 def test_sizes_that_jump_are_met_by_some_tensors_of_each() -> None:

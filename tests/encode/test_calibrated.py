@@ -21,8 +21,8 @@ from vqformat.encode.calibration import Calibration, TensorStatistics
 from vqformat.encode.options import Options
 from vqformat.encode.plan import Plan
 from vqformat.encode.small import row_steps, small
-from vqformat.encode.small.coded import Pool
-from vqformat.encode.small.feedback import Factors
+from vqformat.encode.small.entropy_coding import Pool
+from vqformat.encode.small.error_feedback import Factors
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import EncodeError
 
@@ -31,7 +31,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 from torch import Tensor, nn  # noqa: E402
 
 from vqformat import torch as vt  # noqa: E402
-from vqformat.torch import correct  # noqa: E402
+from vqformat.torch import correction  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -327,7 +327,7 @@ class TestCorrections:
         x = torch.randn(100, 8) + 1
         model(x)
 
-        found = correct.Corrector(model, Calibration({}, [x]))([("0.weight", model[0].weight.detach().numpy() / 2)])
+        found = correction.Corrector(model, Calibration({}, [x]))([("0.weight", model[0].weight.detach().numpy() / 2)])
 
         np.testing.assert_allclose(found["1.running_mean"], model[1].running_mean / 2, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(found["1.running_var"], model[1].running_var / 4, rtol=1e-4)
@@ -337,7 +337,7 @@ class TestCorrections:
         x = torch.randn(100, 8) + 2
         weights = {name: tensor.numpy() * 0.7 for name, tensor in model.state_dict().items() if tensor.ndim > 1}
 
-        found = correct.Corrector(model, Calibration({}, [x]))(weights.items())
+        found = correction.Corrector(model, Calibration({}, [x]))(weights.items())
 
         other = copy.deepcopy(model)
         other.load_state_dict({name: torch.from_numpy(array) for name, array in (weights | found).items()})
@@ -348,7 +348,7 @@ class TestCorrections:
         model = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 8, bias=False))
         weights = {"1.weight": model[1].weight.detach().numpy() * 0.97}
 
-        found = correct.Corrector(model, Calibration({}, [torch.randn(20, 16) for _ in range(10)]))(weights.items())
+        found = correction.Corrector(model, Calibration({}, [torch.randn(20, 16) for _ in range(10)]))(weights.items())
 
         np.testing.assert_allclose(found["0.weight"], 1 / 0.97, rtol=0.01)
 
@@ -372,7 +372,7 @@ class TestCorrections:
         calibration = vt.calibrate(model, [images(seed) for seed in range(n_batches)])
         weights = {name: tensor.numpy() for name, tensor in model.state_dict().items() if tensor.ndim > 1}
 
-        found = correct.Corrector(model, calibration)(weights.items())
+        found = correction.Corrector(model, calibration)(weights.items())
 
         assert all(np.array_equal(found[name], tensor) for name, tensor in short_tensors(model).items())
 
@@ -384,13 +384,13 @@ class TestCorrections:
         def tune(corrector: Any, student: nn.Module, *rest: Any) -> None:
             harm(student)
 
-        monkeypatch.setattr(correct, "_match_moments", lambda teacher, student, batch: harm(student))
-        monkeypatch.setattr(correct.Corrector, "_tune", tune)
+        monkeypatch.setattr(correction, "_match_moments", lambda teacher, student, batch: harm(student))
+        monkeypatch.setattr(correction.Corrector, "_tune", tune)
         model = convolutional()
         calibration = vt.calibrate(model, [images(seed) for seed in range(6)])
         weights = {name: tensor.numpy() * 0.9 for name, tensor in model.state_dict().items() if tensor.ndim > 1}
 
-        found = correct.Corrector(model, calibration)(weights.items())
+        found = correction.Corrector(model, calibration)(weights.items())
 
         assert all(np.array_equal(found[name], tensor) for name, tensor in short_tensors(model).items())
 

@@ -11,8 +11,8 @@ from arrays import weights
 from coding import Array, decoded, method, quantized, saved
 
 import vqformat
-from vqformat.encode.small import decorrelate, principal, small, tiles
-from vqformat.encode.small.coded import Pool
+from vqformat.encode.small import decorrelate, principal_components, small, tiles
+from vqformat.encode.small.entropy_coding import Pool
 from vqformat.encode.small.transform import find_group, find_transform
 
 
@@ -50,7 +50,7 @@ def test_no_other_way_takes_fewer_bytes(monkeypatch: pytest.MonkeyPatch, name: s
             if "find_transform" in without:
                 patch.setattr(decorrelate, "find_transform", lambda *_: None)
             if "find_stages" in without:
-                patch.setattr(principal, "find_stages", lambda *_: [])
+                patch.setattr(principal_components, "find_stages", lambda *_: [])
             others.append(len(saved(matrix, sqnr=sqnr)))
 
     assert len(taken) <= 1.03 * min(others)  # for 9 dB the trial of both together is 2.6 % off
@@ -127,7 +127,7 @@ def test_bits_that_are_expected_tell_which_plan_is_better(
 
     It is less exact where errors of large weights count more.
     """
-    monkeypatch.setattr(principal, "find_stages", lambda *_: [])
+    monkeypatch.setattr(principal_components, "find_stages", lambda *_: [])
     matrix = flat_images(400, 20, 4)
     rows = np.ascontiguousarray(matrix.T)
     point = step * decorrelate.FINER

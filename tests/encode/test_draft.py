@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from vqformat.encode.budget import solve
-from vqformat.encode.draft import DraftedSteps
 from vqformat.encode.sensitivity import Statistics
+from vqformat.encode.size_drafts import DraftedSteps
+from vqformat.encode.step_search import solve
 from vqformat.numpy import save
 
 

@@ -13,15 +13,16 @@ from conftest import CHECKPOINT
 
 import vqformat
 import vqformat.numpy as vqm
-from vqformat.encode.budget import Goal, Outcome, meet
-from vqformat.encode.methods import entropy, quantize
+from vqformat.encode.methods import packing, quantize
 from vqformat.encode.methods.fine import encode_fine
 from vqformat.encode.recipe import parse_method
 from vqformat.encode.report import Report
 from vqformat.encode.sensitivity import Statistics, Steps
+from vqformat.encode.step_search import Goal, Outcome, meet
 from vqformat.errors import EncodeError
 from vqformat.format import bits
-from vqformat.format.records import Layout, LowRankStage, make_view
+from vqformat.format.layout import Layout, make_view
+from vqformat.format.stages import LowRankStage
 
 Model = dict[str, np.ndarray]
 
@@ -422,19 +423,19 @@ def test_a_second_plane_must_save_one_percent() -> None:
     codes = np.random.default_rng(0).integers(0, 255, 1 << 16).astype(np.uint8)
     wide = np.clip(np.rint(normal(1 << 16) * 3 + 500), 0, 999).astype(np.uint16)
 
-    assert len(entropy.choose_planes(codes, 255)) <= 1
-    planes = entropy.choose_planes(wide, 1000)
+    assert len(packing.choose_planes(codes, 255)) <= 1
+    planes = packing.choose_planes(wide, 1000)
     assert len(planes) == 2
-    two = sum(map(entropy.quick_nbytes, bits.pack(wide, 1000, planes)))
-    assert two <= 0.99 * entropy.quick_nbytes(bits.pack(wide, 1000, ())[0])
+    two = sum(map(packing.quick_nbytes, bits.pack(wide, 1000, planes)))
+    assert two <= 0.99 * packing.quick_nbytes(bits.pack(wide, 1000, ())[0])
 
 
 def test_threads_compress_side_by_side() -> None:
     payloads = [np.random.default_rng(i).integers(0, 3 + i, 3000 * i).astype(np.uint8).tobytes() for i in range(1, 9)]
-    expected = [entropy.sections([payload]) for payload in payloads]
+    expected = [packing.sections([payload]) for payload in payloads]
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda payload: entropy.sections([payload]), payloads * 10))
+        found = list(pool.map(lambda payload: packing.sections([payload]), payloads * 10))
 
     assert found == expected * 10
 
@@ -442,7 +443,7 @@ def test_threads_compress_side_by_side() -> None:
 def test_long_matches_are_found() -> None:
     row = np.random.default_rng(0).integers(0, 256, 3000).astype(np.uint8).tobytes()
 
-    sections = entropy.sections([row * 20, row * 20])
+    sections = packing.sections([row * 20, row * 20])
 
     assert [len(section.stored) < 3200 for section in sections] == [True, True]
 
@@ -453,7 +454,7 @@ def test_exponents_are_compressed_better_than_by_literals_alone() -> None:
     weights = (normal(len(scales)) * scales).astype(np.float32)
     exponents = ((weights.view(np.uint32) >> 23) & 255).astype(np.uint8).tobytes()
 
-    (section,) = entropy.sections([exponents])
+    (section,) = packing.sections([exponents])
 
     assert section.is_zstd and len(section.stored) < 0.5 * len(exponents)
 

@@ -13,9 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vqformat.encode.methods.kmeans import kmeans, kmeans_batch, nearest
+from vqformat.encode.methods.kmeans import kmeans, kmeans_batch
+from vqformat.encode.methods.kmeans_1d import kmeans_1d, nearest_1d
+from vqformat.encode.methods.nearest import nearest
 from vqformat.encode.methods.sampling import sample_indices, uniforms
-from vqformat.encode.methods.scalar import kmeans_1d, nearest_1d
 
 floats = st.floats(-(2.0**100), 2.0**100, width=32)
 

@@ -17,17 +17,10 @@ from vqformat.encode.methods import quantize
 from vqformat.encode.methods.assemble import QuantizedStage, assemble
 from vqformat.encode.recipe import parse_method
 from vqformat.errors import EncodeError
-from vqformat.format.records import (
-    BookRecord,
-    CodebookStage,
-    Layout,
-    LowRankStage,
-    SharedSource,
-    TableSource,
-    View,
-    make_view,
-)
-from vqformat.read.shared import Shared
+from vqformat.format.layout import Layout, View, make_view
+from vqformat.format.records import BookRecord
+from vqformat.format.stages import CodebookStage, LowRankStage, SharedSource, TableSource
+from vqformat.read.shared_tables import Shared
 
 ROWS = Layout(n_row_axes=1)
 

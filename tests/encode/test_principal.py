@@ -20,10 +20,17 @@ import vqformat
 from vqformat.decode import batch
 from vqformat.encode.calibration import TensorStatistics
 from vqformat.encode.methods.layout import reals
-from vqformat.encode.small import decorrelate, error_weights, principal, small, table_rows, tiles
-from vqformat.encode.small.coded import CodedTensor
+from vqformat.encode.small import (
+    decorrelate,
+    error_weights,
+    principal_components,
+    small,
+    table_rows,
+    tiles,
+)
 from vqformat.encode.small.contexts import find_contexts
-from vqformat.encode.small.feedback import Factors
+from vqformat.encode.small.entropy_coding import CodedTensor
+from vqformat.encode.small.error_feedback import Factors
 from vqformat.format.dtypes import of_array
 from vqformat.format.limits import MAX_STAGES
 
@@ -46,7 +53,7 @@ def test_a_matrix_with_components_takes_fewer_bytes(
     monkeypatch.setattr(decorrelate, "find_group", lambda matrix, step: 0)  # which would see the same
     data = saved(matrix, **goal)
 
-    monkeypatch.setattr(principal, "find_stages", lambda matrix, slope: [])
+    monkeypatch.setattr(principal_components, "find_stages", lambda matrix, slope: [])
     without = saved(matrix, **goal)
 
     assert "low-rank" in method(data) and "low-rank" not in method(without)
@@ -103,7 +110,7 @@ def test_matrices_of_no_noise(matrix: Matrix, ratio: float) -> None:
 
 
 def test_components_of_very_different_lengths_fit_the_limit_of_stages() -> None:
-    stages = principal._groups(1.71 ** -np.arange(40.0))
+    stages = principal_components._groups(1.71 ** -np.arange(40.0))
 
     assert len(stages) == MAX_STAGES - 1 and stages[-1][1] == 40
 
@@ -209,7 +216,7 @@ def test_components_are_found_in_little_memory(shape: tuple[int, int]) -> None:
     matrix = weights(*shape)
     tracemalloc.start()
 
-    principal.find_stages(matrix, 0.8)
+    principal_components.find_stages(matrix, 0.8)
 
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vqformat
-from vqformat.encode.constants import is_counted, is_filter_bank, is_in_order
+from vqformat.encode.constant_tensors import is_counted, is_filter_bank, is_in_order
 from vqformat.encode.sensitivity import Statistics, Steps, has_recurrent_name
 
 Model = dict[str, np.ndarray]

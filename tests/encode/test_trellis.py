@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import vqformat
 from vqformat.decode import batch, rans
-from vqformat.encode.small import coded, contexts, error_weights, small, tiles, trellis, viterbi
-from vqformat.encode.small.coded import Pool
+from vqformat.encode.small import contexts, entropy_coding, error_weights, small, tiles, trellis, viterbi
 from vqformat.encode.small.decorrelate import FINER
+from vqformat.encode.small.entropy_coding import Pool
 from vqformat.format.chunkwriter import ChunkWriter
 from vqformat.format.limits import MAX_STEPS_PER_SEQUENCE
 from vqformat.format.records import FreqRecord
@@ -37,7 +37,7 @@ def test_any_codes_come_back_from_their_payloads(data: st.DataObject) -> None:
     codes = random.integers(0, entries, shape)
     counts = np.bincount(codes.reshape(-1), minlength=entries).astype(float)
     record = FreqRecord(data.draw(st.integers(4, 14)), entries, 1)
-    tables = rans.Tables.decode(coded._weights(counts[None]).tobytes(), record)
+    tables = rans.Tables.decode(entropy_coding._weights(counts[None]).tobytes(), record)
 
     frequency, start = tables.frequencies[0][codes], tables.starts[0][codes]
     payload, = rans.encode(frequency, start, record.precision, [shape[1]])
@@ -55,7 +55,7 @@ def test_any_codes_come_back_from_their_payloads(data: st.DataObject) -> None:
 def test_payloads_take_hardly_more_than_the_entropy_of_their_codes() -> None:
     codes = np.random.default_rng(0).choice(4, (2000, 64), p=[0.7, 0.2, 0.07, 0.03])
     counts = np.bincount(codes.reshape(-1)).astype(float)
-    tables = rans.Tables.decode(coded._weights(counts[None]).tobytes(), FreqRecord(12, 4, 1))
+    tables = rans.Tables.decode(entropy_coding._weights(counts[None]).tobytes(), FreqRecord(12, 4, 1))
 
     payload, = rans.encode(tables.frequencies[0][codes], tables.starts[0][codes], 12, [64])
 
@@ -65,7 +65,7 @@ def test_payloads_take_hardly_more_than_the_entropy_of_their_codes() -> None:
 
 @given(st.lists(st.lists(st.integers(0, 10**6), min_size=3, max_size=3).filter(any), min_size=1, max_size=4))
 def test_tables_keep_the_proportions_of_counts(counts: list[list[int]]) -> None:
-    weights = coded._weights(np.array(counts, np.float64))
+    weights = entropy_coding._weights(np.array(counts, np.float64))
     found = rans.frequencies(weights.tobytes(), FreqRecord(14, 3, len(counts)))
 
     assert (found.sum(axis=1) == 1 << 14).all()
@@ -78,7 +78,7 @@ def test_tables_keep_the_proportions_of_counts(counts: list[list[int]]) -> None:
 def test_contexts_that_no_element_has_get_a_table_too() -> None:
     counts = np.array([[0, 0], [3, 1], [0, 0], [0, 5], [0, 0]], np.float64)
 
-    found = rans.frequencies(coded._weights(counts).tobytes(), FreqRecord(2, 2, 5))
+    found = rans.frequencies(entropy_coding._weights(counts).tobytes(), FreqRecord(2, 2, 5))
 
     assert found.tolist() == [[3, 1], [3, 1], [3, 1], [0, 4], [0, 4]]
 

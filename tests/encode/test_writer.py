@@ -23,7 +23,7 @@ from strategies import arrays, names
 
 import vqformat
 from vqformat import EncodeError, TruncatedError
-from vqformat.encode.spool import Spool
+from vqformat.encode.disk_list import DiskList
 
 Model = dict[str, dict[str, np.ndarray[Any, Any]]]
 
@@ -211,7 +211,7 @@ def test_layers_of_one_name_stay_layers(options: dict[str, Any]) -> None:
 
 
 def test_what_waits_is_in_any_order(tmp_path: Path) -> None:
-    spool: Spool[Any] = Spool(["first"], folder=str(tmp_path))
+    spool: DiskList[Any] = DiskList(["first"], folder=str(tmp_path))
     large = np.zeros(1 << 25, np.uint8)
     spool.append(large)  # too large for memory
     assert spool[0] == "first"

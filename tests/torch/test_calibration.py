@@ -430,7 +430,7 @@ class TestCalibrate:
         assert steps == [("batch", 1, 2), ("batch", 2, 2)]
 
     def test_only_so_many_bytes_of_inputs_are_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(importlib.import_module("vqformat.torch.calibrate"), "_KEPT_NBYTES", 100)
+        monkeypatch.setattr(importlib.import_module("vqformat.torch.calibration"), "_KEPT_NBYTES", 100)
         batches = [torch.ones(2, 5), torch.ones(9, 5), (torch.ones(2, 5),), torch.ones(2, 5)]
         found = vt.calibrate(nn.Linear(5, 1), batches)  # an output has 4 bytes for each input's 20
         kept: list[Any] = found.inputs

@@ -23,7 +23,8 @@ import vqmbuilder
 import vqmtensors
 
 import vqformat
-from vqformat.read import indexed
+from vqformat.read.indexed import IndexedReader
+from vqformat.read.stored_tensor import StoredTensor
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'vqformat[torch]'")
 
@@ -122,7 +123,7 @@ class Decoded:
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
     found = Decoded()
-    decode, values = indexed.IndexedReader._decode, indexed._StoredTensor.values
+    decode, values = IndexedReader._decode, StoredTensor.values
 
     def counting_decode(self: Any, name: str, *rest: Any) -> Any:
         found.whole.append(name)
@@ -138,9 +139,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
         found.pools.append(ThreadPoolExecutor(*args))
         return found.pools[-1]
 
-    monkeypatch.setattr("vqformat.torch.streamed.ThreadPoolExecutor", noted_pool)
-    monkeypatch.setattr(indexed.IndexedReader, "_decode", counting_decode)
-    monkeypatch.setattr(indexed._StoredTensor, "values", counting_values)
+    monkeypatch.setattr("vqformat.torch.weight_store.ThreadPoolExecutor", noted_pool)
+    monkeypatch.setattr(IndexedReader, "_decode", counting_decode)
+    monkeypatch.setattr(StoredTensor, "values", counting_values)
     return found
 
 

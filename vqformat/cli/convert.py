@@ -15,7 +15,7 @@ from vqformat.converters.export import SUFFIXES
 from ..encode.calibration import Calibration
 from ..encode.recipe import Recipe
 from ..errors import EncodeError
-from ..read.access import safe_open
+from ..read.safe_open import safe_open
 from .arguments import UsageError
 from .files import STDIO, check_output, default_output, is_special, label, local_path, select, stdout
 from .progress import progress_bar

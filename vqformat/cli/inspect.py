@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 
 from ..errors import FormatError, VqmError
 from ..format import metadata
+from ..format.byte_stream import StreamInput
 from ..format.chunks import LayerInfo, SharedRecords, parse_book_chunk, parse_freq_chunk, parse_meta
-from ..format.container import HEADER_NBYTES, ChunkHead, StreamInput, read_chunk_head
-from ..format.describe import describe
+from ..format.container import HEADER_NBYTES, ChunkHead, read_chunk_head
 from ..format.records import AliasRecord, Record, TensorRecord
+from ..format.stage_summary import stage_summary
 from ..read.indexed import IndexedReader
 from ..read.sequential import SequentialReader
 from .files import STDIO, label, local_path, opened, select
@@ -104,7 +105,8 @@ class _Contents:
                     raise FormatError(f"tensor {name!r}: its target {target!r} is no earlier tensor", clause="ALI-001")
                 return _Tensor(name, layer, original.dtype, original.shape, f"alias of {target}", 0, target)
             case TensorRecord():
-                return _Tensor(record.name, layer, record.dtype, record.shape, describe(record), stored_nbytes, None)
+                return _Tensor(record.name, layer, record.dtype, record.shape, stage_summary(record), stored_nbytes,
+                               None)  # fmt: skip
 
     @property
     def n_elements(self) -> int:

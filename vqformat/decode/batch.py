@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 from ..errors import FormatError
-from ..format.records import Block
+from ..format.layout import Block
 from .tensor import TensorDecoder
 from .trellis import Bands, decode_together
 

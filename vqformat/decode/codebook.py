@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..format import bits
-from ..format.records import Block, CodebookStage, FloatSource, ProgressionSource, TableSource, View
+from ..format.layout import Block, View
+from ..format.stages import CodebookStage, FloatSource, ProgressionSource, TableSource
 from . import tables
 from .tables import Floats
 

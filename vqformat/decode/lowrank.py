@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..format import bits
-from ..format.records import Block, LowRankStage, View
+from ..format.layout import Block, View
+from ..format.stages import LowRankStage
 from . import tables
 from .tables import Floats
 

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError
-from ..format.records import FreqRecord, Trellis
+from ..format.records import FreqRecord
+from ..format.stages import Trellis
 
 START = 1 << 16  # the state in which an encoder begins and a decoder ends
 WORD_BITS = 16

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..format.records import Block
+from ..format.layout import Block
 from .tensor import TensorDecoder
 
 Array = npt.NDArray[Any]

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from ..errors import FormatError
 from ..format.dtypes import BY_NAME
-from ..format.records import Block, Scale, View
+from ..format.layout import Block, View
+from ..format.stages import Scale
 
 EXACT_IN_FLOAT32 = 1 << 24  # integers up to this magnitude are
 

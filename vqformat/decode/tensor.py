@@ -12,17 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError
-from ..format.records import (
-    ORDER_COLUMNS,
-    ORDER_ROWS,
-    Block,
-    CodebookStage,
-    LowRankStage,
-    RawStage,
-    SharedSource,
-    TensorRecord,
-    TrellisStage,
-)
+from ..format.layout import ORDER_COLUMNS, ORDER_ROWS, Block
+from ..format.records import TensorRecord
+from ..format.stages import CodebookStage, LowRankStage, RawStage, SharedSource, TrellisStage
 from . import rans, raw
 from .codebook import CodebookDecoder
 from .lowrank import LowRankDecoder

@@ -10,16 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError
-from ..format.records import (
-    CLASSES_COLUMNS,
-    CLASSES_ROWS,
-    Block,
-    ProgressionSource,
-    TableSource,
-    TransformSource,
-    TrellisStage,
-    View,
-)
+from ..format.layout import Block, View
+from ..format.stages import CLASSES_COLUMNS, CLASSES_ROWS, ProgressionSource, TableSource, TransformSource, TrellisStage
 from . import rans, tables
 from .tables import Floats
 

@@ -16,21 +16,21 @@ from ..decode.tables import Floats
 from ..errors import EncodeError
 from ..format.chunkwriter import ChunkWriter, EncodedTensor
 from ..format.dtypes import BY_NAME
-from .books import Books
-from .budget import Goal, Outcome
-from .draft import DraftedSteps
-from .goals import Asked
-from .meeting import EXACT, Attempt, Meeting, Trials
+from .budget_search import EXACT, Attempt, BudgetSearch, Trials
+from .disk_list import DiskList
+from .layers import LayerWriter, NullStream, Result
 from .methods.layout import reals
 from .options import Options
 from .plan import Plan
 from .report import Report
-from .results import Layers, Nowhere, Result
+from .requested_goal import RequestedGoal
 from .sensitivity import Steps
-from .small.coded import CodedTensor
+from .shared_codebooks import SharedCodebooks
+from .size_drafts import DraftedSteps
+from .small.entropy_coding import CodedTensor
 from .source import SourceTensor, check_name, check_shape, fits_float32, native
-from .spool import Spool
-from .tensors import TensorEncoder
+from .step_search import Goal, Outcome
+from .tensor import TensorEncoder
 
 # Times as coarse as what is harmless: of seven networks six lost 7 to 95 points there, one 2; at half of that 0 to 12.
 # Preset small keeps sums of errors small; calibrated, errors of weights are made up for by other weights
@@ -111,9 +111,9 @@ class ModelEncoder:
     ) -> None:  # fmt: skip
         self.tensors, self.options, self._metadata = tensors, options, metadata
         self.plan = Plan(tensors, options, is_part=is_part)
-        self._books = Books()
+        self._books = SharedCodebooks()
         self._tensors = TensorEncoder(self.plan, self._books)
-        self._asked = Asked(tensors, options)
+        self._request = RequestedGoal(tensors, options)
         self._fixed: dict[str, Result] = {}  # results that no step changes, where there is a budget
         self._step = options.step or 0.0  # relative; where there is a goal, that of the results that meet it
         self._folder: str | None = None
@@ -122,9 +122,9 @@ class ModelEncoder:
     def write(self, writer: ChunkWriter) -> Report:
         """Encode the model, and end the file with it."""
         report = self._write_all(writer, self.results(writer.folder))
-        if self.options.sqnr is not None and not self.plan.statistics and self._asked.n_weights:
+        if self.options.sqnr is not None and not self.plan.statistics and self._request.n_weights:
             outcome = Outcome(report.file_nbytes, report.sqnr_db)
-            self.missed = self._asked.notes_on(Goal(sqnr_db=self.options.sqnr), outcome, _NO_TENSOR)
+            self.missed = self._request.notes_on(Goal(sqnr_db=self.options.sqnr), outcome, _NO_TENSOR)
         report.note_missed(self.missed)
         self._note_ruin(report)
         return report
@@ -151,7 +151,7 @@ class ModelEncoder:
         self._books.train(self.plan)
         self.plan.gather(self._encode_once)
         self._step = self.options.step or self.plan.steps.default
-        goal = self._asked.goal(has_steps=bool(self.plan.statistics))
+        goal = self._request.goal(has_steps=bool(self.plan.statistics))
         if self.options.correct is not None:
             return self._corrected(goal)
         return self._encode(self._step) if goal is None else self._met(goal)
@@ -159,12 +159,12 @@ class ModelEncoder:
     def _encode_once(self, tensor: SourceTensor) -> bool:
         """Encode a tensor once for all steps, if its method can."""
         result = self._tensors.encode(tensor, 1.0)
-        if tensor.name in self.plan.fallen:
+        if tensor.name in self.plan.rejected:
             return False
         self._fixed[tensor.name] = result
         return True
 
-    def _meet(self, goal: Goal, first_step: float | None = None) -> Meeting:
+    def _meet(self, goal: Goal, first_step: float | None = None) -> BudgetSearch:
         """Results that just meet a goal, if any do.
 
         Args:
@@ -176,26 +176,26 @@ class ModelEncoder:
         ways = [self._encode_between]
         if goal.nbytes is None and self.options.preset == "fast":
             ways.append(partial(self._encode_between, by_entries=True))
-        meeting = Meeting(goal, Trials(self._encode_kept, ways, self._measure))
-        is_generous = goal.nbytes is not None and goal.nbytes >= _EXACT_FROM * self._asked.source_nbytes
-        if not (is_generous and meeting.try_step(EXACT).meets(goal)):
-            meeting.run(self.plan.steps if first_step else self._drafted(goal), first_step)
-        if meeting.within is None:
-            assert meeting.beyond is not None
+        search = BudgetSearch(goal, Trials(self._encode_kept, ways, self._measure))
+        is_generous = goal.nbytes is not None and goal.nbytes >= _EXACT_FROM * self._request.source_nbytes
+        if not (is_generous and search.try_step(EXACT).meets(goal)):
+            search.run(self.plan.steps if first_step else self._drafted(goal), first_step)
+        if search.within is None:
+            assert search.beyond is not None
             if goal.nbytes is None:
-                possible = f"{meeting.beyond.outcome.sqnr_db:.1f} dB are possible"
+                possible = f"{search.beyond.outcome.sqnr_db:.1f} dB are possible"
                 raise EncodeError(f"an SQNR of {goal.sqnr_db} dB was asked for; {possible}, or lossless coding")
             fixed_nbytes = sum(result.report.stored_nbytes for result in self._fixed.values())
-            raise EncodeError(self._asked.unmet(goal.nbytes, meeting.beyond.outcome.nbytes, fixed_nbytes))
-        self._step = meeting.within.step
-        return meeting
+            raise EncodeError(self._request.unmet(goal.nbytes, search.beyond.outcome.nbytes, fixed_nbytes))
+        self._step = search.within.step
+        return search
 
     def _met(self, goal: Goal) -> Sequence[Result]:
         """Results that meet a goal, and a note if they could be nearer to it."""
-        meeting = self._meet(goal)
-        assert meeting.within is not None
-        self.missed = self._asked.notes_on(goal, meeting.within.outcome, self._why(goal, meeting))
-        return meeting.within.results
+        search = self._meet(goal)
+        assert search.within is not None
+        self.missed = self._request.notes_on(goal, search.within.outcome, self._why(goal, search))
+        return search.within.results
 
     def _drafted(self, goal: Goal) -> Steps:
         """The steps, with good estimates of sizes where passes over the whole model take long."""
@@ -218,15 +218,15 @@ class ModelEncoder:
         step = None
         for _ in range(_MAX_CORRECTIONS):  # they may take some bytes more or less
             try:
-                meeting = self._meet(Goal(aim), step)
+                search = self._meet(Goal(aim), step)
             except EncodeError:
                 break  # they leave too little
-            assert meeting.within is not None
+            assert search.within is not None
             step = self._step or None
-            results = self._correct(meeting.within.results)
+            results = self._correct(search.within.results)
             outcome = self._measure(results)
             if outcome.meets(goal) and (best is None or outcome.is_nearer(best.outcome, goal)):
-                best, why = Attempt(self._step, results, outcome), self._why(goal, meeting)
+                best, why = Attempt(self._step, results, outcome), self._why(goal, search)
             if outcome.meets(goal) and outcome.is_near(goal):
                 break
             aim += goal.nbytes * (1 - _CORRECTION_SHARE) - outcome.nbytes
@@ -235,7 +235,7 @@ class ModelEncoder:
             self.missed = [*self.missed, "short tensors are as they were: corrected, they do not fit the budget"]
             return results
         self._step = best.step
-        self.missed = self._asked.notes_on(goal, best.outcome, why)
+        self.missed = self._request.notes_on(goal, best.outcome, why)
         return best.results
 
     def _correct(self, results: Sequence[Result]) -> Sequence[Result]:
@@ -258,7 +258,7 @@ class ModelEncoder:
     def _encode_kept(self, step: float) -> Sequence[Result]:
         """All tensors at a step; how they were coded matters more from one step to the next."""
         results = self._keep(self._encode(step))
-        self._tensors.keep_more_to_habits()
+        self._tensors.strengthen_hysteresis()
         return results
 
     def _encode_between(self, number: int, step: float, *, by_entries: bool = False) -> Result:
@@ -266,26 +266,26 @@ class ModelEncoder:
 
     def _measure(self, results: Iterable[Result]) -> Outcome:
         """What a file of these results would be."""
-        with ChunkWriter(cast(BinaryIO, Nowhere()), self._metadata) as writer:
+        with ChunkWriter(cast(BinaryIO, NullStream()), self._metadata) as writer:
             report = self._write_all(writer, results)
         return Outcome(report.file_nbytes, report.sqnr_db)
 
     def _keep(self, results: Iterable[Result]) -> Sequence[Result]:
         """Results for several passes."""
-        return Spool(results, folder=self._folder)
+        return DiskList(results, folder=self._folder)
 
-    def _why(self, goal: Goal, meeting: Meeting) -> str:
+    def _why(self, goal: Goal, search: BudgetSearch) -> str:
         """Why no file is nearer to a goal."""
-        assert meeting.within is not None
+        assert search.within is not None
         if self.plan.steps.is_empty:
             return _NO_TENSOR
-        if meeting.within.step == EXACT:
+        if search.within.step == EXACT:
             return "every bit is kept"
-        if meeting.beyond is None:
+        if search.beyond is None:
             return f"nothing {'finer' if goal.nbytes is not None else 'coarser'} is possible"
         if goal.nbytes is not None:
-            return f"sizes jump, the next larger file that was found has {meeting.beyond.outcome.nbytes:,} bytes"
-        return f"files jump, the next smaller one that was found has {meeting.beyond.outcome.sqnr_db:.2f} dB"
+            return f"sizes jump, the next larger file that was found has {search.beyond.outcome.nbytes:,} bytes"
+        return f"files jump, the next smaller one that was found has {search.beyond.outcome.sqnr_db:.2f} dB"
 
     def _encode(self, relative_step: float) -> Iterator[Result]:
         total = sum(prod(tensor.shape) for tensor in self.tensors)
@@ -309,7 +309,7 @@ class ModelEncoder:
         return not is_vector or tensor.alias_of is not None
 
     def _write_all(self, writer: ChunkWriter, results: Iterable[Result]) -> Report:
-        layers = Layers(writer, self._books.numbered)
+        layers = LayerWriter(writer, self._books.numbered)
         for result in results:
             layers.add(result)
         return layers.close()

@@ -89,7 +89,7 @@ def _panels(n: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-class Pace:
+class VectorSampler:
     """How many of the vectors that layers meet are taken, so that all moments cost about as much as running the model.
 
     Where their cost is given, errors of all moments together are least if a layer's number of vectors goes with the

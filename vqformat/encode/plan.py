@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..decode.tables import Floats
 from ..errors import EncodeError
 from ..format.dtypes import BY_NAME
-from . import constants
+from . import constant_tensors
 from .calibration import TensorStatistics
 from .methods import quantize
 from .methods.layout import reals
@@ -19,7 +19,7 @@ from .options import Options
 from .recipe import Method
 from .sensitivity import Statistics, Steps
 from .small import table_rows
-from .small.feedback import Factors
+from .small.error_feedback import Factors
 from .source import SourceTensor, fits_float32
 
 Array = npt.NDArray[Any]
@@ -37,7 +37,7 @@ class Plan:
         statistics: Of each tensor whose step is to be chosen, by name. ``gather`` finds them.
         steps: The steps of these tensors. ``gather`` finds them.
         constants: Names of tensors that nobody trained. ``gather`` finds them.
-        fallen: By name, why a tensor is not coded by the method of its wildcard.
+        rejected: By name, why a tensor is not coded by the method of its wildcard.
     """
 
     def __init__(self, tensors: Sequence[SourceTensor], options: Options, *, is_part: bool = False) -> None:
@@ -45,7 +45,7 @@ class Plan:
         self.constants: set[str] = set()
         self.statistics: dict[str, Statistics] = {}
         self.steps = Steps([])
-        self.fallen: dict[str, str] = {}
+        self.rejected: dict[str, str] = {}
         self._factors: dict[str, Factors | None] = {}
 
     def method(self, tensor: SourceTensor) -> Method | None:
@@ -54,7 +54,7 @@ class Plan:
             return quantize.LOSSLESS
         if tensor.name in self.constants and not self.is_named(tensor):
             return quantize.LOSSLESS
-        if self.options.recipe is None or tensor.name in self.fallen:
+        if self.options.recipe is None or tensor.name in self.rejected:
             return None
         method, is_wildcard = self.options.recipe.method_for(tensor.name)
         if method is None:
@@ -108,7 +108,7 @@ class Plan:
         """
         if not fits_float32(array):
             return
-        if is_free and constants.is_constant(array, tensor.dtype, is_short=not has_step):
+        if is_free and constant_tensors.is_constant(array, tensor.dtype, is_short=not has_step):
             self.constants.add(tensor.name)
         elif has_step:
             self.statistics[tensor.name] = Statistics.of(reals(array), self.sensitivity(tensor),
@@ -144,7 +144,7 @@ class Plan:
             return self.is_coarse(tensor)
         return method.name == "uniform" and not quantize.has_fixed_step(method)
 
-    def fall(self, tensor: SourceTensor, method: Method, why: str) -> None:
+    def reject_method(self, tensor: SourceTensor, method: Method, why: str) -> None:
         """Note that a method cannot code a tensor; one that was asked for by its very name must.
 
         Raises:
@@ -153,4 +153,4 @@ class Plan:
         assert self.options.recipe is not None
         if not self.options.recipe.method_for(tensor.name).is_wildcard:
             raise EncodeError(f"tensor {tensor.name!r}: {why}; {method} cannot code it")
-        self.fallen[tensor.name] = f"tensor {tensor.name!r}: {why}; the encoder chose in place of {method}"
+        self.rejected[tensor.name] = f"tensor {tensor.name!r}: {why}; the encoder chose in place of {method}"

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..decode.tables import Floats
-from .constants import is_filter_bank
+from .constant_tensors import is_filter_bank
 from .methods.uniform import ROUNDING
 from .report import energy
 

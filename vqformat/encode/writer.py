@@ -12,13 +12,13 @@ from typing import Any, BinaryIO
 
 from ..errors import EncodeError
 from ..files import Path
+from .disk_list import DiskList
+from .layers import LayerWriter, layer_name
 from .model import ModelEncoder, check_tensors, open_writer
 from .options import Options, Preset, Progress
 from .recipe import Recipe, as_recipe
 from .report import Report
-from .results import Layers, layer_name
 from .source import Array, SourceTensor, check_layer_name, check_name, native, source_tensors
-from .spool import Spool
 
 
 class writer:
@@ -77,11 +77,11 @@ class writer:
         self._report: Report | None = None
         self._is_over = False
         self._chunks = open_writer(filename, self._metadata, self._options, overwrite=overwrite)
-        self._layers = Layers(self._chunks)
+        self._layers = LayerWriter(self._chunks)
         self._waiting: list[SourceTensor] = []
-        self._arrays: Spool[Array] | None = None
+        self._arrays: DiskList[Array] | None = None
         if self._options.concerns_all:
-            self._arrays = Spool(folder=self._chunks.folder)
+            self._arrays = DiskList(folder=self._chunks.folder)
 
     def add_layer(self, name: str, tensors: Mapping[str, Any]) -> None:
         """Encode and write a layer.
@@ -168,7 +168,7 @@ class writer:
         tensors = [replace(tensor, layer=(self._n_layers, layer)) for tensor in tensors]
         if self._arrays is not None:
             with self._ending():
-                self._waiting.extend(self._put_by(tensor, self._arrays) for tensor in tensors)
+                self._waiting.extend(self._store_array(tensor, self._arrays) for tensor in tensors)
         else:
             encoder = ModelEncoder(tensors, self._layer_options(), is_part=True)
             results = list(encoder.results(self._chunks.folder))
@@ -181,12 +181,12 @@ class writer:
         self._names = names
         for tensor in tensors:
             self._n_weights += tensor.n_elements
-            self._known[tensor.name] = replace(tensor, load=_gone)
+            self._known[tensor.name] = replace(tensor, load=_unavailable)
 
-    def _put_by(self, tensor: SourceTensor, arrays: Spool[Array]) -> SourceTensor:
+    def _store_array(self, tensor: SourceTensor, arrays: DiskList[Array]) -> SourceTensor:
         """A tensor that will load its array from the temporary file."""
         if tensor.alias_of is not None:
-            return replace(tensor, load=_gone)
+            return replace(tensor, load=_unavailable)
         arrays.append(native(tensor))
         return replace(tensor, load=partial(arrays.__getitem__, len(arrays) - 1))
 
@@ -235,5 +235,5 @@ class writer:
             self._complete()
 
 
-def _gone() -> Array:
+def _unavailable() -> Array:
     raise AssertionError("the array of a tensor that has been written was asked for")

@@ -7,8 +7,10 @@ from itertools import accumulate
 from typing import Any
 
 from ..errors import FormatError
-from . import metadata, parse
+from . import metadata
 from .container import ChunkHead
+from .parse_records import parse_book, parse_freq, parse_layer, parse_tensor
+from .parse_stages import Shared
 from .records import BookRecord, FreqRecord, Record, TensorRecord
 
 
@@ -52,10 +54,10 @@ class LayerInfo:
     first_sections: list[int]
 
     @classmethod
-    def parse(cls, chunk: ChunkHead, shared: parse.Shared) -> LayerInfo:
+    def parse(cls, chunk: ChunkHead, shared: Shared) -> LayerInfo:
         """Name and records of a LAYR chunk; its section table fits them (LYR-002)."""
-        name, tensors = parse.parse_layer(metadata.unpack(chunk.meta))
-        records = [parse.parse_tensor(meta, shared) for meta in tensors]
+        name, tensors = parse_layer(metadata.unpack(chunk.meta))
+        records = [parse_tensor(meta, shared) for meta in tensors]
         counts = (record.n_sections() if isinstance(record, TensorRecord) else 0 for record in records)
         first = list(accumulate(counts, initial=0))
         if first[-1] != len(chunk.sections):
@@ -74,14 +76,14 @@ def parse_meta(meta: bytes) -> dict[str, Any]:
 
 def parse_book_chunk(chunk: ChunkHead) -> BookRecord:
     """The record of a BOOK chunk, which has one section (BOK-003)."""
-    record = parse.parse_book(metadata.unpack(chunk.meta))
+    record = parse_book(metadata.unpack(chunk.meta))
     _check_one_section(chunk, "BOK-003")
     return record
 
 
 def parse_freq_chunk(chunk: ChunkHead) -> FreqRecord:
     """The record of a FREQ chunk, which has one section (FRQ-002)."""
-    record = parse.parse_freq(metadata.unpack(chunk.meta))
+    record = parse_freq(metadata.unpack(chunk.meta))
     _check_one_section(chunk, "FRQ-002")
     return record
 

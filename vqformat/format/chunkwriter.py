@@ -16,11 +16,12 @@ from ..files import NewFile
 from ..version import __version__
 from . import container, metadata
 from .chunks import SharedRecords
-from .container import MINOR, Section, pack_header
+from .container import MINOR, pack_header
 from .index import Index
 from .limits import MAX_CHUNKS, MAX_INDEX_NBYTES, MAX_META_NBYTES, MAX_SECTIONS
-from .parse import parse_tensor
+from .parse_records import parse_tensor
 from .records import AliasRecord, BookRecord, FreqRecord, TensorRecord
+from .sections import Section
 
 
 @dataclass(frozen=True, slots=True)

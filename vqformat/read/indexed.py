@@ -3,119 +3,28 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
-import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy.typing as npt
 
 from ..decode import rans
-from ..decode.parallel import GroupedTensor, Sections, plain
 from ..decode.region import Region, part_of
 from ..decode.tables import Floats
-from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, TensorDecoder, allocate
-from ..errors import ChecksumError, FormatError, TensorNotFoundError, TruncatedError, VqmError
+from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, allocate
+from ..errors import ChecksumError, FormatError, TensorNotFoundError, TruncatedError
 from ..format import container
 from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
-from ..format.container import CHUNK_HEAD_NBYTES, FOOTER_NBYTES, HEADER_NBYTES, ChunkHead, StoredSection
+from ..format.container import CHUNK_HEAD_NBYTES, FOOTER_NBYTES, HEADER_NBYTES, ChunkHead
 from ..format.index import Entry, Index
-from ..format.records import AliasRecord, Block, BookRecord, FreqRecord, Size, TensorRecord
+from ..format.records import AliasRecord, BookRecord, FreqRecord, TensorRecord
 from .budget import Budget
-from .shared import book_values
+from .random_access import PartInput, RandomInput
+from .shared_tables import book_values
+from .stored_tensor import ChunkSections, StoredTensor
 
 Array = npt.NDArray[Any]
-
-
-class RandomInput:
-    """Reads any part of a seekable file; one lock keeps seek and read together.
-
-    Parts may be held in memory, for the reads that follow: over a network few large reads are quicker than many. One of
-    a layer is, one of a chunk that is read meanwhile, the beginning of the last layer and the end of the file.
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._lock = threading.Lock()
-        self._is_closed = False
-        self._held: dict[bytes, tuple[int, bytes]] = {}  # by what they are of: offset and bytes
-        end: int | None = stream.seek(0, os.SEEK_END)
-        self.nbytes = stream.tell() if end is None else end  # mmap does not say
-
-    def hold(self, kind: bytes, start: int, end: int) -> None:
-        """Have bytes ``start:end`` in memory, in place of those held before; nothing where the file is shorter.
-
-        Args:
-            kind: Type of the chunk that they are of, ``b"head"`` for a layer's beginning, ``b"tail"`` for the file's
-                end.
-        """
-        offset, data = self._held.get(kind, (0, b""))
-        if end <= self.nbytes and not (offset <= start and end <= offset + len(data)):
-            self._held.pop(kind, None)  # not both in memory
-            self._held[kind] = start, self.read_at(start, end - start, "a part of the file")
-
-    def release(self, kind: bytes, most_nbytes: int = 0) -> None:
-        """Hold no longer what is larger."""
-        if len(self._held.get(kind, (0, b""))[1]) > most_nbytes:
-            self._held.pop(kind, None)
-
-    def close(self) -> None:
-        """Read no more, and hold nothing."""
-        self._is_closed = True
-        self._held.clear()
-
-    @contextlib.contextmanager
-    def forgetting(self) -> Iterator[None]:
-        """Nothing is held any more when a file is refused: the network may be at fault, and the next try reads anew."""
-        try:
-            yield
-        except VqmError:
-            self._held.clear()
-            raise
-
-    def read_at(self, offset: int, n: int, what: str) -> bytes:
-        """Bytes ``offset:offset + n``.
-
-        Raises:
-            TruncatedError: The file is shorter.
-            ValueError: It is closed.
-        """
-        if self._is_closed:
-            raise ValueError("the file is closed")
-        for held_offset, held in list(self._held.values()):
-            if held_offset <= offset and offset + n <= held_offset + len(held):
-                return held[offset - held_offset : offset - held_offset + n]
-        if offset + n <= self.nbytes:  # compared before anything is allocated
-            with self._lock:
-                self._stream.seek(offset)
-                pieces, left = [], n
-                while left > 0 and (piece := self._stream.read(left)):  # a raw file may give less than it has
-                    pieces.append(piece)
-                    left -= len(piece)
-            if not left:
-                return b"".join(pieces)
-            raise TruncatedError(f"{what} needs bytes {offset} to {offset + n}, but the file, of {self.nbytes} bytes"
-                                 f" when it was opened, gives {n - left} of them", clause="REA-001",
-                                 offset=offset)  # fmt: skip
-        raise TruncatedError(f"{what} needs bytes {offset} to {offset + n}, but the file has {self.nbytes}",
-                             clause="REA-001", offset=offset)  # fmt: skip
-
-
-class _Part:
-    """A part of a file in memory, and what follows it from the file: read like a stream."""
-
-    def __init__(self, source: RandomInput, offset: int, start: int = 0, data: bytes = b"") -> None:
-        self._source, self.offset, self._start, self._data = source, offset, start, data
-
-    def read(self, n: int, what: str) -> bytes:
-        at = self.offset - self._start
-        if at >= 0 and at + n <= len(self._data):
-            piece = self._data[at : at + n]
-        else:
-            piece = self._source.read_at(self.offset, n, what)
-        self.offset += n
-        return piece
 
 
 class IndexedReader:
@@ -168,7 +77,7 @@ class IndexedReader:
         if index_offset < tail_offset <= index_offset + self.HELD_NBYTES:
             tail = self._input.read_at(index_offset, tail_offset - index_offset, "the index") + tail
             tail_offset = index_offset
-        part = _Part(self._input, index_offset, tail_offset, tail)
+        part = PartInput(self._input, index_offset, tail_offset, tail)
         chunk = container.read_chunk_head(part)
         if chunk.type != b"INDX" or part.offset != footer_offset:
             raise FormatError(f"index_offset {index_offset} is not that of an INDX chunk before the footer",
@@ -207,7 +116,7 @@ class IndexedReader:
 
     def record(self, name: str) -> TensorRecord:
         """The record of a tensor; of its target, if it is an alias."""
-        with self._input.forgetting():
+        with self._input.clearing_on_error():
             return self._locate(name)[0]
 
     def layer_name(self, name: str) -> str:
@@ -227,7 +136,7 @@ class IndexedReader:
         first = self._input.read_at(start, min(end - start, self.TAIL_NBYTES), "a chunk")
         if len(first) < CHUNK_HEAD_NBYTES:
             raise FormatError(f"index: chunk {at} has {len(first)} bytes", clause="IDX-001", offset=start)
-        chunk = container.read_chunk_head(_Part(self._input, start, start, first))
+        chunk = container.read_chunk_head(PartInput(self._input, start, start, first))
         if chunk.type != self.index.chunk_types[at] or chunk.end() != end:
             raise FormatError(f"index: chunk {at} is said to be {self.index.chunk_types[at]!r} up to byte {end}, and is"
                               f" {chunk.type!r} up to {chunk.end()}", clause="IDX-001", offset=start)  # fmt: skip
@@ -311,7 +220,7 @@ class IndexedReader:
 
     def _only_section(self, chunk: ChunkHead, plain_nbytes: int) -> bytes:
         """The section of a chunk that has one, as plain bytes."""
-        sections = _Sections(self._input, chunk, self._spans(chunk), 0)
+        sections = ChunkSections(self._input, chunk, self._spans(chunk), 0)
         return sections.read(0, [[plain_nbytes]], f"the {chunk.label}")[0].plain()
 
     def _spans(self, chunk: ChunkHead) -> list[tuple[int, int]]:
@@ -328,7 +237,7 @@ class IndexedReader:
             TensorNotFoundError: There is none of that name.
             VqmError: Its part of the file is refused.
         """
-        with self._input.forgetting():
+        with self._input.clearing_on_error():
             self._hold(name, 8 * self.HELD_NBYTES)
             array = self._decode(name, budget, threads, None)
         self._input.release(b"LAYR", self.HELD_NBYTES)
@@ -336,7 +245,7 @@ class IndexedReader:
 
     def decode_into(self, name: str, out: Array, threads: int = 1) -> None:
         """Decode a tensor into an array of its shape and dtype, C-contiguous."""
-        with self._input.forgetting():
+        with self._input.clearing_on_error():
             self._hold(name, self.HELD_NBYTES)
             self._decode(name, None, threads, out)
 
@@ -346,9 +255,14 @@ class IndexedReader:
             (budget or Budget()).take(record)
         if not record.n_elements:
             return allocate(record) if out is None else out
-        stored = _StoredTensor(self, record, chunk, first)
+        stored = self._stored(record, chunk, first)
         groups = stored.groups(range(stored.decoder.view.n_blocks), MANY_ELEMENTS if out is None else FEW_ELEMENTS)
         return stored.decode_all(groups, out, threads)
+
+    def _stored(self, record: TensorRecord, chunk: ChunkHead, first: int) -> StoredTensor:
+        """A tensor with elements, from its record, its chunk and the number of its first section in that."""
+        sections = ChunkSections(self._input, chunk, self._spans(chunk), first)
+        return StoredTensor(record, sections, _LazyShared(self, 0), most_held_nbytes=self.HELD_NBYTES)
 
     def _hold(self, name: str, most_nbytes: int) -> None:
         """Read the layer of a tensor at once, with the shared tables right before it, unless it is large."""
@@ -373,122 +287,32 @@ class IndexedReader:
         Raises:
             IndexError, TypeError, ValueError: What NumPy raises for an index that an array of that shape does not have.
         """
-        with self._input.forgetting():
+        with self._input.clearing_on_error():
             record, chunk, first = self._locate(name)
         if not record.n_elements:
             return allocate(record)[index]  # type: ignore[no-any-return]
         region = Region(index, record.shape)
         (budget or Budget()).take(TensorRecord(record.name, record.dtype, region.shape))
-        with self._input.forgetting():
-            stored = _StoredTensor(self, record, chunk, first)
+        with self._input.clearing_on_error():
+            stored = self._stored(record, chunk, first)
             return region.gather(stored.decoder, stored.values(region.blocks(stored.decoder)))
 
     def parts(
         self, name: str, budget: Budget | None = None, threads: int = 1
     ) -> Iterator[tuple[tuple[Any, ...], Array]]:
         """A tensor block by block: for each an index, and its values, such that ``tensor[index] = values``."""
-        with self._input.forgetting():
+        with self._input.clearing_on_error():
             record, chunk, first = self._locate(name)
         if not record.n_elements:
             return
-        with self._input.forgetting():
-            stored = _StoredTensor(self, record, chunk, first)
+        with self._input.clearing_on_error():
+            stored = self._stored(record, chunk, first)
         if stored.decoder.stored_dtype != record.dtype_info.numpy:  # pairs of reals, which blocks may cut apart
             yield (), self.tensor(name, budget, threads)
             return
-        with self._input.forgetting():
+        with self._input.clearing_on_error():
             for block, values in stored.values(range(stored.decoder.view.n_blocks)):
                 yield part_of(stored.decoder, block, values)
-
-
-class _Sections:
-    """Sections of a chunk, those of a tensor for example.
-
-    Args:
-        spans: Where the sections of the chunk lie.
-        first: Number of the first one in the chunk.
-    """
-
-    def __init__(self, source: RandomInput, chunk: ChunkHead, spans: list[tuple[int, int]], first: int) -> None:
-        self._source, self._chunk, self._spans, self._first = source, chunk, spans, first
-
-    def span(self, at: int, n: int) -> tuple[int, int]:
-        """Where ``n`` sections from number ``at`` on lie in the file, the padding before them included."""
-        first = self._first + at
-        return self._spans[first - 1][1] if first else self._chunk.data_offset, self._spans[first + n - 1][1]
-
-    def read(self, at: int, sizes: Sequence[Sequence[Size]], where: str) -> list[StoredSection]:
-        """Consecutive sections, in one read.
-
-        Args:
-            at: Number of the first one, counted from the tensor's first.
-            sizes: Their plain sizes, a list per stage.
-        """
-        first = self._first + at
-        nbytes = [size for stage_sizes in sizes for size in stage_sizes]
-        if not nbytes:
-            return []
-        start, end = self.span(at, len(nbytes))
-        data = memoryview(self._source.read_at(start, end - start, where))
-        sections = []
-        done = start
-        for i, plain_nbytes in enumerate(nbytes, first):
-            low, high = self._spans[i]
-            entry = self._chunk.sections[i]
-            container.check_size(entry, plain_nbytes, where, low)
-            container.check_padding(bytes(data[done - start : low - start]), done)
-            stored = bytes(data[low - start : high - start])
-            sections.append(StoredSection(stored, entry, plain_nbytes, where, low))
-            done = high
-        return sections
-
-
-class _StoredTensor(GroupedTensor):
-    """A tensor with elements in the file: its resident sections are read, its blocks are when they are wanted."""
-
-    def __init__(self, reader: IndexedReader, record: TensorRecord, chunk: ChunkHead, first: int) -> None:
-        super().__init__(record)
-        self._source = reader._input
-        self._sections = _Sections(reader._input, chunk, reader._spans(chunk), first)
-        sizes = record.resident_nbytes()
-        self._n_resident = sum(map(len, sizes))
-        resident = self._sections.read(0, sizes, f"a resident section of tensor {record.name!r}")
-        self._decoder = TensorDecoder(record, [section.plain() for section in resident], _LazyShared(reader, 0))
-
-    @property
-    def decoder(self) -> TensorDecoder:
-        return self._decoder
-
-    def groups(
-        self, numbers: Sequence[int], most_elements: int = FEW_ELEMENTS
-    ) -> Iterator[tuple[list[Block], Sections]]:
-        """Blocks, and the payload sections of each, in groups that are best decoded together."""
-        record, decoder, n = self.record, self.decoder, self.record.n_payload()
-        size = decoder.group_size(most_elements)
-        at = [self._n_resident + i * n for i in numbers]
-        held_end = 0
-        for first in range(0, len(numbers), size):
-            blocks, sections = [], []
-            for k in range(first, min(first + size, len(numbers))):
-                start, end = self._sections.span(at[k], n)
-                if end > held_end:  # what follows directly is read with it
-                    held_end = end
-                    for k_next in range(k + 1, len(numbers)):
-                        next_start, next_end = self._sections.span(at[k_next], n)
-                        if next_start != held_end or next_end - start > IndexedReader.HELD_NBYTES:
-                            break
-                        held_end = next_end
-                    self._source.hold(b"LAYR", start, held_end)
-                block = decoder.view.block(numbers[k])
-                blocks.append(block)
-                sections.append(self._sections.read(at[k], record.payload_nbytes(block),
-                                                    f"block {numbers[k]} of tensor {record.name!r}"))  # fmt: skip
-            yield blocks, sections
-
-    def values(self, numbers: Sequence[int]) -> Iterator[tuple[Block, Array]]:
-        """Blocks, and the values of each in stored order."""
-        for blocks, sections in self.groups(numbers):
-            yield from zip(blocks, self.decoder.block_values(blocks, plain(sections)), strict=True)
 
 
 class _LazyShared:

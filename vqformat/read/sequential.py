@@ -10,17 +10,21 @@ from typing import Any, BinaryIO
 import numpy.typing as npt
 
 from ..decode.batch import Batch
-from ..decode.parallel import GroupedTensor, Sections, plain
+from ..decode.block_groups import GroupedTensor, Sections, plain
 from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, TensorDecoder, allocate
 from ..decode.workers import Workers
 from ..errors import ChecksumError, FormatError, LimitError, TruncatedError
 from ..format import container, limits
+from ..format.byte_stream import StreamInput
 from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
-from ..format.container import FOOTER_NBYTES, HEADER_NBYTES, ChunkHead, SectionEntry, StoredSection, StreamInput
+from ..format.container import FOOTER_NBYTES, HEADER_NBYTES, ChunkHead
 from ..format.index import Index
-from ..format.records import AliasRecord, Block, Record, Size, TensorRecord
+from ..format.layout import Block
+from ..format.records import AliasRecord, Record, TensorRecord
+from ..format.sections import SectionEntry, StoredSection, read_section, skip_section
+from ..format.stages import Size
 from .budget import Budget
-from .shared import Shared
+from .shared_tables import Shared
 
 Array = npt.NDArray[Any]
 
@@ -133,7 +137,7 @@ class SequentialReader:
                         self._note(chunk, info.records)
                 case _:
                     for i, entry in enumerate(chunk.sections):
-                        container.skip_section(self._input, entry, f"section {i} of the {chunk.label}")
+                        skip_section(self._input, entry, f"section {i} of the {chunk.label}")
                     self._note(chunk, [])
 
     def _tensors(self, chunk: ChunkHead, info: LayerInfo) -> Iterator[SequentialTensor]:
@@ -163,14 +167,14 @@ class SequentialReader:
     def _read_book(self, chunk: ChunkHead) -> None:
         record = parse_book_chunk(chunk)
         self._budget.take_bytes(record.nbytes, "a BOOK")
-        section = container.read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}").plain()
+        section = read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}").plain()
         self._shared.add_book(record, section)
         self._note(chunk, [])
 
     def _read_freq(self, chunk: ChunkHead) -> None:
         record = parse_freq_chunk(chunk)
         self._budget.take_bytes(record.nbytes, "a FREQ")
-        section = container.read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}").plain()
+        section = read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}").plain()
         self._shared.add_freq(record, section)
         self._note(chunk, [])
 
@@ -255,12 +259,12 @@ class SequentialTensor(GroupedTensor):
         """Check the sections that have not been read, and forget them."""
         self.has_passed = True
         for entry in self._entries:
-            container.skip_section(self._source, entry, f"a section of tensor {self.record.name!r}")
+            skip_section(self._source, entry, f"a section of tensor {self.record.name!r}")
 
     def _stored(self, sizes: Sequence[Sequence[Size]], where: str) -> list[StoredSection]:
-        return [container.read_section(self._source, next(self._entries), nbytes, where)
+        return [read_section(self._source, next(self._entries), nbytes, where)
                 for stage_sizes in sizes for nbytes in stage_sizes]  # fmt: skip
 
     def _read(self, sizes: Sequence[Sequence[Size]], where: str) -> list[bytes]:
-        return [container.read_section(self._source, next(self._entries), nbytes, where).plain()
+        return [read_section(self._source, next(self._entries), nbytes, where).plain()
                 for stage_sizes in sizes for nbytes in stage_sizes]  # fmt: skip

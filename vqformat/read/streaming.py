@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Literal, overload
 
-from ..decode.parallel import plain
+from ..decode.block_groups import plain
 from ..decode.region import part_of
 from ..decode.workers import n_threads
 from ..files import Path, opened

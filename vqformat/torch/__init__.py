@@ -23,11 +23,11 @@ from ..read.torch_arrays import dtype_name, identity, logical_shape
 from ..read.torch_arrays import from_numpy as from_numpy
 from ..read.torch_arrays import memory_of as memory_of
 from ..read.torch_arrays import to_numpy as to_numpy
-from .calibrate import calibrate as calibrate
-from .correct import Corrector
+from .calibration import calibrate as calibrate
+from .correction import Corrector
 from .loading import Device
 from .loading import load_model as load_model
-from .streamed import stream_model as stream_model
+from .streamed_model import stream_model as stream_model
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

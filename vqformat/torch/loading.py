@@ -7,9 +7,9 @@ from typing import Any, BinaryIO
 import torch
 
 from ..files import Path
-from ..read.access import safe_open
+from ..read.safe_open import safe_open
 from ..read.torch_arrays import identity, memory_format
-from .pending import pending
+from .deferred_tensor import deferred_tensor
 
 Device = str | int | torch.device
 Members = dict[str, torch.Tensor | None]
@@ -36,7 +36,7 @@ def load_model(model: torch.nn.Module, filename: Path | BinaryIO, strict: bool =
         VqmError: The file is refused.
     """
     with safe_open(filename, framework="pt") as file:
-        state = {name: pending(file, name) for name in file}
+        state = {name: deferred_tensor(file, name) for name in file}
         replaced = leave_meta(model, device)
         result = model.load_state_dict(state, strict=False)
         missing, unexpected = really_missing(model, result.missing_keys), list(result.unexpected_keys)

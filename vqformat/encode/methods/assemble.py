@@ -17,23 +17,13 @@ from ...decode.tables import Floats
 from ...errors import EncodeError
 from ...format import bits
 from ...format.chunkwriter import EncodedTensor
-from ...format.container import Section
 from ...format.dtypes import BY_NAME
+from ...format.layout import ORDER_COLUMNS, ORDER_ROWS, Block, Layout, View, make_view
 from ...format.limits import MAX_BLOCK_ELEMENTS
-from ...format.records import (
-    ORDER_COLUMNS,
-    ORDER_ROWS,
-    Block,
-    CodebookStage,
-    Layout,
-    LowRankStage,
-    PackedStage,
-    RawStage,
-    TensorRecord,
-    View,
-    make_view,
-)
-from . import entropy
+from ...format.records import TensorRecord
+from ...format.sections import Section
+from ...format.stages import CodebookStage, LowRankStage, PackedStage, RawStage
+from . import packing
 
 BLOCK_ELEMENTS = 1 << 18
 
@@ -69,21 +59,21 @@ class QuantizedStage:
 
     def _low_rank_resident(self) -> list[bytes]:
         assert isinstance(self.stage, LowRankStage) and self.right_codes is not None
-        right = entropy.as_codes(self.right_codes, self.stage.entries_v)
+        right = packing.as_codes(self.right_codes, self.stage.entries_v)
         return self.resident + bits.pack(right, self.stage.entries_v, self.stage.planes_v)
 
     def with_planes(self, *, compress: bool) -> QuantizedStage:
         """The same with the packing that takes the fewest bytes."""
         match self.stage:
             case CodebookStage():
-                codes = entropy.as_codes(self.codes, self.stage.entries)
-                planes = entropy.choose_planes(codes, self.stage.entries, compress=compress)
+                codes = packing.as_codes(self.codes, self.stage.entries)
+                planes = packing.choose_planes(codes, self.stage.entries, compress=compress)
                 return replace(self, stage=replace(self.stage, planes=planes))
             case LowRankStage():
-                left = entropy.as_codes(self.codes, self.stage.entries_u)
-                right = entropy.as_codes(self.right_codes, self.stage.entries_v)  # type: ignore[arg-type]
-                planes_u = entropy.choose_planes(left, self.stage.entries_u, compress=compress)
-                planes_v = entropy.choose_planes(right, self.stage.entries_v, compress=compress)
+                left = packing.as_codes(self.codes, self.stage.entries_u)
+                right = packing.as_codes(self.right_codes, self.stage.entries_v)  # type: ignore[arg-type]
+                planes_u = packing.choose_planes(left, self.stage.entries_u, compress=compress)
+                planes_v = packing.choose_planes(right, self.stage.entries_v, compress=compress)
                 return replace(self, stage=replace(self.stage, planes_u=planes_u, planes_v=planes_v))
 
     def resident_sections(self) -> list[bytes]:
@@ -98,7 +88,7 @@ class QuantizedStage:
                 codes, entries, planes = self.codes[:, first:last], self.stage.entries, self.stage.planes
             case LowRankStage():
                 codes, entries, planes = self.codes, self.stage.entries_u, self.stage.planes_u
-        return bits.pack(entropy.as_codes(codes[block.row : block.row_end], entries), entries, planes)
+        return bits.pack(packing.as_codes(codes[block.row : block.row_end], entries), entries, planes)
 
 
 def sum_of_stages(stages: Sequence[QuantizedStage], view: View) -> Floats:
@@ -199,6 +189,6 @@ def _store(resident: list[bytes], payloads: list[list[bytes]], compress: bool) -
     """All sections in file order; the n-th of every block are of the same kind."""
     if not compress:
         return [Section(plain) for plain in resident + [p for block in payloads for p in block]]
-    stored = [entropy.sections([plain])[0] for plain in resident]
-    kinds = [entropy.sections(kind) for kind in zip(*payloads, strict=True)]
+    stored = [packing.sections([plain])[0] for plain in resident]
+    kinds = [packing.sections(kind) for kind in zip(*payloads, strict=True)]
     return stored + [section for block in zip(*kinds, strict=True) for section in block]

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...decode import tables
 from ...decode.tables import Floats
-from ...format.records import CodebookStage, Scale, TableSource
+from ...format.stages import CodebookStage, Scale, TableSource
 from .assemble import QuantizedStage
 from .scales import encode_scales, group_size, table_dtype
 

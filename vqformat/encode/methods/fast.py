@@ -14,12 +14,12 @@ from ...decode.tables import Floats
 from ...errors import EncodeError
 from ...format import bits
 from ...format.chunkwriter import EncodedTensor
-from ...format.records import Layout, make_view
+from ...format.layout import Layout, make_view
 from ..report import as_decoded, energy
 from .assemble import assemble, sum_of_stages
-from .entropy import plain_bits
+from .codebook import CodebookOptions, quantize_codebook
+from .packing import plain_bits
 from .quantize import check_bound
-from .vector import CodebookOptions, quantize_codebook
 
 QUICK_ENTRIES = (2, 4, 16, 256)  # whose codes are 1, 2, 4 or 8 bits: a byte holds several of them, or one
 ENTRIES = (2, 3, 4, 6, 8, 12, 16, 32, 48, 64, 128, 256)  # with those that a budget needs
@@ -44,7 +44,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class RateDistortionCurve:
     """What numbers of entries are worth to a tensor.
 
     Attributes:
@@ -57,7 +57,7 @@ class Ladder:
     noise: Sequence[float]
 
     @classmethod
-    def of(cls, values: Floats, entries: Sequence[int], *, seed: int = 0) -> Ladder:
+    def of(cls, values: Floats, entries: Sequence[int], *, seed: int = 0) -> RateDistortionCurve:
         """By trial, on a sample of the values."""
         flat = values.reshape(-1)
         sample = np.ascontiguousarray(flat[:: max(1, flat.size // _SAMPLE) | 1]).reshape(1, -1)

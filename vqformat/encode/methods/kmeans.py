@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from ...decode.tables import Floats
 from ...format.bits import Codes, code_dtype
+from .kmeans_1d import kmeans_1d, nearest_1d
+from .nearest import Grid, best_entries
 from .sampling import Doubles, Seed, sample_indices, uniforms
-from .scalar import kmeans_1d, nearest_1d
 
 Progress = Callable[[int, int], None]  # rounds done, rounds at most
 
@@ -25,10 +26,6 @@ _SMALLEST_SAMPLE = 1 << 16
 FULL_ROUNDS = 2  # rounds on all vectors after those on the sample
 _STRIDE = 1.7  # how far entries move, in distances to their means
 _LEAST_GAIN = 2e-4  # of a round, relative to the distortion
-# At a time so many scores that they stay in the cache, by so few products that OpenBLAS starts no threads: on cores
-# that others use too, waiting for them has cost 30 times what they gain.
-_CHUNK_SCORES = 1 << 16
-_CHUNK_PRODUCTS = 1 << 18
 _PLUS_PLUS_ENTRIES = 4096  # beyond it the start is a random sample
 
 
@@ -115,18 +112,6 @@ def kmeans_batch(
     return Clusters(books, codes, distortion)
 
 
-def nearest(vectors: Floats, book: Floats) -> Codes:
-    """Codes ``(n,)`` of the entries of ``book``, ``(entries, dim)``, nearest to the vectors, ``(n, dim)``."""
-    codes = np.empty(vectors.shape[0], code_dtype(book.shape[0]))
-    largest = max(np.abs(vectors).max(initial=0), np.abs(book).max(initial=0))
-    grid = _Grid.of(np.array([largest]), vectors.shape[1], np.float64)
-    right = grid.entries(book.astype(np.float64)[None])
-    for start in range(0, codes.size, 1 << 18):
-        part = vectors[None, start : start + (1 << 18)]
-        codes[start : start + (1 << 18)] = _best(grid.vectors(part), right)[0][0]
-    return codes
-
-
 def _distinct(vectors: Floats, entries: int) -> tuple[Floats, npt.NDArray[np.intp]] | None:
     """The distinct vectors and their codes, if there are no more than ``entries``."""
     n = vectors.shape[0]
@@ -140,73 +125,6 @@ def _distinct(vectors: Floats, entries: int) -> tuple[Floats, npt.NDArray[np.int
 
 def _as_bytes(vectors: Floats) -> npt.NDArray[np.void]:
     return np.ascontiguousarray(vectors).view(np.dtype((np.void, 4 * vectors.shape[1]))).reshape(-1)
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """A grid of integers on which scores are exact in a float dtype.
-
-    The score of entry c for vector x is ``x·c − |c|²/2``, largest for the nearest. With components of magnitude L at
-    most no partial sum exceeds 1.5 dim L², which has to be below 2^24 (float32) or 2^53 (float64).
-
-    Attributes:
-        scale: ``(n_problems, 1, 1)``, grid points a unit.
-    """
-
-    dtype: type[Any]
-    scale: Doubles
-
-    @classmethod
-    def of(cls, largest: npt.NDArray[Any], dim: int, dtype: type[Any]) -> _Grid:
-        """The finest grid for components up to ``largest``, ``(n_problems,)``."""
-        bits = 24 if dtype is np.float32 else 53
-        limit = np.floor(np.sqrt(2.0**bits / (1.5 * dim))) - 1
-        top = largest.astype(np.float64)
-        return cls(dtype, (limit / np.where(top > 0, top, 1.0))[:, None, None])
-
-    def vectors(self, vectors: Floats) -> npt.NDArray[Any]:
-        """Vectors on the grid, and a 1 for the constant term: ``(n_problems, n, dim + 1)``."""
-        out = np.empty((*vectors.shape[:2], vectors.shape[2] + 1), self.dtype)
-        out[..., :-1] = np.rint(vectors * self.scale)
-        out[..., -1] = 1
-        return out
-
-    def entries(self, books: Doubles) -> npt.NDArray[Any]:
-        """Entries on the grid with their constant terms: ``(n_problems, dim + 1, entries)``."""
-        on_grid = np.rint(books * self.scale)
-        constant = np.floor((on_grid**2).sum(axis=2, keepdims=True) / 2)
-        return np.ascontiguousarray(np.concatenate((on_grid, -constant), axis=2).transpose(0, 2, 1), self.dtype)
-
-
-def _best(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any]]:
-    """The entry of the highest score for each vector, and this score: ``(n_problems, n)`` each.
-
-    Args:
-        left: Vectors on a grid, ``(n_problems, n, dim + 1)``.
-        right: Entries, ``(n_problems, dim + 1, entries)``.
-    """
-    n_problems, n, _ = left.shape
-    entries = right.shape[2]
-    codes = np.empty((n_problems, n), np.intp)
-    top = np.empty((n_problems, n), left.dtype)
-    n_scores = min(_CHUNK_SCORES, _CHUNK_PRODUCTS // left.shape[2])
-    rows_at_once = max(4, n_scores // entries)
-    problems_at_once = max(1, rows_at_once // n)
-    rows_at_once = min(rows_at_once, n)
-    buffer = np.empty(problems_at_once * rows_at_once * entries, left.dtype)
-    picked = np.arange(problems_at_once * rows_at_once) * entries
-    for problem in range(0, n_problems, problems_at_once):
-        some = slice(problem, min(problem + problems_at_once, n_problems))
-        for row in range(0, n, rows_at_once):
-            rows = slice(row, min(row + rows_at_once, n))
-            shape = (some.stop - some.start, rows.stop - rows.start, entries)
-            scores = buffer[: shape[0] * shape[1] * entries].reshape(shape)
-            np.matmul(left[some, rows], right[some], out=scores)
-            best = scores.argmax(axis=2)
-            codes[some, rows] = best
-            flat = best.reshape(-1) + picked[: best.size]
-            top[some, rows] = np.take(buffer, flat).reshape(best.shape)
-    return codes, top
 
 
 class _Points:
@@ -229,7 +147,7 @@ class _Points:
 
     def _use(self, dtype: type[Any]) -> None:
         self.dtype = dtype
-        self._grid = _Grid.of(self._largest, self.vectors.shape[2], dtype)
+        self._grid = Grid.of(self._largest, self.vectors.shape[2], dtype)
         self._left = self._grid.vectors(self.vectors)
         self._norms = np.square(self._left[..., :-1]).sum(axis=2)
 
@@ -238,12 +156,12 @@ class _Points:
 
         After it the grid is that of float32, if its rounding costs less than a thousandth of the squared error.
         """
-        codes, top = _best(self._left, self._grid.entries(books))
+        codes, top = best_entries(self._left, self._grid.entries(books))
         units = np.maximum(self._norms - 2 * top.astype(np.float64), 0)
         errors: Doubles = units / self._grid.scale[:, :, 0] ** 2
         if self.dtype is np.float64:
             dim = self.vectors.shape[2]
-            coarse = _Grid.of(self._largest, dim, np.float32)
+            coarse = Grid.of(self._largest, dim, np.float32)
             if (errors.mean(axis=1) * coarse.scale[:, 0, 0] ** 2 >= 100 * dim).all():
                 self._use(np.float32)
         return codes, errors if self.weights is None else errors * self.weights

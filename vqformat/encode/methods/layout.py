@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ...decode.tables import Floats
 from ...decode.tensor import stable_order
 from ...format.dtypes import BY_NAME
-from ...format.records import ORDER_COLUMNS, ORDER_ROWS, Layout
+from ...format.layout import ORDER_COLUMNS, ORDER_ROWS, Layout
 
 
 @dataclass(frozen=True)

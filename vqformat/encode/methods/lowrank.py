@@ -8,9 +8,9 @@ import numpy.typing as npt
 from ...decode.tables import Floats
 from ...errors import EncodeError
 from ...format.limits import MAX_RIGHT_FACTOR
-from ...format.records import AxisScale, LowRankStage
+from ...format.stages import AxisScale, LowRankStage
 from .assemble import QuantizedStage
-from .sampling import Doubles, Seed, bells
+from .sampling import Doubles, Seed, approximate_normals
 from .scales import encode_scales, group_size
 
 _EXACT_UP_TO = 384  # the shorter side of a matrix that is decomposed whole
@@ -89,7 +89,7 @@ def _randomized_svd(matrix: Doubles, rank: int, seed: Seed) -> tuple[Doubles, Do
     """Subspace iteration from a random start (Halko, Martinsson and Tropp 2011, algorithm 4.4)."""
     n_columns = matrix.shape[1]
     width = rank + _OVERSAMPLING
-    basis = np.linalg.qr(matrix @ bells(seed, (n_columns, width)))[0]
+    basis = np.linalg.qr(matrix @ approximate_normals(seed, (n_columns, width)))[0]
     for _ in range(_POWER_ROUNDS):
         basis = np.linalg.qr(matrix.T @ basis)[0]
         basis = np.linalg.qr(matrix @ basis)[0]

@@ -13,17 +13,19 @@ from ...decode.codebook import CodebookDecoder
 from ...decode.lowrank import LowRankDecoder
 from ...decode.tables import Floats
 from ...errors import EncodeError
-from ...format.container import Section
 from ...format.dtypes import BY_NAME
+from ...format.layout import View
 from ...format.limits import MAX_RESIDENT_NBYTES
-from ...format.records import BookRecord, CodebookStage, View
+from ...format.records import BookRecord
+from ...format.sections import Section
+from ...format.stages import CodebookStage
 from ..recipe import Method, Term, parse_method
-from . import entropy
+from . import packing
 from .assemble import QuantizedStage
 from .binary import quantize_binary
+from .codebook import CodebookOptions, quantize_codebook, quantize_shared, train_book
 from .lowrank import quantize_low_rank, rank_for_bits
 from .uniform import ROUNDING, quantize_uniform
-from .vector import CodebookOptions, quantize_codebook, quantize_shared, train_book
 
 LOSSLESS = parse_method("lossless")
 
@@ -103,7 +105,7 @@ def train_shared(matrices: Sequence[Floats], method: Method, *, seed: int = 0) -
                           f" {MAX_RESIDENT_NBYTES} bytes")  # fmt: skip
     values, dtype = train_book(matrices, options, seed=[_seed(method, seed), 0])
     record = BookRecord(values.shape[1], values.shape[0], 1, dtype)
-    return SharedBook(record, entropy.sections([tables.encode(values, dtype)])[0], values.reshape(-1))
+    return SharedBook(record, packing.sections([tables.encode(values, dtype)])[0], values.reshape(-1))
 
 
 def has_fixed_step(method: Method) -> bool:

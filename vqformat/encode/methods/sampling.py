@@ -18,7 +18,7 @@ def uniforms(seed: Seed, n: int) -> Doubles:
     return (np.asarray(raw, np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def bells(seed: Seed, shape: tuple[int, ...]) -> Doubles:
+def approximate_normals(seed: Seed, shape: tuple[int, ...]) -> Doubles:
     """Numbers that are as good as normal ones, of variance 1/3: sums of four uniforms, less 2."""
     found: Doubles = uniforms(seed, 4 * prod(shape)).reshape(4, *shape).sum(axis=0)
     found -= 2

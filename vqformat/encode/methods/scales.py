@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ...decode import tables
 from ...decode.tables import Floats
-from ...format.records import Scale
+from ...format.stages import Scale
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from ...decode import tables
 from ...decode.tables import Floats
 from ...format import bits
 from ...format.chunkwriter import EncodedTensor
-from ...format.container import TABLE_ENTRY_NBYTES
 from ...format.dtypes import BY_NAME
-from ...format.records import CodebookStage, ProgressionSource, TableSource
+from ...format.sections import TABLE_ENTRY_NBYTES
+from ...format.stages import CodebookStage, ProgressionSource, TableSource
 from ..report import as_decoded, energy
-from . import entropy
+from . import packing
 from .assemble import QuantizedStage, assemble
 from .layout import Orientation, orientations
 from .scales import table_dtype
@@ -149,8 +149,8 @@ def _trial_nbytes(quantized: QuantizedStage, orientation: Orientation, codes: np
     assert isinstance(stage, CodebookStage)
     part = orientation.apply(codes, stride=max(1, codes.size // _TRIAL_CODES))
     payloads = bits.pack(part.reshape(-1), stage.entries, stage.planes)
-    nbytes = sum(map(entropy.quick_nbytes, payloads)) * codes.size / part.size
+    nbytes = sum(map(packing.quick_nbytes, payloads)) * codes.size / part.size
     if orientation.row_classes is not None and orientation.column_classes is not None:
-        nbytes += sum(len(section.stored) + TABLE_ENTRY_NBYTES for section in entropy.sections(
+        nbytes += sum(len(section.stored) + TABLE_ENTRY_NBYTES for section in packing.sections(
             [orientation.row_classes.tobytes(), orientation.column_classes.tobytes()]))  # fmt: skip
     return nbytes

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...decode.tables import Floats
-from ...format.container import TABLE_ENTRY_NBYTES
+from ...format.sections import TABLE_ENTRY_NBYTES
 from ..methods.sampling import sample_indices
 
 LOWEST = -8  # variances in steps of the grid are 2**LOWEST to 2**HIGHEST; below the one nearly all codes are 0

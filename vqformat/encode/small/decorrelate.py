@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...decode.tables import Floats
-from ...format.records import Layout, make_view
+from ...format.layout import Layout, make_view
 from ..methods.assemble import QuantizedStage, sum_of_stages
-from . import principal, trellis
+from . import principal_components, trellis
 from .contexts import Contexts, find_contexts
 from .error_weights import power_at
 from .tiles import cuts_rows
@@ -28,7 +28,7 @@ _INPUT_CORRELATION = 0.3  # of the inputs of neighbouring taps
 
 
 @dataclass(frozen=True)
-class Habit:
+class Hysteresis:
     """How a matrix was coded when its step was another one: sizes that jump from plan to plan meet no budget.
 
     Attributes:
@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def kind(self) -> tuple[int, bool]:
-        """See ``Habit``."""
+        """See ``Hysteresis``."""
         return self.transform.size if self.transform is not None else 0, bool(self.components)
 
     def points(self, matrix: Floats, unit: Floats | np.float32) -> Floats:
@@ -73,7 +73,7 @@ class Plan:
 
 def find_plan(
     matrix: Floats, taps: tuple[int, ...] | None, step: float, unit: Floats | np.float32, largest: float, *,
-    least_noise: bool, habit: Habit | None = None,
+    least_noise: bool, hysteresis: Hysteresis | None = None,
 ) -> Plan:  # fmt: skip
     """The way that should take the fewest bits.
 
@@ -85,7 +85,7 @@ def find_plan(
         unit: The step, times the scales of the rows.
         largest: Finite value of the tensor's dtype.
         least_noise: Whether only the squared error counts.
-        habit: How it was coded before.
+        hysteresis: How it was coded before.
     """
     view = make_view(matrix.shape, False, Layout(n_row_axes=1))
     typical_bits = find_contexts(np.divide(matrix, unit, dtype=np.float32)).expected_bits
@@ -99,7 +99,7 @@ def find_plan(
         if np.abs(points).max(initial=0) > 1.001 * LARGEST_POINT:  # the step allows for that of the matrix, to rounding
             return None
         contexts = find_contexts(points)
-        bits = principal.n_bits(components, view)
+        bits = principal_components.n_bits(components, view)
         if transform is not None:
             bits += transform.n_bits
         if typical_bits < _MANY_BITS:
@@ -113,7 +113,7 @@ def find_plan(
         """For what components leave, without a transform and with one."""
         groups = [taps] if taps else []
         if taps == ():
-            sizes = {find_group(left, step), habit.kind[0] if habit is not None else 0}
+            sizes = {find_group(left, step), hysteresis.kind[0] if hysteresis is not None else 0}
             groups = [(size,) for size in sorted(sizes) if size]
         correlation = 0.0 if least_noise else _INPUT_CORRELATION
         transforms = [None, *(find_transform(left, group, correlation) for group in groups)]
@@ -124,15 +124,15 @@ def find_plan(
         must_save = 0.0
         if plan.components and not least_noise:
             must_save += _LEAST_GAIN * 4.0**-typical_bits
-        if habit is not None and plan.kind != habit.kind:
-            must_save += habit.strength
+        if hysteresis is not None and plan.kind != hysteresis.kind:
+            must_save += hysteresis.strength
         return plan.bits + must_save * typical_bits
 
     best = min(plans(matrix, []), key=cost)
-    components = [] if cuts_rows(matrix.shape[1]) else principal.find_stages(matrix, best.contexts.slope)
+    components = [] if cuts_rows(matrix.shape[1]) else principal_components.find_stages(matrix, best.contexts.slope)
     if components:
         left = _left_by(components, matrix)
-        if principal.bound(components, view) + float(np.abs(left).max()) < largest / 2:  # VAL-002
+        if principal_components.bound(components, view) + float(np.abs(left).max()) < largest / 2:  # VAL-002
             best = min([best, *plans(left, components)], key=cost)
     return best
 

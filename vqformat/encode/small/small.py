@@ -9,14 +9,15 @@ import numpy as np
 from ...decode.tables import Floats
 from ...errors import EncodeError
 from ...format.dtypes import BY_NAME
-from ...format.records import Layout, Trellis
+from ...format.layout import Layout
+from ...format.stages import Trellis
 from ..methods.assemble import BLOCK_ELEMENTS
 from ..methods.layout import by_rows, view_matrix
 from ..report import as_decoded, energy
-from . import error_weights, feedback, tiles, trellis, viterbi
-from .coded import CodedTensor
+from . import error_feedback, error_weights, tiles, trellis, viterbi
 from .contexts import BITS_PER_HALVING, Contexts, find_contexts
-from .decorrelate import FINER, LARGEST_POINT, PRICE, Habit, find_plan
+from .decorrelate import FINER, LARGEST_POINT, PRICE, Hysteresis, find_plan
+from .entropy_coding import CodedTensor
 from .transform import find_kernel
 
 # At low rates squared errors of means of cells are least where the price of a bit rises instead of the step: more
@@ -37,7 +38,7 @@ class Quantized:
 
     Attributes:
         energy, noise: Sums of squares of its values and of the errors.
-        kind: Of its plan, see ``decorrelate.Habit``.
+        kind: Of its plan, see ``decorrelate.Hysteresis``.
     """
 
     coded: CodedTensor
@@ -48,8 +49,8 @@ class Quantized:
 
 def quantize(
     name: str, dtype: str, shape: tuple[int, ...], values: Floats, step: float, *, output_axis: int = 0,
-    is_table: bool = False, least_noise: bool = False, factors: feedback.Factors | None = None,
-    row_scales: Floats | None = None, habit: Habit | None = None,
+    is_table: bool = False, least_noise: bool = False, factors: error_feedback.Factors | None = None,
+    row_scales: Floats | None = None, hysteresis: Hysteresis | None = None,
 ) -> Quantized:  # fmt: skip
     """Put a tensor on a trellis's grid.
 
@@ -63,7 +64,7 @@ def quantize(
             of the same energy as the weights: means are smaller, and so would be all activations.
         factors: Of the layer's inputs, if they are known.
         row_scales: Of a table whose rows are looked up, see ``lookups``; goes without factors.
-        habit: How it was coded at the step before.
+        hysteresis: How it was coded at the step before.
 
     Raises:
         EncodeError: The factors are of another number of inputs, or the scales of another number of rows.
@@ -91,15 +92,15 @@ def quantize(
     largest = BY_NAME[dtype].largest
     if kernel is not None and kernel.layout != layout:
         in_order = np.ascontiguousarray(view_matrix(values, kernel.layout))
-        plan = find_plan(in_order, kernel.taps, step, unit, largest, least_noise=least_noise, habit=habit)
+        plan = find_plan(in_order, kernel.taps, step, unit, largest, least_noise=least_noise, hysteresis=hysteresis)
         if plan.transform is not None:
             layout, matrix = kernel.layout, in_order
         del in_order  # not held beside the matrix while paths are searched
         if plan.transform is None:
-            plan = find_plan(matrix, None, step, unit, largest, least_noise=least_noise, habit=habit)
+            plan = find_plan(matrix, None, step, unit, largest, least_noise=least_noise, hysteresis=hysteresis)
     else:
         taps = kernel.taps if kernel is not None else () if can_transform and values.ndim == 2 else None
-        plan = find_plan(matrix, taps, step, unit, largest, least_noise=least_noise, habit=habit)
+        plan = find_plan(matrix, taps, step, unit, largest, least_noise=least_noise, hysteresis=hysteresis)
     contexts, transform = plan.contexts, plan.transform
     points, price = plan.points(matrix, unit), PRICE
     if least_noise and factors is None and transform is None and contexts.busy_bits < _LOW_RATE:
@@ -110,7 +111,7 @@ def quantize(
             points /= np.float32(finer)
             step *= finer
             contexts = find_contexts(points)
-    width = None if factors is None else tiles.band_width(matrix.shape[1], feedback.TILE_COLUMNS)
+    width = None if factors is None else tiles.band_width(matrix.shape[1], error_feedback.TILE_COLUMNS)
     path = viterbi.TRELLISES[_N_STATES if factors is None else _N_FEEDBACK_STATES]
     unit_rows = 1 if transform is None else transform.size
     layout, grid = _cut(layout, matrix.shape, plan.contexts.expected_bits, width, path, unit=unit_rows)
@@ -152,15 +153,15 @@ def _at_low_rate(bits: float) -> tuple[float, float]:
 
 
 def _quantize_with_feedback(
-    points: Floats, contexts: Contexts, grid: trellis.Grid, factors: feedback.Factors
+    points: Floats, contexts: Contexts, grid: trellis.Grid, factors: error_feedback.Factors
 ) -> tuple[trellis.Indices, trellis.Books]:
     """Twice: at rates found without feedback, then at those that it led to."""
     weights = np.square(factors.typical_spread / factors.spread).astype(np.float32)
     of_columns = np.repeat(weights, points.shape[1] // weights.shape[1], axis=1) if weights.shape[1] > 1 else weights
     rates = trellis.find_rates(points, contexts, grid, PRICE, of_columns)
-    indices, books = feedback.quantize(points, contexts, grid, rates, factors)
+    indices, books = error_feedback.quantize(points, contexts, grid, rates, factors)
     rates = trellis.count_rates(indices, books, contexts, PRICE, rates.reach)
-    return feedback.quantize(points, contexts, grid, rates, factors)
+    return error_feedback.quantize(points, contexts, grid, rates, factors)
 
 
 def _inputs_as_rows(rank: int, output_axis: int) -> Layout:

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...decode.tables import Floats
+from ...format.layout import Layout
 from ...format.limits import MAX_BLOCK_ELEMENTS, MAX_TRANSFORM
-from ...format.records import Layout
 from ..methods.sampling import sample_indices
-from .principal import pieces, signed
+from .principal_components import pieces, signed
 from .tiles import cuts_rows
 
 _LARGEST = 127  # of the integers of a matrix

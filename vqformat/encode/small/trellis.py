@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...decode.tables import Floats
-from ...format.records import Trellis
+from ...format.stages import Trellis
 from ..methods.sampling import sample_indices
 from . import tiles, viterbi
 from .contexts import LOWEST, PER_OCTAVE, Contexts
 from .error_weights import weights_of
-from .principal import pieces
+from .principal_components import pieces
 from .viterbi import Rates
 
 _SAMPLE = 1 << 16  # elements on which rates are found

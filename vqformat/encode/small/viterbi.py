@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...decode.tables import Floats
-from ...format.records import Trellis
+from ...format.stages import Trellis
 
 # Parity-check polynomials by the number of states (Ungerboeck 1982, table I, one-dimensional)
 TRELLISES = {4: Trellis(0o5, 0o2), 8: Trellis(0o13, 0o4), 16: Trellis(0o23, 0o4), 32: Trellis(0o45, 0o10),

@@ -15,11 +15,12 @@ from ...decode.tables import Floats
 from ...errors import EncodeError
 from ...format.bits import Codes, code_dtype
 from ...format.limits import MAX_DIM, MAX_RESIDENT_NBYTES
-from ...format.records import CodebookStage, SharedSource, TableSource
+from ...format.stages import CodebookStage, SharedSource, TableSource
 from . import kmeans
 from .assemble import QuantizedStage
+from .kmeans_1d import kmeans_1d, nearest_1d
+from .nearest import nearest
 from .sampling import Seed
-from .scalar import kmeans_1d, nearest_1d
 from .scales import ScaledMatrix, choose_table_dtype, group_size, scale_matrix
 
 _BATCH_VALUES = 1 << 24  # weights of the problems solved together
@@ -220,7 +221,7 @@ def _solve_run(
     if n_whole * dim < values.shape[1]:
         book = clusters.books[0]
         tail = values[:, n_whole * dim :]
-        last = kmeans.nearest(tail, np.ascontiguousarray(book[:, : tail.shape[1]]))
+        last = nearest(tail, np.ascontiguousarray(book[:, : tail.shape[1]]))
         codes = np.concatenate((codes, last[:, None]), axis=1)
     return list(clusters.books), codes
 
@@ -249,10 +250,10 @@ def _nearest_subvectors(values: Floats, book: Floats) -> Codes:
     n_whole = n_columns // dim
     codes = np.empty((n_rows, -(-n_columns // dim)), code_dtype(book.shape[0]))
     if n_whole:
-        codes[:, :n_whole] = kmeans.nearest(values[:, : n_whole * dim].reshape(-1, dim), book).reshape(n_rows, n_whole)
+        codes[:, :n_whole] = nearest(values[:, : n_whole * dim].reshape(-1, dim), book).reshape(n_rows, n_whole)
     if n_whole * dim < n_columns:
         tail = values[:, n_whole * dim :]
-        codes[:, -1] = kmeans.nearest(tail, np.ascontiguousarray(book[:, : tail.shape[1]]))
+        codes[:, -1] = nearest(tail, np.ascontiguousarray(book[:, : tail.shape[1]]))
     return codes
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..format.chunkwriter import ChunkWriter, EncodedTensor
-from ..format.describe import describe
 from ..format.dtypes import BY_NAME
 from ..format.records import AliasRecord
+from ..format.stage_summary import stage_summary
 from .methods.quantize import SharedBook
 from .report import Report, TensorReport, decibel
-from .small.coded import CodedTensor, Pool
+from .small.entropy_coding import CodedTensor, Pool
 
 _MAX_LAYER_TENSORS = 256
 _MAX_LAYER_NBYTES = 1 << 26  # decoded
@@ -43,7 +43,7 @@ def layer_name(tensor: str) -> str:
     return tensor[: max(tensor.rfind("."), tensor.rfind("/"), 0)]
 
 
-class Layers:
+class LayerWriter:
     """Writes results in layers, and reports.
 
     A layer is what follows each other with the same beginning of its names, small ones together, or what its results
@@ -107,7 +107,7 @@ class Layers:
         for result, tensor in zip(self._results, tensors, strict=True):
             report = result.report
             if isinstance(result.encoded, CodedTensor) and isinstance(tensor, EncodedTensor):
-                report = replace(report, method=describe(tensor.record), stored_nbytes=tensor.stored_nbytes)
+                report = replace(report, method=stage_summary(tensor.record), stored_nbytes=tensor.stored_nbytes)
             self._report.tensors.append(report)
         self._results, self._layers, self._nbytes = [], [], 0
 
@@ -147,7 +147,7 @@ def _common(names: list[str]) -> str:
     return low if n == len(low) and high[n : n + 1] in (".", "/", "") else layer_name(low[: n + 1])
 
 
-class Nowhere:
+class NullStream:
     """A stream that forgets, to learn the size of a file."""
 
     def write(self, data: bytes) -> int:

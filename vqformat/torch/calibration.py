@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..encode.calibration import Calibration, TensorStatistics
 from .batches import copied, count_bytes, floating_outputs, run
-from .observe import Watching
+from .observers import InputObservers
 from .sensitivity import Loss, Sensitivity
 
 _KEPT_NBYTES = 1 << 26  # of inputs and their outputs, for corrections that need to run the model
@@ -58,7 +58,7 @@ def calibrate(
     if isinstance(batches, (Tensor, Mapping)):
         raise ValueError(f"batches is one {type(batches).__name__}; an iterable of batches is allowed, such as [batch]")
     names = _names(model)
-    watching = Watching(model)
+    observers = InputObservers(model)
     kept: list[object] = []
     kept_nbytes = n_batches = 0
     n_all = operator.length_hint(batches)
@@ -67,9 +67,9 @@ def calibrate(
     sensitivity = Sensitivity(model, names, loss, seed)
     with _evaluating(model):
         for batch in batches:
-            with watching, torch.no_grad():
+            with observers, torch.no_grad():
                 output = run(model, batch)
-            sensitivity.add(batch, output, watching.met_nbytes)
+            sensitivity.add(batch, output, observers.met_nbytes)
             n_batches += 1
             nbytes = count_bytes(batch) + count_bytes(floating_outputs(output))
             if kept_nbytes + nbytes <= _KEPT_NBYTES:
@@ -81,7 +81,7 @@ def calibrate(
             raise ValueError("there are no batches to calibrate with")
         sensitivity.forget()
     tensors = {name: TensorStatistics(importance) for name, importance in sensitivity.importances().items()}
-    for observer in watching.observers:
+    for observer in observers.observers:
         tensors |= observer.statistics(tensors)
     return Calibration(_with_tied(model, tensors), kept, "values" if callable(loss) else loss)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..read.access import safe_open
+from ..read.safe_open import safe_open
 from ..read.torch_arrays import torch_dtype
 
 # What a pending tensor tells without being decoded. Whatever else is done to it decodes it.
@@ -24,7 +24,7 @@ _IS_CUDA, _IS_CPU = _T.is_cuda.__get__, _T.is_cpu.__get__
 _DEVICE = _T.device.__get__
 
 
-class Pending(torch.Tensor):
+class DeferredTensor(torch.Tensor):
     """A tensor that is to be decoded: it has a shape, a dtype and a device, and stands for its values."""
 
     _decode: Callable[[], torch.Tensor]
@@ -35,9 +35,9 @@ class Pending(torch.Tensor):
         cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, decode: Callable[[], torch.Tensor]
     ) -> Any:
         """A tensor that ``decode`` gives."""
-        pending: Pending = torch.Tensor._make_subclass(cls, torch.empty(shape, dtype=dtype, device="meta"))
-        pending._decode, pending._device = decode, device
-        return pending
+        deferred: DeferredTensor = torch.Tensor._make_subclass(cls, torch.empty(shape, dtype=dtype, device="meta"))
+        deferred._decode, deferred._device = decode, device
+        return deferred
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (),
@@ -54,19 +54,19 @@ class Pending(torch.Tensor):
         return func(*_decoded(args), **{key: _decoded(value) for key, value in (kwargs or {}).items()})
 
 
-def pending(file: safe_open[torch.Tensor], name: str) -> torch.Tensor:
+def deferred_tensor(file: safe_open[torch.Tensor], name: str) -> torch.Tensor:
     """The tensor ``name`` of a file opened for torch, decoded where it would take another shape."""
     info = file.get_slice(name)
     shape, dtype = tuple(info.get_shape()), info.get_dtype().lower()
     found = torch_dtype(dtype)
     if found is None:
         return file[name]
-    made: torch.Tensor = Pending.make(shape, found, torch.device("cpu"), lambda: file[name])
+    made: torch.Tensor = DeferredTensor.make(shape, found, torch.device("cpu"), lambda: file[name])
     return made
 
 
 def _decoded(value: Any) -> Any:
-    if isinstance(value, Pending):
+    if isinstance(value, DeferredTensor):
         return value._decode()
     if isinstance(value, (list, tuple)):
         items = [_decoded(item) for item in value]

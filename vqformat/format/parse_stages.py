@@ -1,18 +1,18 @@
-"""Records from metadata, and every rule on them (SPEC sections 6, 7, 9–12): parsed and checked once, then trusted.
-
-Each field is checked by itself before it is compared with others.
-"""
+"""Stages from metadata, and every rule on them (SPEC sections 8, 9, 11, 12): parsed and checked once, then trusted."""
 
 from __future__ import annotations
 
 from math import prod
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from ..errors import FormatError, LimitError, UnsupportedError
 from . import limits
 from .bits import Planes
-from .dtypes import BY_NAME, TABLE_DTYPES, DType, by_id
-from .records import (
+from .dtypes import DType
+from .fields import Fields
+from .layout import View
+from .records import BookRecord, FreqRecord
+from .stages import (
     CLASSES_COLUMNS,
     CLASSES_ROWS,
     CODEBOOK,
@@ -20,35 +20,26 @@ from .records import (
     LOW_RANK,
     MAX_TRELLIS_ZERO,
     MAX_ZERO,
-    ORDER_COLUMNS,
-    ORDER_ROWS,
     PROGRESSION,
     RAW,
     SHARED,
     TABLE,
     TRANSFORM,
     TRELLIS,
-    AliasRecord,
     AxisScale,
-    BookRecord,
     CodebookStage,
     FloatSource,
-    FreqRecord,
-    Layout,
     LowRankStage,
     ProgressionSource,
     RawStage,
-    Record,
     Scale,
     SharedSource,
     Source,
+    Stage,
     TableSource,
-    TensorRecord,
     TransformSource,
     Trellis,
     TrellisStage,
-    View,
-    make_view,
 )
 
 _SOURCE_FIELDS = {FLOAT: 5, TRANSFORM: 3}  # others have 2
@@ -70,168 +61,7 @@ class Shared(Protocol):
     def freq(self, number: int) -> FreqRecord: ...
 
 
-class _Fields:
-    """The fields of a record, taken one by one; each error names the record and the field (MET-008)."""
-
-    def __init__(self, values: Any, n_fields: int, where: str) -> None:
-        self.where = where
-        if not isinstance(values, list):
-            self.fail(f"is {values!r:.80}, not an array", "MET-008")
-        if len(values) != n_fields:
-            self.fail(f"has {len(values)} fields, not {n_fields}", "MET-008")
-        self._left = iter(values)
-
-    def fail(self, message: str, clause: str, error: type[FormatError] = FormatError) -> NoReturn:
-        raise error(f"{self.where}: {message}", clause=clause)
-
-    def any(self) -> Any:
-        return next(self._left)
-
-    def integer(self, name: str, low: int, high: int | None, clause: str) -> int:
-        """An integer from ``low`` up; above ``high``, if that is not None, is a LimitError."""
-        value = self.any()
-        if type(value) is not int:
-            self.fail(f"{name} is {value!r:.80}, not an integer", "MET-008")
-        if value < low:
-            self.fail(f"{name} is {value}; at least {low} is allowed", clause)
-        if high is not None and value > high:
-            self.fail(f"{name} is {value}; at most {high} is allowed", clause, LimitError)
-        return value
-
-    def array(self, name: str) -> list[Any]:
-        value = self.any()
-        if not isinstance(value, list):
-            self.fail(f"{name} is {value!r:.80}, not an array", "MET-008")
-        return value
-
-    def string(self, name: str) -> str:
-        value = self.any()
-        if not isinstance(value, str):
-            self.fail(f"{name} is {value!r:.80}, not a string", "MET-008")
-        return value
-
-    def table_dtype(self, name: str) -> str:
-        id = self.integer(name, 0, None, "CBK-007")
-        dtype = by_id(id).name if id < len(BY_NAME) else "?"
-        if dtype not in TABLE_DTYPES:
-            self.fail(f"{name} is dtype id {id}; f32, f16 and bf16 are allowed", "CBK-007", UnsupportedError)
-        return dtype
-
-
-def parse_book(meta: Any) -> BookRecord:
-    """The record of a BOOK chunk (BOK-002)."""
-    fields = _Fields(meta, 4, "BOOK chunk")
-    dim = fields.integer("dim", 1, limits.MAX_DIM, "BOK-002")
-    entries = fields.integer("entries", 1, limits.MAX_ENTRIES, "BOK-002")
-    groups = fields.integer("groups", 1, limits.MAX_GROUPS, "BOK-002")
-    record = BookRecord(dim, entries, groups, fields.table_dtype("dtype"))
-    if record.nbytes > limits.MAX_RESIDENT_NBYTES:
-        fields.fail(f"has {record.nbytes} bytes; at most {limits.MAX_RESIDENT_NBYTES} are allowed", "BOK-002",
-                    LimitError)  # fmt: skip
-    return record
-
-
-def parse_freq(meta: Any) -> FreqRecord:
-    """The record of a FREQ chunk (FRQ-001)."""
-    fields = _Fields(meta, 3, "FREQ chunk")
-    precision = fields.integer("precision", 1, None, "FRQ-001")
-    entries = fields.integer("entries", 1, None, "FRQ-001")
-    tables = fields.integer("tables", 1, None, "FRQ-001")
-    if precision > limits.MAX_PRECISION or entries > 1 << precision:
-        fields.fail(f"precision is {precision} and entries {entries}; at most {limits.MAX_PRECISION} and 2^precision"
-                    " are allowed", "FRQ-001")  # fmt: skip
-    if tables << precision > limits.MAX_SLOTS:
-        fields.fail(f"tables · 2^precision is {tables << precision}; at most {limits.MAX_SLOTS} is allowed", "FRQ-001",
-                    LimitError)  # fmt: skip
-    return FreqRecord(precision, entries, tables)
-
-
-def parse_layer(meta: Any) -> tuple[str, list[Any]]:
-    """Name of a LAYR chunk and its tensors' metadata, not yet parsed (LYR-001)."""
-    fields = _Fields(meta, 2, "LAYR chunk")
-    name = fields.string("name")
-    if len(name.encode()) > limits.MAX_NAME_NBYTES:
-        fields.fail(f"name has {len(name.encode())} bytes; at most {limits.MAX_NAME_NBYTES} are allowed",
-                    "TEN-001", LimitError)  # fmt: skip
-    tensors = fields.array("tensors")
-    if not tensors:
-        fields.fail("has no tensors", "LYR-001")
-    return name, tensors
-
-
-def parse_tensor(meta: Any, shared: Shared) -> Record:
-    """The record of a tensor or an alias, checked by itself and against the BOOK and FREQ chunks before it."""
-    where = "tensor record"
-    if isinstance(meta, list) and meta and isinstance(meta[0], str):
-        where = f"tensor {meta[0]!r:.200}"
-    is_alias = isinstance(meta, list) and len(meta) == 2
-    fields = _Fields(meta, 2 if is_alias else 5, where)
-    name = _parse_name(fields)
-    if is_alias:
-        target = fields.string("target")
-        if len(target.encode()) > limits.MAX_NAME_NBYTES:
-            fields.fail(f"target has {len(target.encode())} bytes; at most {limits.MAX_NAME_NBYTES} are allowed",
-                        "ALI-001", LimitError)  # fmt: skip
-        return AliasRecord(name, target)
-    id = fields.integer("dtype", 0, None, "TEN-006")
-    try:
-        dtype = by_id(id)
-    except UnsupportedError as err:
-        fields.fail(err.message, "TEN-006", UnsupportedError)
-    shape = _parse_shape(fields)
-    layout_meta = fields.any()
-    stages_meta = fields.array("stages")
-    if 0 in shape:
-        if stages_meta or layout_meta is not None:
-            fields.fail("has no elements, yet stages or a layout", "TEN-004")
-        return TensorRecord(name, dtype.name, shape)
-    if not stages_meta:
-        fields.fail("has elements, yet no stages", "TEN-004")
-    if len(stages_meta) > limits.MAX_STAGES:
-        fields.fail(f"has {len(stages_meta)} stages; at most {limits.MAX_STAGES} are allowed", "TEN-004", LimitError)
-    ids = [_stage_id(stage, where) for stage in stages_meta]
-    if RAW in ids and len(ids) > 1:
-        fields.fail("has a raw stage beside another one", "TEN-005")
-    is_raw = ids[0] == RAW
-    if not is_raw and not dtype.arithmetic:
-        fields.fail(f"has dtype {dtype.name}, which only a raw stage can hold", "TEN-005")
-    view = _parse_view(layout_meta, shape, dtype, is_raw, where)
-    stages = tuple(
-        _PARSE_STAGE[id](stage, view, dtype, shared, f"{where}, stage {i}")
-        for i, (id, stage) in enumerate(zip(ids, stages_meta, strict=True))
-    )
-    record = TensorRecord(name, dtype.name, shape, view.layout, stages)
-    for sizes in record.resident_nbytes():
-        for nbytes in sizes:
-            if nbytes > limits.MAX_RESIDENT_NBYTES:
-                fields.fail(f"has a resident section of {nbytes} bytes; at most {limits.MAX_RESIDENT_NBYTES} are"
-                            " allowed", "TEN-007", LimitError)  # fmt: skip
-    return record
-
-
-def _parse_name(fields: _Fields) -> str:
-    name = fields.string("name")
-    nbytes = len(name.encode())
-    if nbytes > limits.MAX_NAME_NBYTES:
-        fields.fail(f"name has {nbytes} bytes; at most {limits.MAX_NAME_NBYTES} are allowed", "TEN-001", LimitError)
-    if not nbytes or "\0" in name:
-        fields.fail(f"name {name!r:.200} is empty or has a character U+0000", "TEN-001")
-    return name
-
-
-def _parse_shape(fields: _Fields) -> tuple[int, ...]:
-    sizes = fields.array("shape")
-    if len(sizes) > limits.MAX_RANK:
-        fields.fail(f"shape has {len(sizes)} axes; at most {limits.MAX_RANK} are allowed", "TEN-003", LimitError)
-    for size in sizes:
-        if type(size) is not int or size < 0:
-            fields.fail(f"shape holds {size!r:.80}, not an integer from 0 up", "TEN-003")
-    if prod(size for size in sizes if size) > limits.MAX_SHAPE_PRODUCT:
-        fields.fail(f"shape {sizes!r:.200} has a product above {limits.MAX_SHAPE_PRODUCT}", "TEN-003", LimitError)
-    return tuple(sizes)
-
-
-def _stage_id(stage: Any, where: str) -> int:
+def stage_id(stage: Any, where: str) -> int:
     if not isinstance(stage, list) or not stage or type(stage[0]) is not int or stage[0] < 0:
         raise FormatError(f"{where}: a stage is {stage!r:.80}, not an array that begins with its id", clause="MET-008")
     if stage[0] not in _PARSE_STAGE:
@@ -239,43 +69,14 @@ def _stage_id(stage: Any, where: str) -> int:
     return stage[0]
 
 
-def _parse_view(meta: Any, shape: tuple[int, ...], dtype: DType, is_raw: bool, where: str) -> View:
-    as_pairs = dtype.is_complex and not is_raw
-    rank = len(shape) + as_pairs
-    if meta is None:
-        layout = Layout()
-    else:
-        fields = _Fields(meta, 5, f"{where}, layout")
-        axes = fields.any()
-        if axes is not None:
-            if not isinstance(axes, list) or any(type(axis) is not int for axis in axes):
-                fields.fail(f"axes is {axes!r:.80}, neither nil nor an array of integers", "MET-008")
-            if sorted(axes) != list(range(rank)) or axes == list(range(rank)):
-                fields.fail(f"axes {axes!r:.80} is no permutation of {rank} axes, or the identity", "LAY-001")
-        n_row_axes = fields.integer("n_row_axes", 0, None, "LAY-001")
-        if n_row_axes > rank:
-            fields.fail(f"n_row_axes is {n_row_axes}; at most {rank} are there", "LAY-001")
-        order = fields.integer("order", 0, None, "LAY-003")
-        if order & ~(ORDER_ROWS | ORDER_COLUMNS):
-            fields.fail(f"order is {order}; only bits 0 and 1 are known", "LAY-003", UnsupportedError)
-        block_rows = fields.integer("block_rows", 0, None, "LAY-004")
-        block_columns = fields.integer("block_columns", 0, None, "LAY-004")
-        layout = Layout(None if axes is None else tuple(axes), n_row_axes, order, block_rows, block_columns)
-        if is_raw and (axes is not None or order):
-            fields.fail("a raw stage has axes or an order", "LAY-002")
-    view = make_view(shape, as_pairs, layout)
-    rows, columns = layout.block_rows, layout.block_columns
-    if (columns and not (rows == 1 and columns < view.n_columns)) or (not columns and rows and rows >= view.n_rows):
-        raise FormatError(f"{where}: blocks of {rows} rows and {columns} columns are not allowed in a view of"
-                          f" {view.n_rows} x {view.n_columns}", clause="LAY-004")  # fmt: skip
-    if view.block(0).n_elements > limits.MAX_BLOCK_ELEMENTS:
-        raise LimitError(f"{where}: a block has {view.block(0).n_elements} elements; at most"
-                         f" {limits.MAX_BLOCK_ELEMENTS} are allowed", clause="LAY-005")  # fmt: skip
-    return view
+def parse_stage(meta: list[Any], view: View, dtype: DType, shared: Shared, where: str) -> Stage:
+    """A stage from its array of metadata, whose id ``stage_id`` has checked."""
+    stage: Stage = _PARSE_STAGE[meta[0]](meta, view, dtype, shared, where)
+    return stage
 
 
 def _parse_raw(meta: Any, view: View, dtype: DType, shared: Shared, where: str) -> RawStage:
-    fields = _Fields(meta, 2, where)
+    fields = Fields(meta, 2, where)
     fields.any()
     split = fields.integer("split", 0, None, "RAW-001")
     if split > 2:
@@ -286,7 +87,7 @@ def _parse_raw(meta: Any, view: View, dtype: DType, shared: Shared, where: str) 
 
 
 def _parse_codebook(meta: Any, view: View, dtype: DType, shared: Shared, where: str) -> CodebookStage:
-    fields = _Fields(meta, 9, where)
+    fields = Fields(meta, 9, where)
     fields.any()
     dim = fields.integer("dim", 1, limits.MAX_DIM, "CBK-001")
     entries = fields.integer("entries", 1, limits.MAX_ENTRIES, "CBK-001")
@@ -319,10 +120,10 @@ def _parse_codebook(meta: Any, view: View, dtype: DType, shared: Shared, where: 
 
 
 def _parse_source(meta: list[Any], n_books: int, known: tuple[int, ...], where: str) -> Source | TransformSource:
-    id = _Fields(meta[:1], 1, f"{where}, source").integer("source id", 0, None, "CBK-007")
+    id = Fields(meta[:1], 1, f"{where}, source").integer("source id", 0, None, "CBK-007")
     if id not in known:
         raise UnsupportedError(f"{where}, source: unknown source id {id}", clause="CBK-007")
-    fields = _Fields(meta, _SOURCE_FIELDS.get(id, 2), f"{where}, source")
+    fields = Fields(meta, _SOURCE_FIELDS.get(id, 2), f"{where}, source")
     fields.any()
     if id == TABLE:
         return TableSource(fields.table_dtype("dtype"))
@@ -347,7 +148,7 @@ def _parse_source(meta: list[Any], n_books: int, known: tuple[int, ...], where: 
     return FloatSource(signed, exponent_bits, fraction_bits, exponent)
 
 
-def _parse_group(fields: _Fields, name: str, length: int) -> int:
+def _parse_group(fields: Fields, name: str, length: int) -> int:
     size = fields.integer(name, 0, None, "CBK-003")
     if size and size >= length:
         fields.fail(f"{name} is {size}; 0 or less than {length} is allowed", "CBK-003")
@@ -357,7 +158,7 @@ def _parse_group(fields: _Fields, name: str, length: int) -> int:
 def _parse_scale(meta: Any, view: View, where: str) -> Scale | None:
     if meta is None:
         return None
-    fields = _Fields(meta, 3, f"{where}, scale")
+    fields = Fields(meta, 3, f"{where}, scale")
     dtype = fields.table_dtype("dtype")
     rows = _parse_group(fields, "rows", view.n_rows)
     return Scale(dtype, rows, _parse_group(fields, "columns", view.n_columns))
@@ -370,7 +171,7 @@ def _parse_planes(meta: Any, entries: int, where: str) -> Planes:
         raise FormatError(f"{where}: {len(meta)} planes; at most 3 are allowed", clause="COD-004")
     planes = []
     for plane in meta:
-        fields = _Fields(plane, 2, f"{where}, plane")
+        fields = Fields(plane, 2, f"{where}, plane")
         base = fields.integer("base", 2, None, "COD-003")
         per_byte = fields.integer("digits per byte", 1, None, "COD-003")
         if base > 256 or per_byte > 8 or base**per_byte > 256:
@@ -384,7 +185,7 @@ def _parse_planes(meta: Any, entries: int, where: str) -> Planes:
 
 
 def _parse_low_rank(meta: Any, view: View, dtype: DType, shared: Shared, where: str) -> LowRankStage:
-    fields = _Fields(meta, 6, where)
+    fields = Fields(meta, 6, where)
     fields.any()
     rank = fields.integer("rank", 1, limits.MAX_LOW_RANK, "LOW-001")
     entries_u, planes_u = _parse_factor(fields.any(), f"{where}, left factor")
@@ -403,7 +204,7 @@ def _parse_low_rank(meta: Any, view: View, dtype: DType, shared: Shared, where: 
 
 
 def _parse_trellis(meta: Any, view: View, dtype: DType, shared: Shared, where: str) -> TrellisStage:
-    fields = _Fields(meta, 8, where)
+    fields = Fields(meta, 8, where)
     fields.any()
     # TRL-005: the rules of codebook stages
     source = _parse_source(fields.array("source"), 0, (TABLE, PROGRESSION, TRANSFORM), where)
@@ -426,7 +227,7 @@ def _parse_trellis(meta: Any, view: View, dtype: DType, shared: Shared, where: s
     n_books = 1 if trellis is None else 2
     if first + n_books > freq.tables:
         fields.fail(f"first is {first}, but FREQ {number} has {freq.tables} tables", "TRL-004")
-    tile = _Fields(fields.any(), 2, f"{where}, tile")
+    tile = Fields(fields.any(), 2, f"{where}, tile")
     sizes = tile.integer("rows", 1, None, "TRL-001"), tile.integer("columns", 1, None, "TRL-001")
     stage = TrellisStage(source, trellis, scale, classes, number, first, sizes, freq.entries)
     block = view.block(0)
@@ -441,7 +242,7 @@ def _parse_trellis(meta: Any, view: View, dtype: DType, shared: Shared, where: s
     return stage
 
 
-def _check_transform(fields: _Fields, size: int, view: View) -> None:
+def _check_transform(fields: Fields, size: int, view: View) -> None:
     for name, n in (("the number of rows", view.n_rows), ("block_rows", view.layout.block_rows)):
         if n % size:
             fields.fail(f"{name} is {n}, no multiple of the {size} rows of the transform", "TRL-006")
@@ -450,7 +251,7 @@ def _check_transform(fields: _Fields, size: int, view: View) -> None:
 def _parse_polynomials(meta: Any, where: str) -> Trellis | None:
     if meta is None:
         return None
-    fields = _Fields(meta, 2, f"{where}, trellis")
+    fields = Fields(meta, 2, f"{where}, trellis")
     values = []
     for name in ("feedback", "forward"):
         values.append(fields.integer(name, 0, None, "TRL-003"))
@@ -460,7 +261,7 @@ def _parse_polynomials(meta: Any, where: str) -> Trellis | None:
 
 
 def _parse_factor(meta: Any, where: str) -> tuple[int, Planes]:
-    fields = _Fields(meta, 2, where)
+    fields = Fields(meta, 2, where)
     entries = fields.integer("entries", 2, None, "LOW-001")
     if entries > limits.MAX_ENTRIES - 1:
         fields.fail(f"entries is {entries}; at most {limits.MAX_ENTRIES - 1} are allowed", "LOW-001")
@@ -468,7 +269,7 @@ def _parse_factor(meta: Any, where: str) -> tuple[int, Planes]:
 
 
 def _parse_axis_scale(meta: Any, length: int, where: str) -> AxisScale:
-    fields = _Fields(meta, 2, where)
+    fields = Fields(meta, 2, where)
     return AxisScale(fields.table_dtype("dtype"), _parse_group(fields, "size", length))
 
 

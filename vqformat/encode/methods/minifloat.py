@@ -15,9 +15,10 @@ import numpy.typing as npt
 from ...decode.codebook import floats
 from ...decode.tables import Floats
 from ...format.chunkwriter import EncodedTensor
-from ...format.container import TABLE_ENTRY_NBYTES
 from ...format.dtypes import BY_NAME
-from ...format.records import CodebookStage, FloatSource, Layout
+from ...format.layout import Layout
+from ...format.sections import TABLE_ENTRY_NBYTES
+from ...format.stages import CodebookStage, FloatSource
 from . import fine
 from .assemble import QuantizedStage, assemble
 from .layout import reals
@@ -30,7 +31,7 @@ _COARSEST = 0.35  # step of a fixed-point grid over the root mean square
 _LONGEST = 1 << 20  # elements
 
 
-def encode_vector(
+def encode_minifloat(
     name: str, dtype: str, array: npt.NDArray[Any], step: float | None = None
 ) -> tuple[EncodedTensor, npt.NDArray[Any]]:
     """A short tensor, rounded.

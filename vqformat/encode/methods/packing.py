@@ -11,7 +11,7 @@ import zstandard
 
 from ...format import bits
 from ...format.bits import Codes, Planes
-from ...format.container import TABLE_ENTRY_NBYTES, Section
+from ...format.sections import TABLE_ENTRY_NBYTES, Section
 
 Parameters = zstandard.ZstdCompressionParameters
 # Literals only, nearly: on the packed codes of weights ordinary levels lose 0.2-0.7 bit a weight below 4 bits to

@@ -9,9 +9,9 @@ from functools import partial
 from itertools import product
 from typing import Any, overload
 
-from .budget import COARSEST_STEP, SMALLEST_STEP, Goal, Outcome, meet
-from .results import Result
+from .layers import Result
 from .sensitivity import Steps
+from .step_search import COARSEST_STEP, SMALLEST_STEP, Goal, Outcome, meet
 
 EXACT = 0.0  # in place of a step: what the encoder may choose is stored exactly
 _MAX_ADJUSTMENTS = 12  # tries of the one tensor that makes up for what is left
@@ -51,7 +51,7 @@ class Trials:
     measure: Callable[[Iterable[Result]], Outcome]
 
 
-class Meeting:
+class BudgetSearch:
     """The search for a file that just meets a goal.
 
     Attributes:
@@ -96,11 +96,11 @@ class Meeting:
         n_beyond, too_many = 0, len(within.results)
         while too_many - n_beyond > 1:
             n = (n_beyond + too_many) // 2
-            if self._try(within.step, Spliced(beyond.results, within.results, n)).meets(self._goal):
+            if self._try(within.step, SplicedResults(beyond.results, within.results, n)).meets(self._goal):
                 n_beyond = n
             else:
                 too_many = n
-        mixed = Spliced(beyond.results, within.results, n_beyond)
+        mixed = SplicedResults(beyond.results, within.results, n_beyond)
         by_size = sorted(range(len(mixed)), key=lambda i: -within.results[i].report.n_elements)
         numbers = [n_beyond, *(i for i in by_size if i != n_beyond)][:_MAX_ADJUSTED]
         for number, encode in product(numbers, self._trials.encode_one):
@@ -110,7 +110,7 @@ class Meeting:
                 self._adjust(within, mixed, number, partial(encode, number), most)
 
     def _adjust(
-        self, within: Attempt, mixed: Spliced, number: int, encode: Callable[[float], Result], most: float
+        self, within: Attempt, mixed: SplicedResults, number: int, encode: Callable[[float], Result], most: float
     ) -> None:
         """Try steps of one tensor of a file.
 
@@ -141,7 +141,7 @@ class Meeting:
         return outcome.sqnr_db <= (self._goal.sqnr_db or 0.0) + _OVER_DB
 
 
-class Spliced(Sequence[Result]):
+class SplicedResults(Sequence[Result]):
     """The first results of one file, then those of another.
 
     Args:
@@ -154,9 +154,9 @@ class Spliced(Sequence[Result]):
     ) -> None:
         self._first, self._last, self._n_first, self._other = first, last, n_first, other or {}
 
-    def with_one(self, number: int, result: Result) -> Spliced:
+    def with_one(self, number: int, result: Result) -> SplicedResults:
         """The same with another result of that number."""
-        return Spliced(self._first, self._last, self._n_first, {number: result})
+        return SplicedResults(self._first, self._last, self._n_first, {number: result})
 
     def __len__(self) -> int:
         return len(self._last)

@@ -12,7 +12,7 @@ _IN_MEMORY_NBYTES = 1 << 20
 T = TypeVar("T")
 
 
-class Spool(Sequence[T]):
+class DiskList(Sequence[T]):
     """A list whose items are in a temporary file that has no name, each loaded when it is asked for.
 
     Args:

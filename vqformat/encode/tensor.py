@@ -12,44 +12,45 @@ import numpy.typing as npt
 from ..decode.tables import Floats
 from ..errors import EncodeError
 from ..format.chunkwriter import EncodedTensor
-from ..format.describe import describe
 from ..format.dtypes import BY_NAME
-from ..format.records import AliasRecord, make_view
-from .books import Books
-from .meeting import EXACT
+from ..format.layout import make_view
+from ..format.records import AliasRecord
+from ..format.stage_summary import stage_summary
+from .budget_search import EXACT
+from .layers import Result
 from .methods import fast, fine, quantize
 from .methods.assemble import QuantizedStage, assemble, sum_of_stages
 from .methods.layout import layout_for, reals, view_matrix
+from .methods.minifloat import encode_minifloat
 from .methods.uniform import encode_uniform
-from .methods.vectors import encode_vector
 from .plan import Plan
 from .recipe import Method
 from .report import TensorReport, as_decoded, decibel, energy, sqnr_db
-from .results import Result
 from .sensitivity import Statistics, Steps, root_mean_square
+from .shared_codebooks import SharedCodebooks
 from .small import small
-from .small.coded import CodedTensor
-from .small.decorrelate import Habit
+from .small.decorrelate import Hysteresis
+from .small.entropy_coding import CodedTensor
 from .source import SourceTensor, fits_float32, native
 
 Array = npt.NDArray[Any]
 _LEAST_SQNR_DB = 1.0  # of a tensor on a grid; less is hardly better than nothing
-_FIRST_HABIT, _STRONGEST_HABIT = 0.01, 0.32  # see Habit: twice as strong at each further step of a search
+_FIRST_HYSTERESIS, _STRONGEST_HYSTERESIS = 0.01, 0.32  # strengths; doubled at each further step of a search
 
 
 class TensorEncoder:
     """Encodes tensors at any steps, and remembers how it did."""
 
-    def __init__(self, plan: Plan, books: Books) -> None:
+    def __init__(self, plan: Plan, books: SharedCodebooks) -> None:
         self._plan, self._options, self._books = plan, plan.options, books
         self._kinds: dict[str, tuple[int, bool]] = {}  # how each tensor of preset small was coded at the step before
-        self._habit_strength = _FIRST_HABIT
-        self._ladders: dict[str, fast.Ladder] = {}  # of preset fast
+        self._hysteresis_strength = _FIRST_HYSTERESIS
+        self._curves: dict[str, fast.RateDistortionCurve] = {}  # of preset fast
         self._between: tuple[str, bool] | None = None  # the tensor that is to be of any size, see encode_between
 
-    def keep_more_to_habits(self) -> None:
+    def strengthen_hysteresis(self) -> None:
         """From one step of a search to the next it matters more how tensors were coded at the one before."""
-        self._habit_strength = min(2 * self._habit_strength, _STRONGEST_HABIT)
+        self._hysteresis_strength = min(2 * self._hysteresis_strength, _STRONGEST_HYSTERESIS)
 
     def encode(self, tensor: SourceTensor, relative_step: float) -> Result:
         if tensor.alias_of is not None:
@@ -63,7 +64,7 @@ class TensorEncoder:
             return self._result(tensor, fine.encode_raw(tensor.name, tensor.dtype, array), math.inf)
         is_arithmetic = BY_NAME[tensor.dtype].arithmetic and fits_float32(array)
         if not is_arithmetic and method is not None and method.name not in ("lossless", "fine"):
-            self._plan.fall(tensor, method, "it holds NaN, infinity or values beyond float32")
+            self._plan.reject_method(tensor, method, "it holds NaN, infinity or values beyond float32")
         is_exact = relative_step == EXACT if method is None else method.name == "lossless"
         if not is_arithmetic or is_exact:
             return self._result(tensor, fine.encode_exact(tensor.name, tensor.dtype, array), math.inf)
@@ -71,7 +72,7 @@ class TensorEncoder:
             try:
                 return self._encode_by_method(tensor, array, method)
             except EncodeError as err:
-                self._plan.fall(tensor, method, str(err))
+                self._plan.reject_method(tensor, method, str(err))
                 method = None
         if method is not None and method.name == "fine":
             return self._encode_finely(tensor, array)
@@ -92,9 +93,9 @@ class TensorEncoder:
 
     def _encode_finely(self, tensor: SourceTensor, array: Array, step: float | None = None) -> Result:
         """A short tensor; the step is that of a budget, relative to its root mean square."""
-        encoded, rounded = encode_vector(tensor.name, tensor.dtype, array, step)
+        encoded, rounded = encode_minifloat(tensor.name, tensor.dtype, array, step)
         sqnr = sqnr_db(reals(array), reals(rounded))
-        method = f"rounded to {describe(encoded.record)}" if not encoded.record.is_raw else "rounded finely"
+        method = f"rounded to {stage_summary(encoded.record)}" if not encoded.record.is_raw else "rounded finely"
         return self._result(tensor, encoded, sqnr, None if math.isinf(sqnr) else method)
 
     def encode_short(self, tensor: SourceTensor, array: Array, relative_step: float) -> Result:
@@ -132,12 +133,13 @@ class TensorEncoder:
         match preset:
             case "small":
                 kind = self._kinds.get(tensor.name)
+                hysteresis = None if kind is None else Hysteresis(kind, self._hysteresis_strength)
                 found = small.quantize(tensor.name, tensor.dtype, tensor.shape, values, step,
                                        output_axis=tensor.output_axis, is_table=tensor.is_table,
                                        least_noise=self._options.sqnr is not None,
                                        factors=self._plan.feedback(tensor),
                                        row_scales=self._plan.row_scales(tensor),
-                                       habit=None if kind is None else Habit(kind, self._habit_strength))  # fmt: skip
+                                       hysteresis=hysteresis)  # fmt: skip
                 self._kinds[tensor.name] = found.kind
                 encoded, signal, noise = found.coded, found.energy, found.noise
             case "fast":
@@ -154,17 +156,17 @@ class TensorEncoder:
 
     def _choice(self, tensor: SourceTensor, values: Floats, step: float) -> fast.Choice:
         """How preset ``fast`` codes a tensor; with a budget its codes may be of more widths."""
-        ladder = self._ladders.get(tensor.name)
-        if ladder is None:
+        curve = self._curves.get(tensor.name)
+        if curve is None:
             widths = fast.ENTRIES if self._options.has_budget else fast.QUICK_ENTRIES
-            ladder = self._ladders[tensor.name] = fast.Ladder.of(values, widths, seed=self._options.seed)
+            curve = self._curves[tensor.name] = fast.RateDistortionCurve.of(values, widths, seed=self._options.seed)
         match self._between:
             case (tensor.name, True):
-                return fast.Choice(ladder.any_entries_at(step))
+                return fast.Choice(curve.any_entries_at(step))
             case (tensor.name, False):
                 matrix = fast.as_matrix(values)
-                return fast.choose_within(ladder.nbytes_at(step, matrix.size), matrix.shape)
-        return fast.Choice(ladder.entries_at(step))
+                return fast.choose_within(curve.nbytes_at(step, matrix.size), matrix.shape)
+        return fast.Choice(curve.entries_at(step))
 
     def _encode_by_method(self, tensor: SourceTensor, array: Array, method: Method) -> Result:
         values = reals(array)
@@ -187,6 +189,7 @@ class TensorEncoder:
     ) -> Result:
         report = TensorReport(tensor.name, tensor.dtype, tensor.shape, method or "", 0, sqnr)
         if isinstance(encoded, EncodedTensor):
-            report = replace(report, method=method or describe(encoded.record), stored_nbytes=encoded.stored_nbytes)
-        notes = (self._plan.fallen[tensor.name],) if tensor.name in self._plan.fallen else ()
+            method = method or stage_summary(encoded.record)
+            report = replace(report, method=method, stored_nbytes=encoded.stored_nbytes)
+        notes = (self._plan.rejected[tensor.name],) if tensor.name in self._plan.rejected else ()
         return Result(encoded, report, notes, tensor.layer)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..encode.calibration import Calibration
 from .batches import count_bytes, floating_outputs, run
-from .observe import CONVOLUTIONS
+from .observers import CONVOLUTIONS
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CORRECTED = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

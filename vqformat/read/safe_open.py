@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Literal, overload
 
 from ..decode.workers import n_threads
 from ..files import Path, opened
-from ..format.describe import describe
 from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES
+from ..format.stage_summary import stage_summary
 from .budget import Budget
 from .framework import Array, Framework, Index, NumPy, PyTorch, Tensor, as_output, spelled_as_safetensors
 from .indexed import IndexedReader
@@ -160,7 +160,7 @@ class safe_open(Mapping[str, Tensor]):
             TensorNotFoundError: There is none of that name.
         """
         entry = self._reader.entry(name)
-        method = f"alias of {entry.target}" if entry.target is not None else describe(self._reader.record(name))
+        method = f"alias of {entry.target}" if entry.target is not None else stage_summary(self._reader.record(name))
         return TensorInfo(name, entry.dtype, entry.shape, self._reader.layer_name(name), method,
                           self._reader.stored_nbytes(name), entry.target)  # fmt: skip
 

@@ -12,7 +12,7 @@ from .recipe import Method
 from .source import SourceTensor, fits_float32, native
 
 
-class Books:
+class SharedCodebooks:
     """Trained on all tensors that share one; numbered as they come to be used."""
 
     def __init__(self) -> None:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from math import prod
 
-from .budget import Goal, Outcome
 from .options import Options
 from .source import SourceTensor
+from .step_search import Goal, Outcome
 
 
-class Asked:
+class RequestedGoal:
     """A goal as the options have it.
 
     Attributes:

@@ -14,25 +14,23 @@ import numpy.typing as npt
 from ...decode import rans, tables, trellis
 from ...decode.tables import Floats
 from ...format.chunkwriter import EncodedTensor
-from ...format.container import Section
 from ...format.dtypes import BY_NAME
+from ...format.layout import Layout, make_view
 from ...format.limits import MAX_PRECISION
-from ...format.records import (
+from ...format.records import FreqRecord, TensorRecord
+from ...format.sections import Section
+from ...format.stages import (
     CLASSES_COLUMNS,
     CLASSES_ROWS,
-    FreqRecord,
-    Layout,
     ProgressionSource,
     Scale,
     TableSource,
-    TensorRecord,
     TransformSource,
     Trellis,
     TrellisSource,
     TrellisStage,
-    make_view,
 )
-from ..methods import entropy
+from ..methods import packing
 from ..methods.assemble import QuantizedStage, sum_of_stages
 from ..methods.scales import encode_scales, group_size, table_dtype
 from . import tiles
@@ -158,7 +156,7 @@ class Pool:
         precision = _COARSE_PRECISION if entries <= _COARSE_ENTRIES else MAX_PRECISION
         record = FreqRecord(precision, entries, len(weights))
         plain = weights.tobytes()
-        return cls(record, entropy.sections([plain])[0], rans.Tables.decode(plain, record), zero, exponent, n_books)
+        return cls(record, packing.sections([plain])[0], rans.Tables.decode(plain, record), zero, exponent, n_books)
 
     def first_table(self, tensor: CodedTensor) -> int:
         return (tensor.contexts.exponent - self.exponent) * self.n_books
@@ -168,8 +166,8 @@ class Pool:
         record, resident = self._record(tensor, number)
         view = record.view()
         blocks = [view.block(i) for i in range(view.n_blocks)]
-        sections = [entropy.sections([plain])[0] for plain in resident]
-        of_base = [entropy.sections(kind) for stage in tensor.base
+        sections = [packing.sections([plain])[0] for plain in resident]
+        of_base = [packing.sections(kind) for stage in tensor.base
                    for kind in zip(*map(stage.payload, blocks), strict=True)]  # fmt: skip
         first = self.first_table(tensor)
         used = slice(first, first + tensor.contexts.n_contexts * self.n_books)

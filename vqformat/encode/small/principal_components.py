@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from ...decode.lowrank import LowRankDecoder
 from ...decode.tables import Floats
+from ...format.layout import Block, View
 from ...format.limits import MAX_RIGHT_FACTOR, MAX_STAGES
-from ...format.records import AxisScale, Block, LowRankStage, View
-from ..methods import entropy
+from ...format.stages import AxisScale, LowRankStage
+from ..methods import packing
 from ..methods.assemble import QuantizedStage
-from ..methods.sampling import Doubles, bells
+from ..methods.sampling import Doubles, approximate_normals
 from ..methods.scales import encode_scales
 from ..report import energy
 
@@ -74,7 +75,7 @@ def n_bits(stages: list[QuantizedStage], view: View) -> int:
     """Bits that the factors take, about."""
     whole = Block(0, view.n_rows, 0, view.n_columns)
     sections = [plain for q in stages for plain in (*q.resident_sections(), *q.payload(whole))]
-    return _STAGE_BITS * len(stages) + 8 * sum(map(entropy.quick_nbytes, sections))
+    return _STAGE_BITS * len(stages) + 8 * sum(map(packing.quick_nbytes, sections))
 
 
 def bound(stages: list[QuantizedStage], view: View) -> float:
@@ -91,7 +92,7 @@ def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
     is_wide = matrix.shape[1] > matrix.shape[0]
     tall = matrix.T if is_wide else matrix
     width = min(n + _OVERSAMPLING, tall.shape[1])
-    basis = bells(0, (tall.shape[1], width))
+    basis = approximate_normals(0, (tall.shape[1], width))
     for _ in range(_POWER_ROUNDS):
         product = np.zeros_like(basis)
         for _, part in pieces(tall):

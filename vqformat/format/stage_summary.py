@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .records import (
+from .records import TensorRecord
+from .stages import (
     CodebookStage,
     FloatSource,
     LowRankStage,
@@ -11,13 +12,12 @@ from .records import (
     SharedSource,
     Source,
     Stage,
-    TensorRecord,
     TransformSource,
     TrellisStage,
 )
 
 
-def describe(record: TensorRecord) -> str:
+def stage_summary(record: TensorRecord) -> str:
     """The stages of a tensor: ``"codebook 256x4 by segment + codebook 16"``."""
     return " + ".join(map(_stage, record.stages)) or "empty"
 

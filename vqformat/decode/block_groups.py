@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ..format.container import StoredSection
-from ..format.records import Block, TensorRecord
+from ..format.layout import Block
+from ..format.records import TensorRecord
+from ..format.sections import StoredSection
 from .tensor import TensorDecoder, allocate
 from .workers import Workers
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..decode.tables import Floats
-from .budget import solve
 from .sensitivity import Statistics, Steps
 from .small.contexts import find_contexts
 from .small.decorrelate import FINER, PRICE
 from .small.error_weights import power_at
 from .small.trellis import Draft
+from .step_search import solve
 
 _OVERHEAD = 1.002  # states in which sequences begin, classes of rows and columns, tables
 _FEWEST_BITS = 0.02  # of a code

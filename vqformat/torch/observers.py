@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ..encode.calibration import TensorStatistics
-from ..encode.moments import Chosen, Moments, Pace, by_group
+from ..encode.moments import Chosen, Moments, VectorSampler, by_group
 
 _MOST_SEQUENCES = 16  # of a call that a recurrent layer is run for again
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -26,7 +26,7 @@ class Observer:
 
     Args:
         prefix: Of the names of its parameters, with its dot.
-        pace: Of all observers of the model.
+        sampler: Of all observers of the model.
 
     Attributes:
         arguments: The first of its forward method, those that ``observe`` is given.
@@ -35,10 +35,10 @@ class Observer:
 
     arguments: tuple[str, ...] = ("input",)
 
-    def __init__(self, module: nn.Module, prefix: str, pace: Pace) -> None:
+    def __init__(self, module: nn.Module, prefix: str, sampler: VectorSampler) -> None:
         self.module, self.prefix = module, prefix
         self.met_nbytes = 0
-        self._pace = pace
+        self._sampler = sampler
         self._moments: dict[str, Moments] = {}
 
     def __enter__(self) -> Observer:
@@ -77,7 +77,7 @@ class Observer:
         def vectors(chosen: Chosen) -> Tensor:
             return take(torch.from_numpy(chosen)).detach().float()
 
-        self._pace.note(self._moments[parameter], n, vectors, outputs // groups)
+        self._sampler.note(self._moments[parameter], n, vectors, outputs // groups)
 
     def _note_all(self, parameter: str, vectors: Tensor) -> None:
         """Vectors, on the last axis, that a parameter meets."""
@@ -131,8 +131,8 @@ class EmbeddingObserver(Observer):
 
     module: nn.Embedding | nn.EmbeddingBag
 
-    def __init__(self, module: nn.Module, prefix: str, pace: Pace) -> None:
-        super().__init__(module, prefix, pace)
+    def __init__(self, module: nn.Module, prefix: str, sampler: VectorSampler) -> None:
+        super().__init__(module, prefix, sampler)
         self._counts = torch.zeros(self.module.num_embeddings, dtype=torch.int64)
 
     def observe(self, x: Any) -> None:
@@ -233,18 +233,18 @@ _KINDS: Sequence[tuple[Any, type[Observer]]] = (
 )
 
 
-class Watching:
+class InputObservers:
     """A context in which every layer of a model is observed whose inputs say something of its weights."""
 
     def __init__(self, model: nn.Module) -> None:
         self.observers: list[Observer] = []
-        pace = Pace()
+        sampler = VectorSampler()
         for name, module in model.named_modules():
             kind = next((observer for types, observer in _KINDS if isinstance(module, types)), None)
             if kind is not None:
-                self.observers.append(kind(module, f"{name}." if name else "", pace))
+                self.observers.append(kind(module, f"{name}." if name else "", sampler))
 
-    def __enter__(self) -> Watching:
+    def __enter__(self) -> InputObservers:
         self._hooks = ExitStack()
         for observer in self.observers:
             self._hooks.enter_context(observer)

@@ -1,0 +1,79 @@
+"""How a tensor is seen as a matrix, stored in an order and cut into blocks (SPEC 7.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+ORDER_ROWS, ORDER_COLUMNS = 1, 2  # bits of order
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a tensor is seen as a matrix, in which order, in which blocks (SPEC 7.2)."""
+
+    axes: tuple[int, ...] | None = None
+    n_row_axes: int = 0
+    order: int = 0
+    block_rows: int = 0
+    block_columns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A band of stored rows ``row:row_end`` or a range of stored columns of one row."""
+
+    row: int
+    row_end: int
+    column: int
+    column_end: int
+
+    @property
+    def n_rows(self) -> int:
+        return self.row_end - self.row
+
+    @property
+    def n_columns(self) -> int:
+        return self.column_end - self.column
+
+    @property
+    def n_elements(self) -> int:
+        return self.n_rows * self.n_columns
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The stored matrix of a tensor and its grid of blocks.
+
+    Attributes:
+        shape: Shape that ``axes`` permutes: the tensor's, with an axis of 2 for a complex dtype.
+    """
+
+    shape: tuple[int, ...]
+    layout: Layout
+    n_rows: int
+    n_columns: int
+
+    @property
+    def n_blocks(self) -> int:
+        rows, columns = self.layout.block_rows, self.layout.block_columns
+        if columns:
+            return self.n_rows * -(-self.n_columns // columns)
+        return -(-self.n_rows // rows) if rows else 1
+
+    def block(self, index: int) -> Block:
+        """The block with this number."""
+        rows, columns = self.layout.block_rows, self.layout.block_columns
+        if columns:
+            row, part = divmod(index, -(-self.n_columns // columns))
+            return Block(row, row + 1, part * columns, min((part + 1) * columns, self.n_columns))
+        rows = rows or self.n_rows
+        return Block(index * rows, min((index + 1) * rows, self.n_rows), 0, self.n_columns)
+
+
+def make_view(shape: tuple[int, ...], as_pairs: bool, layout: Layout) -> View:
+    """The matrix that a layout makes of a shape."""
+    shape = (*shape, 2) if as_pairs else shape
+    axes = layout.axes or tuple(range(len(shape)))
+    permuted = [shape[axis] for axis in axes]
+    return View(shape, layout, prod(permuted[: layout.n_row_axes]), prod(permuted[layout.n_row_axes :]))

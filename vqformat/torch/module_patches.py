@@ -1,0 +1,106 @@
+"""What is replaced in the modules of a streamed model, so that code of PyTorch's own gets decoded weights."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .streamed_weight import StreamedWeight, WeightTensor
+
+
+def patch(module: nn.Module) -> None:
+    """Let a module that has streamed tensors be moved and converted; it cannot become TorchScript."""
+    _renew_flat_weights(module)
+    module._apply = partial(_apply, module)  # type: ignore[method-assign]
+    module.__prepare_scriptable__ = _refuse_script  # type: ignore[assignment]
+
+
+class WeightSwap:
+    """Real weights in place of streamed ones while calls of a module need them; several threads may call."""
+
+    def __init__(self, modules: list[nn.Module], lock: threading.RLock) -> None:
+        self._modules, self._lock = modules, lock
+        self._places: list[tuple[Any, str, StreamedWeight]] = [
+            (members, key, tensor.weight) for module in modules for members in (module._parameters, module._buffers)
+            for key, tensor in members.items() if isinstance(tensor, WeightTensor)]  # fmt: skip
+
+    @classmethod
+    def around_calls(cls, module: nn.Module, lock: threading.RLock) -> None:
+        """Swap whenever the module is called, if it is of a kind that needs it."""
+        match module:
+            case nn.TransformerEncoder():
+                modules = list(module.layers[0].modules())  # it looks at those of its first layer
+            case nn.TransformerEncoderLayer() | nn.MultiheadAttention() | nn.RNNBase():
+                modules = list(module.modules())
+            case _:
+                return
+        swap = cls(modules, lock)
+        if swap._places:
+            around = swap._around(module.forward)  # not by hooks: PyTorch's quick ways are for modules without
+            module.forward = around  # type: ignore[method-assign]
+
+    def _around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)
+        def swapping(*args: Any, **kwargs: Any) -> Any:
+            held: list[tuple[Any, str, StreamedWeight]] = []
+            try:
+                self._enter(held)
+                return forward(*args, **kwargs)
+            finally:
+                self._leave(held)
+
+        return swapping
+
+    def _enter(self, held: list[tuple[Any, str, StreamedWeight]]) -> None:
+        with self._lock:
+            for members, key, weight in self._places:
+                if weight.is_in(members.get(key)):
+                    members[key] = weight.hold()
+                    held.append((members, key, weight))
+            self._renew()
+
+    def _leave(self, held: list[tuple[Any, str, StreamedWeight]]) -> None:
+        with self._lock:
+            for members, key, weight in held:
+                members[key] = weight.release()
+            self._renew()
+
+    def _renew(self) -> None:
+        for module in self._modules:
+            _renew_flat_weights(module)
+
+
+def _renew_flat_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()
+
+
+def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """What ``module._apply`` does, such as to move a model: streamed weights change dtype and device, undecoded."""
+    kept: list[tuple[Any, str, WeightTensor]] = []
+    for members in (module._parameters, module._buffers):
+        for key, tensor in members.items():
+            if isinstance(tensor, WeightTensor):
+                kept.append((members, key, tensor))
+    for members, key, _ in kept:
+        members[key] = None
+    try:
+        type(module)._apply(module, function, recurse)  # type: ignore[no-untyped-call]
+    finally:
+        for members, key, tensor in kept:
+            members[key] = tensor
+    for members, key, tensor in kept:
+        probe = function(torch.empty(0, dtype=tensor.weight.dtype, device=tensor.weight.device))
+        members[key] = tensor.weight.change(probe.dtype, probe.device)
+    _renew_flat_weights(module)
+    return module
+
+
+def _refuse_script() -> None:
+    raise RuntimeError("a streamed model cannot become TorchScript, which would have no weights; script a model that"
+                       " load_model fills")  # fmt: skip

@@ -1,0 +1,179 @@
+"""Models whose weights stay in the file: ``stream_model`` replaces them by tensors that are decoded when needed."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..files import Path, opened
+from ..read.safe_open import safe_open
+from ..read.torch_arrays import torch_dtype
+from .deferred_tensor import deferred_tensor
+from .loading import Device, Members, leave_meta, mismatch, really_missing
+from .module_patches import WeightSwap, patch
+from .streamed_weight import StreamedWeight
+from .weight_store import WeightStore
+
+_SMALLEST_STREAMED_NBYTES = 1 << 16  # smaller tensors stay in memory: norms, biases, running statistics
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
+
+
+def stream_model(
+    model: nn.Module,
+    filename: Path | BinaryIO,
+    *,
+    keep: Literal["file", "memory"] = "file",
+    prefetch: int = 1,
+    strict: bool = True,
+    device: Device = "cpu",
+    max_weight_bytes: int = 1 << 27,
+    threads: int | None = None,
+) -> nn.Module:
+    """Let a model take its weights from a file whenever it runs, for inference in little memory.
+
+    Every parameter and buffer of 64 KiB or more becomes a tensor that is decoded for each operation that needs it, and
+    dropped after it; an ``Embedding`` decodes only the blocks of the rows that are looked up. The others are loaded.
+    Whatever the forward methods do with ``module.weight`` works, tied weights stay tied, and under ``torch.no_grad()``
+    outputs are those of the model that ``load_model`` fills, bit for bit unless a weight is larger than
+    ``max_weight_bytes``. Several threads may run the model. ``state_dict()`` decodes everything; the file has to stay
+    as it is.
+
+    Run it under ``torch.no_grad()`` or ``torch.inference_mode()``: where gradients are recorded, PyTorch keeps the
+    decoded weights for them. (They reach the inputs, not the weights.)
+
+    Args:
+        model: Live, or on the meta device. It is changed in place; its own weights are let go.
+        filename: Path, or a binary file that can seek and is left open.
+        keep: ``"file"`` to read the file again and again; ``"memory"`` to have its bytes, compressed, in memory.
+        prefetch: How many weights a thread decodes ahead, in the order in which they were needed last time.
+        strict: Refuse a file that has more or less than the model.
+        device: Where parameters go that are on the meta device.
+        max_weight_bytes: A larger weight of a ``Linear`` is never decoded whole: the product is taken block by block,
+            and differs by what rounding makes of another order of summation.
+        threads: How many decode a weight; by default as many as there are processors, 8 at most.
+
+    Returns:
+        The model.
+
+    Raises:
+        RuntimeError: A shape differs; or names do and ``strict`` is true.
+        ValueError: The model is of a kind that cannot be streamed.
+        VqmError: The file is refused.
+    """
+    if keep not in ("file", "memory"):
+        raise ValueError(f"keep is {keep!r}; 'file' and 'memory' are allowed")
+    if not isinstance(prefetch, int) or isinstance(prefetch, bool) or prefetch < 0:
+        raise ValueError(f"prefetch is {prefetch!r}; whole numbers from 0 are allowed")
+    _check_kind(model)
+    if keep == "memory":
+        with opened(filename) as stream:
+            stream.seek(0)
+            filename = io.BytesIO(stream.read())
+    store = WeightStore(safe_open(filename, framework="pt", threads=threads), prefetch)
+    try:
+        _Streaming(model, store, max_weight_bytes).begin(strict, device)
+    except BaseException:
+        store.close()
+        raise
+    return model
+
+
+def _check_kind(model: nn.Module) -> None:
+    """Raise unless all modules keep their weights where they can be replaced."""
+    for name, module in model.named_modules():
+        where = f"module {name!r}" if name else "the model"
+        kind = type(module).__name__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{where} is TorchScript, which keeps its weights to itself: stream the Python model")
+        if kind in _WRAPPERS:
+            raise ValueError(f"{where} is a {kind}, which copies or compiles what it wraps: stream the model in it")
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(torch.nn.parameter.is_lazy(tensor) for tensor in own):
+            raise ValueError(f"{where} has parameters without a shape yet: run it once, or load it")
+
+
+class _Streaming:
+    """A model on its way to be streamed."""
+
+    def __init__(self, model: nn.Module, store: WeightStore, max_weight_nbytes: int) -> None:
+        self._model, self._store, self._max_weight_nbytes = model, store, max_weight_nbytes
+        self._places: list[tuple[Members, str, Tensor]] = []  # of the tensors that are replaced, and those tensors
+        self._weights: dict[int, StreamedWeight] = {}  # by the identity of the tensor that it replaces
+        self._names: set[str] = set()
+
+    def begin(self, strict: bool, device: Device) -> None:
+        """Replace large tensors by streamed ones and load the others; on an error the model is as it was."""
+        model, file = self._model, self._store.file
+        modules = self._find(device)
+        before = [(tensor, tensor.detach().clone()) for name, tensor in _named_tensors(model)
+                  if name in file and name not in self._names and not tensor.is_meta]  # fmt: skip
+        for members, key, _ in self._places:
+            members[key] = None  # load_state_dict passes by
+        replaced: dict[str, tuple[Members, str, Tensor]] = {}
+        try:
+            replaced = leave_meta(model, device)
+            state = {name: deferred_tensor(file, name) for name in file if name not in self._names}
+            result = model.load_state_dict(state, strict=False)
+            missing, unexpected = really_missing(model, result.missing_keys), list(result.unexpected_keys)
+            for name in missing:
+                if name in replaced:
+                    of, key, original = replaced[name]
+                    of[key] = original
+            if strict and (missing or unexpected):
+                raise RuntimeError(mismatch(type(model).__name__, missing, unexpected))
+        except BaseException:
+            for members, key, tensor in [*self._places, *replaced.values()]:
+                members[key] = tensor
+            with torch.no_grad():
+                for tensor, values in before:
+                    tensor.copy_(values)
+            raise
+        for members, key, tensor in self._places:
+            members[key] = self._weights[id(tensor)].tensor
+        for module in modules:
+            patch(module)
+        lock = threading.RLock()
+        for module in model.modules():
+            WeightSwap.around_calls(module, lock)
+
+    def _find(self, device: Device) -> list[nn.Module]:
+        """Note what is to be replaced; the modules that have some of it."""
+        names = set(self._store.file)
+        found = []
+        modules: list[nn.Module] = []
+        for prefix, module in self._model.named_modules(remove_duplicate=False):
+            members: Any
+            for members in (module._parameters, module._buffers):
+                for key, tensor in members.items():
+                    name = f"{prefix}.{key}" if prefix else key
+                    if tensor is None or tensor.nbytes < _SMALLEST_STREAMED_NBYTES:
+                        continue
+                    found.append((members, key, tensor, module))
+                    if name in names and key not in module._non_persistent_buffers_set:
+                        self._take(name, tensor, torch.device(device) if tensor.is_meta else tensor.device)
+        for members, key, tensor, module in found:
+            if id(tensor) in self._weights:  # by this name or by another one of the same tensor
+                self._places.append((members, key, tensor))
+                if not any(module is other for other in modules):
+                    modules.append(module)
+        return modules
+
+    def _take(self, name: str, tensor: Tensor, device: torch.device) -> None:
+        info = self._store.file.get_slice(name)
+        shape = tuple(info.get_shape())
+        if torch_dtype(info.get_dtype().lower()) is None:
+            return
+        if shape != tuple(tensor.shape):
+            raise RuntimeError(f"{name!r} has shape {shape} in the file, {tuple(tensor.shape)} in the model")
+        self._names.add(name)
+        self._weights[id(tensor)] = StreamedWeight(self._store, name, tensor, device, self._max_weight_nbytes)
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
