@@ -24,9 +24,9 @@ from vqformat.errors import ConversionError, EncodeError
 from vqformat.format.dtypes import BY_NAME, of_array
 from vqformat.format.limits import available_memory
 
+from .file_region import Region
 from .hdf5_chunks import Chunks
-from .layout import ASCII, UTF8, Attribute
-from .region import Region
+from .hdf5_layout import ASCII, UTF8, Attribute
 
 READY = b"\x89walk\r\n\x1a\n"  # with which the process begins: site-specific code may print before it
 MAX_TOLD_NBYTES = 1 << 29

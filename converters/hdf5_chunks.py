@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .region import Region
+from .file_region import Region
 
 ENTRY = struct.Struct("<QQI")  # of a table of chunks: offset, size, filters that were skipped
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3

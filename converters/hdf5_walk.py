@@ -29,11 +29,11 @@ import msgpack
 import numpy as np
 from h5py import h5d, h5i, h5l, h5o, h5s, h5t
 
-from .archive import Archive
+from .file_region import Region
 from .hdf5 import READY
+from .hdf5_layout import ASCII, ATTRIBUTE_TYPE, MAX_LEVELS, MAX_PATH_NBYTES, UTF8
 from .hdf5_storage import RefusedError, dtype_of, place_of
-from .layout import ASCII, ATTRIBUTE_TYPE, MAX_LEVELS, MAX_PATH_NBYTES, UTF8
-from .region import Region
+from .zip_archive import Archive
 
 OLDEST_HDF5 = (1, 14, 4)  # before: heap overflows on hostile files (CVE-2026-26200 among others)
 MAX_OBJECTS = 1 << 20  # links and attributes

@@ -26,7 +26,7 @@ except ImportError as err:
 
 from vqformat.torch import source_tensors, to_numpy
 
-from .checkpoint import MAX_DEPTH, to_json
+from .pytorch_structure import MAX_DEPTH, to_json
 
 OLDEST_TORCH = (2, 10)  # before: CVE-2025-32434 (code runs in spite of weights_only), CVE-2026-24747 (heap corruption)
 

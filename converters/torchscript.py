@@ -16,9 +16,9 @@ from vqformat.errors import ConversionError
 from vqformat.format.dtypes import BY_NAME
 from vqformat.format.limits import MAX_NAME_NBYTES, MAX_RANK, MAX_TENSORS
 
-from .archive import Archive
 from .source import Source
 from .torchscript_pickle import Object, Opaque, PickleError, Storage, Tensor, unpickle
+from .zip_archive import Archive
 
 _MAX_PICKLE_NBYTES = 64 << 20
 _MAX_CODE_NBYTES = 16 << 20  # of one file

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from vqformat.errors import ConversionError
 
-from .region import Region
+from .file_region import Region
 
 MAX_INFLATED_NBYTES = 1 << 29  # of a compressed member: it is held in memory
 _HEADER_NBYTES = 30  # before a member's data, at least

@@ -17,7 +17,7 @@ except ImportError as err:
 
 from vqformat.torch import from_numpy
 
-from ..checkpoint import MAX_DEPTH, from_json
+from ..pytorch_structure import MAX_DEPTH, from_json
 
 
 def write_pytorch(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
