@@ -26,7 +26,7 @@ Attribute = tuple[str, list[int], Any]
 
 
 @dataclass
-class Layout:
+class TreeLayout:
     """An HDF5 file but for the values of its datasets.
 
     Attributes:
@@ -39,13 +39,13 @@ class Layout:
     groups: list[str] = field(default_factory=list)
     attributes: dict[tuple[str, str], Attribute] = field(default_factory=dict)
 
-    def without(self, prefix: str) -> Layout:
+    def without(self, prefix: str) -> TreeLayout:
         """The layout without a group and all that is in it."""
 
         def is_kept(path: str) -> bool:
             return path != prefix and not path.startswith(prefix + "/")
 
-        return Layout({path: name for path, name in self.datasets.items() if is_kept(path)},
+        return TreeLayout({path: name for path, name in self.datasets.items() if is_kept(path)},
                       [path for path in self.groups if is_kept(path)],
                       {key: value for key, value in self.attributes.items() if is_kept(key[0])})  # fmt: skip
 
@@ -55,7 +55,7 @@ class Layout:
                 "attributes": [[*key, *value] for key, value in self.attributes.items()]}  # fmt: skip
 
     @classmethod
-    def from_metadata(cls, origin: dict[str, Any]) -> Layout:
+    def from_metadata(cls, origin: dict[str, Any]) -> TreeLayout:
         """The inverse, for an origin that anybody may have written.
 
         Raises:

@@ -15,7 +15,7 @@ from vqformat.format.metadata import pack
 from .detect import hdf5_offset, read_json
 from .file_region import Region
 from .hdf5 import Tree, read_tree
-from .hdf5_layout import Layout
+from .hdf5_layout import TreeLayout
 from .keras_names import is_state, names_in_keras3, names_in_legacy
 from .source import Source
 from .zip_archive import Archive
@@ -125,7 +125,7 @@ def _source(kind: str, label: str, tree: Tree, names: dict[str, str], *, include
             **more: Any) -> Source:  # fmt: skip
     """A source from a tree and the names of its datasets, in the order of the names."""
     notes = list(tree.notes)
-    layout = Layout(names, tree.groups, tree.attributes)
+    layout = TreeLayout(names, tree.groups, tree.attributes)
     state = {path for path in names if kind != "hdf5" and is_state(path)}
     if not include_optimizer:
         for group, count in Counter(path.split("/", 1)[0] for path in state).items():

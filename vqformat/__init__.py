@@ -1,7 +1,7 @@
 """vqformat: trained networks stored small, in ``.vqm`` files.
 
-The verbs are those of safetensors: ``save_file``, ``load_file``, ``save``, ``load``, ``safe_open``; for torch tensors
-see ``vqformat.torch``, for checkpoints of other formats ``vqformat.converters``.
+The functions are those of safetensors: ``save_file``, ``load_file``, ``save``, ``load``, ``safe_open``. For PyTorch
+tensors see ``vqformat.torch``, for checkpoints of other formats ``vqformat.converters``.
 """
 
 from importlib import import_module
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 
-# The encoder is imported when it is used
+# The encoder is imported when it is first used
 if TYPE_CHECKING:
     from .encode.recipe import Recipe
     from .encode.writer import writer

@@ -1,4 +1,4 @@
-"""Every exception that vqformat raises on purpose (SPEC section 1, "Errors")."""
+"""The exceptions of vqformat (SPEC section 1, "Errors")."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class VqmError(Exception):
-    """Base of all of vqformat's own errors.
+    """Base class of the exceptions of vqformat.
 
     Attributes:
-        error_class: The class of SPEC section 1: ``truncated``, ``checksum``, ``limit``, ``unsupported``
-            or ``format``; empty where the file is not at fault.
+        error_class: The error class of SPEC section 1: ``truncated``, ``checksum``, ``limit``, ``unsupported`` or
+            ``format``. Empty for an error that is not one of a ``.vqm`` file.
     """
 
     error_class = ""
@@ -21,9 +21,9 @@ class FormatError(VqmError, ValueError):
     """A file breaks a rule of SPEC.md.
 
     Args:
-        message: What was found, what was allowed, in which tensor.
+        message: The tensor, what was found, and what is allowed.
         clause: Id of the rule, such as ``"HDR-001"``.
-        offset: Byte of the file where it was found, if known.
+        offset: Offset in the file at which it was found; None if unknown.
     """
 
     error_class = "format"
@@ -59,19 +59,19 @@ class ChecksumError(FormatError):
 
 
 class LimitError(FormatError):
-    """A value exceeds SPEC section 14 or a budget set by the caller."""
+    """A value exceeds a limit of SPEC section 14, or a limit that the caller has set."""
 
     error_class = "limit"
 
 
 class UnsupportedError(FormatError, NotImplementedError):
-    """Well formed, but of a version, chunk type, flag, dtype, stage or coding unknown here."""
+    """A file has a version, chunk type, flag, dtype, stage or coding that this reader does not support."""
 
     error_class = "unsupported"
 
 
 class EncodeError(VqmError, ValueError):
-    """The input, or what was asked for, cannot be written."""
+    """A tensor or the metadata cannot be written, or the options cannot be met."""
 
 
 class ConversionError(VqmError, ValueError):
@@ -87,7 +87,7 @@ class TensorNotFoundError(VqmError, KeyError):
         super().__init__(name)
 
     def __str__(self) -> str:
-        """The message, with near matches: looked for only when it is shown."""
+        """The message with similar names. They are searched here, not in ``__init__``: many errors are never shown."""
         near = difflib.get_close_matches(self.name, list(self._names), n=3) if isinstance(self.name, str) else []
         hint = f"; near matches: {', '.join(map(repr, near))}" if near else ""
         return f"no tensor {self.name!r}{hint}"

@@ -1,4 +1,4 @@
-"""Files to be read, and files that get their name when they are complete, so that a failure loses nothing."""
+"""Opening files, and writing files under a temporary name until they are complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Path = str | os.PathLike[str]
 
 
 class opened:
-    """Context of a binary stream: a path is opened and closed, a stream left open."""
+    """Context manager that gives a binary stream. A path is opened and closed; a stream is left open."""
 
     def __init__(self, source: Path | BinaryIO) -> None:
         self._source = source
@@ -25,7 +25,7 @@ class opened:
             self._own = open(self._source, "rb")
             return self._own
         if not hasattr(self._source, "read"):
-            raise TypeError(f"a path or a binary stream is wanted, not {type(self._source).__name__}")
+            raise TypeError(f"expected a path or a binary stream, not {type(self._source).__name__}")
         return self._source
 
     def __exit__(self, kind: object, err: object, trace: object) -> None:
@@ -34,17 +34,17 @@ class opened:
 
 
 class NewFile:
-    """A file to be written; its bytes go to a temporary one in the same folder.
+    """A file that is written under a temporary name in the same folder, and renamed when it is complete.
 
-    As a context manager it gives the stream, and ends by ``commit``, or by ``discard`` on an exception.
+    As a context manager it gives the stream. It calls ``commit`` at the end, or ``discard`` after an exception.
 
     Args:
-        path: Its name. A device or a pipe is written to directly and never replaced; a link stays.
-        overwrite: Whether a file of that name may be replaced.
+        path: The final name. A device or a pipe is written to directly. A symbolic link stays; its target is replaced.
+        overwrite: Whether an existing file may be replaced.
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is false.
-        OSError: It cannot be made.
+        OSError: The temporary file cannot be created.
     """
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
@@ -57,7 +57,7 @@ class NewFile:
             self.stream: BinaryIO = open(self._path, "wb")  # noqa: SIM115
             return
         self._check_absent()
-        # Made as a plain open would make it: the umask decides who may read it
+        # Not tempfile.mkstemp, whose files only the owner can read: here the umask decides
         self._temporary = self._path.with_name(f".{secrets.token_hex(8)}.vqm.tmp")
         try:
             self.stream = open(self._temporary, "x+b")  # noqa: SIM115
@@ -65,7 +65,7 @@ class NewFile:
             raise PermissionError(err.errno, "nothing can be written to this folder", str(self._path.parent)) from err
         except FileNotFoundError as err:
             raise FileNotFoundError(err.errno, "there is no such folder", str(self._path.parent)) from err
-        # Also if the program ends
+        # Removes the temporary file at the end of the program, too
         self._forget = weakref.finalize(self, _remove, self.stream, self._temporary, os.getpid())
 
     def _check_absent(self) -> None:
@@ -74,11 +74,11 @@ class NewFile:
 
     @property
     def folder(self) -> str | None:
-        """Where it is; None of a device or a pipe."""
+        """The folder of the file; None for a device or a pipe."""
         return str(self._path.parent) if self._temporary is not None else None
 
     def commit(self) -> None:
-        """Give the file its name, with the permissions of the one that it replaces."""
+        """Rename the temporary file. If it replaces a file, it gets the permissions of that."""
         try:
             self.stream.flush()
             if self._temporary is None:
@@ -87,7 +87,7 @@ class NewFile:
             os.fsync(self.stream.fileno())
             self.stream.close()
             self._check_absent()
-            with contextlib.suppress(OSError):  # there is none, or the file system has no permissions
+            with contextlib.suppress(OSError):  # no file is replaced, or the file system has no permissions
                 os.chmod(self._temporary, self._path.stat().st_mode & 0o777)
             os.replace(self._temporary, self._path)
             self._forget.detach()
@@ -96,7 +96,7 @@ class NewFile:
             raise
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Close and remove the temporary file."""
         if self._temporary is not None:
             self._forget()
         else:
@@ -115,12 +115,12 @@ class NewFile:
 
 
 def _remove(stream: BinaryIO, path: pathlib.Path, process: int) -> None:
-    if os.getpid() == process:  # and not one that was forked from it
+    if os.getpid() == process:  # a forked child must not remove the file of its parent
         _close(stream)
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
 
 def _close(stream: BinaryIO) -> None:
-    with contextlib.suppress(OSError):  # what it could not flush is thrown away
+    with contextlib.suppress(OSError):  # flushing may fail; the file is removed anyway
         stream.close()

@@ -1,6 +1,7 @@
 """The format for Keras 3 models, on any backend: ``save_model`` and ``load_weights``.
 
-Which variable is which is Keras's own business: both go through its files, on disk, one tensor in memory at a time.
+Only Keras knows which variable belongs to which layer. So both functions go through files that Keras writes or reads,
+on disk, with one tensor in memory at a time.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ if TYPE_CHECKING:
 
 __all__ = ["load_weights", "save_model"]
 
-# Format of the source -> suffix under which Keras loads its weights
+# Format of the source -> suffix with which Keras loads its weights
 _SUFFIXES = {"keras": ".weights.h5", "keras-weights": ".weights.h5", "keras-legacy": ".h5"}
 
 
 def save_model(model: keras.Model, filename: str | os.PathLike[str] | BinaryIO,
                metadata: Mapping[str, Any] | None = None, *, include_optimizer: bool = False, overwrite: bool = True,
                **options: Unpack[SaveOptions]) -> Report:  # fmt: skip
-    """Compress a model's variables into a ``.vqm``, and keep its configuration as opaque bytes.
+    """Compress the variables of a model into a ``.vqm``. Its configuration is stored as bytes that are not interpreted.
 
-    ``vqm extract FILE -o model.keras`` gives a file for ``keras.saving.load_model``, ``-o model.weights.h5`` one for
-    ``model.load_weights``.
+    ``vqm extract FILE -o model.keras`` writes a file for ``keras.saving.load_model``; with ``-o model.weights.h5`` it
+    writes one for ``model.load_weights``.
 
     Args:
         metadata, overwrite, options: As for ``vqformat.save_file``.
-        include_optimizer: Whether the optimizer's variables are kept too, exactly.
+        include_optimizer: Whether the variables of the optimizer are stored, too; they are stored exactly.
 
     Returns:
-        What became of each variable, by names such as ``block1_conv1/kernel``.
+        A report on each variable, with names such as ``block1_conv1/kernel``.
 
     Raises:
-        EncodeError: The model has no variables yet, or the options cannot be met.
+        EncodeError: The model has no variables yet, or the budget cannot be met.
         FileExistsError: The file exists and ``overwrite`` is false.
     """
     from .converters import convert
@@ -66,15 +67,15 @@ def save_model(model: keras.Model, filename: str | os.PathLike[str] | BinaryIO,
 
 
 def load_weights(model: keras.Model, filename: str | os.PathLike[str], **keywords: Any) -> None:
-    """Fill a model's variables from a ``.vqm`` that came from Keras, by ``save_model`` or from any of its files.
+    """Fill the variables of a model from a ``.vqm`` that was made by ``save_model`` or from a Keras file.
 
     Args:
-        keywords: Given to ``model.load_weights``: ``skip_mismatch``.
+        keywords: Passed to ``model.load_weights``, such as ``skip_mismatch``.
 
     Raises:
-        ConversionError: The file did not come from Keras.
-        VqmError: It is refused.
-        ValueError: Keras finds that the file is not of this model.
+        ConversionError: The file was not made from a Keras model.
+        VqmError: The file is refused.
+        ValueError: Keras does not accept the file for this model.
     """
     from .converters import extract, open_source
 

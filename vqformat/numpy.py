@@ -46,37 +46,40 @@ def save_file(
 ) -> Report:
     """Compress tensors into a ``.vqm`` file.
 
-    Without options every large float tensor is put on a grid and its codes compressed; small ones are rounded finely;
-    integers, bools and constants such as masks and positions are kept. The grids are so fine that nine networks on
-    which this was measured kept 99 % of their answers, and a language model 93 % of its next tokens (a divergence of
-    0.01 nats), at 4 to 8 times smaller. At most one of ``bits``, ``ratio``, ``size``, ``sqnr``, ``step`` and
-    ``lossless`` says how small.
+    Without options, each large float tensor is quantized to a uniform grid, and its codes are compressed. Small float
+    tensors are rounded finely. Integers, bools and constants, such as masks and positions, are stored exactly. The
+    grids are fine: nine networks on which this was measured kept 99 % of their answers, and a language model 93 % of
+    its next tokens (a divergence of 0.01 nats), in files 4 to 8 times smaller. At most one of ``bits``, ``ratio``,
+    ``size``, ``sqnr``, ``step`` and ``lossless`` sets the size or the quality.
 
     Args:
-        tensors: Arrays by name, of any strides and byte order; their order is kept. Equal views of one memory become
-            aliases.
-        filename: Path, or a binary stream to write to. The bytes go to a temporary file that is renamed when complete.
-        metadata: Map with string keys; values are strings, integers, bools, bytes, None, lists and maps.
-        recipe: Method for each name pattern, such as ``{"fc*": "pq:dim=4,entries=256"}``, or one method for all.
-        bits: Bits a weight, everything counted.
-        ratio: Bytes of the tensors over bytes of the file.
+        tensors: Arrays by name, with any strides and byte order. Their order is kept. Equal views of the same memory
+            become aliases.
+        filename: Path, or a binary stream to write to. A path is written under a temporary name and renamed when it is
+            complete.
+        metadata: Map with string keys. Values are strings, integers, bools, bytes, None, lists and maps.
+        recipe: Method for each name pattern, such as ``{"fc*": "pq:dim=4,entries=256"}``, or one method for all
+            tensors.
+        bits: Bits of the whole file for each weight.
+        ratio: Bytes of the tensors divided by bytes of the file.
         size: Bytes of the file.
-        sqnr: Signal-to-quantization-noise ratio in dB, of all large tensors together and about that of each.
-        step: Of the grid of the typical tensor, relative to its scale; those of others follow from it. It is what the
-            budgets amount to, and without one at most 0.125, less for a deep or recurrent network.
-        lossless: Keep every bit.
-        preset: ``"fast"`` for codes of fixed width, which open at nearly the speed of memory, ``"default"``, or
-            ``"small"`` for the smallest file, which takes longer to write and to open.
-        seed: Of everything random.
-        progress: Called with a tensor's name, weights done, weights in all.
-        overwrite: Whether a file of that name may be replaced.
+        sqnr: Signal-to-quantization-noise ratio in dB of all large tensors together; that of each is about the same.
+        step: Step of the grid of the typical tensor, relative to its scale. The steps of other tensors follow from it.
+            The other budgets are met by choosing this step. Without a budget it is at most 0.125, and less for a deep
+            or recurrent network.
+        lossless: Whether every bit is kept.
+        preset: ``"fast"`` for codes of fixed width, which load at nearly the speed of memory; ``"default"``; or
+            ``"small"`` for the smallest file, which takes longer to write and to load.
+        seed: Seed of all random choices.
+        progress: Called with the name of a tensor, the number of weights done, and the number of all weights.
+        overwrite: Whether an existing file may be replaced.
 
     Returns:
-        What became of each tensor; its ``missed`` says so if the file is more than 1 % or 0.1 dB from the budget,
-        its ``ruined`` if the model will most likely not work any more.
+        A report on each tensor. Its ``missed`` has a line if the file is more than 1 % or 0.1 dB away from the budget.
+        Its ``ruined`` has a line if the model will most likely not work any more.
 
     Raises:
-        EncodeError: Something cannot be written, or the budget cannot be met.
+        EncodeError: A tensor or the metadata cannot be written, or the budget cannot be met.
         FileExistsError: The file exists and ``overwrite`` is false.
     """
     from .encode.model import encode_model
@@ -91,14 +94,14 @@ def save_file(
 def save(
     tensors: Mapping[str, Array], metadata: Mapping[str, Any] | None = None, **options: Unpack[SaveOptions]
 ) -> bytes:
-    """The bytes that ``save_file`` would write; the same options."""
+    """The bytes that ``save_file`` would write, with the same options."""
     stream = io.BytesIO()
     save_file(tensors, stream, metadata, **options)
     return stream.getvalue()
 
 
 class LoadOptions(TypedDict, total=False):
-    """Keywords of ``load_file``, for signatures that hand them on."""
+    """Keyword arguments of ``load_file``, for the signatures of functions that pass them on."""
 
     max_tensor_bytes: int
     max_total_bytes: int | None
@@ -114,19 +117,19 @@ def load_file(
     threads: int | None = None,
     allow_partial: bool = False,
 ) -> dict[str, Array]:
-    """All tensors of a file, in their order; an alias is the same array as its target.
+    """Load all tensors of a file, in file order. An alias is the same array object as its target.
 
     Args:
-        filename: Path, or a binary stream, which need not seek.
-        max_tensor_bytes, max_total_bytes: Bounds on what is decoded; the latter is by default what memory is
-            available.
-        threads: How many decode; by default as many as there are processors, 8 at most. The result is the same.
-        allow_partial: Of a file that ends early, as after an interrupted download, give the tensors that are there
-            whole, with a warning.
+        filename: Path, or a binary stream, which need not support ``seek``.
+        max_tensor_bytes: Most bytes of one decoded tensor.
+        max_total_bytes: Most bytes of all decoded tensors together; None for the memory that is available.
+        threads: Threads that decode; None for the number of processors, but at most 8. It does not change the result.
+        allow_partial: Accept a truncated file, as after an interrupted download: return its complete tensors, with a
+            warning.
 
     Raises:
         VqmError: The file is refused.
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     budget = Budget(max_tensor_bytes, max_total_bytes)
     with opened(filename) as stream:
@@ -146,20 +149,20 @@ def load_file(
 
 
 def load(data: bytes | bytearray | memoryview, **options: Unpack[LoadOptions]) -> dict[str, Array]:
-    """All tensors of a file in memory; options as for ``load_file``."""
+    """Load all tensors from the bytes of a file, with the options of ``load_file``."""
     return load_file(io.BytesIO(data), **options)
 
 
 def verify(filename: Path | BinaryIO) -> str:
-    """Read all of a file, decode it and check everything, the SHA-256 included.
+    """Read and decode a whole file and check all of it, including the SHA-256.
 
     Returns:
-        The file's digest, in hexadecimal.
+        The SHA-256 that the file states, in hexadecimal.
 
     Raises:
         VqmError: The file is refused.
     """
     with opened(filename) as stream:
         reader = SequentialReader(stream, check_digest=True, keep_total=False, in_batches=True)
-        deque(reader.layers(), maxlen=0)  # none is kept for long
+        deque(reader.layers(), maxlen=0)  # reads all layers and keeps none
         return reader.digest.hex()

@@ -1,4 +1,4 @@
-"""The smallest file with which a model is still good enough by its user's own measure."""
+"""``search``: the smallest file with which a model is still good enough by the user's own metric."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 Model = TypeVar("Model")
 
 _FIRST_STEP = 0.5
-_MOST_GROWTH = 2.0  # of the step from one trial to the next
-_POWER = 2.5  # of the step, with which the drop goes, more or less
-# Nearer is within the measure's noise: a drop to what is allowed, sizes of the best and of the next one that is too bad
+_MOST_GROWTH = 2.0  # largest factor of the step from one trial to the next
+_POWER = 2.5  # the drop of the metric is about proportional to this power of the step
+# The search ends when the drop is at least this share of the allowed drop, or when the best file is so near in size to
+# the next file that is too bad: smaller differences are noise of the metric
 _NEAR_DROP = 0.9
 _NEAR_SIZE = 1.03
-_EXACT = 0.0  # stands for a step: every bit kept
+_EXACT = 0.0  # in place of a step: every bit is kept
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class Trial:
     """A file that was tried.
 
     Attributes:
-        step: Of the typical tensor's grid, relative to its scale; 0 for one that keeps every bit.
-        nbytes: Of the file.
-        ratio: Bytes of the tensors over bytes of the file.
-        metric: What ``evaluate`` said of it.
-        drop: Its loss against the original.
+        step: Step of the grid of the typical tensor, relative to its scale; 0 if every bit is kept.
+        nbytes: Bytes of the file.
+        ratio: Bytes of the tensors divided by bytes of the file.
+        metric: Result of ``evaluate``.
+        drop: Metric of the original minus ``metric``.
     """
 
     step: float
@@ -54,14 +55,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found; printed, the curve as a table.
+    """The result of a search. ``str`` gives a table of all trials.
 
     Attributes:
-        data: The file, as bytes.
+        data: Bytes of the smallest file that is good enough.
         best: Its trial.
-        trials: All, the largest file first.
-        reference: The metric of the original.
-        max_drop: What was allowed.
+        trials: All trials, the largest file first.
+        reference: Metric of the original.
+        max_drop: The largest drop that was allowed.
     """
 
     data: bytes = field(repr=False)
@@ -72,23 +73,27 @@ class SearchResult:
 
     @property
     def ratio(self) -> float:
-        """Bytes of the tensors over bytes of the file."""
+        """Bytes of the tensors divided by bytes of the file."""
         return self.best.ratio
 
     def save(self, filename: str | os.PathLike[str], *, overwrite: bool = True) -> None:
         """Write the file.
 
+        Args:
+            filename: Path.
+            overwrite: Whether an existing file may be replaced.
+
         Raises:
-            FileExistsError: It exists and ``overwrite`` is false.
+            FileExistsError: The file exists and ``overwrite`` is false.
         """
         with NewFile(filename, overwrite=overwrite) as stream:
             stream.write(self.data)
 
     def plot(self, filename: str | os.PathLike[str] | None = None) -> Any:
-        """The metric against the ratio, as a picture.
+        """Plot the metric against the ratio.
 
         Args:
-            filename: Where to write it, in a format that its suffix tells.
+            filename: Path of a picture to write, such as a ``.png``; None for none.
 
         Returns:
             The ``matplotlib.figure.Figure``.
@@ -147,27 +152,27 @@ def search(
     on_trial: Callable[[Trial], None] | None = None,
     **options: Unpack[SearchOptions],
 ) -> SearchResult:
-    """Find the smallest file for which a metric drops by no more than so much.
+    """Find the smallest file for which a metric drops by at most ``max_drop``.
 
     Args:
-        model: A ``torch.nn.Module``, which stays as it is; or a mapping of names to arrays or to torch tensors.
-        evaluate: Told a copy of the model filled from a file (or a mapping like the one given), says how good it is:
-            a number that falls as the model gets worse, such as the accuracy on held-out data.
-        max_drop: How much less than for the original it may say, in its own units: 0.01 is a point of accuracy where
-            that goes from 0 to 1.
-        max_evaluations: Files to try, besides the original, and one that keeps every bit if all were too bad. Some 6
-            to 10 do.
-        on_trial: Called with each trial; by default they are printed to stderr if that is a terminal.
-        options: As for ``save_file``, or for a module as for ``vqformat.torch.save_model``, ``calibration`` among them;
-            the preset is ``small``. Budgets are what is searched for.
+        model: A ``torch.nn.Module``, which does not change; or a mapping of names to arrays or PyTorch tensors.
+        evaluate: A function that gets a copy of the model filled from a file (or a mapping like the given one), and
+            returns a metric that falls as the model gets worse, such as the accuracy on held-out data.
+        max_drop: The largest drop of the metric that is allowed, in the units of the metric. For an accuracy from 0
+            to 1, 0.01 is one percentage point.
+        max_evaluations: Most files to try. 6 to 10 are usually enough. In addition the original is evaluated, and a
+            lossless file if all files were too bad.
+        on_trial: Called with each trial. By default trials are printed to stderr if that is a terminal.
+        options: As for ``save_file``; for a module as for ``vqformat.torch.save_model``, including ``calibration``.
+            Budgets are not allowed. The default preset is ``small``.
 
     Returns:
-        The file, and the curve.
+        The smallest file that is good enough, and all trials.
 
     Raises:
-        ValueError: An argument makes no sense, or even files that keep every bit are too bad: what ``evaluate`` says
-            of one and the same model differs by more than ``max_drop``.
-        EncodeError: The model or the options cannot be written.
+        ValueError: An argument is not allowed; or even a lossless file is too bad, because ``evaluate`` returns values
+            for the same model that differ by more than ``max_drop``.
+        EncodeError: The model cannot be written, or an option is not allowed.
     """
     taken = sorted({"bits", "ratio", "size", "sqnr", "lossless", "step"} & options.keys())
     if taken:
@@ -188,7 +193,7 @@ def _print_trial(trial: Trial) -> None:
 
 
 class _Search:
-    """Tries files, each for a reason."""
+    """Tries files of different steps, each chosen from the results of those before."""
 
     def __init__(self, subject: _Subject, evaluate: Callable[[Any], float], max_drop: float, options: dict[str, Any],
                  on_trial: Callable[[Trial], None] | None) -> None:  # fmt: skip
@@ -216,10 +221,10 @@ class _Search:
         return SearchResult(data, best, trials, self._reference, self._max_drop)
 
     def _try(self, step: float) -> None:
-        """A file of this step; the smallest that is good enough is kept."""
+        """Write and evaluate a file with this step. Keep it if it is the smallest that is good enough."""
         stream = io.BytesIO()
         options = {**self._options, "step": step}
-        if step == _EXACT:  # what else was asked for says how bits are to be lost
+        if step == _EXACT:  # the other options are for lossy coding
             kept = {name: value for name, value in self._options.items() if name == "metadata"}
             options = {"lossless": True, **kept}
         report = self._subject.save(stream, options)
@@ -235,11 +240,11 @@ class _Search:
     def _metric(self, filled: Any) -> float:
         metric = float(self._evaluate(filled))
         if not math.isfinite(metric):
-            metric = -math.inf  # a network may break down altogether
+            metric = -math.inf  # the outputs of a ruined network may be NaN
         return metric
 
     def _next_step(self) -> float | None:
-        """Where the drop is expected to be what is allowed; None if that is known well enough."""
+        """The step at which the drop is expected to be ``max_drop``; None if no better file is expected."""
         good = max((t for t in self._trials if t.drop <= self._max_drop), key=lambda t: t.step, default=None)
         bad = min((t for t in self._trials if t.drop > self._max_drop and (good is None or t.step > good.step)),
                   key=lambda t: t.step, default=None)  # fmt: skip
@@ -259,12 +264,12 @@ class _Search:
         return step if step > SMALLEST_STEP else None
 
     def _logarithm(self, trial: Trial) -> float:
-        """Of the drop; one of next to nothing, or of less, counts as a small one, and a breakdown as a large one."""
+        """Logarithm of the drop, which is clipped: it may be 0 or negative, or infinite for a ruined model."""
         return math.log(min(max(trial.drop, self._max_drop / 30), self._max_drop * 30))
 
 
 class _Subject(Protocol):
-    """What can be saved, loaded and evaluated."""
+    """What a search can save, load and evaluate: a module, or a mapping of tensors."""
 
     def original(self) -> Any: ...
 
@@ -274,7 +279,7 @@ class _Subject(Protocol):
 
 
 def _subject(model: Any) -> _Subject:
-    torch = sys.modules.get("torch")  # whoever has a module of it has imported it
+    torch = sys.modules.get("torch")  # not imported here: a caller who has a module has imported it
     if torch is not None and isinstance(model, torch.nn.Module):
         return _Module(model)
     if not isinstance(model, Mapping):
@@ -291,10 +296,10 @@ def _subject(model: Any) -> _Subject:
 
 @dataclass
 class _Tensors:
-    """A mapping of arrays, or of torch tensors."""
+    """A mapping of names to arrays or PyTorch tensors."""
 
     tensors: Mapping[str, Any]
-    front: Any  # the module with its verbs
+    front: Any  # the module whose save_file and load_file are used
 
     def original(self) -> Any:
         return self.tensors
@@ -307,7 +312,7 @@ class _Tensors:
 
 
 class _Module:
-    """A PyTorch model; files fill a copy of it."""
+    """A PyTorch model. Files are loaded into a copy of it."""
 
     def __init__(self, model: Any) -> None:
         self._model, self._copy = model, copy.deepcopy(model)

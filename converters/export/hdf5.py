@@ -10,7 +10,7 @@ import numpy.typing as npt
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError
 
-from ..hdf5_layout import ASCII, UTF8, Attribute, Layout, check_path
+from ..hdf5_layout import ASCII, UTF8, Attribute, TreeLayout, check_path
 from ..source import Source
 from .npz import numpy_dtype
 
@@ -33,23 +33,24 @@ def write_hdf5(stream: BinaryIO, tensors: list[SourceTensor], source: Source, no
     """
     kind = source.origin.get("format")
     if kind not in FROM_HDF5 or "datasets" not in source.origin:
-        layout = Layout({tensor.name: tensor.name for tensor in tensors})
+        layout = TreeLayout({tensor.name: tensor.name for tensor in tensors})
         said: Attribute = UTF8, [], ["bfloat16"]
         layout.attributes = {(tensor.name, "dtype"): said for tensor in tensors if tensor.dtype == "bf16"}
         write_tree(stream, tensors, layout, notes)
         return
-    layout = Layout.from_metadata(source.origin)
+    layout = TreeLayout.from_metadata(source.origin)
     names = {tensor.name for tensor in tensors}
     if not names.issuperset(layout.datasets.values()):
         datasets = {path: name for path, name in layout.datasets.items() if name in names}
-        layout = Layout(datasets, [], {key: value for key, value in layout.attributes.items() if key[0] in datasets})
+        attributes = {key: value for key, value in layout.attributes.items() if key[0] in datasets}
+        layout = TreeLayout(datasets, [], attributes)
         notes.append("a selection: the source's groups and their attributes were left out")
     elif kind in ("keras", "keras-weights"):
         notes.append("Keras loads this file under a name that ends in .weights.h5")
     write_tree(stream, tensors, layout, notes)
 
 
-def write_tree(stream: BinaryIO, tensors: list[SourceTensor], layout: Layout, notes: list[str]) -> None:
+def write_tree(stream: BinaryIO, tensors: list[SourceTensor], layout: TreeLayout, notes: list[str]) -> None:
     """Write datasets where a layout has them, and its groups and attributes; one tensor in memory at a time."""
     by_name = {tensor.name: tensor for tensor in tensors}
     placed = set(layout.datasets.values())

@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError
 
-from ..hdf5_layout import Layout
+from ..hdf5_layout import TreeLayout
 from ..keras import CONFIG, WEIGHTS
 from ..source import Source
 from ..zip_archive import is_unsafe
@@ -51,7 +51,7 @@ def write_keras(stream: BinaryIO, tensors: list[SourceTensor], source: Source, n
                 shutil.copyfileobj(weights, member, 1 << 20)
 
 
-def _layout(tensors: list[SourceTensor], source: Source, suffix: str, kinds: tuple[str, ...]) -> Layout:
+def _layout(tensors: list[SourceTensor], source: Source, suffix: str, kinds: tuple[str, ...]) -> TreeLayout:
     kind = source.origin.get("format")
     if kind not in kinds:
         came = f"came from {kind}" if isinstance(kind, str) else "does not say where it came from"
@@ -60,7 +60,7 @@ def _layout(tensors: list[SourceTensor], source: Source, suffix: str, kinds: tup
         raise ConversionError(f"the file {came}, so no {suffix} can be made that Keras would load; extract to {works}")
     if "datasets" not in source.origin:
         raise ConversionError(f"the layout of the source was left out, so no {suffix} can be made; extract to .h5")
-    layout = Layout.from_metadata(source.origin)
+    layout = TreeLayout.from_metadata(source.origin)
     lost = sorted(set(layout.datasets.values()) - {tensor.name for tensor in tensors})
     if lost:
         raise ConversionError(f"a {suffix} needs all tensors of its model, and {lost[0]!r} is not among those selected;"

@@ -387,9 +387,9 @@ def test_streams_that_do_not_wait_are_refused() -> None:
         def write(self, data: Any) -> Any:
             return None
 
-    with pytest.raises(BlockingIOError, match="a stream is wanted that blocks"):
+    with pytest.raises(BlockingIOError, match="a blocking one is needed"):
         vqformat.writer(Full())
-    with pytest.raises(TypeError, match="a path or a binary stream is wanted, not int"):
+    with pytest.raises(TypeError, match="expected a path or a binary stream, not int"):
         vqformat.writer(3)
 
 

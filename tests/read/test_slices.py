@@ -183,7 +183,7 @@ def test_max_tensor_bytes_is_for_the_part(tables: dict[str, bytes]) -> None:
         (np.empty((40, 64), np.float64), ValueError, "dtype float32, the array has .* float64"),
         (np.empty((64, 40), np.float32).T, ValueError, "C-contiguous"),
         (np.frombuffer(bytes(40 * 64 * 4), np.float32).reshape(40, 64), ValueError, "can be written"),
-        ([0.0], TypeError, "an array is wanted, not a list"),
+        ([0.0], TypeError, "expected an array, not a list"),
     ],
 )
 def test_decode_into_says_what_it_wants(out: Any, error: type[Exception], message: str) -> None:

@@ -284,7 +284,7 @@ def test_a_source_that_does_not_wait_is_refused() -> None:
             return None
 
     for read in (vqformat.load_file, stream):
-        with pytest.raises(BlockingIOError, match="a stream is wanted that blocks"):
+        with pytest.raises(BlockingIOError, match="a blocking one is needed"):
             read(Empty())  # type: ignore[operator]
 
 

@@ -1,1 +1,1 @@
-"""From the sections of a tensor to its values, stage by stage; knows neither files nor names."""
+"""Decoding the sections of a tensor to its values, stage by stage. It knows neither files nor tensor names."""

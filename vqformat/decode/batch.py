@@ -1,4 +1,4 @@
-"""Small tensors decoded side by side: with few sequences NumPy's calls cost more than their work."""
+"""Small tensors decoded together: one NumPy call for many sequences costs hardly more than one for few."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from ..format.layout import Block
 from .tensor import TensorDecoder
 from .trellis import Bands, decode_together
 
-# Of all that wait: bytes of their elements, of their tables and those joined, or of what is stored, whatever is more of
-# each tensor
-_MOST_NBYTES = 1 << 25
-_JOB_NBYTES = 1 << 12  # that objects take for each
+_MOST_NBYTES = 1 << 25  # memory of all tensors in a batch, see ``Batch.add``
+_JOB_NBYTES = 1 << 12  # memory of the Python objects of one tensor
 
 
 class _Job(NamedTuple):
@@ -27,28 +25,34 @@ class _Job(NamedTuple):
 
 
 class Batch:
-    """Tensors that have one trellis stage each, which wait until there are enough of them."""
+    """Collects tensors with one trellis stage each, and decodes them together when there are enough."""
 
     def __init__(self) -> None:
-        self._groups: dict[object, list[_Job]] = {}  # by what must be the same for all
+        self._groups: dict[object, list[_Job]] = {}  # by TrellisDecoder.kind
         self._nbytes = 0
 
     def add(
         self, decoder: TensorDecoder, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: npt.NDArray[Any]
     ) -> bool:
-        """Take a tensor; its array is filled when ``flush`` has been called.
+        """Add a tensor to the batch, if it is suited. ``flush`` fills its array; so may a later ``add``.
+
+        Args:
+            blocks: All blocks of the tensor; with fewer it is not added.
+            payloads: For each block, plain bytes of its payload sections.
+            out: The tensor, C-contiguous.
 
         Returns:
-            Whether it may wait. If not, it is to be decoded at once.
+            Whether it was added. If not, the caller decodes it.
 
         Raises:
-            FormatError: A code of one that waited breaks a rule.
+            FormatError: A code of a tensor added before breaks a rule.
         """
         bands = None if len(blocks) < decoder.view.n_blocks else decoder.bands(blocks, payloads)
         if bands is None:
             return False
         stored_nbytes = sum(len(section) for sections in payloads for section in sections)
         held_nbytes = _JOB_NBYTES + sum(map(sum, decoder.record.resident_nbytes())) + stored_nbytes
+        # Memory while it is decoded: its elements, its tables and their copies in the joined ones, or what is held now
         nbytes = max(4 * decoder.record.n_elements, 2 * bands.decoder.slots.nbytes, held_nbytes)
         if nbytes > _MOST_NBYTES // 2:
             return False
@@ -59,7 +63,7 @@ class Batch:
         return True
 
     def flush(self) -> None:
-        """Decode all that wait.
+        """Decode all tensors of the batch, and empty it.
 
         Raises:
             FormatError: A code breaks a rule; the message names the tensor.
@@ -72,7 +76,7 @@ class Batch:
         try:
             codes = decode_together([job.bands for job in jobs])
         except FormatError:
-            for job in jobs:  # by itself the one at fault says so
+            for job in jobs:  # one by one, so that the error names the tensor
                 job.decoder.decode_blocks(job.blocks, job.payloads, job.out)
             raise
         for job, of_blocks in zip(jobs, codes, strict=True):

@@ -1,4 +1,4 @@
-"""A tensor of a file, decoded in groups of blocks, in threads where that helps."""
+"""A tensor of a file, decoded in groups of blocks, by several threads if it is large."""
 
 from __future__ import annotations
 
@@ -14,34 +14,43 @@ from .tensor import TensorDecoder, allocate
 from .workers import Workers
 
 Array = npt.NDArray[Any]
-Sections = list[list[StoredSection]]  # payload sections, by block
+Sections = list[list[StoredSection]]  # for each block its payload sections
 
-_THREADS_FROM_ELEMENTS = 1 << 20  # smaller tensors are decoded before threads have started
+_THREADS_FROM_ELEMENTS = 1 << 20  # a smaller tensor is decoded in less time than it takes to start threads
 
 
 class GroupedTensor:
-    """A tensor whose blocks come in groups that are best decoded together."""
+    """Base of tensors whose blocks are read in groups; the blocks of a group are decoded together."""
 
     def __init__(self, record: TensorRecord) -> None:
         self.record = record
 
     @property
     def decoder(self) -> TensorDecoder:
-        """Its decoder, made of its resident sections."""
+        """The decoder of the tensor, made from its resident sections."""
         raise NotImplementedError
 
     def decode(self, blocks: list[Block], sections: Sections, out: Array) -> None:
-        """Decode a group to its place in the tensor."""
+        """Decode a group of blocks into ``out``, the array of the whole tensor."""
         self.decoder.decode_blocks(blocks, plain(sections), out)
 
     def decode_all(self, groups: Iterable[tuple[list[Block], Sections]], out: Array | None, threads: int) -> Array:
-        """Decode all groups into an array, a new one if there is none."""
+        """Decode all groups.
+
+        Args:
+            groups: Blocks, and for each block its payload sections.
+            out: Array of the tensor's shape and dtype, C-contiguous; None for a new one.
+            threads: Threads for a large tensor.
+
+        Returns:
+            ``out``, or the new array.
+        """
         is_large = self.record.n_elements >= _THREADS_FROM_ELEMENTS
         with Workers(threads if is_large else 1) as workers:
             for blocks, sections in groups:
                 if out is None:
                     payloads = plain(sections)
-                    out = allocate(self.record)  # REA-002: only when the first group has been checked
+                    out = allocate(self.record)  # REA-002: only after the first group has been checked
                     self.decoder.decode_blocks(blocks, payloads, out)
                 else:
                     workers.run(self.decode, blocks, sections, out, here=self.decoder.has_trellis)
@@ -49,5 +58,5 @@ class GroupedTensor:
 
 
 def plain(sections: Sections) -> list[list[bytes]]:
-    """The payloads of a group, checked and decompressed."""
+    """Check and decompress the payload sections of each block."""
     return [[section.plain() for section in of_block] for of_block in sections]

@@ -15,18 +15,25 @@ from ..format.stages import CodebookStage, FloatSource, ProgressionSource, Table
 from . import tables
 from .tables import Floats
 
-_PAIRS_FROM_ELEMENTS = 1 << 20
-_PIECE = 1 << 14  # bytes looked up at once: NumPy makes numbers of 8 bytes of them, which then stay in the cache
+_PAIRS_FROM_ELEMENTS = 1 << 20  # size of a tensor that earns a table for pairs of bytes
+_PIECE = 1 << 14  # indices in one call: NumPy converts them to 8 bytes each, and these stay in the cache
 
 
 def progression(steps: Floats, zero: int, entries: int) -> Floats:
-    """Entries of an arithmetic progression: (groups,) steps to (groups, entries, 1)."""
+    """Entries ``(i − zero) · step`` of arithmetic progressions (SPEC 9.3).
+
+    Args:
+        steps: ``(groups,)``.
+
+    Returns:
+        ``(groups, entries, 1)`` float32.
+    """
     positions = np.arange(entries, dtype=np.int64) - zero
     return (positions.astype(np.float32) * steps.astype(np.float32)[:, None])[:, :, None]
 
 
 def floats(source: FloatSource) -> Floats:
-    """What each floating-point code stands for, ``(entries,)`` (SPEC 9.3)."""
+    """The value of each floating-point code, ``(entries,)`` float32 (SPEC 9.3)."""
     codes = np.arange(source.entries)
     fraction = codes & ((1 << source.fraction_bits) - 1)
     exponent = codes >> source.fraction_bits & ((1 << source.exponent_bits) - 1)
@@ -41,11 +48,11 @@ class CodebookDecoder:
     """Decodes the blocks of one stage of one tensor.
 
     Args:
-        resident: The stage's resident sections, plain.
-        shared: The values of its BOOK, ``(groups · entries · dim,)``, if its source is shared.
+        resident: Plain bytes of the stage's resident sections.
+        shared: Values of its BOOK, ``(groups · entries · dim,)``, if its source is shared.
 
     Attributes:
-        bound: No value of the stage is larger in magnitude (SPEC 9.4); may be infinite, see VAL-002.
+        bound: Upper bound of the magnitude of all values of the stage (SPEC 9.4). It may be infinite, see VAL-002.
 
     Raises:
         FormatError: A value of a table is not finite (CBK-008).
@@ -65,7 +72,7 @@ class CodebookDecoder:
                     furthest = max(abs(zero), abs(stage.entries - 1 - zero))
                     bound = np.float32(furthest) * tables.largest(steps)
                     book = progression(steps[:1], zero, stage.entries)
-                    self._steps = steps if groups > 1 else None  # a table of all groups could be of any size
+                    self._steps = steps if groups > 1 else None  # no table of all groups: nothing bounds its size
                 case TableSource(dtype):
                     book = tables.decode(next(sections), dtype, "codebook")
                     bound = tables.largest(book)
@@ -85,11 +92,11 @@ class CodebookDecoder:
         self._byte_table = self._make_byte_table(groups)
 
     def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Sequence[list[bytes]]:
-        """What ``decode`` takes for each of these blocks: their payloads as they are."""
+        """The argument of ``decode`` for each of these blocks: here its payloads, unchanged."""
         return payloads
 
     def decode(self, block: Block, payloads: list[bytes], out: Floats) -> None:
-        """Values of a block into ``out``, ``(n_rows, n_columns)`` float32, each row contiguous.
+        """Decode a block into ``out``, ``(n_rows, n_columns)`` float32, each row contiguous.
 
         Raises:
             FormatError: A code or a padding bit breaks a rule of SPEC section 10.
@@ -105,7 +112,7 @@ class CodebookDecoder:
         self._multiply_scales(block, out)
 
     def look_up(self, codes: bits.Codes, block: Block, out: Floats) -> None:
-        """Values of a block's codes, each below ``entries``, into ``out``, ``(n_rows, n_columns)`` float32."""
+        """Write the values of a block's codes, each below ``entries``, to ``out``, ``(n_rows, n_columns)`` float32."""
         stage = self.stage
         n_subvectors = stage.n_subvectors(block.n_columns)
         rows = codes.astype(np.intp).reshape(block.n_rows, n_subvectors)
@@ -129,7 +136,7 @@ class CodebookDecoder:
         self._multiply_scales(block, out)
 
     def _groups(self, block: Block, subvectors: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """The codebook that serves each subvector: (n_rows or 1, n_subvectors)."""
+        """Number of the codebook of each subvector: ``(n_rows or 1, n_subvectors)``."""
         stage = self.stage
         group = np.zeros((1, subvectors.size), np.intp)
         if stage.book_columns:
@@ -143,9 +150,12 @@ class CodebookDecoder:
         if self._scales is not None:
             self._scales.multiply(block, out)
 
-    # Byte tables: where a byte holds whole codes of one codebook of dim 1, one look-up gives all its values.
 
     def _make_byte_table(self, groups: int) -> Floats | None:
+        """Values of every byte, ``(256, codes per byte)``, so that one look-up gives all values of a byte.
+
+        None unless the stage has one codebook of dim 1 and a byte holds whole codes.
+        """
         stage = self.stage
         width = bits.code_width(stage.entries)
         if stage.dim != 1 or groups != 1:
@@ -159,7 +169,7 @@ class CodebookDecoder:
         else:
             return None
         digits = np.arange(256)[:, None] // base ** np.arange(per_byte) % base  # (256, per_byte)
-        # A byte with a digit outside the codebook: NaN marks it.
+        # NaN marks bytes that have a digit outside the codebook
         entries = np.append(self._book[:, 0], np.float32(np.nan))
         table: Floats = entries[np.minimum(digits, stage.entries)]
         table[base**per_byte :] = np.nan
@@ -172,7 +182,7 @@ class CodebookDecoder:
         stage = self.stage
         per_byte = table.shape[1]
         if self._has_bad_bytes(payload):
-            bits.unpack([payload], out.size, stage.entries, stage.planes)  # says which, unless it is in the tail
+            bits.unpack([payload], out.size, stage.entries, stage.planes)  # raises, unless it is padding at the end
         n_whole, n_tail = divmod(out.size, per_byte)
         if n_tail:
             codes = bits.unpack([payload[-1:]], n_tail, stage.entries, stage.planes)
@@ -186,7 +196,7 @@ class CodebookDecoder:
             np.take(table, indices[piece], axis=0, out=values[piece], mode="clip")
 
     def _has_bad_bytes(self, payload: bits.Bytes) -> bool:
-        """Whether a byte has a digit outside the codebook; the last one's may be those that are dropped."""
+        """Whether a byte has a digit outside the codebook. In the last byte that may be a padding digit."""
         is_bad = self._is_bad_byte
         first = int(is_bad.argmax())
         if not is_bad[first]:
@@ -198,7 +208,7 @@ class CodebookDecoder:
 
     @cached_property
     def _pair_table(self) -> Floats | None:
-        """Values of two bytes, (65536, 2), where a tensor is large enough to earn it: one look-up gives both."""
+        """Values of every pair of bytes, ``(65536, 2)``: one look-up gives both. None for a small tensor."""
         assert self._byte_table is not None
         if self._view.n_rows * self._view.n_columns < _PAIRS_FROM_ELEMENTS:
             return None

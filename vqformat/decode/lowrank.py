@@ -19,24 +19,24 @@ class LowRankDecoder:
     """Decodes the blocks of one stage of one tensor.
 
     Args:
-        resident: Row scales, column scales, then the planes of the right factor, plain.
+        resident: Plain bytes of the resident sections: row scales, column scales, the planes of the right factor.
 
     Attributes:
-        bound: No value of the stage is larger in magnitude (SPEC section 11); may be infinite, see VAL-002.
+        bound: Upper bound of the magnitude of all values (SPEC section 11). It may be infinite, see VAL-002.
 
     Raises:
-        FormatError: A scale is not finite (CBK-008); a code of the right factor breaks a rule of section 10.
+        FormatError: A scale is not finite (CBK-008), or a code of the right factor breaks a rule of section 10.
     """
 
     def __init__(self, stage: LowRankStage, view: View, resident: list[bytes]) -> None:
         self.stage = stage
         self._row_scales = tables.decode(resident[0], stage.row_scale.dtype, "row scales")
         self._column_scales = tables.decode(resident[1], stage.column_scale.dtype, "column scales")
-        self._has_column_scales = bool((self._column_scales != 1).any())  # to multiply by 1 is a pass over all values
+        self._has_column_scales = bool((self._column_scales != 1).any())  # multiplying by 1 would cost a pass
         planes = [np.frombuffer(section, np.uint8) for section in resident[2:]]
         codes = bits.unpack(planes, stage.rank * view.n_columns, stage.entries_v, stage.planes_v)
         largest_sum = stage.rank * (stage.entries_u // 2) * (stage.entries_v // 2)
-        # Either is exact, whatever the order of summation; the narrower one is twice as quick
+        # Sums of integers below 2^24 (float32) or 2^53 (float64) are exact in any order; float32 is twice as fast
         self._dtype = np.float32 if largest_sum <= tables.EXACT_IN_FLOAT32 else np.float64
         self._right = self._integers(codes, stage.entries_v).reshape(stage.rank, view.n_columns)
         with np.errstate(over="ignore", under="ignore"):
@@ -44,11 +44,11 @@ class LowRankDecoder:
             self.bound = np.float32(bound * tables.largest(self._column_scales))
 
     def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Sequence[list[bytes]]:
-        """What ``decode`` takes for each of these blocks: their payloads as they are."""
+        """The argument of ``decode`` for each of these blocks: here its payloads, unchanged."""
         return payloads
 
     def decode(self, block: Block, payloads: list[bytes], out: Floats) -> None:
-        """Values of a block into ``out``, ``(n_rows, n_columns)`` float32.
+        """Decode a block into ``out``, ``(n_rows, n_columns)`` float32.
 
         Raises:
             FormatError: A code breaks a rule of SPEC section 10.
@@ -59,7 +59,11 @@ class LowRankDecoder:
         self.multiply(codes, block, out)
 
     def multiply(self, codes: bits.Codes, block: Block, out: Floats) -> None:
-        """Values of a block's left codes into ``out``, ``(n_rows, n_columns)`` float32."""
+        """Write the values of a block to ``out``, ``(n_rows, n_columns)`` float32.
+
+        Args:
+            codes: Codes of its rows of the left factor, ``(n_rows · rank,)``, checked.
+        """
         stage = self.stage
         left = self._integers(codes, stage.entries_u).reshape(block.n_rows, stage.rank)
         if self._dtype is np.float32 and out.flags.c_contiguous:

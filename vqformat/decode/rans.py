@@ -1,7 +1,7 @@
-"""Entropy coding of codes by rANS, many sequences side by side (SPEC 6 "FREQ", 12.2 and 12.3).
+"""Entropy coding of codes by rANS, many sequences in parallel (SPEC 6 "FREQ", 12.2 and 12.3).
 
-Asymmetric numeral systems: Duda 2009, "Asymmetric numeral systems"; the range variant with whole words, and several
-coders that share one stream: Giesen 2014, "Interleaved entropy coders". Every step takes one code of every sequence,
+Asymmetric numeral systems: Duda 2009, "Asymmetric numeral systems". The range variant that reads whole words, with
+several coders on one stream: Giesen 2014, "Interleaved entropy coders". Every step decodes one code of every sequence,
 so that NumPy works on vectors.
 """
 
@@ -22,17 +22,17 @@ from ..format.stages import Trellis
 START = 1 << 16  # the state in which an encoder begins and a decoder ends
 WORD_BITS = 16
 STATE_NBYTES = 4
-STATE_BITS = 8  # of a trellis
+STATE_BITS = 8  # width of the state of a trellis
 
 Codes = npt.NDArray[Any]
 Words = npt.NDArray[np.uint32]
 
 
 def frequencies(section: bytes, record: FreqRecord) -> npt.NDArray[np.uint32]:
-    """Frequencies of codes from the section of a FREQ chunk (SPEC 6).
+    """Frequencies of codes from the plain section of a FREQ chunk (SPEC 6).
 
     Returns:
-        ``(tables, entries)``, the sum of each table ``2**precision``.
+        ``(tables, entries)`` uint32; each table has the sum ``2**precision``.
 
     Raises:
         FormatError: A table has no weight (FRQ-003).
@@ -63,7 +63,7 @@ class Tables:
 
     @classmethod
     def decode(cls, section: bytes, record: FreqRecord) -> Tables:
-        """The tables from the plain section.
+        """The tables of a plain section.
 
         Raises:
             FormatError: A table has no weight (FRQ-003).
@@ -72,25 +72,25 @@ class Tables:
 
     @property
     def starts(self) -> npt.NDArray[np.uint32]:
-        """Sum of the frequencies of the codes before each one, ``(tables, entries)``."""
+        """For each code the sum of the frequencies of the codes before it, ``(tables, entries)``."""
         return (np.cumsum(self.frequencies, axis=1) - self.frequencies).astype(np.uint32)
 
 
 class Slots:
-    """What a stage finds in each slot of its tables.
+    """Look-up tables of a stage by slot. A slot is the low ``precision`` bits of a state, in a table of frequencies.
 
     Args:
-        first, n_contexts, n_books: The tables that the stage uses: ``n_books`` for each context from ``first`` on.
-        trellis: Which codebook serves a code; None for one codebook.
+        first, n_contexts, n_books: The tables that the stage uses: ``n_books`` for each context, from number ``first``.
+        trellis: The trellis of the stage; None for one codebook.
 
     Attributes:
-        symbols: ``n_books · code + q`` of each slot, ``((n_contexts + 1) · n_books · 2**precision,)``. The last
-            context is one of rest: a sequence that meets it stays as it is.
-        steps: Of each slot what a step needs, in an integer of 32 bits if it fits, else 64: with P the precision, bits
-            0 to P − 1 are ``2**P − frequency``, P to 2 P − 1 ``start``, and the top 8 what the code adds to the next
-            trellis state.
-        shift: Of these top bits.
-        rest: The first slot of the context of rest.
+        symbols: ``n_books · code + q`` of each slot, with q the codebook: ``((n_contexts + 1) · n_books ·
+            2**precision,)``. The last context is the rest context: it leaves a sequence unchanged where it has no code.
+        steps: For each slot what a decoding step needs, packed into an integer of 32 bits if that is enough, else 64.
+            With P the precision, bits 0 to P − 1 are ``2**P − frequency``, bits P to 2 P − 1 are ``start``, and the
+            highest 8 bits are what the code adds to the next trellis state (by exclusive or).
+        shift: Number of the lowest of these highest bits.
+        rest: The first slot of the rest context.
     """
 
     def __init__(self, tables: Tables, first: int, n_contexts: int, n_books: int, trellis: Trellis | None) -> None:
@@ -115,12 +115,16 @@ class Slots:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory."""
+        """Bytes of memory of both tables."""
         return self.symbols.nbytes + self.steps.nbytes
 
     @classmethod
     def joined(cls, parts: Sequence[Slots]) -> Slots:
-        """Slots of several stages of one precision and trellis in a row; one rest serves all."""
+        """The slots of several stages one after another, with one rest context for all.
+
+        Args:
+            parts: At least one; all of the same precision and trellis.
+        """
         if len(parts) == 1:
             return parts[0]
         joined = copy.copy(parts[0])
@@ -132,17 +136,17 @@ class Slots:
 
 
 def _additions(trellis: Trellis) -> npt.NDArray[np.uint32]:
-    """What a code, by ``2 · (code & 1) + q``, changes in the bits of ``state >> 1`` (SPEC 12.2)."""
+    """The bits that a code flips in ``state >> 1``, at index ``2 · (code & 1) + (state & 1)`` (SPEC 12.2)."""
     forward, feedback = trellis.forward >> 1, trellis.feedback >> 1
     return np.array([0, feedback, forward, forward ^ feedback], np.uint32)
 
 
 class Decoder:
-    """Decodes the codes of several payloads at once, a step at a time.
+    """Decodes the codes of several payloads together, one step at a time.
 
     Args:
-        payloads: One for each block: the states of its sequences, then words.
-        n_sequences: Sequences of each payload.
+        payloads: For each block the initial states of its sequences, then its words (SPEC 12.3).
+        n_sequences: Number of sequences of each payload.
 
     Raises:
         FormatError: A state is impossible (ANS-001).
@@ -156,28 +160,29 @@ class Decoder:
         self._x = np.concatenate(heads).astype(np.uint32)
         if int(self._x.min()) < START:
             raise FormatError(f"a state is {int(self._x.min())}, below {START}", clause="ANS-001")
-        # The words of all payloads in a row. Who reads beyond its own is found out in the end
-        self._words = np.concatenate([*words, np.zeros(1, np.uint16)], dtype=np.uint32)  # as wide as states
+        # The words of all payloads, one after another. ``finish`` detects payloads that read beyond their own words
+        self._words = np.concatenate([*words, np.zeros(1, np.uint16)], dtype=np.uint32)  # of the dtype of states
         self._end = np.cumsum([w.size for w in words])
         self._next = self._end - [w.size for w in words]
         n = self._x.size
         self._bounds = np.cumsum([0, *n_sequences])
         self._numbers = np.arange(n)
-        self._states = np.zeros(n, slots.steps.dtype)  # of the trellis, in the top bits; those below mean nothing
-        self._book_slots = np.zeros(n, np.uint32)  # first slot of the codebook
+        self._states = np.zeros(n, slots.steps.dtype)  # trellis states, in the highest bits; the others have no meaning
+        self._book_slots = np.zeros(n, np.uint32)  # for each sequence the first slot of its current codebook
 
     def run(self, first_slots: npt.NDArray[np.uint32] | None, out: Codes, *, goes_on: bool = True) -> None:
-        """Take the next codes of the first sequences.
+        """Decode the next codes of the first n sequences.
 
         Args:
-            first_slots: ``(n_steps, n)``: for each code the first slot of its context, or ``Slots.rest`` where there
-                is no code; None for 0.
-            out: ``(n_steps, n)``, gets the symbols. No run may have more sequences than one before.
-            goes_on: Whether sequences may have codes after a place without one, at which their trellis stays.
+            first_slots: ``(n_steps, n)``: for each code the first slot of its context, or ``Slots.rest`` where the
+                sequence has no code; None if all are 0.
+            out: ``(n_steps, n)``. It is filled with symbols. A later run must not have more sequences.
+            goes_on: Whether a sequence may have codes after a step at which it has none. Then its trellis state is
+                kept over such a step.
         """
         slots, n = self._slots, out.shape[1]
         table, symbols, has_trellis = slots.steps, slots.symbols, slots.trellis is not None
-        # NumPy takes arrays without axes sooner than its scalars, and outputs sooner by place than by name
+        # For speed: NumPy handles 0-d arrays faster than its scalars, and positional outputs faster than ``out=``
         precision, half, start = (np.array(v, np.uint32) for v in (slots.precision, WORD_BITS, START))
         mask, book_bit = (np.array(v, np.uint32) for v in ((1 << slots.precision) - 1, 1 << slots.precision))
         one, to_book = (np.array(v, table.dtype) for v in (1, slots.shift - slots.precision))
@@ -194,7 +199,7 @@ class Decoder:
             place[...] = slot
             table.take(place, 0, found, "clip")
             symbols.take(place, 0, out[k], "clip")
-            # f · (x >> P) + slot − start, as x − (2^P − f) · (x >> P) − start: x holds the slot
+            # The new state f · (x >> P) + slot − start, where slot is x mod 2^P: x − (2^P − f) · (x >> P) − start
             np.bitwise_and(found, mask, part, casting="unsafe")
             np.right_shift(x, precision, product)
             np.multiply(product, part, product)
@@ -218,7 +223,7 @@ class Decoder:
                 np.bitwise_and(shifted, book_bit, book_slots, casting="unsafe")
 
     def _take_words(self, low: npt.NDArray[np.intp]) -> Words:
-        """A word for each of these sequences, from the payload that is theirs."""
+        """The next word of each of these sequences (ascending numbers), from its own payload."""
         if self._next.size == 1:
             start = int(self._next[0])
             self._next[0] += low.size
@@ -232,7 +237,7 @@ class Decoder:
         return self._words.take(places, mode="clip")
 
     def finish(self) -> None:
-        """Raise FormatError unless all words are used and every state is back where its encoder began."""
+        """Raise FormatError unless all words are used and every state is the one with which an encoder begins."""
         if (self._next > self._end).any():
             raise FormatError("the words of a payload end before its codes", clause="ANS-002")
         left = int((self._end - self._next).max())
@@ -243,15 +248,15 @@ class Decoder:
 
 
 def encode(frequency: Codes, start: Codes, precision: int, n_sequences: list[int]) -> list[bytes]:
-    """Payloads of blocks, side by side (SPEC 12.3).
+    """Encode codes into the payloads of blocks (SPEC 12.3).
 
     Args:
-        frequency, start: ``(n_steps, sum(n_sequences))``: of each code in its table; frequency 0 where a sequence has
-            no code at a step.
-        n_sequences: Of each block.
+        frequency, start: ``(n_steps, sum(n_sequences))``: of each code, by its table. The frequency is 0 where a
+            sequence has no code at a step.
+        n_sequences: Number of sequences of each block.
 
     Returns:
-        For each block states, then words.
+        For each block its states, then its words.
     """
     x = np.full(frequency.shape[1], START, np.float64)  # integers below 2**32, exact
     scale = float(1 << precision)

@@ -13,7 +13,7 @@ from ..format.dtypes import DType
 
 
 def encode(elements: npt.NDArray[Any], dtype: DType, split: int) -> list[bytes]:
-    """Plain sections of a block.
+    """Encode a block into its plain sections.
 
     Args:
         elements: ``(n,)`` elements of ``dtype``, little-endian, contiguous.
@@ -33,11 +33,11 @@ def decode(payloads: list[bytes], dtype: DType, split: int, out: npt.NDArray[Any
     """Fill ``out``, ``(n,)`` elements of ``dtype``, contiguous, from the plain sections of a block.
 
     Raises:
-        FormatError: A bool is neither 0 nor 1 (DTY-001); unused bits are not zero (RAW-002).
+        FormatError: A bool is neither 0 nor 1 (DTY-001), or unused bits are not zero (RAW-002).
     """
     if dtype.bits == 4:
         nibbles: npt.NDArray[Any] = unpack_nibbles(np.frombuffer(payloads[0], np.uint8), out.size)
-        if dtype.name == "i4":  # ml_dtypes keeps the sign in the byte's upper half
+        if dtype.name == "i4":  # ml_dtypes extends the sign into the upper half of the byte
             nibbles = (nibbles ^ 8) - np.uint8(8)
         out.view(np.uint8)[:] = nibbles
         return

@@ -1,4 +1,4 @@
-"""Parts of a tensor: which blocks hold what an index asks for, and what of a tensor a block holds (SPEC 7.2)."""
+"""Parts of a tensor: the blocks that an index needs, and the elements that a block holds (SPEC 7.2)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from ..format.layout import Block
 from .tensor import TensorDecoder
 
 Array = npt.NDArray[Any]
-Places = range | npt.NDArray[np.intp]  # along an axis; a range has step 1
+Places = range | npt.NDArray[np.intp]  # positions along an axis; a range has step 1
 
 
 class Region:
-    """What an index asks of a tensor, as NumPy takes it: integers, slices, ``...``, None, arrays of integers or bools.
+    """The part of a tensor that an index selects.
 
     Args:
-        shape: Of the tensor.
+        index: As NumPy allows it: integers, slices, ``...``, None, arrays of integers or bools.
+        shape: Shape of the tensor.
 
     Raises:
-        IndexError, TypeError, ValueError: What NumPy raises for an array of that shape.
+        IndexError, TypeError, ValueError: As NumPy does for an array of that shape.
     """
 
     def __init__(self, index: Any, shape: tuple[int, ...]) -> None:
@@ -34,8 +35,8 @@ class Region:
             raise IndexError(f"too many indices: the tensor has {len(shape)} axes, but {n_axes} were indexed")
         if sum(item is Ellipsis for item in key) > 1:
             raise IndexError("an index can have one ellipsis ('...') only")
-        self._positions: list[Places] = []  # for each axis those that are asked for, ascending, each once
-        self._inner: list[Any] = []  # what of them is asked for, and in which order
+        self._positions: list[Places] = []  # for each axis the positions that are needed, ascending, each once
+        self._inner: list[Any] = []  # the index that selects from an array of these positions
         for item in key:
             if item is Ellipsis:
                 axis = len(self._positions)
@@ -52,16 +53,16 @@ class Region:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array of all positions."""
+        """Shape of the array of all needed positions: for each axis their number."""
         return tuple(map(len, self._positions))
 
     @property
     def n_axes_met(self) -> int:
-        """Axes that the items of the index so far were for."""
+        """Number of axes that the items of the index have covered so far."""
         return len(self._positions)
 
     def blocks(self, decoder: TensorDecoder) -> list[int]:
-        """Numbers of the blocks that hold some of it, ascending."""
+        """Numbers of the blocks that hold elements of the part, ascending."""
         if not all(self.shape):
             return []
         rows, columns = self._stored(decoder)
@@ -73,7 +74,10 @@ class Region:
         return [row * per_row + part for row in _distinct(rows, 1) for part in parts]
 
     def gather(self, decoder: TensorDecoder, blocks: Iterable[tuple[Block, Array]]) -> Array:
-        """What is asked for, from the values of its blocks in stored order.
+        """Put the part together from the values of its blocks.
+
+        Args:
+            blocks: Each block of ``blocks()`` and its values in stored order, ``(n_rows, n_columns)``.
 
         Returns:
             An array that owns its memory, of any strides.
@@ -88,16 +92,16 @@ class Region:
         sizes = [len(places) for places in self._of_view(decoder)]
         found = matrix.reshape([sizes[axis] for axis in axes]).transpose(np.argsort(axes))
         dtype = decoder.record.dtype_info.numpy
-        if found.dtype != dtype:  # pairs of reals
+        if found.dtype != dtype:  # a complex tensor, decoded as pairs of reals
             found = np.ascontiguousarray(found).view(dtype)[..., 0]
         return found[tuple(self._inner)]  # type: ignore[no-any-return]
 
     def _of_view(self, decoder: TensorDecoder) -> list[Places]:
-        """Positions along the axes that the view permutes."""
+        """Positions along the axes that the view permutes: those of the tensor, and the pair axis of a complex one."""
         return [*self._positions, *(range(n) for n in decoder.view.shape[len(self._positions) :])]
 
     def _stored(self, decoder: TensorDecoder) -> tuple[Places, Places]:
-        """Stored rows and columns, in the order of the view's."""
+        """Numbers of the stored rows and stored columns, in the order of the view's rows and columns."""
         places, shape = self._of_view(decoder), decoder.view.shape
         axes, n = _axes(decoder), decoder.record.layout.n_row_axes
         rows, columns = (_flat([places[axis] for axis in part], [shape[axis] for axis in part])
@@ -106,10 +110,13 @@ class Region:
 
 
 def part_of(decoder: TensorDecoder, block: Block, values: Array) -> tuple[tuple[Any, ...], Array]:
-    """A block's values in stored order, as a part of the tensor, whose elements are not complex.
+    """The place of a block's values in a tensor that is not complex.
+
+    Args:
+        values: Values of the block in stored order, ``(n_rows, n_columns)``.
 
     Returns:
-        An index, and an array such that ``tensor[index] = array``.
+        An index and an array, so that ``tensor[index] = array`` puts the values in place.
     """
     shape, layout = decoder.view.shape, decoder.record.layout
     axes, n = _axes(decoder), layout.n_row_axes
@@ -134,7 +141,7 @@ def part_of(decoder: TensorDecoder, block: Block, values: Array) -> tuple[tuple[
 
 
 class _Wanted:
-    """Stored rows (columns) that are wanted, each for a row (column) of a result."""
+    """Stored rows (or columns) that are needed, each for one row (or column) of a result."""
 
     def __init__(self, places: Places) -> None:
         self.n = len(places)
@@ -144,7 +151,7 @@ class _Wanted:
             self._sorted = places[self._order]
 
     def within(self, start: int, end: int) -> tuple[Any, Any]:
-        """Of those in ``start:end`` where in the result they go, and which they are, counted from ``start``."""
+        """The needed ones in ``start:end``: their positions in the result, and their numbers counted from ``start``."""
         if self._range is not None:
             low, high = max(start, self._range.start), min(end, self._range.stop)
             return (slice(low - self._range.start, max(high - self._range.start, 0)),
@@ -158,7 +165,7 @@ def _axes(decoder: TensorDecoder) -> Sequence[int]:
 
 
 def _item(item: Any) -> Any:
-    """An item of an index as None, a slice, ``...``, a bool, or an array of integers or bools."""
+    """Convert an item of an index to None, a slice, ``...``, a bool, or an array of integers or bools."""
     if item is None or item is Ellipsis or isinstance(item, slice):
         return item
     array = np.asarray(item)
@@ -180,7 +187,7 @@ def _n_axes(item: Any) -> int:
 
 
 def _of_mask(mask: Array, shape: tuple[int, ...], region: Region) -> tuple[Array, ...]:
-    """The positions of a mask, axis by axis."""
+    """For each axis of a mask the positions of its true elements."""
     axis = region.n_axes_met
     if mask.shape != shape[axis : axis + mask.ndim]:
         raise IndexError(f"a mask of shape {mask.shape}, for axes of shape {shape[axis : axis + mask.ndim]}")
@@ -188,7 +195,11 @@ def _of_mask(mask: Array, shape: tuple[int, ...], region: Region) -> tuple[Array
 
 
 def _along(item: Any, size: int, axis: int) -> tuple[Places, Any]:
-    """Positions that an index asks for along an axis, ascending and each once, and what of them it asks for."""
+    """What an item of an index selects along an axis.
+
+    Returns:
+        The positions that are needed, ascending and each once, and the index that selects from an array of these.
+    """
     if isinstance(item, slice):
         found = range(size)[item]
         if len(found) < 2 or found.step == 1:
@@ -209,7 +220,7 @@ def _along(item: Any, size: int, axis: int) -> tuple[Places, Any]:
 
 
 def _flat(places: list[Places], sizes: list[int]) -> Places:
-    """Positions along axes that are seen as one."""
+    """Positions along several axes as positions along one axis that joins them in C order."""
 
     def join(outer: Places, inner: tuple[Places, int]) -> Places:
         positions, size = inner
@@ -232,7 +243,7 @@ def _looked_up(table: npt.NDArray[np.intp] | None, places: Places) -> Places:
 
 
 def _distinct(places: Places, size: int) -> list[int]:
-    """Groups of that size which the places are in."""
+    """Numbers of the groups of ``size`` positions that the places lie in, ascending."""
     if isinstance(places, range):
         return list(range(places.start // size, (places.stop - 1) // size + 1))
     found: list[int] = np.unique(places // size).tolist()

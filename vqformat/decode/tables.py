@@ -12,18 +12,24 @@ from ..format.dtypes import BY_NAME
 from ..format.layout import Block, View
 from ..format.stages import Scale
 
-EXACT_IN_FLOAT32 = 1 << 24  # integers up to this magnitude are
+EXACT_IN_FLOAT32 = 1 << 24  # float32 holds all integers up to this magnitude exactly
 
 Floats = npt.NDArray[np.float32]
 
 
 def encode(values: npt.NDArray[Any], dtype: str) -> bytes:
-    """Values as a plain section; narrower dtypes round to nearest."""
+    """Encode values as a plain section of a dtype, rounded to nearest."""
     return values.astype(BY_NAME[dtype].numpy).tobytes()
 
 
 def decode(section: bytes, dtype: str, what: str, clause: str = "CBK-008") -> Floats:
-    """A plain section as ``(n,)`` float32.
+    """Decode a plain section of a dtype.
+
+    Args:
+        what, clause: Name of the table and id of its rule, for the error.
+
+    Returns:
+        ``(n,)`` float32.
 
     Raises:
         FormatError: A value is not finite.
@@ -37,8 +43,8 @@ def decode(section: bytes, dtype: str, what: str, clause: str = "CBK-008") -> Fl
 
 
 def widen(section: bytes, dtype: str) -> Floats:
-    """A plain section as ``(n,)`` float32, exactly, finite or not."""
-    if dtype == "bf16":  # by hand, so that tables need no ml_dtypes
+    """Decode a plain section as ``(n,)`` float32, exactly. Values may be infinite or NaN."""
+    if dtype == "bf16":  # not by NumPy's dtype, which would need ml_dtypes
         return (np.frombuffer(section, "<u2").astype("<u4") << 16).view("<f4")
     return np.frombuffer(section, BY_NAME[dtype].numpy).astype(np.float32)
 
@@ -49,7 +55,11 @@ def largest(values: Floats) -> np.float32:
 
 
 class Scales:
-    """The scales of a stage, for its elements (SPEC 9.2)."""
+    """The scales of a stage, by groups of elements (SPEC 9.2).
+
+    Attributes:
+        largest: The largest magnitude of all scales.
+    """
 
     def __init__(self, scale: Scale, section: bytes, view: View) -> None:
         self._scale = scale
@@ -58,7 +68,7 @@ class Scales:
         self._values = values.reshape(scale.grid(view))
 
     def multiply(self, block: Block, out: Floats) -> None:
-        """Multiply a block's values, ``(n_rows, n_columns)``, by their scales."""
+        """Multiply a block's values, ``(n_rows, n_columns)``, by their scales, in place."""
         scale = self._scale
         rows = np.arange(block.row, block.row_end) // scale.rows if scale.rows else np.zeros(1, np.intp)
         scales = self._values[rows]  # (n_rows or 1, groups along columns)

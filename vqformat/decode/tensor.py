@@ -1,4 +1,4 @@
-"""One tensor, block by block: stages added up and put in place (SPEC 7.2–7.4)."""
+"""Decoding one tensor block by block: the values of its stages are added and put in place (SPEC 7.2 to 7.4)."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from .lowrank import LowRankDecoder
 from .tables import Floats
 from .trellis import Bands, Codes, TrellisDecoder
 
-# The smallest binary32 values that become infinite in a dtype.
+# For each dtype the smallest float32 value that rounds to infinity in it
 _OVERFLOW = {"f16": np.float32(65520), "bf16": np.uint32(0x7F7F8000).view(np.float32)}
 
-# Sequences of trellis stages that are decoded side by side: with fewer, NumPy's calls cost more than their work
+# Sequences of trellis stages that are decoded together: with fewer, a NumPy call takes longer than its computation
 _SEQUENCES = 1 << 13
-# Elements of such a group: where memory is to be spared (20 MB are then enough), and where it is not
+# Most elements of blocks that are decoded together, to use little memory (about 20 MB), and for speed
 FEW_ELEMENTS, MANY_ELEMENTS = 1 << 22, 1 << 24
 
-# Rows of so many bytes, or times that, begin in the same places of a cache: a column of theirs would push itself out
+# If the bytes of a row are a multiple of _CACHE_NBYTES, the elements of a column fall into few sets of the CPU cache
+# and evict each other. Then _UNEVEN elements are added to each row.
 _CACHE_NBYTES, _UNEVEN = 1024, 16
 
 Order = npt.NDArray[np.intp]
 
 
 class SharedValues(Protocol):
-    """What the BOOK and FREQ chunks before a tensor hold."""
+    """The contents of the BOOK and FREQ chunks before a tensor, by number."""
 
     def book_values(self, number: int) -> Floats: ...
 
@@ -44,12 +45,12 @@ class SharedValues(Protocol):
 
 
 def stable_order(classes: bytes | npt.NDArray[np.uint8]) -> Order:
-    """Which view row (column) each stored row (column) is (SPEC 7.2, "Order")."""
+    """For each stored row (column) the number of its view row (column) (SPEC 7.2, "Order")."""
     return np.argsort(np.frombuffer(classes, np.uint8), kind="stable")
 
 
 def allocate(record: TensorRecord) -> npt.NDArray[Any]:
-    """An array for the tensor, not initialised; 4-bit elements take a byte each."""
+    """An uninitialised array for the tensor; 4-bit elements take one byte each."""
     return np.empty(record.shape, record.dtype_info.numpy)
 
 
@@ -57,12 +58,15 @@ class TensorDecoder:
     """Decodes the blocks of one tensor into an array.
 
     Args:
-        record: The tensor's record, with elements.
+        record: Record of a tensor that has elements.
         resident: Plain bytes of its resident sections, in file order.
-        shared: Gives the BOOK and FREQ chunks that it uses.
+        shared: Contents of the BOOK and FREQ chunks that it uses.
+
+    Attributes:
+        row_order, column_order: For each stored row (column) the number of its view row (column); None if equal.
 
     Raises:
-        FormatError: A table, scale or right factor breaks a rule, or values could overflow (VAL-002).
+        FormatError: A table, a scale or a right factor breaks a rule, or values could overflow (VAL-002).
     """
 
     def __init__(self, record: TensorRecord, resident: list[bytes], shared: SharedValues) -> None:
@@ -102,7 +106,7 @@ class TensorDecoder:
                               clause="VAL-002")  # fmt: skip
 
     def bands(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Bands | None:
-        """What blocks have for their one trellis stage; None unless there is one and they are bands of rows."""
+        """The payloads of the only trellis stage; None if there is none or several, or blocks are not bands of rows."""
         found = [i for i, stage in enumerate(self._stages) if isinstance(stage, TrellisDecoder)]
         if len(found) != 1 or self.record.layout.block_columns:
             return None
@@ -113,11 +117,15 @@ class TensorDecoder:
 
     @property
     def has_trellis(self) -> bool:
-        """Whether decoding is many short calls, which several threads do no faster."""
+        """Whether there is a trellis stage. Its decoding is many short NumPy calls, which threads do not speed up."""
         return any(isinstance(stage, TrellisStage) for stage in self.record.stages)
 
     def group_size(self, most_elements: int) -> int:
-        """How many blocks are best decoded together, if that are not more elements."""
+        """How many blocks should be decoded together.
+
+        Args:
+            most_elements: Most elements of these blocks, if that is more than one block.
+        """
         if not self.has_trellis or self.record.layout.block_columns:
             return 1
         block = self.view.block(0)
@@ -129,13 +137,13 @@ class TensorDecoder:
         self, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: npt.NDArray[Any],
         codes: Iterable[Codes] | None = None,
     ) -> None:  # fmt: skip
-        """Decode blocks to their places in the tensor. Several threads may do so, each with other blocks.
+        """Decode blocks into the array of the tensor. Several threads may call this, each with other blocks.
 
         Args:
-            blocks: As many as ``group_size`` says, or as memory allows.
+            blocks: Best as many as ``group_size`` says.
             payloads: For each block, plain bytes of its payload sections.
             out: The tensor, C-contiguous.
-            codes: Of its one trellis stage, of each block, where they have been decoded already.
+            codes: For each block the codes of the tensor's only trellis stage, if they have been decoded before.
 
         Raises:
             FormatError: A code, bool or padding bit breaks a rule; the message names the tensor.
@@ -152,9 +160,10 @@ class TensorDecoder:
     def block_values(
         self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]
     ) -> Iterator[npt.NDArray[Any]]:
-        """Decode blocks one by one, in stored order: ``(n_rows, n_columns)`` of ``stored_dtype``.
+        """Decode blocks. Arguments and errors are those of ``decode_blocks``.
 
-        Args, raises: As for ``decode_blocks``.
+        Yields:
+            For each block its values in stored order, ``(n_rows, n_columns)`` of ``stored_dtype``.
         """
         for block, *of_stages in zip(blocks, *self._prepare(blocks, payloads), strict=True):
             values = np.empty((block.n_rows, block.n_columns), self.stored_dtype)
@@ -163,19 +172,19 @@ class TensorDecoder:
 
     @cached_property
     def stored_dtype(self) -> np.dtype[Any]:
-        """Of what the view holds: the tensor's, or where it holds the reals of complex elements that of a real."""
+        """dtype of the elements of the view: that of the tensor; for pairs of a complex one, that of its reals."""
         dtype = np.dtype(self.record.dtype_info.numpy)
         return np.empty(0, dtype).real.dtype if self._has_pairs else dtype
 
     @property
     def _has_pairs(self) -> bool:
-        """Whether the view has an axis of 2 more than the tensor (SPEC 7.2)."""
+        """Whether the view has one axis more than the tensor, of length 2 (SPEC 7.2)."""
         return self.record.dtype_info.is_complex and not self.record.is_raw
 
     def _prepare(
         self, blocks: Sequence[Block], payloads: Sequence[list[bytes]], codes: Iterable[Codes] | None = None
     ) -> Sequence[Iterable[Any]]:
-        """What each stage takes for each block; a trellis stage these codes, if there are some."""
+        """For each stage, for each block the second argument of its ``decode``: payloads or codes."""
         if self.record.is_raw:
             return [payloads]
         prepared: list[Iterable[Any]] = []
@@ -191,7 +200,7 @@ class TensorDecoder:
         return prepared
 
     def _fill(self, block: Block, of_stages: list[Any], out: npt.NDArray[Any]) -> None:
-        """A block's values in stored order, ``(n_rows, n_columns)``, C-contiguous."""
+        """Decode a block into ``out``, in stored order, ``(n_rows, n_columns)``, C-contiguous."""
         if self.record.is_raw:
             stage = self.record.stages[0]
             assert isinstance(stage, RawStage)
@@ -199,7 +208,7 @@ class TensorDecoder:
                 raw.decode(of_stages[0], self.record.dtype_info, stage.split, out.reshape(-1))
             return
         values = out if out.dtype == np.float32 else np.empty(out.shape, np.float32)
-        with np.errstate(all="ignore"):  # subnormals are no error, whatever the caller has set
+        with np.errstate(all="ignore"):  # subnormals must not raise, whatever the caller has set
             for i, (decoder, of_stage) in enumerate(zip(self._stages, of_stages, strict=True)):
                 with naming(self.record.name, stage=i):
                     if i == 0:
@@ -218,11 +227,11 @@ class TensorDecoder:
         return scratch[: values.size].reshape(values.shape)
 
     def _reals(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The tensor as the view's elements: of a complex one reals, with an axis of 2 more."""
+        """The array of the tensor with the elements of the view: reals, with one axis more, if they are pairs."""
         return out.reshape(-1).view(self.stored_dtype).reshape(self.view.shape) if self._has_pairs else out
 
     def _place(self, block: Block, out: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
-        """The block's elements as a view of the tensor, or None where stored order is not C order."""
+        """The block's elements as a NumPy view of the tensor; None if stored order is not C order."""
         if self.record.layout.axes is not None or self.row_order is not None or self.column_order is not None:
             return None
         start = block.row * self.view.n_columns + block.column
@@ -230,7 +239,7 @@ class TensorDecoder:
         return flat[start : start + block.n_elements].reshape(block.n_rows, block.n_columns)
 
     def _scatter(self, block: Block, values: Floats, out: npt.NDArray[Any]) -> None:
-        """Put stored rows and columns where the view has them (SPEC 7.2)."""
+        """Write a block's values to their places in the tensor, by the order of rows and columns (SPEC 7.2)."""
         layout = self.record.layout
         rows: slice | Order = slice(block.row, block.row_end)
         if self.row_order is not None:
@@ -259,17 +268,20 @@ class TensorDecoder:
 
     @cached_property
     def row_places(self) -> Order | None:
-        """Which stored row each view row is; None if the very one."""
+        """For each view row the number of its stored row; None if equal."""
         return None if self.row_order is None else _inverse(self.row_order)
 
     @cached_property
     def column_places(self) -> Order | None:
-        """Which stored column each view column is; None if the very one."""
+        """For each view column the number of its stored column; None if equal."""
         return None if self.column_order is None else _inverse(self.column_order)
 
     @cached_property
     def offsets(self) -> tuple[Order, Order]:
-        """Where in the tensor each view row starts, and each view column lies in it: (n_rows,), (n_columns,)."""
+        """Offsets of view rows, ``(n_rows,)``, and of view columns, ``(n_columns,)``, in the tensor in C order.
+
+        They count elements. Element (i, j) of the view is at the sum of the offsets of row i and column j.
+        """
         shape, layout = self.view.shape, self.record.layout
         axes = layout.axes or tuple(range(len(shape)))
         strides = np.cumprod((1, *shape[:0:-1]))[::-1] if shape else ()
@@ -289,7 +301,7 @@ def _inverse(order: Order) -> Order:
 
 
 class naming:
-    """Context that adds the tensor's name, and the stage, to a FormatError raised inside."""
+    """Context manager that adds the name of the tensor, and the number of the stage, to a FormatError."""
 
     def __init__(self, name: str, stage: int | None = None) -> None:
         self._where = f"tensor {name!r}" + ("" if stage is None else f", stage {stage}")

@@ -1,4 +1,4 @@
-"""The trellis stage: entries of one or two codebooks, chosen by entropy-coded codes (SPEC section 12)."""
+"""The trellis stage: entropy-coded codes choose entries of one or two codebooks (SPEC section 12)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from ..format.stages import CLASSES_COLUMNS, CLASSES_ROWS, ProgressionSource, Ta
 from . import rans, tables
 from .tables import Floats
 
-_RESTS = np.uint32(1 << 30)  # in place of a first slot, where a tile has no such row or column
-_SLOTS = 1 << 18  # first slots that are found at once
-_TOGETHER = 1 << 18  # elements that are transformed at once
+_RESTS = np.uint32(1 << 30)  # marks, in place of a first slot, a row or column that a tile does not have
+_SLOTS = 1 << 18  # first slots that are computed together
+_TOGETHER = 1 << 18  # elements that are transformed together
 
 Codes = npt.NDArray[Any]
 
 
 def points_of(stage: TrellisStage, zero: int) -> npt.NDArray[np.intp]:
-    """The integers of a progression: ``(n_books, entries)`` (SPEC 12.4)."""
+    """The integer of each code in each codebook of a progression: ``(n_books, entries)`` (SPEC 12.4)."""
     return stage.n_books * (np.arange(stage.entries) - zero) + np.arange(stage.n_books)[:, None]
 
 
 def entries_of(stage: TrellisStage, section: bytes) -> Floats:
-    """The codebooks of a stage from the section of its source: ``(n_books, entries)`` float32 (SPEC 12.4).
+    """The codebooks of a stage: ``(n_books, entries)`` float32 (SPEC 12.4). For a transform they are integers.
 
-    Of a transform they are the integers that it takes.
+    Args:
+        section: Plain section of its source.
     """
     match stage.source:
         case TableSource(dtype):
@@ -42,14 +43,14 @@ def entries_of(stage: TrellisStage, section: bytes) -> Floats:
 
 
 class TransformDecoder:
-    """Gives the rows of a group from as many transform coefficients (SPEC 12.5).
+    """Computes the values of each group of rows from transform coefficients (SPEC 12.5).
 
     Args:
-        section: Of the source: the step, then the matrix.
-        points: The integers that codes stand for, as ``TrellisDecoder`` looks them up.
+        section: Plain section of the source: the step, then the matrix.
+        points: The integer of each code, at ``n_books · code + q``.
 
     Attributes:
-        bound: No value is larger in magnitude.
+        bound: Upper bound of the magnitude of all values.
 
     Raises:
         FormatError: The step is not finite (CBK-008).
@@ -60,13 +61,13 @@ class TransformDecoder:
         matrix = np.frombuffer(section, np.int8, offset=4).reshape(source.size, source.size)
         largest_sum = float(tables.largest(points)) * int(np.abs(matrix.astype(np.intp)).sum(axis=0).max())
         self.bound = np.float32(largest_sum) * np.abs(self._step)
-        # Either is exact, whatever the order of summation; the narrower one is twice as quick
+        # Sums of integers below 2^24 (float32) or 2^53 (float64) are exact in any order; float32 is twice as fast
         dtype = np.float32 if largest_sum <= tables.EXACT_IN_FLOAT32 else np.float64
         self._matrix = np.ascontiguousarray(matrix.T, dtype)
         self._points = points.astype(dtype)
 
     def decode(self, codes: Codes, out: Floats) -> None:
-        """Values of whole groups of rows, ``(n_rows, n_columns)``, some groups at a time."""
+        """Write the values of whole groups of rows to ``out``, ``(n_rows, n_columns)``, the shape of ``codes``."""
         n_rows, n_columns = out.shape
         size = len(self._matrix)
         n = max(1, _TOGETHER // (size * n_columns)) * size
@@ -81,11 +82,13 @@ class TrellisDecoder:
     """Decodes the blocks of one stage of one tensor.
 
     Args:
-        resident: The stage's resident sections, plain.
+        resident: Plain bytes of the stage's resident sections.
         freq: Tables of its FREQ chunk.
 
     Attributes:
-        bound: No value of the stage is larger in magnitude (SPEC 12.4); may be infinite, see VAL-002.
+        bound: Upper bound of the magnitude of all values of the stage (SPEC 12.4). It may be infinite, see VAL-002.
+        row_classes, column_classes: Class of each row (column) of the stored matrix; None without classes.
+        slots: Look-up tables of its contexts.
 
     Raises:
         FormatError: A value is not finite (CBK-008), or a context has no table (TRL-004).
@@ -98,7 +101,7 @@ class TrellisDecoder:
             of_source = next(sections)
             book = entries_of(stage, of_source)
             bound = tables.largest(book)
-            self._book = np.ascontiguousarray(book.T).reshape(-1)  # value of codebook q, code i at i · n_books + q
+            self._book = np.ascontiguousarray(book.T).reshape(-1)  # code i of codebook q is at i · n_books + q
             self._transform: TransformDecoder | None = None
             if isinstance(stage.source, TransformSource):
                 self._transform = TransformDecoder(stage.source, of_source, self._book)
@@ -122,10 +125,13 @@ class TrellisDecoder:
         return self.stage.trellis, self.slots.precision, self.slots.symbols.dtype
 
     def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Iterable[Codes]:
-        """Decode the codes of blocks, side by side where they are bands of rows.
+        """Decode the codes of blocks, together if they are bands of rows.
+
+        Args:
+            payloads: For each block its one payload section.
 
         Returns:
-            For each block ``(n_rows, n_columns)``: ``n_books · code + q``.
+            For each block ``n_books · code + q`` of its elements, ``(n_rows, n_columns)``.
 
         Raises:
             FormatError: A payload breaks a rule of SPEC 12.3.
@@ -136,7 +142,11 @@ class TrellisDecoder:
         return decode_together([Bands(self, blocks, [payload[0] for payload in payloads])])[0]
 
     def decode(self, block: Block, codes: Codes, out: Floats) -> None:
-        """Values of a block's codes, as ``prepare`` gives them, into ``out``, ``(n_rows, n_columns)`` float32."""
+        """Write the values of a block to ``out``, ``(n_rows, n_columns)`` float32.
+
+        Args:
+            codes: Of the block, as ``prepare`` returns them.
+        """
         if self._transform is None:
             np.take(self._book, codes.astype(np.intp), out=out, mode="clip")
         else:
@@ -146,25 +156,25 @@ class TrellisDecoder:
 
 
 class Bands:
-    """Blocks of one stage that are bands of rows, and all tiles that they are cut into.
+    """Blocks of one stage that are bands of rows, and the tiles that they are cut into. A tile is one sequence.
 
     Attributes:
-        n_steps: Codes of a tile.
-        n_sequences: Tiles, by block.
-        has_contexts: Whether there is more than the first one.
-        has_rests: Whether there are tiles that are smaller than others.
-        goes_on: Whether such a tile has codes after a place where it has none: it lacks columns, not rows.
+        n_steps: Number of codes of a whole tile.
+        n_sequences: For each block the number of its tiles.
+        has_contexts: Whether there is more than one context, or a tile that is not whole.
+        has_rests: Whether there are tiles that are not whole: they have fewer rows or columns.
+        goes_on: Whether a tile lacks columns. Such a tile has codes after a step at which it has none.
     """
 
     def __init__(self, decoder: TrellisDecoder, blocks: Sequence[Block], payloads: list[bytes]) -> None:
         self.decoder, self.payloads = decoder, payloads
         self._blocks = blocks
         self._height, self._width = decoder.stage.tile
-        self._n_across = -(-blocks[0].n_columns // self._width)  # tiles
-        self._bands = [-(-block.n_rows // self._height) for block in blocks]  # of tiles
+        self._n_across = -(-blocks[0].n_columns // self._width)  # tiles beside each other
+        self._bands = [-(-block.n_rows // self._height) for block in blocks]  # for each block, tiles below each other
         self.n_steps = self._height * self._width
         self.n_sequences = [n * self._n_across for n in self._bands]
-        # First slots by tile row and by tile column: (height, bands), (width, n_across)
+        # What each row and each column of a tile adds to the first slot: (height, bands), (width, n_across)
         of_rows = [self._first_slots(decoder.row_classes, b.row, b.row_end, self._height) for b in blocks]
         self._rows = np.concatenate(of_rows, axis=1)
         self._columns = self._first_slots(decoder.column_classes, blocks[0].column, blocks[0].column_end, self._width)
@@ -173,7 +183,7 @@ class Bands:
         self.has_rests = self.goes_on or bool((self._rows >= _RESTS).any())
 
     def _first_slots(self, classes: Codes | None, start: int, end: int, size: int) -> npt.NDArray[np.uint32]:
-        """What rows (columns) ``start:end`` add to the first slot: ``(size, n_tiles)``, a tile in each column."""
+        """What rows (columns) ``start:end`` add to the first slot: ``(size, n_tiles)``, one column for each tile."""
         n_tiles = -(-(end - start) // size)
         slots = np.full(n_tiles * size, _RESTS, np.uint32)
         slots[: end - start] = 0
@@ -186,8 +196,8 @@ class Bands:
         """First slot of each sequence at steps ``start:end``: ``(n_steps, n_sequences)``.
 
         Args:
-            base: Where the slots of its stage begin.
-            rest: Stands for no code.
+            base: First slot of the stage in the joined tables.
+            rest: First slot where a sequence has no code.
         """
         i, j = np.divmod(np.arange(start, end), self._width)
         slots = (self._rows[i] + np.uint32(base))[:, :, None] + self._columns[j][:, None, :]
@@ -196,26 +206,29 @@ class Bands:
         return slots.reshape(end - start, -1)
 
     def codes(self, symbols: Codes) -> Iterator[Codes]:
-        """Symbols ``(n_steps, n_sequences)`` as those of blocks, ``(n_rows, n_columns)``."""
+        """Rearrange symbols ``(n_steps, n_sequences)`` into those of each block, ``(n_rows, n_columns)``."""
         of_tiles = symbols.reshape(self._height, self._width, sum(self._bands), self._n_across)
         end = 0
         for block, n in zip(self._blocks, self._bands, strict=True):
             start, end = end, end + n
-            part = np.ascontiguousarray(of_tiles[:, :, start:end])  # by itself: its strides are kinder to the cache
+            part = np.ascontiguousarray(of_tiles[:, :, start:end])  # a copy: its smaller strides suit the CPU cache
             matrix = part.transpose(2, 0, 3, 1).reshape(n * self._height, self._n_across * self._width)
             yield matrix[: block.n_rows, : block.n_columns]
 
 
 def decode_together(jobs: Sequence[Bands]) -> list[Iterator[Codes]]:
-    """Codes of each block of several bands, whose sequences are decoded side by side.
+    """Decode the codes of blocks of several stages together.
 
     Args:
-        jobs: At least one; their decoders are of one kind.
+        jobs: At least one; their decoders have the same ``kind``.
+
+    Returns:
+        For each job, for each of its blocks the symbols, ``(n_rows, n_columns)``.
 
     Raises:
         FormatError: A payload breaks a rule of SPEC 12.3.
     """
-    order = sorted(range(len(jobs)), key=lambda k: -jobs[k].n_steps)  # those that have steps left are the first
+    order = sorted(range(len(jobs)), key=lambda k: -jobs[k].n_steps)  # so that unfinished sequences come first
     ordered = [jobs[k] for k in order]
     slots = rans.Slots.joined([job.decoder.slots for job in ordered])
     bases = list(accumulate((int(job.decoder.slots.rest) for job in ordered[:-1]), initial=0))
@@ -224,9 +237,10 @@ def decode_together(jobs: Sequence[Bands]) -> list[Iterator[Codes]]:
                            [n for job in ordered for n in job.n_sequences])  # fmt: skip
     has_contexts = len(jobs) > 1 or jobs[0].has_contexts
     goes_on = any(job.goes_on for job in jobs)
-    runs: list[Codes] = []  # of steps that the same sequences take: (n_steps, n)
+    runs: list[Codes] = []  # symbols (n_steps, n), one array for each stretch of steps with the same n sequences
     done = 0
-    for n_steps, last in sorted({job.n_steps: i for i, job in enumerate(ordered)}.items()):  # last: of those so long
+    # n_steps: a length of jobs; last: the last job of this length
+    for n_steps, last in sorted({job.n_steps: i for i, job in enumerate(ordered)}.items()):
         active, n = list(zip(ordered, bases, strict=True))[: last + 1], ends[last]
         run = np.empty((n_steps - done, n), slots.symbols.dtype)
         size = max(1, _SLOTS // n)
@@ -242,7 +256,7 @@ def decode_together(jobs: Sequence[Bands]) -> list[Iterator[Codes]]:
     found: dict[int, Iterator[Codes]] = {}
     begin = 0
     for k, job, end in zip(order, ordered, ends, strict=True):
-        parts = [run[:, begin:end] for run in runs if run.shape[1] >= end]  # it takes part in the first runs only
+        parts = [run[:, begin:end] for run in runs if run.shape[1] >= end]  # later runs are without this job
         found[k] = job.codes(parts[0] if len(parts) == 1 else np.concatenate(parts))
         begin = end
     return [found[k] for k in range(len(jobs))]

@@ -1,4 +1,4 @@
-"""Threads that decode blocks: NumPy and zstd let go of the interpreter while they work."""
+"""Threads that decode blocks. NumPy and zstd release the interpreter lock while they work."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-_MOST_THREADS = 8  # more than memory can feed is of no use
+_MOST_THREADS = 8  # more threads are limited by the memory bandwidth
 
 
 def n_threads(threads: int | None) -> int:
-    """How many threads to use: as many as asked for, or as there are processors, up to a number.
+    """The number of threads to use.
+
+    Args:
+        threads: The caller's choice; None for the number of processors, but at most 8.
 
     Raises:
-        ValueError: It is no number of at least 1.
+        ValueError: It is not an integer of at least 1.
     """
     if threads is None:
         try:
             n_processors = len(os.sched_getaffinity(0))
-        except AttributeError:  # not on every system
+        except AttributeError:  # not available on macOS and Windows
             n_processors = os.cpu_count() or 1
         return min(n_processors, _MOST_THREADS)
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
@@ -30,12 +33,12 @@ def n_threads(threads: int | None) -> int:
 
 
 class Workers:
-    """Runs jobs, in any order, with at most two waiting for each thread; their errors come in the order of the jobs.
+    """Runs jobs in threads, in any order. At most two jobs wait for each thread. Errors come in the order of the jobs.
 
-    As a context manager it ends when all are done; an error of an earlier job goes before one raised inside.
+    As a context manager it waits at the end for all jobs. An error of a job replaces one raised inside the context.
 
     Args:
-        threads: With 1 a job is run where it is handed in.
+        threads: Number of threads. With 1, ``run`` runs the job itself.
     """
 
     def __init__(self, threads: int) -> None:
@@ -44,13 +47,13 @@ class Workers:
         self._jobs: deque[Future[Any]] = deque()
 
     def run(self, job: Callable[..., Any], *args: Any, here: bool = False) -> None:
-        """Run a job, now or soon.
+        """Run a job now, or hand it to a thread.
 
         Args:
-            here: Whether to run it in this thread.
+            here: Whether to run it in the calling thread.
 
         Raises:
-            Exception: That of an earlier job, or where it runs in this thread of this one.
+            Exception: Of an earlier job; or of this one, if it runs in the calling thread.
         """
         if here or self._threads == 1:
             job(*args)
@@ -65,13 +68,13 @@ class Workers:
         """Wait until all jobs are done.
 
         Raises:
-            Exception: That of the first job that failed.
+            Exception: Of the first job that failed.
         """
         while self._jobs:
             self._jobs.popleft().result()
 
     def close(self) -> None:
-        """Forget the jobs that have not begun, and wait for the others."""
+        """Cancel the jobs that have not begun, and wait for the others."""
         self._jobs.clear()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
@@ -84,7 +87,7 @@ class Workers:
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if err is None or isinstance(err, Exception):  # not where the user interrupts
+            if err is None or isinstance(err, Exception):  # no waiting after KeyboardInterrupt
                 self.wait()
         finally:
             self.close()

@@ -1,1 +1,1 @@
-"""What SPEC.md says, as bytes and records: chunks, records of tensors, dtypes, limits."""
+"""The file format of SPEC.md, as bytes and as records: chunks, sections, records of tensors, dtypes, limits."""

@@ -20,17 +20,17 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def code_width(entries: int) -> int:
-    """Bits of a densely packed code: 0 for one entry, 16 for 65,536."""
+    """Width in bits of a densely packed code: 0 for 1 entry, 16 for 65,536 entries."""
     return (entries - 1).bit_length()
 
 
 def code_dtype(entries: int) -> type[np.uint8] | type[np.uint16]:
-    """dtype of the codes of a codebook."""
+    """NumPy dtype of the codes of a codebook with so many entries."""
     return np.uint8 if entries <= 256 else np.uint16
 
 
 def n_planes(planes: Planes) -> int:
-    """Sections that hold the codes of a block."""
+    """Number of sections that hold the codes of a block."""
     return len(planes) or 1
 
 
@@ -42,7 +42,7 @@ def payload_nbytes(n_codes: int, entries: int, planes: Planes) -> list[int]:
 
 
 def pack(codes: Codes, entries: int, planes: Planes) -> list[bytes]:
-    """Codes ``(n_codes,)``, each below ``entries``, as the plain bytes of their sections."""
+    """Pack codes ``(n_codes,)``, each below ``entries``, into the plain bytes of one section for each plane."""
     if not planes:
         return [_pack_dense(codes, code_width(entries))]
     sections = []
@@ -54,7 +54,7 @@ def pack(codes: Codes, entries: int, planes: Planes) -> list[bytes]:
 
 
 def unpack(payloads: list[Bytes], n_codes: int, entries: int, planes: Planes) -> Codes:
-    """The codes of a block, tested (COD-001, COD-002, COD-005).
+    """Unpack and check the codes of a block (COD-001, COD-002, COD-005).
 
     Args:
         payloads: The plain bytes of each section, of the sizes that ``payload_nbytes`` gives.
@@ -87,7 +87,7 @@ def _pack_dense(codes: Codes, width: int) -> bytes:
         return codes.astype(np.uint8).tobytes()
     if width == 16:
         return codes.astype("<u2").tobytes()
-    # One row of bits per code, least significant bit first: (n_codes, 16)
+    # (n_codes, 16): the bits of each code, least significant bit first
     bits = np.unpackbits(codes.astype("<u2")[:, None].view(np.uint8), axis=1, bitorder="little")
     return np.packbits(bits[:, :width].reshape(-1), bitorder="little").tobytes()
 
@@ -109,7 +109,7 @@ def _unpack_dense(payload: Bytes, n_codes: int, width: int) -> Codes:
 
 
 def _unpack_words(payload: Bytes, n_codes: int, width: int) -> Codes:
-    """Widths 3, 5, 6, 7, 9..15: eight codes lie in ``width`` bytes; each is cut from three of them."""
+    """Unpack codes of width 3, 5, 6, 7 or 9..15: 8 codes take ``width`` bytes, and each lies in at most 3 of them."""
     n_groups = (n_codes + 7) // 8
     padded = np.zeros(n_groups * width + 2, np.uint8)
     padded[: payload.size] = payload
@@ -143,11 +143,11 @@ def _unpack_planes(payloads: list[Bytes], n_codes: int, entries: int, planes: Pl
         weight *= base
     if codes.max(initial=0) < entries:
         return codes.astype(code_dtype(entries))
-    return codes  # COD-001 is tested by the caller, before the value is narrowed
+    return codes  # not narrowed: the caller finds the code that is too large (COD-001)
 
 
 def check_plane_bytes(payload: Bytes, n_codes: int, base: int, per_byte: int) -> None:
-    """Raise FormatError unless all bytes are in range and the filled-up digits are zero (COD-005)."""
+    """Raise FormatError unless all bytes are in range and the padding digits of the last byte are zero (COD-005)."""
     count = base**per_byte
     if count < 256 and payload.size and int(payload.max()) >= count:
         at = int(np.argmax(payload >= count))
@@ -173,14 +173,17 @@ def _digit_table(base: int, per_byte: int) -> Bytes:
 
 
 def pack_nibbles(nibbles: Bytes) -> bytes:
-    """4-bit elements ``(n,)``, one per byte, as two per byte, the first in bits 0–3 (RAW-002)."""
+    """Pack 4-bit elements ``(n,)``, one in each byte, into two in each byte, the first in bits 0 to 3 (RAW-002)."""
     padded = np.zeros(nibbles.size + nibbles.size % 2, np.uint8)
     padded[: nibbles.size] = nibbles & 15
     return (padded[0::2] | padded[1::2] << 4).tobytes()
 
 
 def unpack_nibbles(payload: Bytes, n_elements: int) -> Bytes:
-    """The reverse of ``pack_nibbles``.
+    """The inverse of ``pack_nibbles``.
+
+    Returns:
+        Array ``(n_elements,)``, one element in each byte.
 
     Raises:
         FormatError: The unused half of the last byte is not zero (RAW-002).

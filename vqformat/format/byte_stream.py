@@ -11,7 +11,11 @@ PIECE_NBYTES = 1 << 22  # bytes asked of a stream in one call
 
 
 class Readable(Protocol):
-    """Where bytes come from: ``read`` takes the next ones and knows at which byte of the file it is."""
+    """A source of bytes, read in order.
+
+    Attributes:
+        offset: Number of the byte of the file that ``read`` returns next.
+    """
 
     offset: int
 
@@ -19,31 +23,39 @@ class Readable(Protocol):
 
 
 class StreamInput:
-    """Reads a binary stream front to back, never asking for more than a piece ahead (REA-002).
+    """Reads a binary stream front to back, at most ``PIECE_NBYTES`` in one call (REA-002).
 
     Args:
-        stream: Anything with ``read``; it need not seek.
-        on_bytes: Called with all bytes read, for a digest.
+        stream: An object with ``read``. It need not support ``seek``.
+
+    Attributes:
+        offset: Bytes read so far.
+        end: Length of the stream, once a read has met its end; else None.
+        hasher: If set, it is updated with all bytes that are read.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.offset = 0
-        self.end: int | None = None  # of the stream, once it has been met
+        self.end: int | None = None
         self.hasher: _Hasher | None = None
 
     def read(self, n: int, what: str) -> bytes:
-        """The next ``n`` bytes.
+        """Read the next ``n`` bytes.
+
+        Args:
+            what: Name of what is read, for error texts.
 
         Raises:
-            TruncatedError: There are fewer (REA-001).
+            TruncatedError: The stream ends before that (REA-001).
+            BlockingIOError: The stream is non-blocking.
         """
         pieces = []
         left = n
         while left:
             piece = self._stream.read(min(left, PIECE_NBYTES))
             if piece is None:
-                raise BlockingIOError(errno.EAGAIN, "a stream is wanted that blocks until it has bytes")
+                raise BlockingIOError(errno.EAGAIN, "the stream is non-blocking; a blocking one is needed")
             if not piece:
                 self.end = self.offset + n - left
                 raise TruncatedError(f"{what} needs {n} bytes, but the file ends after {n - left}", clause="REA-001",
@@ -57,6 +69,7 @@ class StreamInput:
         return data
 
     def at_end(self) -> bool:
+        """Whether no byte follows. It reads one byte, so that nothing can be read after it."""
         return not self._stream.read(1)
 
 

@@ -1,4 +1,4 @@
-"""The parts of chunks that hold records (SPEC section 6)."""
+"""What the metadata of META, BOOK, FREQ and LAYR chunks holds (SPEC section 6)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .records import BookRecord, FreqRecord, Record, TensorRecord
 
 @dataclass
 class SharedRecords:
-    """The records of the BOOK and FREQ chunks met so far, by number."""
+    """The records of the BOOK and FREQ chunks read or written so far, by number."""
 
     books: list[BookRecord] = field(default_factory=list)
     freqs: list[FreqRecord] = field(default_factory=list)
@@ -31,7 +31,7 @@ class SharedRecords:
 
     @property
     def nbytes(self) -> int:
-        """Plain bytes of their sections."""
+        """Plain bytes of the sections of all these chunks."""
         return sum(book.nbytes for book in self.books) + sum(freq.nbytes for freq in self.freqs)
 
     def book(self, number: int) -> BookRecord:
@@ -43,10 +43,10 @@ class SharedRecords:
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
-    """A LAYR chunk without its data.
+    """Name and records of a LAYR chunk.
 
     Attributes:
-        first_sections: Number of the first section of each record, and at the end the number of all.
+        first_sections: For each record the number of its first section; then the number of all sections.
     """
 
     name: str
@@ -55,7 +55,7 @@ class LayerInfo:
 
     @classmethod
     def parse(cls, chunk: ChunkHead, shared: Shared) -> LayerInfo:
-        """Name and records of a LAYR chunk; its section table fits them (LYR-002)."""
+        """Parse the metadata of a LAYR chunk, and check that its section table fits the records (LYR-002)."""
         name, tensors = parse_layer(metadata.unpack(chunk.meta))
         records = [parse_tensor(meta, shared) for meta in tensors]
         counts = (record.n_sections() if isinstance(record, TensorRecord) else 0 for record in records)

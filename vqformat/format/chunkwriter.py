@@ -26,7 +26,7 @@ from .sections import Section
 
 @dataclass(frozen=True, slots=True)
 class EncodedTensor:
-    """A tensor ready to be written: its record, and its sections in the order of SPEC 7.3."""
+    """A tensor that is ready to be written: its record, and its sections in the order of SPEC 7.3."""
 
     record: TensorRecord
     sections: list[Section]
@@ -37,16 +37,19 @@ class EncodedTensor:
 
 
 class ChunkWriter:
-    """Writes a ``.vqm`` to a path or to a binary stream that need not seek.
+    """Writes a ``.vqm`` to a path, or to a binary stream, which need not support ``seek``.
 
-    With a path, the bytes go to a temporary file in the same folder, which gets its name when ``close`` has
-    written all of it; if the context ends by an exception nothing is left behind.
+    With a path, the bytes go to a temporary file in the same folder. ``close`` renames it when it is complete. If the
+    context is left by an exception, the temporary file is removed.
 
     Args:
         target: Path, or an object with ``write``.
-        user_metadata: Map with string keys; values are strings, integers, bools, bytes, None, lists and maps.
-        overwrite: Whether a file of that name may be replaced.
-        minor: Of the format's version: the smallest that has all that is to be written (EXT-003).
+        user_metadata: Map with string keys. Values are strings, integers, bools, bytes, None, lists and maps.
+        overwrite: Whether an existing file may be replaced.
+        minor: Minor version of the format: the smallest that has all features that will be written (EXT-003).
+
+    Attributes:
+        section_nbytes: Bytes of all sections written so far, as stored.
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is false.
@@ -76,7 +79,7 @@ class ChunkWriter:
 
     @property
     def folder(self) -> str | None:
-        """Where the file is to be, and temporary ones may; None for a stream, a device or a pipe."""
+        """The folder of the file, in which temporary files may be made; None for a stream, a device or a pipe."""
         return self._output.folder
 
     def add_book(self, record: BookRecord, section: Section) -> int:
@@ -90,7 +93,7 @@ class ChunkWriter:
         return self._shared.n_books - 1
 
     def add_freq(self, record: FreqRecord, section: Section) -> int:
-        """Write tables of frequencies.
+        """Write tables of code frequencies.
 
         Returns:
             Its number, for ``TrellisStage``.
@@ -100,14 +103,14 @@ class ChunkWriter:
         return self._shared.n_freqs - 1
 
     def add_layer(self, name: str, tensors: Sequence[EncodedTensor | AliasRecord]) -> None:
-        """Write a layer: tensors that follow each other.
+        """Write a layer.
 
         Raises:
             EncodeError: Two tensors of the file have the same name, a target is missing, or a name is too long.
         """
         records = [tensor if isinstance(tensor, AliasRecord) else tensor.record for tensor in tensors]
         try:
-            for record in records:  # what a reader would refuse is not written (LIM-001)
+            for record in records:  # the reader's checks: nothing is written that a reader refuses (LIM-001)
                 parse_tensor(record.to_metadata(), self._shared)
             self._index.check_names(records)
         except FormatError as err:
@@ -128,11 +131,11 @@ class ChunkWriter:
             self._output.write(bytes(entry.start(self._output.offset) - self._output.offset))
             self._output.write(section.stored)
             self.section_nbytes += len(section.stored)
-        self._output.flush()  # who reads a pipe has the layer now
+        self._output.flush()  # the reader of a pipe gets each layer as soon as it is complete
         self._index.add_chunk(type, self._output.offset - start, records, meta)
 
     def close(self) -> None:
-        """Write the index and the footer, and give the file its name; a second call does nothing."""
+        """Write the index and the footer, and rename the temporary file. A second call does nothing."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -150,7 +153,7 @@ class ChunkWriter:
             raise
 
     def discard(self) -> None:
-        """Leave the file unwritten; of a stream, what has been written is no file."""
+        """Remove the temporary file. What has been written to a stream stays there, without index and footer."""
         self._is_closed = True
         self._output.discard()
 
@@ -167,7 +170,7 @@ class ChunkWriter:
 
 
 class _Output:
-    """Bytes to a stream, or to a file that gets its name at the end; counts and digests them."""
+    """Writes bytes to a stream or to a ``NewFile``, counts them and computes their SHA-256."""
 
     def __init__(self, target: str | os.PathLike[str] | BinaryIO, overwrite: bool) -> None:
         self.offset = 0
@@ -179,15 +182,15 @@ class _Output:
         elif hasattr(target, "write"):
             self._stream = target
         else:
-            raise TypeError(f"a path or a binary stream is wanted, not {type(target).__name__}")
+            raise TypeError(f"expected a path or a binary stream, not {type(target).__name__}")
 
     def write(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
             n = self._stream.write(rest)
             if n is None and isinstance(self._stream, io.RawIOBase):
-                raise BlockingIOError(errno.EAGAIN, "a stream is wanted that blocks until it takes bytes", len(rest))
-            rest = rest[n:]  # a raw stream may take less; one that does not say how much takes all
+                raise BlockingIOError(errno.EAGAIN, "the stream is non-blocking; a blocking one is needed", len(rest))
+            rest = rest[n:]  # a raw stream may write a part; where write() returns None, all has been written
         self._digest.update(data)
         self.offset += len(data)
 

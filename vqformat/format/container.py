@@ -17,7 +17,7 @@ from .sections import SECTION_IS_ZSTD, TABLE_ENTRY_NBYTES, SectionEntry
 from .zstd_frame import decompress
 
 MAGIC = b"\x89VQM\r\n\x1a\n"
-MAJOR, MINOR = 1, 1  # the highest minor that is written
+MAJOR, MINOR = 1, 1  # format version; a file without features of 1.1 is written as 1.0 (EXT-003)
 HEADER_NBYTES = 16
 FOOTER_NBYTES = 28
 CHUNK_HEAD_NBYTES = 24
@@ -30,12 +30,13 @@ _FOOTER = struct.Struct("<16sQI")
 
 @dataclass(frozen=True, slots=True)
 class ChunkHead:
-    """A chunk without its data.
+    """All of a chunk that comes before its sections.
 
     Attributes:
-        meta: Plain metadata; empty for an ancillary chunk, whose metadata is not read.
-        offset: Where the chunk starts.
-        data_offset: Where its data starts.
+        meta: Plain metadata. Empty for an ancillary chunk, whose metadata is not read.
+        sections: Its section table.
+        offset: Offset of the chunk in the file.
+        data_offset: Offset of the first byte after the section table and its CRC.
     """
 
     type: bytes
@@ -49,7 +50,7 @@ class ChunkHead:
         return f"{self.type.decode()} chunk at byte {self.offset}"
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """Start and end of each section in the file."""
+        """Offsets of the start and the end of each section, in order."""
         end = self.data_offset
         for entry in self.sections:
             start = entry.start(end)
@@ -57,7 +58,7 @@ class ChunkHead:
             yield start, end
 
     def end(self) -> int:
-        """Where the chunk ends."""
+        """Offset of the first byte after the chunk."""
         return max((end for _, end in self.spans()), default=self.data_offset)
 
 
@@ -67,7 +68,7 @@ def pack_header(minor: int) -> bytes:
 
 
 def check_header(header: bytes) -> None:
-    """Raise unless these 16 bytes begin a file that this version reads (HDR-001..003)."""
+    """Raise unless these 16 bytes are a header that this reader supports (HDR-001..003)."""
     if header[:8] != MAGIC:
         raise FormatError(f"this is no .vqm file: {_describe(header)}", clause="HDR-001", offset=0)
     major, minor, zero = struct.unpack_from("<HHI", header, 8)
@@ -79,7 +80,7 @@ def check_header(header: bytes) -> None:
 
 
 def _describe(start: bytes) -> str:
-    """What a file seems to be that does not begin with the magic."""
+    """A guess at the format of a file that does not begin with the magic."""
     kinds = {b"PK\x03\x04": "a zip archive (PyTorch, Keras or NumPy?)", b"GGUF": "a GGUF file",
              b"\x89HDF\r\n\x1a\n": "an HDF5 file", b"\x80\x02": "a pickle", b"\x93NUMPY": "a NumPy array",
              b"\x1f\x8b": "gzip data", b"\x28\xb5\x2f\xfd": "zstd data"}  # fmt: skip
@@ -94,7 +95,7 @@ def _describe(start: bytes) -> str:
 
 
 def pack_chunk_head(type: bytes, meta: bytes, sections: list[SectionEntry]) -> bytes:
-    """All of a chunk before its data; metadata is compressed where that is smaller."""
+    """The bytes of a chunk that come before its sections. Metadata is compressed if that makes it smaller."""
     stored = zstandard.ZstdCompressor(level=19).compress(meta) if len(meta) > 64 else meta
     flags = META_IS_ZSTD
     if len(stored) >= len(meta):
@@ -108,7 +109,12 @@ def pack_chunk_head(type: bytes, meta: bytes, sections: list[SectionEntry]) -> b
 
 
 def read_chunk_head(source: Readable) -> ChunkHead:
-    """The chunk at the source's offset, where the one before ends (FIL-002), up to its data (CHK-001..008)."""
+    """Read a chunk up to its sections, at the current offset of a source (FIL-002, CHK-001..008).
+
+    Raises:
+        FormatError: It breaks a rule.
+        UnsupportedError: It is of an unknown critical type, or has unknown flags.
+    """
     offset = source.offset
     fixed = source.read(CHUNK_HEAD_NBYTES, "a chunk header")
     type, flags, meta_stored, meta_plain, n_sections, crc = _CHUNK_HEAD.unpack(fixed)
@@ -157,7 +163,14 @@ def pack_footer(header: bytes, index_offset: int) -> bytes:
 
 
 def read_footer(footer: bytes, offset: int) -> tuple[bytes, int]:
-    """The copy of the header, and ``index_offset`` (FTR-002)."""
+    """Read the last 28 bytes of a file (FTR-002).
+
+    Args:
+        offset: Offset of the footer, for error texts.
+
+    Returns:
+        The copy of the header, and ``index_offset``.
+    """
     header, index_offset, crc = _FOOTER.unpack(footer)
     check_crc(footer[:-4], crc, "the footer", "FTR-002", offset)
     return header, index_offset

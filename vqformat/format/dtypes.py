@@ -37,12 +37,12 @@ class DType:
 
     @property
     def largest(self) -> float:
-        """Of the finite values that a real of an arithmetic dtype has after decoding, which is in float32."""
+        """The largest finite value that a real of an arithmetic dtype can have. Decoding computes in float32."""
         return {"f16": 65504.0, "bf16": 3.3895313892515355e38}.get(self.name, float(np.finfo(np.float32).max))
 
     @cached_property
     def numpy(self) -> np.dtype[Any]:
-        """The NumPy dtype, little-endian; 4-bit dtypes have an element per byte.
+        """The NumPy dtype, little-endian. Arrays of 4-bit dtypes have one element in each byte.
 
         Raises:
             ImportError: It needs ml_dtypes, which is not installed.
@@ -109,7 +109,10 @@ def by_id(id: int) -> DType:
 
 
 def of_array(array: np.ndarray[Any, Any], name: str) -> DType:
-    """The dtype of an array, whatever its byte order.
+    """The dtype of an array of any byte order.
+
+    Args:
+        name: Name of the tensor, for error texts.
 
     Raises:
         EncodeError: The format has no such dtype.

@@ -9,7 +9,13 @@ from .dtypes import BY_NAME, TABLE_DTYPES, by_id
 
 
 class Fields:
-    """The fields of a record, taken one by one; each error names the record and the field (MET-008)."""
+    """The fields of an array of metadata, taken one by one. Each error names the record and the field (MET-008).
+
+    Args:
+        values: The array.
+        n_fields: The number of fields that it must have.
+        where: Name of the record, for error texts.
+    """
 
     def __init__(self, values: Any, n_fields: int, where: str) -> None:
         self.where = where
@@ -23,10 +29,16 @@ class Fields:
         raise error(f"{self.where}: {message}", clause=clause)
 
     def any(self) -> Any:
+        """The next field, of any type."""
         return next(self._left)
 
     def integer(self, name: str, low: int, high: int | None, clause: str) -> int:
-        """An integer from ``low`` up; above ``high``, if that is not None, is a LimitError."""
+        """The next field, an integer of at least ``low``.
+
+        Args:
+            high: A larger integer is a LimitError; None for no limit.
+            clause: Id of the rule that sets ``low`` and ``high``.
+        """
         value = self.any()
         if type(value) is not int:
             self.fail(f"{name} is {value!r:.80}, not an integer", "MET-008")

@@ -22,21 +22,35 @@ NO_DIGEST = bytes(32)
 
 @dataclass(frozen=True)
 class Entry:
-    """What the index says of a tensor; an alias has dtype and shape of its target."""
+    """The entry of a tensor in the index. An alias has dtype and shape of its target.
+
+    Attributes:
+        chunk: Number of its chunk in the chunk list.
+        position: Number of the tensor among those of its chunk.
+        target: Name of the target of an alias; else None.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     chunk: int
-    position: int  # among the tensors of its chunk
+    position: int
     target: str | None
 
 
 @dataclass
 class Index:
-    """Chunks and tensors of a file, in file order.
+    """The chunks and tensors of a file, in file order (SPEC section 13).
 
-    The writer and the sequential reader fill one with ``add_chunk``; an indexed reader gets it from ``parse``.
+    The writer and the sequential reader fill an index with ``add_chunk``. The indexed reader gets one from ``parse``.
+
+    Attributes:
+        meta_copy: Copy of the metadata of META; empty if that is too long.
+        chunk_types, chunk_lengths: Of each chunk: its type, and its bytes.
+        names, dtypes, shapes: Of each tensor: its name, dtype id and shape.
+        chunks: For each tensor the number of its chunk.
+        targets: For each tensor 0, or for an alias the position of its target plus 1.
+        digest: SHA-256 of the file before the INDX chunk; zeros if it is not stated.
     """
 
     meta_copy: bytes = b""
@@ -51,7 +65,12 @@ class Index:
     _positions: dict[str, int] = field(default_factory=dict)
 
     def add_chunk(self, type: bytes, nbytes: int, records: list[Record], meta: bytes = b"") -> None:
-        """Note a chunk that has been written or read whole, and its tensors, whose names were checked."""
+        """Add a chunk and its tensors. ``check_names`` must have accepted the names.
+
+        Args:
+            nbytes: Bytes of the whole chunk.
+            meta: Plain metadata of the chunk; only that of META is kept.
+        """
         if type == b"META" and len(meta) <= MAX_META_COPY_NBYTES:
             self.meta_copy = meta
         for record in records:
@@ -72,7 +91,7 @@ class Index:
         self.chunk_lengths.append(nbytes)
 
     def check_names(self, records: list[Record]) -> None:
-        """Raise unless the names are new and each alias has an earlier target (TEN-002, ALI-001)."""
+        """Raise FormatError unless the names are new and each alias has an earlier target (TEN-002, ALI-001)."""
         new: dict[str, bool] = {}  # name -> whether it is an alias
         for record in records:
             if record.name in self._positions or record.name in new:
@@ -91,11 +110,11 @@ class Index:
         return len(self.names)
 
     def position(self, name: str) -> int | None:
-        """Where among all tensors this one is; None if it is not there."""
+        """Position of a tensor among all tensors; None if there is no tensor of this name."""
         return self._positions.get(name)
 
     def entry(self, at: int) -> Entry:
-        """The index's entry of the tensor at this position."""
+        """The entry of the tensor at this position among all tensors."""
         chunk = self.chunks[at]
         target = self.targets[at]
         return Entry(self.names[at], by_id(self.dtypes[at]).name, self.shapes[at], chunk,
@@ -103,7 +122,7 @@ class Index:
 
     @cached_property
     def first_of_chunk(self) -> list[int]:
-        """Position of the first tensor of each chunk, and at the end the number of all."""
+        """For each chunk the position of its first tensor; then the number of all tensors."""
         n_tensors = [0] * len(self.chunk_types)
         for chunk in self.chunks:
             n_tensors[chunk] += 1
@@ -117,19 +136,19 @@ class Index:
         return places
 
     def chunks_of(self, type: bytes) -> list[int]:
-        """Places of the chunks of a type in the chunk list, ascending."""
+        """Numbers of the chunks of this type in the chunk list, ascending."""
         return self._by_type.get(type, [])
 
     @cached_property
     def chunk_offsets(self) -> list[int]:
-        """Where each chunk starts, and where the last one ends."""
+        """For each chunk the offset of its first byte; then the offset at which the last chunk ends."""
         offsets = [HEADER_NBYTES]
         for nbytes in self.chunk_lengths:
             offsets.append(offsets[-1] + nbytes)
         return offsets
 
     def pack(self) -> bytes:
-        """The meta of an INDX chunk."""
+        """The metadata of an INDX chunk."""
         dims = [size for shape in self.shapes for size in shape]
         return metadata.pack([
             self.digest,
@@ -146,7 +165,11 @@ class Index:
 
     @classmethod
     def parse(cls, meta: bytes) -> Index:
-        """An index from the meta of an INDX chunk, consistent in itself (IDX-001, IDX-004)."""
+        """Parse the metadata of an INDX chunk, and check it for contradictions (IDX-001, IDX-004).
+
+        Raises:
+            FormatError: It breaks a rule.
+        """
         fields = metadata.unpack(meta)
         if not isinstance(fields, list) or len(fields) != 10 or any(not isinstance(f, bytes) for f in fields):
             raise FormatError("INDX is not an array of ten bins", clause="MET-008")
@@ -161,7 +184,7 @@ class Index:
         chunk_types = [types[4 * i : 4 * i + 4] for i in range(n_chunks)]
         if chunk_types[0] != b"META" or b"META" in chunk_types[1:] or b"INDX" in chunk_types:
             _fail("META is not the first chunk and the only one of its type, or INDX is listed")
-        if names.count(0) != n or len(ranks) != n:  # counted before anything is made of them
+        if names.count(0) != n or len(ranks) != n:  # checked before lists of these lengths are made
             _fail(f"{names.count(0)} names, {n} dtypes and {len(ranks)} ranks")
         if ranks and max(ranks) > MAX_RANK:
             raise LimitError(f"index: a shape has {max(ranks)} axes; at most {MAX_RANK} are allowed", clause="TEN-003")

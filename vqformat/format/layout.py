@@ -10,7 +10,7 @@ ORDER_ROWS, ORDER_COLUMNS = 1, 2  # bits of order
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a tensor is seen as a matrix, in which order, in which blocks (SPEC 7.2)."""
+    """The fields of a layout (SPEC 7.2): axes of rows and columns, the order of both, sizes of blocks."""
 
     axes: tuple[int, ...] | None = None
     n_row_axes: int = 0
@@ -21,7 +21,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A band of stored rows ``row:row_end`` or a range of stored columns of one row."""
+    """The stored rows ``row:row_end`` and stored columns ``column:column_end`` of a matrix."""
 
     row: int
     row_end: int
@@ -46,7 +46,9 @@ class View:
     """The stored matrix of a tensor and its grid of blocks.
 
     Attributes:
-        shape: Shape that ``axes`` permutes: the tensor's, with an axis of 2 for a complex dtype.
+        shape: The shape whose axes ``layout.axes`` permutes. It is the tensor's shape; for a complex dtype a last axis
+            of length 2 (real part, imaginary part) is added.
+        n_rows, n_columns: Of the stored matrix.
     """
 
     shape: tuple[int, ...]
@@ -72,7 +74,12 @@ class View:
 
 
 def make_view(shape: tuple[int, ...], as_pairs: bool, layout: Layout) -> View:
-    """The matrix that a layout makes of a shape."""
+    """The view of a tensor.
+
+    Args:
+        shape: Shape of the tensor.
+        as_pairs: Whether a last axis of length 2 is added, for the reals of complex elements.
+    """
     shape = (*shape, 2) if as_pairs else shape
     axes = layout.axes or tuple(range(len(shape)))
     permuted = [shape[axis] for axis in axes]

@@ -39,10 +39,10 @@ DEFAULT_MAX_TENSOR_NBYTES: Final = 16 << 30
 
 
 def available_memory() -> int:
-    """Bytes of memory that a load may fill by default: what the system calls available.
+    """Bytes of memory that a load may fill by default.
 
     Returns:
-        ``MemAvailable`` on Linux, else the physical memory, else 64 GiB.
+        ``MemAvailable`` of ``/proc/meminfo`` on Linux; elsewhere the physical memory; 64 GiB if that is unknown.
     """
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:

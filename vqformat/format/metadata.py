@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..errors import EncodeError, FormatError, LimitError
 from .limits import MAX_DEPTH, MAX_NODES
 
-# What the type byte says of the bytes that follow: kind -> (type byte, bytes of the big-endian number)
+# For each kind of value: type byte -> width in bytes of the big-endian number that follows
 _UNSIGNED = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 _SIGNED = {0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
 _STRING = {0xD9: 1, 0xDA: 2, 0xDB: 4}
@@ -22,11 +22,14 @@ _LARGEST_FIX = {"string": 31, "array": 15, "map": 15, "bin": -1}
 
 
 def pack(value: Any) -> bytes:
-    """A value as canonical metadata (WRI-001).
+    """Encode a value as canonical metadata (WRI-001).
+
+    Args:
+        value: None, a bool, an integer, a string, bytes, a list, a tuple or a dict with string keys, of any nesting.
 
     Raises:
-        EncodeError: It holds something that metadata cannot: a float, a key that is no string, an integer
-            beyond 64 bits, a string that is not Unicode; or it is too deep or too large.
+        EncodeError: It has something that metadata cannot hold (a float, a key that is not a string, an integer
+            beyond 64 bits, a string that is not Unicode), or it is nested too deep, or it has too many values.
     """
     count = 0
 
@@ -64,25 +67,25 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """The value of canonical metadata.
+    """Decode canonical metadata.
 
     Raises:
-        FormatError: The bytes are no canonical metadata (MET-001..005).
-        LimitError: It is too deep, or has too many values (MET-006, MET-007).
+        FormatError: The bytes are not canonical metadata (MET-001..005).
+        LimitError: They are nested too deep, or have too many values (MET-006, MET-007).
     """
     _validate(data)
     try:
         return msgpack.unpackb(data, raw=False, strict_map_key=True)
-    except Exception as err:  # msgpack documents that it may raise others than its own
+    except Exception as err:  # msgpack documents that it may raise any exception
         raise FormatError(f"metadata cannot be read: {err}", clause="MET-003") from err
 
 
 def _validate(data: bytes) -> None:
-    """Walk the bytes once, without building anything (MET-001..007)."""
+    """Check the bytes in one pass that builds no values (MET-001..007)."""
     size = len(data)
     position = 0
     n_values = 0
-    # Per open array or map: values still to come; None or the last key; whether a key comes next.
+    # A stack with one item for each open array or map: values still to come, whether it is a map, its last key
     open_left: list[int] = []
     open_is_map: list[bool] = []
     last_keys: list[bytes | None] = []
@@ -137,7 +140,11 @@ def _validate(data: bytes) -> None:
 
 
 def _head(data: bytes, position: int) -> tuple[str, int, int]:
-    """Kind of the value at ``position``, its number or length, and where its body starts (MET-001, MET-002)."""
+    """Read the head of the value at ``position`` (MET-001, MET-002).
+
+    Returns:
+        Kind of the value, its number or length, and the position of the bytes after the head.
+    """
     byte = data[position]
     position += 1
     if byte <= 0x7F or byte >= 0xE0 or byte in (0xC0, 0xC2, 0xC3):
@@ -192,7 +199,7 @@ def _check_utf8(body: bytes, start: int) -> None:
 
 
 def pack_column(values: npt.ArrayLike) -> bytes:
-    """Non-negative integers as an integer column (MET-009)."""
+    """Encode non-negative integers as an integer column (MET-009)."""
     array = np.asarray(values, dtype="<u8")
     if array.size == 0:
         return b""
@@ -202,10 +209,17 @@ def pack_column(values: npt.ArrayLike) -> bytes:
 
 
 def unpack_column(data: bytes, n: int, what: str) -> npt.NDArray[np.uint64]:
-    """An integer column of ``n`` integers, as ``(n,)`` uint64.
+    """Decode an integer column.
+
+    Args:
+        n: Number of integers.
+        what: Name of the column, for error texts.
+
+    Returns:
+        Array ``(n,)`` of uint64.
 
     Raises:
-        FormatError: The size does not fit ``n``, or a narrower column would do (MET-009).
+        FormatError: The size does not fit ``n``, or the integers fit a narrower column (MET-009).
     """
     if n == 0 or len(data) % n or len(data) // n not in (1, 2, 4, 8):
         if n == 0 and not data:

@@ -47,7 +47,7 @@ def parse_freq(meta: Any) -> FreqRecord:
 
 
 def parse_layer(meta: Any) -> tuple[str, list[Any]]:
-    """Name of a LAYR chunk and its tensors' metadata, not yet parsed (LYR-001)."""
+    """The name of a LAYR chunk, and the metadata of its tensors, not yet parsed (LYR-001)."""
     fields = Fields(meta, 2, "LAYR chunk")
     name = fields.string("name")
     if len(name.encode()) > limits.MAX_NAME_NBYTES:
@@ -60,7 +60,14 @@ def parse_layer(meta: Any) -> tuple[str, list[Any]]:
 
 
 def parse_tensor(meta: Any, shared: Shared) -> Record:
-    """The record of a tensor or an alias, checked by itself and against the BOOK and FREQ chunks before it."""
+    """The record of a tensor or an alias.
+
+    Args:
+        shared: The BOOK and FREQ chunks before it, against which it is checked.
+
+    Raises:
+        FormatError: It breaks a rule.
+    """
     where = "tensor record"
     if isinstance(meta, list) and meta and isinstance(meta[0], str):
         where = f"tensor {meta[0]!r:.200}"

@@ -42,13 +42,13 @@ from .stages import (
     TrellisStage,
 )
 
-_SOURCE_FIELDS = {FLOAT: 5, TRANSFORM: 3}  # others have 2
+_SOURCE_FIELDS = {FLOAT: 5, TRANSFORM: 3}  # number of fields by source id; other sources have 2
 _FLOAT_FIELDS = {"signed": (0, 1), "exponent_bits": (0, 5), "fraction_bits": (0, 10), "exponent": (-120, 60)}
-_MAX_TRELLIS = 511
+_MAX_TRELLIS = 511  # the largest polynomial (TRL-003)
 
 
 class Shared(Protocol):
-    """The BOOK and FREQ chunks that come before a layer."""
+    """The records of the BOOK and FREQ chunks that come before a layer, by number."""
 
     @property
     def n_books(self) -> int: ...

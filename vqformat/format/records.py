@@ -16,7 +16,7 @@ from .stages import CodebookStage, RawStage, SharedSource, Size, Stage, TrellisS
 
 @dataclass(frozen=True, slots=True)
 class AliasRecord:
-    """Another name of an earlier tensor."""
+    """An alias: a further name of an earlier tensor."""
 
     name: str
     target: str
@@ -27,7 +27,7 @@ class AliasRecord:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """What a LAYR chunk says of a tensor (SPEC section 7)."""
+    """The record of a tensor in a LAYR chunk (SPEC section 7)."""
 
     name: str
     dtype: str
@@ -45,7 +45,7 @@ class TensorRecord:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor when decoded."""
+        """Bytes of the decoded tensor; 4-bit elements count as half a byte."""
         return self.dtype_info.nbytes(self.n_elements)
 
     @property
@@ -56,22 +56,23 @@ class TensorRecord:
         return make_view(self.shape, self.dtype_info.is_complex and not self.is_raw, self.layout)
 
     def resident_nbytes(self) -> list[list[int]]:
-        """Plain sizes of the resident sections: the classes' (rows, columns), then a list per stage."""
+        """Plain sizes of the resident sections: first a list for row and column classes, then a list for each stage."""
         view = self.view()
         classes = [n for bit, n in ((ORDER_ROWS, view.n_rows), (ORDER_COLUMNS, view.n_columns))
                    if self.layout.order & bit]  # fmt: skip
         return [classes] + [[] if isinstance(stage, RawStage) else stage.resident_nbytes(view) for stage in self.stages]
 
     def payload_nbytes(self, block: Block) -> list[list[Size]]:
-        """Plain sizes of the payload sections of a block, a list per stage."""
+        """Plain sizes of the payload sections of a block, a list for each stage."""
         return [_raw_nbytes(self.dtype_info, stage, block) if isinstance(stage, RawStage)
                 else stage.payload_nbytes(block) for stage in self.stages]  # fmt: skip
 
     def n_resident(self) -> int:
+        """Number of resident sections."""
         return sum(map(len, self.resident_nbytes()))
 
     def n_payload(self) -> int:
-        """Sections of each block."""
+        """Number of payload sections of each block."""
         n = 0
         for stage in self.stages:
             if isinstance(stage, RawStage):
@@ -81,18 +82,18 @@ class TensorRecord:
         return n
 
     def n_sections(self) -> int:
-        """Sections of the tensor in its chunk."""
+        """Number of sections of the tensor in its chunk."""
         if not self.stages:
             return 0
         return self.n_resident() + self.view().n_blocks * self.n_payload()
 
     def book_numbers(self) -> list[int]:
-        """The BOOK chunks that its stages use."""
+        """Numbers of the BOOK chunks that its stages use."""
         return [stage.source.number for stage in self.stages
                 if isinstance(stage, CodebookStage) and isinstance(stage.source, SharedSource)]  # fmt: skip
 
     def freq_numbers(self) -> list[int]:
-        """The FREQ chunks that its stages use."""
+        """Numbers of the FREQ chunks that its stages use."""
         return [stage.freq for stage in self.stages if isinstance(stage, TrellisStage)]
 
     def to_metadata(self) -> list[Any]:
@@ -108,7 +109,7 @@ Record = TensorRecord | AliasRecord
 
 @dataclass(frozen=True, slots=True)
 class BookRecord:
-    """What a BOOK chunk says of its codebooks (SPEC section 6)."""
+    """The record of a BOOK chunk (SPEC section 6)."""
 
     dim: int
     entries: int
@@ -125,7 +126,7 @@ class BookRecord:
 
 @dataclass(frozen=True, slots=True)
 class FreqRecord:
-    """What a FREQ chunk says of its tables (SPEC section 6)."""
+    """The record of a FREQ chunk (SPEC section 6)."""
 
     precision: int
     entries: int

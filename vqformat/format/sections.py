@@ -18,14 +18,14 @@ SECTION_IS_ZSTD = 1 << 31  # bit of length
 
 @dataclass(frozen=True, slots=True)
 class SectionEntry:
-    """A line of a section table."""
+    """One entry of a section table."""
 
     nbytes: int  # as stored
     is_zstd: bool
     crc: int
 
     def start(self, offset: int) -> int:
-        """Where the section starts if the one before it ends at ``offset`` (SEC-002)."""
+        """Offset at which the section starts if the section before it ends at ``offset`` (SEC-002)."""
         if not self.is_zstd and self.nbytes >= limits.ALIGNED_FROM_NBYTES:
             return -(-offset // limits.ALIGNMENT) * limits.ALIGNMENT
         return offset
@@ -33,7 +33,7 @@ class SectionEntry:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Bytes as they are stored."""
+    """The stored bytes of a section that is to be written."""
 
     stored: bytes
     is_zstd: bool = False
@@ -45,7 +45,15 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class StoredSection:
-    """A section as it was read, whose size was checked; the rest is checked when its plain bytes are asked for."""
+    """A section that has been read from a file.
+
+    Its size has been checked. CRC and zstd frame are checked by ``plain``.
+
+    Attributes:
+        plain_nbytes: Size of its plain bytes.
+        where: Name of the section, for error texts.
+        offset: Offset of its first byte in the file.
+    """
 
     stored: bytes
     entry: SectionEntry
@@ -54,7 +62,7 @@ class StoredSection:
     offset: int
 
     def plain(self) -> bytes:
-        """Its plain bytes (SEC-001, SEC-005..010)."""
+        """Check the section and return its plain bytes (SEC-001, SEC-005..010)."""
         check_crc(self.stored, self.entry.crc, self.where, "SEC-001", self.offset)
         if not self.entry.is_zstd:
             return self.stored
@@ -63,7 +71,12 @@ class StoredSection:
 
 
 def read_section(source: Readable, entry: SectionEntry, plain_nbytes: Size, where: str) -> StoredSection:
-    """The next section of a sequential source, which must have so many plain bytes."""
+    """Read the next section of a sequential source.
+
+    Args:
+        plain_nbytes: The plain size that it must have.
+        where: Name of the section, for error texts.
+    """
     check_size(entry, plain_nbytes, where, source.offset)
     _skip_padding(source, entry, where)
     offset = source.offset
@@ -71,7 +84,7 @@ def read_section(source: Readable, entry: SectionEntry, plain_nbytes: Size, wher
 
 
 def skip_section(source: Readable, entry: SectionEntry, where: str) -> None:
-    """Check the next section of a sequential source, whose plain size is not known, and forget it (CHK-003)."""
+    """Read the next section of a sequential source and check its CRC only: its plain size is unknown (CHK-003)."""
     _skip_padding(source, entry, where)
     offset, left, crc = source.offset, entry.nbytes, 0
     while left:
@@ -88,13 +101,13 @@ def _skip_padding(source: Readable, entry: SectionEntry, where: str) -> None:
 
 
 def check_padding(padding: bytes, offset: int) -> None:
-    """Raise unless all bytes are zero (SEC-003)."""
+    """Raise FormatError unless all bytes are zero (SEC-003)."""
     if padding.strip(b"\0"):
         raise FormatError("padding before a section is not zero", clause="SEC-003", offset=offset)
 
 
 def check_size(entry: SectionEntry, plain_nbytes: Size, where: str, offset: int) -> None:
-    """Raise unless the table gives a section a size that it can have (SEC-004, ANS-001)."""
+    """Raise FormatError unless the stored size of a section fits its plain size (SEC-004, ANS-001)."""
     if isinstance(plain_nbytes, Sizes):
         least, most = plain_nbytes.least, plain_nbytes.most
         if entry.is_zstd or not least <= entry.nbytes <= most or entry.nbytes % 2:

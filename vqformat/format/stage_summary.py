@@ -1,4 +1,4 @@
-"""Records in a few words, for tables."""
+"""The stages of a tensor in a few words, for tables and reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .stages import (
 
 
 def stage_summary(record: TensorRecord) -> str:
-    """The stages of a tensor: ``"codebook 256x4 by segment + codebook 16"``."""
+    """The stages of a tensor in words, such as ``"codebook 256x4 by segment + codebook 16"``."""
     return " + ".join(map(_stage, record.stages)) or "empty"
 
 

@@ -22,7 +22,7 @@ MAX_TRELLIS_ZERO = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The sizes that a section may have whose plain size only its table tells: even ones (ANS-001)."""
+    """The range of plain sizes of an entropy-coded section; only even sizes are allowed (ANS-001)."""
 
     least: int
     most: int
@@ -75,9 +75,9 @@ class FloatSource:
 
 @dataclass(frozen=True, slots=True)
 class TransformSource:
-    """A progression whose points are transform coefficients of groups of ``size`` rows; of trellis stages (SPEC 12.5).
+    """A progression of transform coefficients, each group of ``size`` rows by itself; for trellis stages (SPEC 12.5).
 
-    Step and matrix are in a resident section.
+    The step and the matrix are in a resident section.
     """
 
     zero: int
@@ -117,7 +117,7 @@ class CodebookStage:
     planes: Planes = ()
 
     def n_subvectors(self, n_columns: int) -> int:
-        """Codes that ``n_columns`` columns of a row take."""
+        """Number of codes for ``n_columns`` columns of a row; the last subvector may be padded (SPEC 9.1)."""
         return -(-n_columns // self.dim)
 
     def book_grid(self, view: View) -> tuple[int, int]:
@@ -177,7 +177,11 @@ class LowRankStage:
 
 @dataclass(frozen=True, slots=True)
 class Trellis:
-    """Which of two codebooks serves a code: a state fed by the codes before it (SPEC 12.2)."""
+    """A state machine that chooses one of two codebooks for each code (SPEC 12.2).
+
+    Attributes:
+        feedback, forward: Parity-check polynomials, as bit masks.
+    """
 
     feedback: int
     forward: int
@@ -196,9 +200,10 @@ class TrellisStage:
     """Codebook entries chosen by entropy-coded codes (SPEC section 12).
 
     Attributes:
-        freq, first: Number of a FREQ chunk, and the first table used of it.
+        trellis: None if there is one codebook.
+        freq, first: Number of a FREQ chunk, and number of the first table that is used.
         tile: Rows and columns of a sequence.
-        entries: Of each codebook; those of the FREQ chunk.
+        entries: Entries of each codebook; equal to ``entries`` of the FREQ chunk.
     """
 
     source: TrellisSource
@@ -240,14 +245,11 @@ class TrellisStage:
 
 
 Stage = RawStage | CodebookStage | LowRankStage | TrellisStage
-PackedStage = CodebookStage | LowRankStage  # whose codes are packed as in SPEC section 10
-
-
-def _n_groups(n: int, size: int) -> int:
-    return -(-n // size) if size else 1
+PackedStage = CodebookStage | LowRankStage  # stages whose codes are packed by SPEC section 10
 
 
 def stage_to_metadata(stage: Stage) -> list[Any]:
+    """The array that stands for a stage in a tensor record."""
     match stage:
         case RawStage():
             return [RAW, stage.split]
@@ -282,3 +284,7 @@ def _source_to_metadata(source: Source | TransformSource) -> list[int]:
 
 def _scale_to_metadata(scale: Scale | None) -> list[int] | None:
     return None if scale is None else [BY_NAME[scale.dtype].id, scale.rows, scale.columns]
+
+
+def _n_groups(n: int, size: int) -> int:
+    return -(-n // size) if size else 1

@@ -9,7 +9,16 @@ from . import limits
 
 
 def decompress(stored: bytes, plain_nbytes: int, where: str) -> bytes:
-    """The content of exactly one zstd frame of exactly this size (SEC-005..010)."""
+    """Decompress a section or metadata that is one zstd frame (SEC-005..010).
+
+    Args:
+        plain_nbytes: The size that the content must have.
+        where: Name of the section, for error texts.
+
+    Raises:
+        FormatError: It is not one valid frame of this content size.
+        LimitError: Its window is too large (SEC-007).
+    """
     content_nbytes, window_nbytes = _check_frame_header(stored, where)
     if content_nbytes != plain_nbytes:
         raise FormatError(f"{where}: its zstd frame holds {content_nbytes} bytes, not {plain_nbytes}", clause="SEC-006")
@@ -17,7 +26,7 @@ def decompress(stored: bytes, plain_nbytes: int, where: str) -> bytes:
         raise LimitError(f"{where}: its zstd window is {window_nbytes} bytes; at most {limits.MAX_WINDOW_NBYTES} are"
                          " allowed", clause="SEC-007")  # fmt: skip
     try:
-        # With the content size in its header a frame is decompressed into a buffer of just that size
+        # The frame header states the content size, so zstandard allocates a buffer of exactly that size
         plain: bytes = zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as err:
         raise FormatError(f"{where}: its zstd frame is damaged, or bytes follow it: {err}", clause="SEC-010") from err
@@ -27,10 +36,10 @@ def decompress(stored: bytes, plain_nbytes: int, where: str) -> bytes:
 
 
 def _check_frame_header(frame: bytes, where: str) -> tuple[int, int]:
-    """Content size and window size of a zstd frame (RFC 8878, section 3.1.1.1).
+    """Read content size and window size from the header of a zstd frame (RFC 8878, section 3.1.1.1).
 
     Returns:
-        Both in bytes; the window is 0 for a single segment, which needs none.
+        Both in bytes. The window is 0 for a single-segment frame, which has none.
     """
     if frame[:4] != b"\x28\xb5\x2f\xfd" or len(frame) < 5:
         raise FormatError(f"{where}: it begins with {frame[:4].hex(' ')}, not like a zstd frame", clause="SEC-005")

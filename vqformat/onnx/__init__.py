@@ -1,7 +1,7 @@
-"""Statistics of ONNX models, gathered by running them with onnxruntime; ``converters`` compresses with them.
+"""Statistics of ONNX models, gathered by running them with onnxruntime, for ``converters.convert``.
 
-Which inputs of a layer go together is seen from what its weight meets, which is made an output of the graph. ONNX has
-no derivatives: how much the outputs mind errors of a tensor is seen from what they become with noise on it.
+The second moments of the inputs of a layer come from a graph in which these inputs are outputs. ONNX has no
+derivatives: the sensitivity of the outputs to errors of a tensor is measured by adding noise to the tensor.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ def calibrate(
     seed: int = 0, options: onnxruntime.SessionOptions | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Calibration:  # fmt: skip
-    """Gather what ``converters.convert(…, preset="small", calibration=…)`` makes use of.
+    """Gather the statistics for ``converters.convert(…, preset="small", calibration=…)``.
 
-    Some hundreds of inputs like those that the model will meet do. The model runs on all of them, some times if it has
-    many layers, and for each tensor on up to eight of the batches.
+    Some hundreds of inputs are enough, if they are like those that the model will get in use. The model runs on all of
+    them (several times if it has many layers), and for each tensor on up to eight of the batches.
 
     Args:
         model: Path of a model, or a model without external data.
-        batches: Inputs, without labels: arrays by the names of the graph's inputs, or an array where there is one.
-        loss: Which errors of the outputs matter: ``"values"``, squared errors of all its floating-point outputs, or
-            ``"logits"`` where they are logits of classes, on the last axis.
-        seed: Of the noise.
-        options: For onnxruntime, such as its number of threads.
-        progress: Called with ``"batch"``, batches done, and batches in all (or 0 where that is not known); then with
-            ``"tensor"``, tensors done, and tensors in all.
+        batches: Inputs, without labels: arrays by the names of the graph's inputs, or one array if there is one input.
+        loss: Which errors of the outputs matter. ``"values"``: squared errors of all floating-point outputs.
+            ``"logits"``: the outputs are logits of classes, on the last axis.
+        seed: Seed of the noise.
+        options: Session options of onnxruntime, such as the number of threads.
+        progress: Called with ``"batch"``, the number of batches done, and the number of all batches (0 if unknown);
+            then with ``"tensor"``, the number of tensors done, and the number of all tensors.
 
     Returns:
         Statistics of the tensors, by the names that ``convert`` gives them.
 
     Raises:
-        ConversionError: The file is damaged or no ONNX model.
-        ValueError: There are no batches, they are not what the graph takes, or the loss has an unknown name.
+        ConversionError: The file is damaged, or not an ONNX model.
+        ValueError: There are no batches, they do not fit the inputs of the graph, or the loss is unknown.
     """
     if loss not in ("values", "logits"):
         raise ValueError(f"loss is {loss!r}; 'values' or 'logits' is allowed")
@@ -63,7 +63,7 @@ def calibrate(
     for n_batches, batch in enumerate(batches, 1):
         feeds = graph.feeds(batch)
         watching.run(feeds)
-        if (n_batches - 1) % max(stride, 1) == 0:  # evenly spread, however many there come
+        if (n_batches - 1) % max(stride, 1) == 0:  # every stride-th batch: evenly spread, whatever their number is
             trials.append({name: array.copy() for name, array in feeds.items()})
             if len(trials) > _MOST_TRIALS:
                 trials, stride = trials[::2], 2 * max(stride, 1)
@@ -72,7 +72,7 @@ def calibrate(
     if not n_batches:
         raise ValueError("there are no batches to calibrate with")
     found = watching.statistics()
-    del watching  # with its session
+    del watching  # frees its session
     noisy = NoiseTrials(graph, trials, loss, seed)
     for done, tensor in enumerate(graph.weights, 1):
         known = found.get(tensor.name, TensorStatistics())

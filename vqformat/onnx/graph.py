@@ -1,4 +1,4 @@
-"""A model's graph: its tensors, its inputs, and sessions that run it."""
+"""The graph of an ONNX model: its tensors, its inputs, and sessions that run it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ Feeds = Mapping[str, Array]
 
 
 class Graph:
-    """A model, its tensors, and sessions of it.
+    """A model, its floating-point tensors, and sessions that run it.
+
+    Args:
+        model: Path of a model, or a model without external data.
+        options: Session options of onnxruntime; None for the defaults.
 
     Attributes:
-        model: As it is.
-        weights: Its floating-point tensors of the outer graph, other than a few numbers.
-        outputs: Names.
+        model: The model.
+        weights: The floating-point tensors of the outer graph, without those of a few elements.
+        outputs: Names of the outputs.
     """
 
     def __init__(self, model: str | os.PathLike[str] | ModelProto, options: onnxruntime.SessionOptions | None) -> None:
@@ -34,7 +38,7 @@ class Graph:
             path = Path(model)
             self.model = parse_model(path.read_bytes(), repr(str(path)))
         self._options = options or onnxruntime.SessionOptions()
-        self._options.log_severity_level = 3  # it warns of weights that are inputs
+        self._options.log_severity_level = 3  # errors only: else it warns about weights that are inputs
         self._options.add_session_config_entry("session.model_external_initializers_file_folder_path",
                                                str(path.resolve().parent))  # fmt: skip
         graph = self.model.graph
@@ -47,14 +51,14 @@ class Graph:
         self._inputs = [each.name for each in graph.input if each.name not in outer]
 
     def session(self, model: ModelProto) -> onnxruntime.InferenceSession:
-        """Of the model, or of a variant."""
+        """A session that runs the model, or a variant of it, on the CPU."""
         return onnxruntime.InferenceSession(model.SerializeToString(), self._options, ["CPUExecutionProvider"])
 
     def feeds(self, batch: Array | Feeds) -> Feeds:
-        """Arrays by name.
+        """The arrays of a batch by the names of the graph's inputs.
 
         Raises:
-            ValueError: They are not what the graph takes.
+            ValueError: The names are not those of the inputs.
         """
         if not isinstance(batch, Mapping):
             if len(self._inputs) != 1:
@@ -68,6 +72,6 @@ class Graph:
 
 
 def constants(model: ModelProto) -> list[NodeProto]:
-    """Nodes of the outer graph that hold a tensor."""
+    """The Constant nodes of the outer graph that hold a tensor."""
     return [node for node in model.graph.node
             if node.op_type == "Constant" and len(node.output) == 1 and node.attribute[0].name == "value"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the weights of a graph are multiplied with, noted as second moments while the model runs."""
+"""Second moments of the vectors by which the weights of a graph are multiplied, collected while the model runs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..encode.calibration import TensorStatistics
 from ..encode.moments import Chosen, Moments, VectorSampler, by_group
 from .graph import Array, Feeds, Graph
 
-_TOGETHER = 16  # tensors of the graph that are looked at in a run, so that few are in memory
+_TOGETHER = 16  # inner tensors that are computed in one run, so that only so many are in memory
 
 
 class InputObservers:
-    """A model whose inner tensors are noted as weights meet them."""
+    """Runs a model and collects the second moments of the inputs of its layers."""
 
     def __init__(self, graph: Graph) -> None:
         shapes = {tensor.name: tensor.shape for tensor in graph.weights}
-        self._layers: dict[str, list[_Layer]] = {}  # by the tensor that they are given
+        self._layers: dict[str, list[_Layer]] = {}  # by the name of their input
         sampler = VectorSampler()
         for node in graph.model.graph.node:
             kind = _KINDS.get(node.op_type)
@@ -36,7 +36,7 @@ class InputObservers:
         self._outputs = graph.outputs
 
     def run(self, feeds: Feeds) -> None:
-        """Run the model and note what its layers meet."""
+        """Run the model on a batch and process the inputs of its layers."""
         for name in self._layers.keys() & feeds.keys():
             self._note(name, feeds[name])
         for start in range(0, len(self._inner), _TOGETHER):
@@ -49,20 +49,25 @@ class InputObservers:
             layer.observe(array)
 
     def statistics(self) -> dict[str, TensorStatistics]:
-        """Of each weight."""
+        """Statistics of each weight, by its name."""
         found: dict[str, TensorStatistics] = {}
         for layers in self._layers.values():
             for layer in layers:
-                found.setdefault(layer.weight, layer.statistics())  # of a weight of two layers the first one's
+                found.setdefault(layer.weight, layer.statistics())  # of the first layer, if several share a weight
         return found
 
 
 class _Layer:
-    """What a node does with a weight.
+    """A node that multiplies its input by a weight, or looks up rows of it.
+
+    Args:
+        shape: Shape of the weight.
+        sampler: Chooses the vectors; one for all layers of a model.
 
     Attributes:
-        weight_place: Of the weight among the inputs of the node; the other one of the first two is what it meets.
-        weight: Its name.
+        weight_place: Position of the weight among the first two inputs of the node; the other one is the layer's input.
+        weight: Name of the weight.
+        options: Attributes of the node.
     """
 
     weight_place = 1
@@ -75,14 +80,15 @@ class _Layer:
         self._moments: Moments | None = None
 
     def observe(self, x: Array) -> None:
-        """Note what the weight meets."""
+        """Process the input of the layer for a batch."""
         raise NotImplementedError
 
     def _note(self, n: int, take: Callable[[Chosen], Array], shape: tuple[int, int, int], unit: int = 1) -> None:
-        """Some of n vectors.
+        """Add some of the n vectors of a batch to the moments.
 
         Args:
-            shape: Groups, inputs and outputs of a group.
+            take: Returns the vectors with given numbers, ``(chosen, groups, inputs)``.
+            shape: Number of groups, and of inputs and outputs of a group.
             unit: See ``Moments``.
         """
         groups, n_inputs, n_outputs = shape
@@ -92,17 +98,17 @@ class _Layer:
             self._sampler.note(self._moments, n, lambda chosen: take(chosen).astype(np.float32), n_outputs)
 
     def statistics(self) -> TensorStatistics:
-        """What was noted."""
+        """Statistics of the weight."""
         if self._moments is None:
             return TensorStatistics()
         return TensorStatistics(moments=by_group(self._moments.mean()), n_observed=self._moments.n_observed)
 
 
 class _Dense(_Layer):
-    """Inputs times a matrix: MatMul, Gemm."""
+    """A product of inputs and a matrix: MatMul, Gemm."""
 
     def observe(self, x: Array) -> None:
-        if len(self.shape) != 2:  # a matrix for each input
+        if len(self.shape) != 2:  # a batch of matrices
             return
         rows = (x.T if self.options.get("transA") else x).reshape(-1, x.shape[0 if self.options.get("transA") else -1])
         n_inputs, n_outputs = self.shape[::-1] if self.options.get("transB") else self.shape
@@ -110,7 +116,7 @@ class _Dense(_Layer):
 
 
 class _Convolution(_Layer):
-    """A convolution of any rank: a vector is a patch of a group's channels."""
+    """A convolution of any rank: a vector is a patch of the channels of a group."""
 
     def observe(self, x: Array) -> None:
         kernel = self.shape[2:]
@@ -133,7 +139,13 @@ class _Convolution(_Layer):
         self._note(math.prod(places), take, shape, math.prod(kernel))
 
     def _padding(self, sizes: Sequence[int], spans: Sequence[int], steps: Sequence[int]) -> list[tuple[int, int]]:
-        """Before and after each axis."""
+        """Padding before and after each axis, by the attributes ``pads`` or ``auto_pad``.
+
+        Args:
+            sizes: Length of each axis.
+            spans: Length of the dilated kernel along each axis.
+            steps: Stride along each axis.
+        """
         rank = len(spans)
         automatic = self.options.get("auto_pad", b"NOTSET").decode()
         if not automatic.startswith("SAME"):
@@ -148,7 +160,7 @@ class _Convolution(_Layer):
 
 
 class _Table(_Layer):
-    """A table whose rows are looked up: how often each of them is."""
+    """A table whose rows are looked up: Gather. It counts how often each row is looked up."""
 
     weight_place = 0
 

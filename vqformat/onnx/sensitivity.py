@@ -1,4 +1,4 @@
-"""How much the outputs change with errors of each tensor, measured with noise on it: ONNX has no derivatives."""
+"""Sensitivity of the outputs to errors of each tensor, measured by adding noise to it: ONNX has no derivatives."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from ..encode.source import SourceTensor
 from .graph import Array, Feeds, Graph, constants
 
 Loss = Literal["values", "logits"]
-_NOISE = 0.05  # of a tensor's root mean square
+_NOISE = 0.05  # standard deviation of the noise, relative to the root mean square of the tensor
 
 
 class NoiseTrials:
-    """A model with noise on its weights, one at a time.
+    """Runs a model with noise on one weight at a time.
 
-    Noise of variance v on the n elements of a tensor changes the outputs by v times the sum of the squared derivatives,
-    and so does an error of quantization.
+    Noise of variance v on the elements of a tensor changes the outputs, to first order, by a mean square of v times the
+    sum of the squared derivatives with respect to these elements. An error of quantization does the same.
+
+    Args:
+        trials: The batches to run the model on.
+        loss: Which errors of the outputs matter, see ``calibrate``.
+        seed: Seed of the noise.
     """
 
     def __init__(self, graph: Graph, trials: list[Feeds], loss: Loss, seed: int) -> None:
@@ -33,7 +38,7 @@ class NoiseTrials:
         self._n_inputs = sum(next((len(a) for a in feeds.values() if a.ndim), 1) for feeds in trials)
 
     def importance(self, tensor: SourceTensor) -> float:
-        """The mean of the squared derivatives to a tensor's elements, for one input."""
+        """The mean squared derivative of the outputs with respect to the elements of a tensor, for one input."""
         values = tensor.load()
         size = float(np.sqrt(np.square(values, dtype=np.float64).mean()))
         if not 0 < size < math.inf:
@@ -47,12 +52,17 @@ class NoiseTrials:
         return total if math.isfinite(total) else 0.0
 
     def _run(self, feeds: Feeds) -> list[Array]:
-        """The floating-point outputs."""
+        """The floating-point outputs for a batch, as float32."""
         found = self._session.run(self._outputs, dict(feeds))
         return [array.astype(np.float32) for array in found if np.issubdtype(array.dtype, np.floating)]
 
     def _change(self, found: Array, aim: Array, scale: float) -> float:
-        """Of one output."""
+        """The squared change of one output; for logits twice the Kullback-Leibler divergence.
+
+        Args:
+            found, aim: The output with and without noise.
+            scale: Standard deviation of the output, by which the change is divided if there are several outputs.
+        """
         if self._loss == "logits":
             logs, aims = _log_softmax(found), _log_softmax(aim)
             return 2 * float((np.exp(aims) * (aims - logs)).sum())
@@ -65,7 +75,7 @@ def _log_softmax(logits: Array) -> Array:
 
 
 def _with_weights_as_inputs(graph: Graph) -> ModelProto:
-    """A variant whose weights are inputs that have defaults."""
+    """A variant of the model in which the weights are inputs with default values."""
     model = ModelProto()
     model.CopyFrom(graph.model)
     names = {tensor.name for tensor in graph.weights}
@@ -79,5 +89,5 @@ def _with_weights_as_inputs(graph: Graph) -> ModelProto:
     for proto in model.graph.initializer:
         if proto.name in names - inputs:
             model.graph.input.append(helper.make_tensor_value_info(proto.name, proto.data_type, proto.dims))
-    model.ir_version = max(model.ir_version, 4)  # before, initializers could not be constants
+    model.ir_version = max(model.ir_version, 4)  # from version 4 on, an initializer need not be an input
     return model

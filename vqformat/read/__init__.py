@@ -1,1 +1,1 @@
-"""Reading a file: in order as it comes, or tensor by tensor by its index."""
+"""Reading a file: front to back from any stream, or tensor by tensor by the index of a seekable file."""

@@ -28,21 +28,24 @@ Array = npt.NDArray[Any]
 
 
 class IndexedReader:
-    """Opens a seekable file by its index and decodes the tensors that are asked for (SPEC 15.2).
+    """Opens a seekable file by its index and decodes single tensors (SPEC 15.2). Several threads may use it.
 
     Args:
-        stream: Opened in binary mode; with ``read`` and ``seek``.
+        stream: Binary file with ``read`` and ``seek``.
+
+    Attributes:
+        index: The index of the file.
 
     Raises:
         VqmError: The file is refused.
     """
 
-    TAIL_NBYTES = 1 << 16
-    HELD_NBYTES = 1 << 22  # compressed, of a layer whose tensors are read one after the other
+    TAIL_NBYTES = 1 << 16  # read at once at the end of the file, and at the beginning of each chunk
+    HELD_NBYTES = 1 << 22  # a layer of at most so many stored bytes is read at once and kept
 
     def __init__(self, stream: BinaryIO) -> None:
         self._input = RandomInput(stream)
-        self._lock = threading.RLock()  # of the layers below: several threads may read
+        self._lock = threading.RLock()  # guards _layers
         self._layers: dict[int, tuple[ChunkHead, LayerInfo]] = {}
         self._books: dict[int, tuple[BookRecord, Floats]] = {}
         self._freqs: dict[int, tuple[FreqRecord, rans.Tables]] = {}
@@ -89,25 +92,25 @@ class IndexedReader:
         return index
 
     def close(self) -> None:
-        """Read no more."""
+        """Free what is held in memory. Tensors cannot be decoded any more."""
         self._input.close()
 
     def metadata(self) -> dict[str, Any]:
-        """The user's metadata, from the index if that has it (SPEC 15.2), else from META."""
+        """The user's metadata: the copy in the index (SPEC 15.2), or META if there is no copy."""
         return parse_meta(self.index.meta_copy or self._chunk(0).meta)
 
     def check_metadata(self) -> None:
-        """Read META too, which loading by the index does without, and compare its copy (IDX-001)."""
+        """Read META and compare it with its copy in the index (IDX-001). Nothing else reads META if there is a copy."""
         meta = self._chunk(0).meta
         if self.index.meta_copy and self.index.meta_copy != meta:
             raise FormatError("the index's copy of META differs from META", clause="IDX-001",
                               offset=self.index.chunk_offsets[0])  # fmt: skip
 
     def entry(self, name: str) -> Entry:
-        """The index's entry of a tensor.
+        """The entry of a tensor in the index.
 
         Raises:
-            TensorNotFoundError: There is none of that name.
+            TensorNotFoundError: There is no tensor of this name.
         """
         at = self.index.position(name)
         if at is None:
@@ -115,7 +118,7 @@ class IndexedReader:
         return self.index.entry(at)
 
     def record(self, name: str) -> TensorRecord:
-        """The record of a tensor; of its target, if it is an alias."""
+        """The record of a tensor; for an alias that of its target."""
         with self._input.clearing_on_error():
             return self._locate(name)[0]
 
@@ -124,14 +127,14 @@ class IndexedReader:
         return self._layer(self.entry(name).chunk)[1].name
 
     def stored_nbytes(self, name: str) -> int:
-        """Bytes of a tensor's sections as stored; 0 for an alias."""
+        """Stored bytes of a tensor's sections; 0 for an alias."""
         if self.entry(name).target is not None:
             return 0
         record, chunk, first = self._locate(name)
         return sum(entry.nbytes for entry in chunk.sections[first : first + record.n_sections()])
 
     def _chunk(self, at: int) -> ChunkHead:
-        """The head of the chunk at this place of the chunk list."""
+        """Read the head of a chunk by its number in the chunk list, and compare it with the index."""
         start, end = self.index.chunk_offsets[at], self.index.chunk_offsets[at + 1]
         first = self._input.read_at(start, min(end - start, self.TAIL_NBYTES), "a chunk")
         if len(first) < CHUNK_HEAD_NBYTES:
@@ -143,16 +146,17 @@ class IndexedReader:
         return chunk
 
     def _layer(self, at: int) -> tuple[ChunkHead, LayerInfo]:
+        """Head and records of a LAYR chunk by its number in the chunk list; read once, then kept."""
         with self._lock:
             found = self._layers.get(at)
             if found is None:
                 start, end = self.index.chunk_offsets[at : at + 2]
-                end = min(end, start + self.TAIL_NBYTES)  # resident sections of its first tensor may be in it
+                end = min(end, start + self.TAIL_NBYTES)  # often has resident sections of its first tensor, too
                 self._input.hold(b"head", self._start_of_tables(at, end, 2 * self.TAIL_NBYTES), end)
                 chunk = self._chunk(at)
                 info = LayerInfo.parse(chunk, _LazyShared(self, at))
                 self._check_layer(at, info)
-                if len(self._layers) >= 64:  # heads only, but a model may have thousands
+                if len(self._layers) >= 64:  # a head is small, but a model may have thousands of layers
                     self._layers.pop(next(iter(self._layers)))
                 found = self._layers[at] = chunk, info
             return found
@@ -178,10 +182,10 @@ class IndexedReader:
                                   clause="IDX-003")  # fmt: skip
 
     def _locate(self, name: str) -> tuple[TensorRecord, ChunkHead, int]:
-        """Record of a tensor or its target, its chunk, and the number of its first section."""
+        """Record of a tensor (for an alias of its target), its chunk, and the number of its first section in that."""
         entry = self.entry(name)
         if entry.target is not None:
-            self._layer(entry.chunk)  # the alias's own record is compared too
+            self._layer(entry.chunk)  # compares the record of the alias with the index
             target = self.entry(entry.target)
             if (target.dtype, target.shape) != (entry.dtype, entry.shape):
                 raise FormatError(f"index: alias {name!r} and its target differ in dtype or shape", clause="IDX-001")
@@ -211,7 +215,7 @@ class IndexedReader:
         return self._freqs[number]
 
     def _table(self, type: bytes, number: int) -> ChunkHead:
-        """The head of a BOOK or FREQ chunk, which is read at once, unless it is large."""
+        """The head of a BOOK or FREQ chunk by its number. The whole chunk is read at once, unless it is large."""
         at = self.index.chunks_of(type)[number]
         start, end = self.index.chunk_offsets[at : at + 2]
         if end - start <= self.HELD_NBYTES:
@@ -219,22 +223,26 @@ class IndexedReader:
         return self._chunk(at)
 
     def _only_section(self, chunk: ChunkHead, plain_nbytes: int) -> bytes:
-        """The section of a chunk that has one, as plain bytes."""
+        """Plain bytes of the only section of a chunk."""
         sections = ChunkSections(self._input, chunk, self._spans(chunk), 0)
         return sections.read(0, [[plain_nbytes]], f"the {chunk.label}")[0].plain()
 
     def _spans(self, chunk: ChunkHead) -> list[tuple[int, int]]:
-        """Where the sections of a chunk lie; the last chunk asked for is remembered."""
+        """Start and end offset of each section of a chunk. The result for the last chunk is kept."""
         last = self._last_spans
         if last[0] != chunk.offset:
             last = self._last_spans = chunk.offset, list(chunk.spans())
         return last[1]
 
     def tensor(self, name: str, budget: Budget | None = None, threads: int = 1) -> Array:
-        """A tensor, decoded.
+        """Decode a tensor into a new array.
+
+        Args:
+            budget: Limits on decoded bytes; None for the defaults.
+            threads: Threads for a large tensor.
 
         Raises:
-            TensorNotFoundError: There is none of that name.
+            TensorNotFoundError: There is no tensor of this name.
             VqmError: Its part of the file is refused.
         """
         with self._input.clearing_on_error():
@@ -265,7 +273,7 @@ class IndexedReader:
         return StoredTensor(record, sections, _LazyShared(self, 0), most_held_nbytes=self.HELD_NBYTES)
 
     def _hold(self, name: str, most_nbytes: int) -> None:
-        """Read the layer of a tensor at once, with the shared tables right before it, unless it is large."""
+        """Read the layer of a tensor, and the BOOK and FREQ chunks directly before it, at once, unless it is large."""
         entry = self.entry(name)
         chunk = entry.chunk if entry.target is None else self.entry(entry.target).chunk
         offsets = self.index.chunk_offsets
@@ -275,17 +283,27 @@ class IndexedReader:
         self._input.hold(b"LAYR", self._start_of_tables(chunk, end, most_nbytes), end)
 
     def _start_of_tables(self, chunk: int, end: int, most_nbytes: int) -> int:
-        """Where the shared tables right before a chunk start, those that are within so many bytes of ``end``."""
+        """Offset of the first BOOK or FREQ chunk of those directly before a chunk.
+
+        Args:
+            chunk: Number of the chunk in the chunk list.
+            end: Offset at which the read ends.
+            most_nbytes: Chunks that are farther than this before ``end`` are left out.
+        """
         offsets = self.index.chunk_offsets
         while self.index.chunk_types[chunk - 1] in (b"BOOK", b"FREQ") and end - offsets[chunk - 1] <= most_nbytes:
             chunk -= 1
         return offsets[chunk]
 
     def part(self, name: str, index: Any, budget: Budget | None = None) -> Array:
-        """What an index asks for of a tensor, decoding only the blocks that hold some of it.
+        """Decode the part of a tensor that an index selects. Only the blocks that it needs are decoded.
+
+        Args:
+            index: As for a NumPy array of the tensor's shape.
+            budget: Limits on decoded bytes; None for the defaults.
 
         Raises:
-            IndexError, TypeError, ValueError: What NumPy raises for an index that an array of that shape does not have.
+            IndexError, TypeError, ValueError: As NumPy does for an invalid index.
         """
         with self._input.clearing_on_error():
             record, chunk, first = self._locate(name)
@@ -300,14 +318,18 @@ class IndexedReader:
     def parts(
         self, name: str, budget: Budget | None = None, threads: int = 1
     ) -> Iterator[tuple[tuple[Any, ...], Array]]:
-        """A tensor block by block: for each an index, and its values, such that ``tensor[index] = values``."""
+        """Decode a tensor block by block. A complex tensor is decoded as one block.
+
+        Yields:
+            For each block an index and its values, so that ``tensor[index] = values`` puts them in place.
+        """
         with self._input.clearing_on_error():
             record, chunk, first = self._locate(name)
         if not record.n_elements:
             return
         with self._input.clearing_on_error():
             stored = self._stored(record, chunk, first)
-        if stored.decoder.stored_dtype != record.dtype_info.numpy:  # pairs of reals, which blocks may cut apart
+        if stored.decoder.stored_dtype != record.dtype_info.numpy:  # blocks may separate real and imaginary parts
             yield (), self.tensor(name, budget, threads)
             return
         with self._input.clearing_on_error():
@@ -316,7 +338,11 @@ class IndexedReader:
 
 
 class _LazyShared:
-    """The BOOK and FREQ chunks before the chunk at a place of the chunk list, read when one is used."""
+    """The BOOK and FREQ chunks that come before a chunk. Each is read when it is used.
+
+    Args:
+        at: Number of the chunk in the chunk list.
+    """
 
     def __init__(self, reader: IndexedReader, at: int) -> None:
         self._reader = reader

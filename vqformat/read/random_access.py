@@ -1,4 +1,4 @@
-"""A seekable file whose parts are read in any order, with parts held in memory for the reads that follow."""
+"""Reading any part of a seekable file. Parts that will be read soon are fetched by one large read and kept."""
 
 from __future__ import annotations
 
@@ -12,45 +12,51 @@ from ..errors import TruncatedError, VqmError
 
 
 class RandomInput:
-    """Reads any part of a seekable file; one lock keeps seek and read together.
+    """Reads any part of a seekable file. A lock makes each seek and its read one step, so that threads may share it.
 
-    Parts may be held in memory, for the reads that follow: over a network few large reads are quicker than many. One of
-    a layer is, one of a chunk that is read meanwhile, the beginning of the last layer and the end of the file.
+    ``hold`` reads a part into memory and keeps it for the reads that follow: over a network, few large reads are faster
+    than many small ones. At most one part of each kind is held: a layer, a BOOK chunk, a FREQ chunk, the beginning of
+    a layer, the end of the file.
+
+    Attributes:
+        nbytes: Bytes of the file.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
         self._is_closed = False
-        self._held: dict[bytes, tuple[int, bytes]] = {}  # by what they are of: offset and bytes
+        self._held: dict[bytes, tuple[int, bytes]] = {}  # kind -> offset and bytes
         end: int | None = stream.seek(0, os.SEEK_END)
-        self.nbytes = stream.tell() if end is None else end  # mmap does not say
+        self.nbytes = stream.tell() if end is None else end  # seek of an mmap returns None
 
     def hold(self, kind: bytes, start: int, end: int) -> None:
-        """Have bytes ``start:end`` in memory, in place of those held before; nothing where the file is shorter.
+        """Hold the bytes ``start:end`` in memory, instead of those of this kind held before.
+
+        If the file is shorter, nothing is read: a later ``read_at`` reports the error.
 
         Args:
-            kind: Type of the chunk that they are of, ``b"head"`` for a layer's beginning, ``b"tail"`` for the file's
-                end.
+            kind: Type of the chunk to which the bytes belong, ``b"head"`` for the beginning of a layer, ``b"tail"`` for
+                the end of the file.
         """
         offset, data = self._held.get(kind, (0, b""))
         if end <= self.nbytes and not (offset <= start and end <= offset + len(data)):
-            self._held.pop(kind, None)  # not both in memory
+            self._held.pop(kind, None)  # before the read, so that old and new are not in memory together
             self._held[kind] = start, self.read_at(start, end - start, "a part of the file")
 
     def release(self, kind: bytes, most_nbytes: int = 0) -> None:
-        """Hold no longer what is larger."""
+        """Free the bytes of a kind, if they are more than ``most_nbytes``."""
         if len(self._held.get(kind, (0, b""))[1]) > most_nbytes:
             self._held.pop(kind, None)
 
     def close(self) -> None:
-        """Read no more, and hold nothing."""
+        """Free all held bytes. A later read raises ValueError."""
         self._is_closed = True
         self._held.clear()
 
     @contextlib.contextmanager
     def clearing_on_error(self) -> Iterator[None]:
-        """Nothing is held any more when a file is refused: the network may be at fault, and the next try reads anew."""
+        """Context that frees all held bytes if the file is refused: a retry after a network error must read anew."""
         try:
             yield
         except VqmError:
@@ -58,22 +64,25 @@ class RandomInput:
             raise
 
     def read_at(self, offset: int, n: int, what: str) -> bytes:
-        """Bytes ``offset:offset + n``.
+        """Read the bytes ``offset:offset + n``.
+
+        Args:
+            what: Name of what is read, for error texts.
 
         Raises:
             TruncatedError: The file is shorter.
-            ValueError: It is closed.
+            ValueError: ``close`` has been called.
         """
         if self._is_closed:
             raise ValueError("the file is closed")
         for held_offset, held in list(self._held.values()):
             if held_offset <= offset and offset + n <= held_offset + len(held):
                 return held[offset - held_offset : offset - held_offset + n]
-        if offset + n <= self.nbytes:  # compared before anything is allocated
+        if offset + n <= self.nbytes:  # before memory is allocated
             with self._lock:
                 self._stream.seek(offset)
                 pieces, left = [], n
-                while left > 0 and (piece := self._stream.read(left)):  # a raw file may give less than it has
+                while left > 0 and (piece := self._stream.read(left)):  # a raw file may return a part
                     pieces.append(piece)
                     left -= len(piece)
             if not left:
@@ -86,7 +95,12 @@ class RandomInput:
 
 
 class PartInput:
-    """A part of a file in memory, and what follows it from the file: read like a stream."""
+    """Reads a file in order from an offset, as ``Readable``.
+
+    Args:
+        offset: Where reading starts.
+        start, data: Offset and bytes of a part that is in memory already. Other parts are read from the file.
+    """
 
     def __init__(self, source: RandomInput, offset: int, start: int = 0, data: bytes = b"") -> None:
         self._source, self.offset, self._start, self._data = source, offset, start, data

@@ -1,4 +1,4 @@
-"""A file opened by its index: a mapping from names to tensors, which are decoded when they are asked for."""
+"""``safe_open``: a seekable file as a mapping from names to tensors, each decoded when it is accessed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a file says of a tensor, without decoding it.
+    """What a file states about a tensor. Nothing is decoded for it.
 
     Attributes:
+        name: Name of the tensor.
         dtype: Name in SPEC 7.1, such as ``"f32"``.
+        shape: Its shape.
+        layer: Name of the layer that holds it.
         method: Its stages in words.
-        stored_nbytes: Bytes of its sections; 0 for an alias.
-        alias_of: Name of the tensor that it is an alias of.
+        stored_nbytes: Bytes of its sections as stored; 0 for an alias.
+        alias_of: Name of its target, if it is an alias; else None.
     """
 
     name: str
@@ -53,19 +56,19 @@ class TensorInfo:
 
 
 class safe_open(Mapping[str, Tensor]):
-    """Opens a file by its index; tensors are decoded when they are asked for.
+    """Opens a file by its index. Each tensor is decoded when it is accessed.
 
-    A mapping from names to tensors, and a context manager::
+    It is a mapping from names to tensors, and a context manager::
 
         with safe_open("model.vqm", framework="np") as f:
             w = f["fc1.weight"]
 
     Args:
         filename: Path, or a binary file that can seek.
-        framework: ``"np"`` or ``"numpy"`` for arrays, ``"pt"`` or ``"torch"`` for tensors.
-        device: Where tensors go; for arrays only ``"cpu"``.
-        max_tensor_bytes: Bound on what one tensor decodes to.
-        threads: How many decode a tensor; by default as many as there are processors, 8 at most.
+        framework: ``"np"`` or ``"numpy"`` for NumPy arrays, ``"pt"`` or ``"torch"`` for PyTorch tensors.
+        device: Device of PyTorch tensors. For arrays only ``"cpu"`` is allowed.
+        max_tensor_bytes: Most bytes of one decoded tensor.
+        threads: Threads that decode a tensor; None for the number of processors, but at most 8.
 
     Raises:
         VqmError: The file is refused.
@@ -107,12 +110,12 @@ class safe_open(Mapping[str, Tensor]):
         self.close()
 
     def close(self) -> None:
-        """Read no more, and close the file if it was opened here."""
+        """Close the reader, and the file if ``filename`` was a path. Tensors cannot be accessed any more."""
         self._reader.close()
         self._opened.__exit__(None, None, None)
 
-    def keys(self) -> list[str]:  # type: ignore[override]  # as safetensors has it
-        """Names of all tensors, in their order."""
+    def keys(self) -> list[str]:  # type: ignore[override]  # a list, as in safetensors
+        """Names of all tensors, in file order."""
         return list(self._reader.index.names)
 
     def __iter__(self) -> Iterator[str]:
@@ -128,36 +131,39 @@ class safe_open(Mapping[str, Tensor]):
         return self._framework.give(self._reader.tensor(name, self._budget(), self._threads))
 
     def get_tensor(self, name: str) -> Tensor:
-        """A tensor, decoded.
+        """Decode a tensor.
+
+        Returns:
+            A new array or tensor.
 
         Raises:
-            TensorNotFoundError: There is none of that name.
+            TensorNotFoundError: There is no tensor of this name.
             VqmError: Its part of the file is refused.
         """
         return self[name]
 
     def get_slice(self, name: str) -> TensorSlice[Tensor]:
-        """A tensor to be indexed: ``f.get_slice(name)[10:20]`` decodes the blocks that it needs."""
-        self._reader.record(name)  # what the index says of it is compared with the chunk before it is believed
+        """A tensor that can be decoded in part: ``f.get_slice(name)[10:20]`` decodes only the blocks that it needs."""
+        self._reader.record(name)  # compares the index with the chunk, before its dtype and shape are used
         return TensorSlice(self, name)
 
     def metadata(self) -> dict[str, Any]:
-        """The user's metadata."""
+        """The user's metadata, as it was given to the encoder."""
         return self._reader.metadata()
 
     def check_metadata(self) -> None:
-        """Compare the copy of the metadata in the index, which ``metadata`` gives, with the metadata itself.
+        """Compare the copy of the metadata in the index with the metadata itself. ``metadata`` reads only the copy.
 
         Raises:
-            FormatError: They differ, or the latter is damaged.
+            FormatError: They differ, or the metadata is damaged.
         """
         self._reader.check_metadata()
 
     def info(self, name: str) -> TensorInfo:
-        """What the file says of a tensor.
+        """What the file states about a tensor; nothing is decoded.
 
         Raises:
-            TensorNotFoundError: There is none of that name.
+            TensorNotFoundError: There is no tensor of this name.
         """
         entry = self._reader.entry(name)
         method = f"alias of {entry.target}" if entry.target is not None else stage_summary(self._reader.record(name))
@@ -169,7 +175,7 @@ class safe_open(Mapping[str, Tensor]):
 
 
 class TensorSlice(Generic[Tensor]):
-    """A tensor that is decoded as far as it is indexed."""
+    """A tensor of which parts can be decoded. Indexing decodes only the blocks that it needs."""
 
     def __init__(self, file: safe_open[Tensor], name: str) -> None:
         self._file, self._name = file, name
@@ -180,7 +186,7 @@ class TensorSlice(Generic[Tensor]):
         return list(self._entry.shape)
 
     def get_dtype(self) -> str:
-        """dtype in safetensors' spelling where that has one, such as ``"F32"`` or ``"F8_E4M3"``."""
+        """dtype in the spelling of safetensors, such as ``"F32"`` or ``"F8_E4M3"``."""
         return spelled_as_safetensors(self._entry.dtype)
 
     def __getitem__(self, index: Index) -> Tensor:
@@ -188,21 +194,29 @@ class TensorSlice(Generic[Tensor]):
         return file._framework.give(file._reader.part(self._name, index, file._budget()))
 
     def decode_into(self, out: Array | torch.Tensor) -> None:
-        """Decode the tensor into an array (or tensor on the CPU) of its shape and dtype, C-contiguous.
+        """Decode the whole tensor into an existing array.
 
-        Memory beside it: a few blocks. So a tensor larger than memory goes into a ``numpy.memmap``.
+        Besides the array it needs memory for a few blocks. So a tensor larger than memory can be decoded into a
+        ``numpy.memmap``.
+
+        Args:
+            out: NumPy array, or PyTorch tensor on the CPU, of the tensor's shape and dtype, C-contiguous.
 
         Raises:
-            ValueError: The array is of another kind.
-            VqmError: The tensor's part of the file is refused; then some of the array is filled.
+            TypeError: ``out`` is neither.
+            ValueError: ``out`` has another shape or dtype, or its memory cannot be filled.
+            VqmError: The tensor's part of the file is refused. A part of ``out`` may have been overwritten.
         """
         array = as_output(out, self._name, self._entry.dtype, self._entry.shape)
         self._file._reader.decode_into(self._name, array, self._file._threads)
 
     def blocks(self) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-        """The tensor piece by piece, for each an index and its values: ``whole[index] = values`` puts it in place.
+        """Decode the tensor block by block.
 
-        A piece is a block of the file, some 250,000 elements (all of a complex tensor).
+        A block has about 250,000 elements. A complex tensor is one block.
+
+        Yields:
+            For each block an index and its values, so that ``whole[index] = values`` puts them in place.
         """
         file = self._file
         for index, values in file._reader.parts(self._name, file._budget(), file._threads):

@@ -30,21 +30,22 @@ Array = npt.NDArray[Any]
 
 
 class SequentialReader:
-    """Reads a stream front to back, which need not seek, checking everything (SPEC 15.1).
+    """Reads a stream front to back and checks all of it (SPEC 15.1). The stream need not support ``seek``.
 
     Args:
-        stream: Opened in binary mode.
-        budget: What may be decoded.
-        check_digest: Whether the SHA-256 of the file is computed and compared, besides the CRCs.
-        keep_total: Whether the caller keeps all layers, so that they count together against the budget.
-        in_batches: Whether arrays need be filled only when all layers have been read, which is faster.
-        allow_partial: Whether a file that ends early is read as far as it goes.
-        threads: That decode.
+        stream: Binary stream.
+        budget: Limits on decoded bytes; None for the defaults.
+        check_digest: Whether the SHA-256 of the file is computed and compared, in addition to the CRCs.
+        keep_total: Whether the caller keeps the arrays of all layers, so that all count together against the budget.
+        in_batches: Whether small tensors of several layers are decoded together, which is faster. Then arrays are
+            filled only when all layers have been read.
+        allow_partial: Whether a truncated file is read up to its end (REA-005).
+        threads: Number of threads that decode.
 
     Attributes:
         metadata: The user's metadata.
-        digest: The SHA-256 that the index states, once all layers have been read.
-        cut_at: Where a file ended that ended early, once that has been met; else None.
+        digest: The SHA-256 that the index states. It is set when all layers have been read.
+        cut_at: Length of a truncated file, once its end has been met; else None.
 
     Raises:
         VqmError: The file is refused.
@@ -77,10 +78,10 @@ class SequentialReader:
         self._note(chunk, [])
 
     def layers(self) -> Iterator[tuple[LayerInfo, dict[str, Array]]]:
-        """The layers in file order, each decoded when it is asked for; at the end the index and the footer.
+        """Read and decode the layers in file order, one for each step of the iteration; then check index and footer.
 
         Yields:
-            Records, and the arrays of the tensors that are no aliases.
+            Records of a layer, and by name the arrays of its tensors that are not aliases.
         """
         with Workers(self._threads) as workers:
             for info, tensors in self.open_layers():
@@ -98,11 +99,11 @@ class SequentialReader:
             self._batch.flush()
 
     def open_layers(self) -> Iterator[tuple[LayerInfo, Iterator[SequentialTensor]]]:
-        """The layers in file order, nothing of which is decoded; at the end the index and the footer.
+        """Read the layers in file order without decoding them; then check index and footer.
 
         Yields:
-            Records, and the tensors that are no aliases, in file order. What of them has not been read when the next
-            one is asked for is checked and left out.
+            Records of a layer, and its tensors that are not aliases, in file order. When the next tensor is requested,
+            the sections of the tensor before it that have not been read are checked and dropped.
         """
         try:
             yield from self._open_layers()
@@ -132,7 +133,7 @@ class SequentialReader:
                     tensors = self._tensors(chunk, info)
                     yield info, tensors
                     if self.cut_at is None:
-                        for _ in tensors:  # those that the caller has not come to
+                        for _ in tensors:  # check those that the caller has not requested
                             pass
                         self._note(chunk, info.records)
                 case _:
@@ -149,7 +150,12 @@ class SequentialReader:
                 tensor.skip()
 
     def _whole(self, info: LayerInfo | None, arrays: dict[str, Array], err: TruncatedError) -> LayerInfo:
-        """What of a layer is there when the file has ended early: that must be allowed (REA-005)."""
+        """The complete part of a layer at the end of a truncated file; raises ``err`` if that is not allowed (REA-005).
+
+        Args:
+            info: The layer; None if the file ends between layers.
+            arrays: Its tensors that were decoded.
+        """
         if not self._allow_partial:
             raise err
         self.cut_at = self._input.end
@@ -179,7 +185,7 @@ class SequentialReader:
         self._note(chunk, [])
 
     def _decode(self, tensor: SequentialTensor, workers: Workers) -> Array:
-        """The array of a tensor, which is filled when workers are done and what waits has been decoded."""
+        """The array of a tensor. It is filled when the workers have finished and the batch has been flushed."""
         record = tensor.record
         self._budget.take(record)
         array: Array | None = None
@@ -188,7 +194,7 @@ class SequentialReader:
                 workers.run(tensor.decode, blocks, sections, array, here=tensor.decoder.has_trellis)
                 continue
             payloads = plain(sections)
-            array = allocate(record)  # REA-002: only now
+            array = allocate(record)  # REA-002: only after the first group has been checked
             if not self._batch.add(tensor.decoder, blocks, payloads, array):
                 tensor.decoder.decode_blocks(blocks, payloads, array)
         return allocate(record) if array is None else array
@@ -213,10 +219,10 @@ class SequentialReader:
 
 
 class SequentialTensor(GroupedTensor):
-    """A tensor that a sequential reader has come to: its sections are read in their order, each once.
+    """The current tensor of a sequential reader. Its sections are read in order, each once.
 
     Attributes:
-        has_passed: Whether the reader has gone on.
+        has_passed: Whether the reader has moved on to the next tensor, so that this one cannot be read any more.
     """
 
     def __init__(
@@ -229,15 +235,21 @@ class SequentialTensor(GroupedTensor):
 
     @cached_property
     def decoder(self) -> TensorDecoder:
-        """Its decoder; the resident sections are read when it is first asked for."""
+        """The decoder of the tensor. The first access reads the resident sections."""
         resident = self._read(self.record.resident_nbytes(), f"a resident section of tensor {self.record.name!r}")
         return TensorDecoder(self.record, resident, self._shared)
 
     def groups(self, most_elements: int = FEW_ELEMENTS) -> Iterator[tuple[list[Block], Sections]]:
-        """Blocks, and the payload sections of each, in groups that are best decoded together; none without elements.
+        """Read all blocks in groups that should be decoded together.
+
+        Args:
+            most_elements: Most elements of a group of several blocks.
+
+        Yields:
+            The blocks of a group, and for each its payload sections; nothing if the tensor has no elements.
 
         Raises:
-            ValueError: The reader has gone on.
+            ValueError: The reader has moved on.
         """
         record = self.record
         if not record.n_elements:
@@ -252,11 +264,11 @@ class SequentialTensor(GroupedTensor):
                            for i, block in zip(numbers, blocks, strict=True)]  # fmt: skip
 
     def passed(self) -> ValueError:
-        """What is raised when the tensor can be decoded no more."""
+        """The error for a tensor that cannot be decoded any more."""
         return ValueError(f"tensor {self.record.name!r} has passed: decode it before the stream goes on, and once")
 
     def skip(self) -> None:
-        """Check the sections that have not been read, and forget them."""
+        """Check the sections that have not been read, and drop them."""
         self.has_passed = True
         for entry in self._entries:
             skip_section(self._source, entry, f"a section of tensor {self.record.name!r}")

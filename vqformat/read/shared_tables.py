@@ -1,4 +1,4 @@
-"""Codebooks and tables of frequencies that tensors of a file share: the values of BOOK and FREQ chunks."""
+"""Codebooks and frequency tables that tensors of a file share: the contents of BOOK and FREQ chunks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..format.records import BookRecord, FreqRecord
 
 @dataclass
 class Shared(SharedRecords):
-    """What BOOK and FREQ chunks hold, by number, with their records."""
+    """Records and contents of the BOOK and FREQ chunks read so far, by number."""
 
     _books: list[Floats] = field(default_factory=list)
     _tables: list[rans.Tables] = field(default_factory=list)
 
     def add_book(self, record: BookRecord, section: bytes) -> None:
-        """Note the next BOOK chunk, from its plain section.
+        """Add the next BOOK chunk, from its plain section.
 
         Raises:
             FormatError: A value breaks a rule.
@@ -27,7 +27,11 @@ class Shared(SharedRecords):
         self.books.append(record)
 
     def add_freq(self, record: FreqRecord, section: bytes) -> None:
-        """Note the next FREQ chunk, likewise."""
+        """Add the next FREQ chunk, from its plain section.
+
+        Raises:
+            FormatError: A table has no weight (FRQ-003).
+        """
         self._tables.append(rans.Tables.decode(section, record))
         self.freqs.append(record)
 
@@ -39,5 +43,5 @@ class Shared(SharedRecords):
 
 
 def book_values(section: bytes, record: BookRecord, number: int) -> Floats:
-    """The values of a BOOK chunk from its plain section (BOK-002)."""
+    """Values of a BOOK chunk from its plain section: ``(groups · entries · dim,)`` float32 (BOK-002)."""
     return tables.decode(section, record.dtype, f"BOOK {number}", "BOK-002")

@@ -1,4 +1,4 @@
-"""A tensor in a seekable file: its sections are found by the section table, and read when they are needed."""
+"""A tensor of a seekable file: its sections are found by the section table, and read when they are needed."""
 
 from __future__ import annotations
 
@@ -20,27 +20,29 @@ Array = npt.NDArray[Any]
 
 
 class ChunkSections:
-    """Sections of a chunk, those of a tensor for example.
+    """Consecutive sections of a chunk, such as those of one tensor.
 
     Args:
-        spans: Where the sections of the chunk lie.
-        first: Number of the first one in the chunk.
+        source: The file.
+        spans: Start and end offset of each section of the chunk.
+        first: Number of the first of these sections in the chunk.
     """
 
     def __init__(self, source: RandomInput, chunk: ChunkHead, spans: list[tuple[int, int]], first: int) -> None:
         self.source, self._chunk, self._spans, self._first = source, chunk, spans, first
 
     def span(self, at: int, n: int) -> tuple[int, int]:
-        """Where ``n`` sections from number ``at`` on lie in the file, the padding before them included."""
+        """Start and end offset of ``n`` sections from number ``at`` on, with the padding before them."""
         first = self._first + at
         return self._spans[first - 1][1] if first else self._chunk.data_offset, self._spans[first + n - 1][1]
 
     def read(self, at: int, sizes: Sequence[Sequence[Size]], where: str) -> list[StoredSection]:
-        """Consecutive sections, in one read.
+        """Read consecutive sections with one read of the file.
 
         Args:
-            at: Number of the first one, counted from the tensor's first.
-            sizes: Their plain sizes, a list per stage.
+            at: Number of the first, counted from the first section of the tensor.
+            sizes: Their plain sizes, in lists, such as one for each stage.
+            where: Name of the sections, for error texts.
         """
         first = self._first + at
         nbytes = [size for stage_sizes in sizes for size in stage_sizes]
@@ -62,7 +64,13 @@ class ChunkSections:
 
 
 class StoredTensor(GroupedTensor):
-    """A tensor with elements in the file: its resident sections are read, its blocks are when they are wanted."""
+    """A tensor that has elements. Its resident sections are read at once, its blocks when they are needed.
+
+    Args:
+        sections: Its sections.
+        shared: Contents of the BOOK and FREQ chunks.
+        most_held_nbytes: Most bytes of payload sections that are read at once and kept.
+    """
 
     def __init__(
         self, record: TensorRecord, sections: ChunkSections, shared: SharedValues, *, most_held_nbytes: int
@@ -81,7 +89,15 @@ class StoredTensor(GroupedTensor):
     def groups(
         self, numbers: Sequence[int], most_elements: int = FEW_ELEMENTS
     ) -> Iterator[tuple[list[Block], Sections]]:
-        """Blocks, and the payload sections of each, in groups that are best decoded together."""
+        """Read blocks in groups that should be decoded together.
+
+        Args:
+            numbers: Numbers of the blocks, ascending.
+            most_elements: Most elements of a group of several blocks.
+
+        Yields:
+            The blocks of a group, and for each its payload sections.
+        """
         record, decoder, n = self.record, self.decoder, self.record.n_payload()
         size = decoder.group_size(most_elements)
         at = [self._n_resident + i * n for i in numbers]
@@ -90,7 +106,7 @@ class StoredTensor(GroupedTensor):
             blocks, sections = [], []
             for k in range(first, min(first + size, len(numbers))):
                 start, end = self._sections.span(at[k], n)
-                if end > held_end:  # what follows directly is read with it
+                if end > held_end:  # read the sections that follow without a gap together with these
                     held_end = end
                     for k_next in range(k + 1, len(numbers)):
                         next_start, next_end = self._sections.span(at[k_next], n)
@@ -105,6 +121,10 @@ class StoredTensor(GroupedTensor):
             yield blocks, sections
 
     def values(self, numbers: Sequence[int]) -> Iterator[tuple[Block, Array]]:
-        """Blocks, and the values of each in stored order."""
+        """Decode blocks by their numbers, ascending.
+
+        Yields:
+            Each block, and its values in stored order, ``(n_rows, n_columns)``.
+        """
         for blocks, sections in self.groups(numbers):
             yield from zip(blocks, self.decoder.block_values(blocks, plain(sections)), strict=True)

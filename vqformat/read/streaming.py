@@ -1,4 +1,4 @@
-"""Layer after layer, from any stream: with one of them in memory, or a few blocks of it."""
+"""``stream``: reading any stream layer by layer, with one layer, or a few blocks of it, in memory."""
 
 from __future__ import annotations
 
@@ -26,37 +26,38 @@ if TYPE_CHECKING:
 
 
 class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
-    """The layers of a file in their order, each decoded when it is looked into; in memory is the one in hand.
+    """The layers of a file in file order. Only the current layer is in memory; it is decoded when it is accessed.
 
-    An iterator, and a context manager that closes the file::
+    It is an iterator, and a context manager that closes the file::
 
         for layer in stream("model.vqm"):
             for name, array in layer.items():
                 ...
 
-    or, with some blocks in memory in place of a layer::
+    With only some blocks in memory instead of a layer::
 
         for layer in stream(sys.stdin.buffer):
             for tensor in layer.tensors():
                 tensor.decode_into(numpy.lib.format.open_memmap(...))
 
-    Everything is checked on the way, what is not looked into too; only when the iteration has ended is the file known
-    to be complete.
+    The CRCs of all sections are checked, also of those that are not accessed. That the file is complete is known only
+    when the iteration has ended.
 
     Args:
-        source: Path, or a binary stream, which need not seek: a pipe, a socket's file, a response.
+        source: Path, or a binary stream, which need not support ``seek``: a pipe, the file of a socket, an HTTP
+            response.
         framework, device: As for ``safe_open``.
-        max_tensor_bytes: Bound on what one tensor decodes to; not on what is decoded block by block.
-        threads: How many decode a tensor; by default as many as there are processors, 8 at most.
-        allow_partial: Of a file that ends early give the tensors that are there whole, with a warning at the end.
-            Layers are then decoded when they are reached.
+        max_tensor_bytes: Most bytes of one decoded tensor. It does not limit tensors that are decoded block by block.
+        threads: Threads that decode a tensor; None for the number of processors, but at most 8.
+        allow_partial: Accept a truncated file: give its complete tensors, then a warning. Then each layer is decoded
+            when the iteration reaches it.
 
     Attributes:
         metadata: The user's metadata.
 
     Raises:
-        VqmError: The file is refused, here or at any later step.
-        OSError: It cannot be read.
+        VqmError: The file is refused. Each later step may raise it, too.
+        OSError: The file cannot be read.
     """
 
     @overload
@@ -98,7 +99,7 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
             self._current._pass_by()
             self._current = None
         if self._has_failed:
-            raise ValueError("the stream was ended by an error: what follows is not known")
+            raise ValueError("the stream was ended by an error: its further layers cannot be read")
         try:
             self._current = next(self._layers)
         except BaseException as err:
@@ -120,7 +121,7 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
             warnings.warn(f"the file ends early, at byte {self._reader.cut_at}", stacklevel=3)
 
     def close(self) -> None:
-        """Close the file, if it was opened here."""
+        """Close the file, if ``source`` was a path."""
         self._opened.__exit__(None, None, None)
 
     def __enter__(self) -> stream[Tensor]:
@@ -133,13 +134,13 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
 
 
 class Layer(Mapping[str, Tensor]):
-    """A layer: a mapping from names to tensors, all of which are decoded when one of them is asked for.
+    """A layer of a stream: a mapping from names to tensors. The first access decodes all of them.
 
-    It is to be looked into before the stream goes on; what has been decoded by then stays.
+    The first access must come before the next layer is requested. Decoded tensors stay available after that.
 
     Attributes:
         name: A label for people.
-        aliases: Further names of tensors, of this layer or an earlier one, by the name: ``{alias: target}``.
+        aliases: Further names of tensors of this layer or an earlier one: ``{alias: target}``.
     """
 
     def __init__(self, info: LayerInfo, budget: Budget, tensors: Iterator[StreamedTensor[Tensor]],
@@ -172,10 +173,10 @@ class Layer(Mapping[str, Tensor]):
         return len(self._names)
 
     def tensors(self) -> Iterator[StreamedTensor[Tensor]]:
-        """The tensors in file order, each to be decoded, or not, before the next is asked for.
+        """The tensors in file order. Each can be decoded only before the next one is requested.
 
         Raises:
-            ValueError: The layer has been looked into, or the stream has gone on.
+            ValueError: The layer has been accessed before, or the stream has moved on.
         """
         if self._arrays is not None:
             raise ValueError(f"layer {self.name!r} is decoded already: it is a mapping from names to tensors")
@@ -204,11 +205,12 @@ class Layer(Mapping[str, Tensor]):
 
 
 class StreamedTensor(Generic[Tensor]):
-    """A tensor that a stream has come to, to be decoded at most once.
+    """The current tensor of a stream. It can be decoded once.
 
     Attributes:
-        name, shape: Of the tensor.
-        dtype: As safetensors spells it, such as ``"F32"``.
+        name: Name of the tensor.
+        shape: Its shape.
+        dtype: Its dtype in the spelling of safetensors, such as ``"F32"``.
     """
 
     def __init__(self, tensor: SequentialTensor, framework: Framework[Tensor], budget: Budget, threads: int) -> None:
@@ -218,41 +220,49 @@ class StreamedTensor(Generic[Tensor]):
         self.dtype = spelled_as_safetensors(tensor.record.dtype)
 
     def decode(self) -> Tensor:
-        """The tensor.
+        """Decode the tensor into a new array.
 
         Raises:
             VqmError: Its part of the file is refused.
-            ValueError: It has been decoded, or the stream has gone on.
+            ValueError: It has been decoded before, or the stream has moved on.
         """
-        return self._decode_within(replace(self._budget))  # by itself: the caller may have dropped the others
+        return self._decode_within(replace(self._budget))  # a copy: tensors that were decoded before do not count
 
     def _decode_within(self, budget: Budget) -> Tensor:
         budget.take(self._tensor.record)
         return self._framework.give(self._decode(None))
 
     def decode_into(self, out: Array | torch.Tensor) -> None:
-        """Decode the tensor into an array (or tensor on the CPU) of its shape and dtype, C-contiguous.
+        """Decode the tensor into an existing array.
 
-        Memory beside it: a few blocks. So a tensor larger than memory goes into a ``numpy.memmap``.
+        Besides the array it needs memory for a few blocks. So a tensor larger than memory can be decoded into a
+        ``numpy.memmap``.
+
+        Args:
+            out: NumPy array, or PyTorch tensor on the CPU, of the tensor's shape and dtype, C-contiguous.
 
         Raises:
-            ValueError: The array is of another kind; or as ``decode``.
-            VqmError: The tensor's part of the file is refused; then some of the array is filled.
+            TypeError: ``out`` is neither.
+            ValueError: ``out`` has another shape or dtype, or its memory cannot be filled; or as for ``decode``.
+            VqmError: The tensor's part of the file is refused. A part of ``out`` may have been overwritten.
         """
         self._decode(as_output(out, self.name, self._tensor.record.dtype, self.shape))
 
     def blocks(self) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-        """The tensor piece by piece, for each an index and its values: ``whole[index] = values`` puts it in place.
+        """Decode the tensor block by block.
 
-        A piece is a block of the file, some 250,000 elements (all of a complex tensor).
+        A block has about 250,000 elements. A complex tensor is one block.
+
+        Yields:
+            For each block an index and its values, so that ``whole[index] = values`` puts them in place.
 
         Raises:
-            VqmError, ValueError: As ``decode``.
+            VqmError, ValueError: As for ``decode``.
         """
         record = self._tensor.record
         if not record.n_elements:
             return
-        if record.dtype_info.is_complex and not record.is_raw:  # blocks may cut a pair of reals apart
+        if record.dtype_info.is_complex and not record.is_raw:  # blocks may separate real and imaginary parts
             yield (), self.decode()
             return
         self._check_first()

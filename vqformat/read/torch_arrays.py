@@ -1,4 +1,4 @@
-"""Tensors of PyTorch as arrays of NumPy, and back."""
+"""Conversion of PyTorch tensors to NumPy arrays, and back."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ..errors import EncodeError, UnsupportedError
 from ..format.bits import pack_nibbles, unpack_nibbles
 from ..format.dtypes import DTYPES
 
-_PAIRS = "float4_e2m1fn_x2"  # PyTorch's name of f4_e2m1fn, two elements to a byte along the last axis
+_PAIRS = "float4_e2m1fn_x2"  # PyTorch's name of f4_e2m1fn; it packs two elements of the last axis into a byte
 _TORCH_NAMES = {dtype.name: _PAIRS if dtype.name == "f4_e2m1fn" else dtype.numpy_name for dtype in DTYPES
                 if dtype.name not in ("u4", "i4")}  # fmt: skip
 _NAMES = {getattr(torch, torch_name): name for name, torch_name in _TORCH_NAMES.items() if hasattr(torch, torch_name)}
-_WORDS = {1: (torch.uint8, np.uint8), 2: (torch.int16, np.int16)}  # carry what NumPy has no dtype of its own for
+_WORDS = {1: (torch.uint8, np.uint8), 2: (torch.int16, np.int16)}  # for dtypes that NumPy itself lacks, by bytes
 
 
 def from_numpy(array: npt.NDArray[Any]) -> torch.Tensor:
-    """An array as a tensor, in the same memory where it can be.
+    """Convert an array to a tensor. Both share memory if possible.
 
-    bf16 and f8 are views; f4 is packed two to a byte along the last axis, as PyTorch has it; u4 and i4, which PyTorch
-    does not have, become uint8 and int8.
+    bf16 and f8 share memory. Two elements of f4 along the last axis are packed into a byte, as PyTorch stores them.
+    PyTorch has no u4 and i4: they become uint8 and int8.
 
     Raises:
-        UnsupportedError: This PyTorch has no such dtype.
+        UnsupportedError: The installed PyTorch does not have the dtype.
     """
     name = array.dtype.name
     if name in ("uint4", "int4"):
@@ -50,19 +50,19 @@ def from_numpy(array: npt.NDArray[Any]) -> torch.Tensor:
 
 
 def to_numpy(tensor: torch.Tensor, name: str = "") -> npt.NDArray[Any]:
-    """A tensor as an array, in the same memory where it can be; the inverse of ``from_numpy``.
+    """Convert a tensor to an array, the inverse of ``from_numpy``. Both share memory if possible.
 
     Args:
-        name: For error texts.
+        name: Name of the tensor, for error texts.
 
     Raises:
-        EncodeError: A ``.vqm`` cannot hold it.
+        EncodeError: A ``.vqm`` cannot hold the tensor.
     """
     dtype = dtype_name(tensor, name)
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     if hasattr(np, tensor_name := _TORCH_NAMES[dtype]):
         array: npt.NDArray[Any] = tensor.numpy()
-        # A file may hold other bytes than 0 and 1 for a bool: whatever is not 0 is true
+        # The bools of a loaded checkpoint may have other bytes than 0 and 1: every byte other than 0 is true
         return array.view(np.uint8) != 0 if dtype == "bool" else array
     info = next(info for info in DTYPES if info.name == dtype)
     if tensor_name == _PAIRS:
@@ -74,24 +74,30 @@ def to_numpy(tensor: torch.Tensor, name: str = "") -> npt.NDArray[Any]:
 
 
 def memory_of(tensor: torch.Tensor, name: str) -> npt.NDArray[Any]:
-    """A tensor's memory as an array, so that what is written to the one is in the other.
+    """An array that shares the memory of a tensor, so that writing to the array changes the tensor.
+
+    Args:
+        name: Name of the tensor, for error texts.
 
     Raises:
-        ValueError: It is elsewhere, or its elements lie there otherwise than in an array.
+        ValueError: The tensor is not on the CPU, or an array cannot describe its memory.
     """
     if tensor.device.type != "cpu" or not tensor.is_contiguous():
-        raise ValueError(f"tensor {name!r}: a contiguous tensor on the CPU is wanted, not one on {tensor.device}")
+        raise ValueError(f"tensor {name!r}: expected a contiguous tensor on the CPU, not one on {tensor.device}")
     if tensor.dtype == torch.bool:
         return tensor.view(torch.uint8).numpy().view(np.bool_)
     array = to_numpy(tensor, name)
     if array.size and array.ctypes.data != tensor.data_ptr():
-        raise ValueError(f"tensor {name!r}: a tensor is wanted whose memory has its elements one by one, as they are;"
-                         f" that of dtype {tensor.dtype} is packed, conjugate or negative")  # fmt: skip
+        raise ValueError(f"tensor {name!r}: the tensor of dtype {tensor.dtype} is packed, conjugate or negative; its"
+                         " memory cannot be filled in place")  # fmt: skip
     return array
 
 
 def dtype_name(tensor: torch.Tensor, name: str) -> str:
-    """The dtype's name in SPEC 7.1.
+    """The name of a tensor's dtype in SPEC 7.1.
+
+    Args:
+        name: Name of the tensor, for error texts.
 
     Raises:
         EncodeError: A ``.vqm`` cannot hold the tensor; the message says what to do.
@@ -111,16 +117,16 @@ def dtype_name(tensor: torch.Tensor, name: str) -> str:
 
 
 def logical_shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The shape in elements: two for each that PyTorch counts along the last axis of f4."""
+    """The shape in elements. For f4 the last axis is twice as long as in PyTorch, which counts pairs."""
     shape = tuple(tensor.shape)
     return (*shape[:-1], 2 * shape[-1]) if _NAMES.get(tensor.dtype) == "f4_e2m1fn" else shape
 
 
 def torch_dtype(name: str) -> torch.dtype | None:
-    """The dtype of a name in SPEC 7.1; None for those of 4 bits, which PyTorch lacks or keeps two to a byte.
+    """The PyTorch dtype of a name in SPEC 7.1; None for 4-bit dtypes, which PyTorch lacks or packs in pairs.
 
     Raises:
-        UnsupportedError: This PyTorch has no such dtype.
+        UnsupportedError: The installed PyTorch does not have the dtype.
     """
     if name not in _TORCH_NAMES or _TORCH_NAMES[name] == _PAIRS:
         return None
@@ -128,13 +134,13 @@ def torch_dtype(name: str) -> torch.dtype | None:
 
 
 def identity(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """What two tensors have in common that share everything."""
+    """A key that is equal for two tensors if they have the same device, memory, shape, strides, dtype and flags."""
     return (str(tensor.device), tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype,
             tensor.is_conj(), tensor.is_neg())  # fmt: skip
 
 
 def memory_format(tensor: torch.Tensor) -> torch.memory_format:
-    """In which order the axes of a tensor lie in memory."""
+    """The memory format of a tensor: channels last, or contiguous."""
     formats = (torch.channels_last, torch.channels_last_3d)
     return next((f for f in formats if tensor.is_contiguous(memory_format=f)), torch.contiguous_format)
 

@@ -49,14 +49,14 @@ def save_file(
     """Compress tensors into a ``.vqm`` file.
 
     Args:
-        tensors: By name, on any device and of any strides; their order is kept. Tied tensors become aliases.
+        tensors: Tensors by name, on any device and with any strides. Their order is kept. Tied tensors become aliases.
         filename, metadata, overwrite, options: As for ``vqformat.save_file``.
 
     Returns:
-        What became of each tensor; its ``notes`` name tensors that share memory otherwise.
+        A report on each tensor. Its ``notes`` name tensors that overlap in memory without being equal.
 
     Raises:
-        EncodeError: Something cannot be written, or the budget cannot be met.
+        EncodeError: A tensor or the metadata cannot be written, or the budget cannot be met.
         FileExistsError: The file exists and ``overwrite`` is false.
     """
     notes: list[str] = []
@@ -78,7 +78,7 @@ def _save(sources: list[SourceTensor], notes: list[str], filename: Path | Binary
 def save(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None, **options: Unpack[SaveOptions]
 ) -> bytes:
-    """The bytes that ``save_file`` would write; the same options."""
+    """The bytes that ``save_file`` would write, with the same options."""
     stream = io.BytesIO()
     save_file(tensors, stream, metadata, **options)
     return stream.getvalue()
@@ -87,15 +87,16 @@ def save(
 def load_file(
     filename: Path | BinaryIO, device: Device = "cpu", **options: Unpack[LoadOptions]
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a file, in their order; an alias is the same tensor as its target.
+    """Load all tensors of a file, in file order. An alias is the same object as its target.
 
     Args:
-        device: Where the tensors go.
+        filename: Path, or a binary stream, which need not support ``seek``.
+        device: Device of the tensors.
         options: ``max_tensor_bytes``, ``threads`` and so on, as for ``vqformat.load_file``.
 
     Raises:
         VqmError: The file is refused.
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     arrays = front.load_file(filename, **options)
     first: dict[int, str] = {}
@@ -110,21 +111,25 @@ def load_file(
 def load(
     data: bytes | bytearray | memoryview, device: Device = "cpu", **options: Unpack[LoadOptions]
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a file in memory; options as for ``load_file``."""
+    """Load all tensors from the bytes of a file, with the options of ``load_file``."""
     return load_file(io.BytesIO(data), device, **options)
 
 
 def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapping[str, Any] | None = None, *,
                calibration: Calibration | None = None, **options: Unpack[FileOptions]) -> Report:  # fmt: skip
-    """Compress a model's state dict into a ``.vqm`` file; tied weights are stored once and stay tied.
+    """Compress the state dict of a model into a ``.vqm`` file. Tied weights are stored once and stay tied.
 
     Args:
-        calibration: What ``calibrate`` found. Errors of weights are then made up for by other weights, bits go where
-            the model minds errors, and biases and normalizations are corrected. The preset is ``small``.
+        calibration: The result of ``calibrate``. With it, the encoder compensates errors of weights by other weights,
+            gives more bits to tensors to whose errors the outputs are sensitive, and corrects biases and
+            normalizations. The preset is then ``small``.
         metadata, options: As for ``vqformat.save_file``.
 
+    Returns:
+        A report on each tensor.
+
     Raises:
-        EncodeError: Part of the state dict is no tensor, or cannot be written.
+        EncodeError: The state dict has a value that is not a tensor, or a tensor that cannot be written.
     """
     calibrated: dict[str, Any] = {}
     if calibration is not None and not options.get("lossless"):
@@ -138,7 +143,7 @@ def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapp
 
 
 class writer(writer_of_arrays):
-    """Writes a ``.vqm`` layer by layer, as ``vqformat.writer`` does; tensors are of PyTorch."""
+    """Writes PyTorch tensors to a ``.vqm`` layer by layer, as ``vqformat.writer`` does with arrays."""
 
     def _source_tensors(self, tensors: Mapping[str, torch.Tensor], notes: list[str]) -> list[SourceTensor]:
         return source_tensors(tensors, notes)
@@ -147,11 +152,14 @@ class writer(writer_of_arrays):
 def source_tensors(
     tensors: Mapping[str, torch.Tensor], notes: list[str], tables: Iterable[str] = ()
 ) -> list[SourceTensor]:
-    """Tensors as the encoder takes them: tied ones as aliases (SPEC 7, "Alias").
+    """Describe tensors for the encoder. Tied tensors become aliases (SPEC 7, "Alias").
 
     Args:
-        notes: Gets a line for each tensor that shares memory with another in a way that no alias can tell.
-        tables: Names of those whose rows are looked up one by one.
+        notes: A line is appended for each tensor that overlaps another one in memory without being equal to it.
+        tables: Names of the tensors whose rows are looked up one by one, such as embeddings.
+
+    Raises:
+        EncodeError: A name is not a string, or a value is not a tensor that a ``.vqm`` can hold.
     """
     from ..encode.source import SourceTensor
 
@@ -186,13 +194,17 @@ def _loader(tensor: torch.Tensor, name: str) -> Callable[[], npt.NDArray[Any]]:
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """Addresses of a tensor's first byte and of the one after its last."""
+    """Addresses of the first byte of a tensor and of the byte after its last."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def _overlaps(by_storage: dict[int, list[tuple[int, int, int, str]]]) -> list[str]:
-    """A note for each tensor whose bytes overlap those of another: start, end, position and name by storage."""
+    """A note for each tensor whose bytes overlap those of another.
+
+    Args:
+        by_storage: For each storage, for each of its tensors: start address, end address, position and name.
+    """
     found = []
     for extents in by_storage.values():
         reach, other = 0, ""

@@ -1,7 +1,7 @@
-"""Statistics of a model's inputs and of its sensitivity, gathered by running it on some of its inputs.
+"""Statistics of a PyTorch model, gathered by running it on some inputs.
 
-They say how much the outputs mind an error of each tensor, and which inputs of a layer go together, so that the error
-of one weight can be made up for by another. Inputs are enough, no labels.
+They are: how much an error of each tensor changes the outputs, and the second moments of the inputs of each layer. With
+the moments the encoder compensates the error of one weight by other weights. No labels are needed.
 """
 
 from __future__ import annotations
@@ -21,31 +21,32 @@ from .batches import copied, count_bytes, floating_outputs, run
 from .observers import InputObservers
 from .sensitivity import Loss, Sensitivity
 
-_KEPT_NBYTES = 1 << 26  # of inputs and their outputs, for corrections that need to run the model
+_KEPT_NBYTES = 1 << 26  # of the batches (with their outputs) that are kept for corrections, which run the model
 
 
 def calibrate(
     model: nn.Module, batches: Iterable[Any], *, loss: Loss = "values", seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Calibration:  # fmt: skip
-    """Gather what ``save_model(…, calibration=…)`` makes use of.
+    """Gather the statistics for ``save_model(…, calibration=…)``.
 
-    Some hundreds of inputs like those that the model will meet do; thousands help layers of thousands of inputs. Give
-    them in ten batches or more, so that corrections can be judged by batches that they were not made with. It takes
-    about two to three times as long as running the model on them. Memory is that of the model, of at most 16 MB of
-    second moments for each layer (more for layers of over 16,384 inputs), of a batch, and of the activations of some
-    inputs; and as many batches are kept as have 64 MB together with their outputs.
+    Some hundreds of inputs are enough, if they are like those that the model will get in use. Layers of thousands of
+    inputs profit from thousands. Give at least ten batches: corrections are made with some of the batches and judged
+    by the others. The calibration takes about two to three times as long as running the model on the inputs.
+
+    Besides the model it needs memory for: at most 16 MB of second moments for each layer (more for layers of over
+    16,384 inputs), a batch, the activations of some inputs, and 64 MB of batches that are kept with their outputs.
 
     Args:
-        model: Run in evaluation mode; neither its parameters nor their gradients change.
-        batches: Inputs, without labels. A tensor is the model's only argument, a tuple or list its arguments, a mapping
-            its keywords.
-        loss: Which errors of the outputs matter: ``"values"``, squared errors of all its floating-point outputs;
-            ``"logits"`` where they are logits of classes, on the last axis, and inputs are none that the model was
-            trained on; or a function from the model's output to a scalar whose gradient says it (corrections go by
-            ``"values"`` then).
-        seed: Of random directions in the space of outputs.
-        progress: Called with ``"batch"``, batches done, and batches in all (or 0 where that is not known).
+        model: It is run in evaluation mode. Its parameters and their gradients do not change.
+        batches: Inputs, without labels. A tensor is the model's only argument; a tuple or list has its arguments; a
+            mapping has its keyword arguments.
+        loss: Which errors of the outputs matter. ``"values"``: squared errors of all floating-point outputs.
+            ``"logits"``: the outputs are logits of classes, on the last axis; the inputs should not be those that the
+            model was trained on. Or a function from the model's output to a scalar, whose gradient tells which errors
+            matter; corrections then use ``"values"``.
+        seed: Seed of the random directions in the space of outputs.
+        progress: Called with ``"batch"``, the number of batches done, and the number of all batches (0 if unknown).
 
     Returns:
         Statistics of every parameter, and some of the inputs.
@@ -87,13 +88,13 @@ def calibrate(
 
 
 def check_loss(loss: Loss) -> None:
-    """Raise ValueError unless it is a loss."""
+    """Raise ValueError unless ``loss`` is a known name or a function."""
     if not callable(loss) and loss not in ("values", "logits"):
         raise ValueError(f"loss is {loss!r}; 'values', 'logits' or a function of the model's output is allowed")
 
 
 def _names(model: nn.Module) -> dict[int, str]:
-    """The first name of each parameter, by identity."""
+    """The first name of each parameter, by the ``id`` of the parameter."""
     names: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), name)
@@ -101,9 +102,10 @@ def _names(model: nn.Module) -> dict[int, str]:
 
 
 def _with_tied(model: nn.Module, tensors: dict[str, TensorStatistics]) -> dict[str, TensorStatistics]:
-    """The same, under every name of a tied parameter.
+    """Add the statistics of tied parameters under all their names.
 
-    A table that is a layer's weight too is treated as that: all its rows matter, however seldom one is looked up.
+    An embedding that is also the weight of a layer is treated as a weight: all its rows matter, even those that are
+    rarely looked up.
     """
     first = _names(model)
     every = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
@@ -115,7 +117,7 @@ def _with_tied(model: nn.Module, tensors: dict[str, TensorStatistics]) -> dict[s
 
 
 def _together(one: TensorStatistics, other: TensorStatistics) -> TensorStatistics:
-    """What is known of a weight of two layers."""
+    """Merge the statistics of a weight that two layers use."""
     if one.moments is None or other.moments is None:
         return replace(one if other.moments is None else other, importance=one.importance)
     n = one.n_observed + other.n_observed
@@ -127,12 +129,12 @@ def _together(one: TensorStatistics, other: TensorStatistics) -> TensorStatistic
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, gradients enabled; afterwards as it was."""
+    """Context with the model in evaluation mode and gradients enabled for all parameters. Both are restored."""
     fast = torch.backends.mha.get_fastpath_enabled()
     modes = [(module, module.training) for module in model.modules()]
     frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
     model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)  # it calls no hooks
+    torch.backends.mha.set_fastpath_enabled(False)  # the fast path does not call hooks
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:

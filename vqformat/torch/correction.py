@@ -1,7 +1,8 @@
-"""Biases and normalizations of a model whose weights have been quantized, set so that its outputs are as before.
+"""Correction of biases and normalizations after weights have been quantized, so that outputs change less.
 
-First means and variances, layer by layer (bias correction: Nagel et al. 2019; batch-norm statistics: Finkelstein et al.
-2019), then all short parameters together, by gradient descent on the difference of the outputs. Inputs are enough.
+First the means and variances of each layer are corrected (bias correction: Nagel et al. 2019; batch-norm statistics:
+Finkelstein et al. 2019). Then gradient descent on the difference of the outputs tunes all one-dimensional parameters
+together. No labels are needed.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CORRECTED = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _EPOCHS = 6
 _FEWEST_STEPS = 60
-_RATE = 0.003  # of learning, of the size that a parameter has
-_HELD_OUT = 5  # each fifth batch judges
+_RATE = 0.003  # learning rate, relative to the root mean square of a parameter
+_HELD_OUT = 5  # every fifth batch is held out, to judge a correction
 
 Arrays = dict[str, np.ndarray]
 
 
 class Corrector:
-    """Corrects a model to what its quantized weights make of it.
+    """Corrects the short tensors of a model for given quantized weights.
 
     Args:
-        model: As it was.
-        calibration: With inputs.
-        progress: Called with ``"correction"``, batches done and batches in all.
+        model: The original model.
+        calibration: Its calibration, whose ``inputs`` are used.
+        progress: Called with ``"correction"``, the number of steps done, and the number of all steps.
     """
 
     def __init__(
@@ -45,7 +46,14 @@ class Corrector:
         self._progress = progress
 
     def __call__(self, weights: Iterable[tuple[str, np.ndarray]]) -> Arrays:
-        """New values of the other tensors of the state dict, for these values of weights; all by name."""
+        """Correct the tensors that are not quantized weights.
+
+        Args:
+            weights: Names and values of the quantized weights.
+
+        Returns:
+            New values of the other floating-point tensors of the state dict, by name; empty without inputs.
+        """
         from ..read.torch_arrays import to_numpy
 
         if not self._batches:
@@ -55,13 +63,13 @@ class Corrector:
             parameter.requires_grad_(False)
         state = student.state_dict()
         given = set()
-        for name, array in weights:  # one at a time
+        for name, array in weights:  # one in memory at a time
             state[name].copy_(torch.from_numpy(array))
             given.add(name)
         was_training = [module for module in self._teacher.modules() if module.training]
         self._teacher.eval()
         fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # it gives other outputs where inputs are padded
+        torch.backends.mha.set_fastpath_enabled(False)  # the fast path gives other outputs for padded inputs
         try:
             with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 aims = [_detached(run(self._teacher, batch)) for batch in self._batches]
@@ -75,7 +83,13 @@ class Corrector:
                 if name not in given and tensor.dtype in _CORRECTED}  # fmt: skip
 
     def _correct(self, student: nn.Module, aims: list[list[Tensor]], given: set[str]) -> None:
-        """One way after the other, each undone if batches held out say that it did no good."""
+        """Apply the corrections one after another. Each is undone if it does not reduce the loss on held-out batches.
+
+        Args:
+            student: The model with quantized weights.
+            aims: For each batch the outputs of the original model.
+            given: Names of the quantized weights.
+        """
         n_batches = len(self._batches)
         judges = range(0, n_batches, _HELD_OUT if n_batches >= _HELD_OUT else 1)
         learned = [i for i in range(n_batches) if i not in judges]
@@ -96,7 +110,11 @@ class Corrector:
     def _tune(
         self, student: nn.Module, aims: list[list[Tensor]], learned: list[int], given: set[str]
     ) -> None:
-        """Gradient descent on all short parameters."""
+        """Tune all one-dimensional parameters by gradient descent.
+
+        Args:
+            learned: Numbers of the batches to learn from.
+        """
         tuned = [parameter for name, parameter in student.named_parameters()
                  if parameter.ndim == 1 and name not in given and parameter.is_floating_point()]  # fmt: skip
         if not tuned:
@@ -125,7 +143,7 @@ class Corrector:
         return sum(float(self._difference(student, self._batches[i], aims[i])) for i in batches)
 
     def _difference(self, student: nn.Module, batch: Any, aims: list[Tensor]) -> Tensor:
-        """How far the student's outputs are from those of the model."""
+        """The loss between the student's outputs for a batch and those of the original model, a scalar."""
         total = torch.zeros(())
         for found, aim in zip(floating_outputs(run(student, batch)), aims, strict=True):
             if self._loss == "logits":
@@ -138,7 +156,7 @@ class Corrector:
 
 
 def _size(parameter: Tensor) -> float:
-    """Root mean square."""
+    """Root mean square of a parameter, at least 0.001."""
     return max(float(parameter.detach().float().square().mean().sqrt()), 1e-3)
 
 
@@ -147,9 +165,9 @@ def _detached(output: Any) -> list[Tensor]:
 
 
 def _match_moments(teacher: nn.Module, student: nn.Module, batch: Any) -> None:
-    """Give the outputs of the student's layers the means that the teacher's have, and its batch norms their statistics.
+    """Correct biases so that outputs of layers have the means that they have in the teacher, and batch-norm statistics.
 
-    One run does it for all layers: each is corrected before its output goes on.
+    One run of the student corrects all layers: a layer is corrected before the next layer gets its output.
     """
     kinds = (nn.Linear, *CONVOLUTIONS, *_NORMS)
     targets = {name for name, module in student.named_modules() if isinstance(module, kinds)}
@@ -158,7 +176,7 @@ def _match_moments(teacher: nn.Module, student: nn.Module, batch: Any) -> None:
     def note(name: str, module: nn.Module) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             values = (args or (None,))[0] if isinstance(module, _NORMS) else output
-            # An expert may have had nothing to do; a layer of one's own may give anything
+            # An expert of a mixture may have got no inputs; a user's own layer may return anything
             if isinstance(values, Tensor) and values.numel():
                 seen[name].append(_moments(module, values))
 
@@ -189,7 +207,7 @@ def _match_moments(teacher: nn.Module, student: nn.Module, batch: Any) -> None:
             if name in targets:
                 hooks.enter_context(module.register_forward_hook(note(name, module)))
         run(teacher, batch)
-    once = {name for name, moments in seen.items() if len(moments) == 1}  # what runs twice has two means
+    once = {name for name, moments in seen.items() if len(moments) == 1}  # a layer that runs twice has two means
     with contextlib.ExitStack() as hooks:
         for name, module in student.named_modules():
             if name not in once:
@@ -209,7 +227,7 @@ def _channel_axis(module: nn.Module, values: Tensor) -> int:
 
 
 def _moments(module: nn.Module, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel."""
+    """Mean and variance of each channel, ``(channels,)`` float64."""
     axes = [i for i in range(values.ndim) if i != _channel_axis(module, values)]
     doubles = values.detach().double()
     return doubles.mean(axes), doubles.var(axes, unbiased=False)

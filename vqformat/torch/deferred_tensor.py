@@ -1,4 +1,4 @@
-"""Tensors that are decoded whenever an operation needs their values, and not kept."""
+"""Tensors that are decoded whenever an operation needs their values; the values are not kept."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from ..read.safe_open import safe_open
 from ..read.torch_arrays import torch_dtype
 
-# What a pending tensor tells without being decoded. Whatever else is done to it decodes it.
-_T: Any = torch.Tensor  # its attributes are descriptors, which the type checker does not know
+# Operations that need no values. All other operations decode the tensor.
+_T: Any = torch.Tensor  # as Any: the type checker does not know that its attributes are descriptors
 _SHAPE_AND_DTYPE = frozenset({
     _T.shape.__get__, _T.dtype.__get__, _T.ndim.__get__, _T.layout.__get__, _T.requires_grad.__get__,
     _T.is_leaf.__get__, _T.grad_fn.__get__, _T.itemsize.__get__, _T.nbytes.__get__, _T.size, _T.dim, _T.numel,
@@ -25,7 +25,7 @@ _DEVICE = _T.device.__get__
 
 
 class DeferredTensor(torch.Tensor):
-    """A tensor that is to be decoded: it has a shape, a dtype and a device, and stands for its values."""
+    """A tensor with a shape, a dtype and a device, whose values are decoded by each operation that needs them."""
 
     _decode: Callable[[], torch.Tensor]
     _device: torch.device
@@ -34,7 +34,12 @@ class DeferredTensor(torch.Tensor):
     def make(
         cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, decode: Callable[[], torch.Tensor]
     ) -> Any:
-        """A tensor that ``decode`` gives."""
+        """Make one.
+
+        Args:
+            shape, dtype, device: Of the decoded tensor.
+            decode: Returns the decoded tensor.
+        """
         deferred: DeferredTensor = torch.Tensor._make_subclass(cls, torch.empty(shape, dtype=dtype, device="meta"))
         deferred._decode, deferred._device = decode, device
         return deferred
@@ -55,7 +60,7 @@ class DeferredTensor(torch.Tensor):
 
 
 def deferred_tensor(file: safe_open[torch.Tensor], name: str) -> torch.Tensor:
-    """The tensor ``name`` of a file opened for torch, decoded where it would take another shape."""
+    """The tensor ``name`` of a file opened for PyTorch. A 4-bit tensor is decoded at once, since its shape changes."""
     info = file.get_slice(name)
     shape, dtype = tuple(info.get_shape()), info.get_dtype().lower()
     found = torch_dtype(dtype)

@@ -1,4 +1,4 @@
-"""A model filled from a file, one tensor in memory at a time."""
+"""``load_model``: filling a model from a file, with one decoded tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ Members = dict[str, torch.Tensor | None]
 
 def load_model(model: torch.nn.Module, filename: Path | BinaryIO, strict: bool = True,
                device: Device = "cpu") -> tuple[list[str], list[str]]:  # fmt: skip
-    """Fill a model in place from a file, one tensor in memory at a time.
+    """Fill a model in place from a file, with one decoded tensor in memory at a time.
 
-    It goes through ``model.load_state_dict``, hooks included: tensors are converted to the model's dtypes and copied
-    to where the model is. Parameters and buffers on the meta device are created on ``device``; those that the file
-    does not have stay there.
+    It calls ``model.load_state_dict``, with its hooks: tensors are converted to the dtypes of the model and copied to
+    its devices. Parameters and buffers on the meta device are created on ``device``. Those that the file does not have
+    stay on the meta device.
 
     Args:
         filename: Path, or a binary file that can seek.
-        strict: Refuse a file that has more or less than the model.
+        strict: Whether the names in the file and in the model must be the same.
+        device: Device of parameters and buffers that are on the meta device.
 
     Returns:
-        Names that the model has and the file lacks (not counted: another name of a weight that was filled), and
-        names that the file has and the model lacks.
+        Names that only the model has, and names that only the file has. A further name of a tied weight that was
+        filled is not counted.
 
     Raises:
-        RuntimeError: A shape differs; or names do and ``strict`` is true.
+        RuntimeError: A shape differs, or names differ and ``strict`` is true.
         VqmError: The file is refused.
     """
     with safe_open(filename, framework="pt") as file:
@@ -50,10 +51,10 @@ def load_model(model: torch.nn.Module, filename: Path | BinaryIO, strict: bool =
 
 
 def leave_meta(model: torch.nn.Module, device: Device) -> dict[str, tuple[Members, str, torch.Tensor]]:
-    """Replace parameters and persistent buffers on the meta device by empty ones, ties kept.
+    """Replace parameters and persistent buffers on the meta device by uninitialised ones. Ties are kept.
 
     Returns:
-        What was replaced: by full name, where it was, under which key, and the original.
+        For each full name of a replaced tensor: the dict that holds it, its key in that, and the original.
     """
     replaced: dict[str, tuple[Members, str, torch.Tensor]] = {}
     made: dict[int, torch.Tensor] = {}
@@ -67,7 +68,7 @@ def leave_meta(model: torch.nn.Module, device: Device) -> dict[str, tuple[Member
                 if not tensor.is_meta:
                     continue
                 if id(tensor) not in made:
-                    # empty_like of a meta tensor imports 35 MB of SymPy
+                    # Not empty_like, which imports SymPy (35 MB of memory) for a meta tensor
                     empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device,
                                         memory_format=memory_format(tensor))  # fmt: skip
                     is_parameter = isinstance(tensor, torch.nn.Parameter)
@@ -78,7 +79,7 @@ def leave_meta(model: torch.nn.Module, device: Device) -> dict[str, tuple[Member
 
 
 def really_missing(model: torch.nn.Module, names: list[str]) -> list[str]:
-    """Of the names that were not filled, those that are no other name of one that was."""
+    """Of these names, which were not filled, those that are not further names of a tied tensor that was filled."""
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers(remove_duplicate=False))
     keys = {name: identity(tensor) for name, tensor in tensors.items() if _has_memory(tensor)}
@@ -92,6 +93,11 @@ def _has_memory(tensor: torch.Tensor) -> bool:
 
 
 def mismatch(model: str, missing: list[str], unexpected: list[str]) -> str:
+    """The error text for names that only the model (``missing``) or only the file (``unexpected``) has.
+
+    Args:
+        model: Name of the model's class.
+    """
     lines = [f"Error(s) in loading state_dict for {model}:"]
     if missing:
         lines.append(f"Missing key(s): {', '.join(map(repr, missing))}")

@@ -1,4 +1,4 @@
-"""What is replaced in the modules of a streamed model, so that code of PyTorch's own gets decoded weights."""
+"""Changes to the modules of a streamed model, for the code of PyTorch that does not work with streamed weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from .streamed_weight import StreamedWeight, WeightTensor
 
 
 def patch(module: nn.Module) -> None:
-    """Let a module that has streamed tensors be moved and converted; it cannot become TorchScript."""
+    """Make ``to()`` work for a module with streamed weights, and refuse its conversion to TorchScript."""
     _renew_flat_weights(module)
     module._apply = partial(_apply, module)  # type: ignore[method-assign]
     module.__prepare_scriptable__ = _refuse_script  # type: ignore[assignment]
 
 
 class WeightSwap:
-    """Real weights in place of streamed ones while calls of a module need them; several threads may call."""
+    """Puts decoded weights in the place of streamed ones during calls of a module. Several threads may call it.
+
+    It is for modules that hand their weights to fused code of PyTorch, which inspects them first.
+    """
 
     def __init__(self, modules: list[nn.Module], lock: threading.RLock) -> None:
         self._modules, self._lock = modules, lock
@@ -31,17 +34,17 @@ class WeightSwap:
 
     @classmethod
     def around_calls(cls, module: nn.Module, lock: threading.RLock) -> None:
-        """Swap whenever the module is called, if it is of a kind that needs it."""
+        """Wrap ``module.forward``, if the module is of a kind that needs decoded weights."""
         match module:
             case nn.TransformerEncoder():
-                modules = list(module.layers[0].modules())  # it looks at those of its first layer
+                modules = list(module.layers[0].modules())  # it inspects the weights of its first layer
             case nn.TransformerEncoderLayer() | nn.MultiheadAttention() | nn.RNNBase():
                 modules = list(module.modules())
             case _:
                 return
         swap = cls(modules, lock)
         if swap._places:
-            around = swap._around(module.forward)  # not by hooks: PyTorch's quick ways are for modules without
+            around = swap._around(module.forward)  # not by hooks: with hooks PyTorch does not take its fast path
             module.forward = around  # type: ignore[method-assign]
 
     def _around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +84,7 @@ def _renew_flat_weights(module: nn.Module) -> None:
 
 
 def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """What ``module._apply`` does, such as to move a model: streamed weights change dtype and device, undecoded."""
+    """Replacement of ``module._apply``, which ``to()`` calls. Streamed weights change dtype and device undecoded."""
     kept: list[tuple[Any, str, WeightTensor]] = []
     for members in (module._parameters, module._buffers):
         for key, tensor in members.items():

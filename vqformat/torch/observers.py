@@ -1,4 +1,4 @@
-"""Hooks on layers that note the second moments of their inputs, as the weights meet them."""
+"""Hooks on layers that collect the second moments of the vectors by which their weights are multiplied."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from ..encode.calibration import TensorStatistics
 from ..encode.moments import Chosen, Moments, VectorSampler, by_group
 
-_MOST_SEQUENCES = 16  # of a call that a recurrent layer is run for again
+_MOST_SEQUENCES = 16  # of each call; a recurrent layer is run again on them
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 Take = Callable[[Tensor], Tensor]
 
 
 class Observer:
-    """Watches a layer while the model runs; a context, in which its hook is set.
+    """Observes the inputs of one layer while the model runs. It is a context manager that sets a hook on the layer.
 
     Args:
-        prefix: Of the names of its parameters, with its dot.
-        sampler: Of all observers of the model.
+        prefix: Name of the layer with a dot, the prefix of the names of its parameters.
+        sampler: Chooses the vectors; one for all observers of a model.
 
     Attributes:
-        arguments: The first of its forward method, those that ``observe`` is given.
-        met_nbytes: Of its first arguments since the context was entered.
+        arguments: Names of the arguments of ``forward`` that ``observe`` gets.
+        met_nbytes: Bytes of the first argument of all calls since the context was entered.
     """
 
     arguments: tuple[str, ...] = ("input",)
@@ -51,7 +51,7 @@ class Observer:
 
     def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = [*args, *(kwargs.get(name) for name in self.arguments[len(args) :])]
-        if given[0] is None:  # a layer of one's own, whose argument has another name
+        if given[0] is None:  # a subclass of the user, whose argument has another name
             given[0] = next(iter(kwargs.values()))
         if isinstance(given[0], Tensor):
             self.met_nbytes += given[0].nbytes
@@ -59,14 +59,15 @@ class Observer:
             self.observe(*given[: len(self.arguments)])
 
     def observe(self, *given: Any) -> None:
-        """Note the arguments of a call."""
+        """Process the arguments of a call."""
         raise NotImplementedError
 
     def _note(self, parameter: str, n: int, take: Take, groups: int = 1) -> None:
-        """Note some of the n vectors that a parameter meets.
+        """Add some of the n vectors of a call to the moments of a parameter.
 
         Args:
-            take: Gives those that are chosen, ``(chosen, groups, inputs)``.
+            parameter: Name of the parameter in the layer.
+            take: Returns the vectors with given numbers, ``(chosen, groups, inputs)``.
         """
         if not n:
             return
@@ -80,12 +81,16 @@ class Observer:
         self._sampler.note(self._moments[parameter], n, vectors, outputs // groups)
 
     def _note_all(self, parameter: str, vectors: Tensor) -> None:
-        """Vectors, on the last axis, that a parameter meets."""
+        """Add vectors, which lie along the last axis, to the moments of a parameter."""
         rows = vectors.reshape(-1, vectors.shape[-1])
         self._note(parameter, len(rows), lambda chosen: (rows if len(chosen) == len(rows) else rows[chosen])[:, None])
 
     def statistics(self, known: Mapping[str, TensorStatistics]) -> dict[str, TensorStatistics]:
-        """What is known of the layer's parameters, and what was seen; only once."""
+        """Statistics of the layer's parameters by name. It can be called only once.
+
+        Args:
+            known: Statistics gathered elsewhere, to which the moments are added.
+        """
         return {self.prefix + name: replace(known.get(self.prefix + name, TensorStatistics()),
                                             moments=by_group([block.cpu().numpy() for block in moments.mean()]),
                                             n_observed=moments.n_observed)
@@ -93,13 +98,15 @@ class Observer:
 
 
 class LinearObserver(Observer):
+    """A linear layer: each input is a vector."""
+
     def observe(self, x: Any) -> None:
         if x.numel():
             self._note_all("weight", x)
 
 
 class ConvolutionObserver(Observer):
-    """A convolution of any rank: a vector is a patch of a group's channels."""
+    """A convolution of any rank: a vector is a patch of the channels of a group."""
 
     module: nn.modules.conv._ConvNd
 
@@ -127,7 +134,7 @@ class ConvolutionObserver(Observer):
 
 
 class EmbeddingObserver(Observer):
-    """A table: how often each of its rows is looked up."""
+    """An embedding: it counts how often each row is looked up."""
 
     module: nn.Embedding | nn.EmbeddingBag
 
@@ -139,20 +146,25 @@ class EmbeddingObserver(Observer):
         self._counts += torch.bincount(x.reshape(-1).cpu(), minlength=self.module.num_embeddings)
 
     def statistics(self, known: Mapping[str, TensorStatistics]) -> dict[str, TensorStatistics]:
-        if not self._counts.any():  # its weight may have been used all the same
+        if not self._counts.any():  # not called; a tied layer may have used its weight
             return {}
         name = self.prefix + "weight"
         return {name: replace(known.get(name, TensorStatistics()), row_counts=self._counts.numpy())}
 
 
 class RecurrentObserver(Observer):
-    """Any recurrent layer: what its weights meet is found by running its layers and directions one by one."""
+    """A recurrent layer. Its layers and directions are run again one by one, to get the inputs and states of each."""
 
     module: nn.RNNBase
     arguments = ("input", "hx")
 
     def observe(self, x: Any, start: Any) -> None:
-        """Note the input of a call, and the states that its layers and directions start from, if they are given."""
+        """Process a call.
+
+        Args:
+            x: The input: a tensor or a ``PackedSequence``.
+            start: Initial states of all layers and directions, as ``forward`` takes them; None for zeros.
+        """
         module = self.module
         states: list[Tensor] = [] if start is None else list(start) if isinstance(start, tuple) else [start]
         lengths = None
@@ -167,7 +179,7 @@ class RecurrentObserver(Observer):
             some = torch.linspace(0, x.shape[1] - 1, _MOST_SEQUENCES).long()
             lengths = lengths[some]
             x, states = x[:, some.to(x.device)], [state[:, some.to(x.device)] for state in states]
-        weight = next(module.parameters())  # under autocast inputs may be of another dtype
+        weight = next(module.parameters())  # under autocast, inputs may have another dtype
         x, states = x.to(weight), [state.to(weight) for state in states]
         steps = torch.arange(x.shape[0])[:, None]
         is_valid = (steps < lengths).to(x.device)  # (time, batch)
@@ -182,7 +194,17 @@ class RecurrentObserver(Observer):
             x = torch.cat(found, dim=2)
 
     def _run(self, x: Tensor, suffix: str, is_valid: Tensor, states: list[Tensor]) -> Tensor:
-        """One direction of one layer: its outputs, its inputs noted."""
+        """Run one direction of one layer, and add its inputs and states to the moments.
+
+        Args:
+            x: Inputs, ``(time, batch, inputs)``.
+            suffix: Suffix of the names of its parameters.
+            is_valid: Steps that are not padding, ``(time, batch)``.
+            states: Its initial states, ``(1, batch, …)`` each.
+
+        Returns:
+            Outputs, ``(time, batch, outputs)``.
+        """
         module = self.module
         single = _SINGLE[module.mode](x.shape[2], module.hidden_size, bias=module.bias, **_options(module))
         for name in [name for name, _ in single.named_parameters()]:
@@ -204,7 +226,7 @@ def _at(sequences: Tensor, steps: Tensor) -> Tensor:
 
 
 def _options(module: nn.RNNBase) -> dict[str, Any]:
-    """What else a layer like this one is made with, its weights being put in."""
+    """Keyword arguments for a single layer like this one. It is made on the meta device; then weights are assigned."""
     options: dict[str, Any] = {"device": "meta", "dtype": next(module.parameters()).dtype}
     if isinstance(module, nn.RNN):
         options["nonlinearity"] = module.nonlinearity
@@ -214,7 +236,7 @@ def _options(module: nn.RNNBase) -> dict[str, Any]:
 
 
 class AttentionObserver(Observer):
-    """Multi-head attention: its projections of one and the same input, which share a weight."""
+    """Multi-head attention of a sequence to itself: the three projections of the same input share a weight."""
 
     module: nn.MultiheadAttention
     arguments = ("query", "key", "value")
@@ -234,7 +256,7 @@ _KINDS: Sequence[tuple[Any, type[Observer]]] = (
 
 
 class InputObservers:
-    """A context in which every layer of a model is observed whose inputs say something of its weights."""
+    """Observers of all layers of a model of a supported kind. As a context manager it sets and removes their hooks."""
 
     def __init__(self, model: nn.Module) -> None:
         self.observers: list[Observer] = []
@@ -255,5 +277,5 @@ class InputObservers:
 
     @property
     def met_nbytes(self) -> int:
-        """Of all that layers were given when the model was last watched."""
+        """Bytes of the inputs of all observed layers since the context was last entered."""
         return sum(observer.met_nbytes for observer in self.observers)

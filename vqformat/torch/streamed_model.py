@@ -1,4 +1,4 @@
-"""Models whose weights stay in the file: ``stream_model`` replaces them by tensors that are decoded when needed."""
+"""``stream_model``: running a model whose weights stay in the file and are decoded when they are needed."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ def stream_model(
     max_weight_bytes: int = 1 << 27,
     threads: int | None = None,
 ) -> nn.Module:
-    """Let a model take its weights from a file whenever it runs, for inference in little memory.
+    """Make a model read its weights from a file whenever it runs, for inference in little memory.
 
-    Every parameter and buffer of 64 KiB or more becomes a tensor that is decoded for each operation that needs it, and
-    dropped after it; an ``Embedding`` decodes only the blocks of the rows that are looked up. The others are loaded.
-    Whatever the forward methods do with ``module.weight`` works, tied weights stay tied, and under ``torch.no_grad()``
-    outputs are those of the model that ``load_model`` fills, bit for bit unless a weight is larger than
-    ``max_weight_bytes``. Several threads may run the model. ``state_dict()`` decodes everything; the file has to stay
-    as it is.
+    Each parameter and buffer of 64 KiB or more is replaced by a tensor that is decoded for each operation that needs
+    it, and dropped after the operation. An ``Embedding`` decodes only the blocks of the rows that are looked up.
+    Smaller parameters and buffers are loaded. Forward methods may use ``module.weight`` in any way, and tied weights
+    stay tied. Under ``torch.no_grad()`` the outputs equal those of a model that ``load_model`` has filled, bit for bit
+    unless a weight is larger than ``max_weight_bytes``. Several threads may run the model. ``state_dict()`` decodes
+    all tensors. The file must not change while the model is used.
 
-    Run it under ``torch.no_grad()`` or ``torch.inference_mode()``: where gradients are recorded, PyTorch keeps the
-    decoded weights for them. (They reach the inputs, not the weights.)
+    Run the model under ``torch.no_grad()`` or ``torch.inference_mode()``. Otherwise PyTorch keeps the decoded weights
+    for the gradients. (Inputs can have gradients; streamed weights cannot.)
 
     Args:
-        model: Live, or on the meta device. It is changed in place; its own weights are let go.
-        filename: Path, or a binary file that can seek and is left open.
-        keep: ``"file"`` to read the file again and again; ``"memory"`` to have its bytes, compressed, in memory.
+        model: A model with weights, or on the meta device. It is changed in place, and its own weights are freed.
+        filename: Path, or a binary file that can seek and stays open.
+        keep: ``"file"`` reads the file in each run. ``"memory"`` keeps the bytes of the file, compressed, in memory.
         prefetch: How many weights a thread decodes ahead, in the order in which they were needed last time.
-        strict: Refuse a file that has more or less than the model.
-        device: Where parameters go that are on the meta device.
-        max_weight_bytes: A larger weight of a ``Linear`` is never decoded whole: the product is taken block by block,
-            and differs by what rounding makes of another order of summation.
-        threads: How many decode a weight; by default as many as there are processors, 8 at most.
+        strict: Whether the names in the file and in the model must be the same.
+        device: Device of parameters and buffers that are on the meta device.
+        max_weight_bytes: A larger weight of a ``Linear`` is never decoded whole. The product is computed block by block
+            in another order of summation, so that rounding may differ.
+        threads: Threads that decode a weight; None for the number of processors, but at most 8.
 
     Returns:
         The model.
 
     Raises:
-        RuntimeError: A shape differs; or names do and ``strict`` is true.
+        RuntimeError: A shape differs, or names differ and ``strict`` is true.
         ValueError: The model is of a kind that cannot be streamed.
         VqmError: The file is refused.
     """
@@ -84,7 +84,7 @@ def stream_model(
 
 
 def _check_kind(model: nn.Module) -> None:
-    """Raise unless all modules keep their weights where they can be replaced."""
+    """Raise ValueError unless the weights of all modules can be replaced."""
     for name, module in model.named_modules():
         where = f"module {name!r}" if name else "the model"
         kind = type(module).__name__
@@ -98,22 +98,22 @@ def _check_kind(model: nn.Module) -> None:
 
 
 class _Streaming:
-    """A model on its way to be streamed."""
+    """Replaces the large tensors of a model by streamed ones."""
 
     def __init__(self, model: nn.Module, store: WeightStore, max_weight_nbytes: int) -> None:
         self._model, self._store, self._max_weight_nbytes = model, store, max_weight_nbytes
-        self._places: list[tuple[Members, str, Tensor]] = []  # of the tensors that are replaced, and those tensors
-        self._weights: dict[int, StreamedWeight] = {}  # by the identity of the tensor that it replaces
-        self._names: set[str] = set()
+        self._places: list[tuple[Members, str, Tensor]] = []  # dict, key and original of each replaced tensor
+        self._weights: dict[int, StreamedWeight] = {}  # by the ``id`` of the tensor that it replaces
+        self._names: set[str] = set()  # names in the file of the streamed weights
 
     def begin(self, strict: bool, device: Device) -> None:
-        """Replace large tensors by streamed ones and load the others; on an error the model is as it was."""
+        """Replace large tensors by streamed ones, and load the others. After an error the model is unchanged."""
         model, file = self._model, self._store.file
         modules = self._find(device)
         before = [(tensor, tensor.detach().clone()) for name, tensor in _named_tensors(model)
                   if name in file and name not in self._names and not tensor.is_meta]  # fmt: skip
         for members, key, _ in self._places:
-            members[key] = None  # load_state_dict passes by
+            members[key] = None  # load_state_dict skips it
         replaced: dict[str, tuple[Members, str, Tensor]] = {}
         try:
             replaced = leave_meta(model, device)
@@ -142,7 +142,7 @@ class _Streaming:
             WeightSwap.around_calls(module, lock)
 
     def _find(self, device: Device) -> list[nn.Module]:
-        """Note what is to be replaced; the modules that have some of it."""
+        """Find the tensors to replace. Returns the modules that have one."""
         names = set(self._store.file)
         found = []
         modules: list[nn.Module] = []
@@ -164,6 +164,7 @@ class _Streaming:
         return modules
 
     def _take(self, name: str, tensor: Tensor, device: torch.device) -> None:
+        """Make the streamed weight for a tensor of the model."""
         info = self._store.file.get_slice(name)
         shape = tuple(info.get_shape())
         if torch_dtype(info.get_dtype().lower()) is None:

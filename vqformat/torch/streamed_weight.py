@@ -1,4 +1,4 @@
-"""The tensors of a streamed model: each is decoded for the operation that needs it, and dropped after it."""
+"""The tensors of a streamed model. Each is decoded for an operation that needs it, and dropped after that."""
 
 from __future__ import annotations
 
@@ -21,10 +21,18 @@ _ADDRESSES = frozenset({_T.data_ptr, _T.untyped_storage, _T.storage, _T.share_me
 
 
 class StreamedWeight:
-    """A tensor of a model that is decoded when it is needed.
+    """A weight of a streamed model, and the ways to decode it.
+
+    Args:
+        store: Decodes the tensors of the file.
+        name: Name in the file.
+        original: The tensor of the model that it replaces.
+        device: Device of the decoded weight.
+        max_weight_nbytes: A larger weight of a ``Linear`` is decoded block by block.
 
     Attributes:
-        tensor: Stands for it in the model.
+        tensor: The tensor that stands for it in the model.
+        dtype, device: Of the decoded weight.
     """
 
     def __init__(
@@ -47,7 +55,7 @@ class StreamedWeight:
         return made
 
     def change(self, dtype: torch.dtype, device: torch.device) -> WeightTensor:
-        """The tensor that stands for it, from now on of this dtype and on this device."""
+        """Change dtype and device of the decoded weight. Returns the tensor that stands for it from now on."""
         if (dtype, device) != (self.dtype, self.device):
             self.dtype, self.device = dtype, device
             self.tensor = self._make()
@@ -55,20 +63,20 @@ class StreamedWeight:
 
     @property
     def is_for_blocks(self) -> bool:
-        """Whether it is too large to be decoded whole where that can be helped."""
+        """Whether it is so large that it should be decoded block by block."""
         return self.tensor.nbytes > self._max_nbytes
 
     def decode(self) -> Tensor:
-        """All of it."""
+        """Decode the whole weight."""
         _check_not_traced(self.name)
-        with torch._C._DisableFuncTorch():  # a constant to the transforms of torch.func
+        with torch._C._DisableFuncTorch():  # the weight is a constant for the transforms of torch.func
             found = self._store.tensor(self.name).to(self.device, self.dtype, memory_format=self._memory_format)
             if self._wants_grad and not torch.is_grad_enabled():
-                found.requires_grad_()  # PyTorch chooses by it between ways that round differently
+                found.requires_grad_()  # it decides which kernel PyTorch uses, and kernels round differently
         return found
 
     def hold(self) -> Tensor:
-        """All of it, one and the same until each holder has let go."""
+        """Decode the whole weight and keep it until ``release`` has been called as often as ``hold``."""
         if self._held is None:
             held = self.decode()
             self._held = nn.Parameter(held, held.requires_grad) if self._is_parameter else held
@@ -76,11 +84,11 @@ class StreamedWeight:
         return self._held
 
     def is_in(self, tensor: Tensor | None) -> bool:
-        """Whether this tensor is its own, and not one that the model has got since."""
+        """Whether a tensor in the model is that of this weight, and not one that the user has assigned since."""
         return tensor is not None and (tensor is self.tensor or tensor is self._held)
 
     def release(self) -> Tensor:
-        """What stands in the place of a holder from now on."""
+        """End one ``hold``. Returns the tensor to put back into the model."""
         self._n_holders -= 1
         if self._n_holders:
             assert self._held is not None
@@ -89,13 +97,21 @@ class StreamedWeight:
         return self.tensor
 
     def rows(self, numbers: Tensor) -> Tensor:
-        """Some of its rows, ``(n, ...)``."""
+        """Decode some rows, ``(n, …)``.
+
+        Args:
+            numbers: Numbers of the rows, ``(n,)`` integers.
+        """
         _check_not_traced(self.name)
         rows: Tensor = self._store.file.get_slice(self.name)[numbers.cpu().numpy()]
         return rows.to(self.device, self.dtype)
 
     def blocks(self) -> Iterator[tuple[Any, Any, Tensor]]:
-        """Rows, columns and values ``(n_rows, n_columns)`` of each block of a matrix."""
+        """Decode a matrix block by block.
+
+        Yields:
+            For each block its rows and columns, as slices or index tensors, and its values ``(n_rows, n_columns)``.
+        """
         _check_not_traced(self.name)
         for index, values in self._store.file.get_slice(self.name).blocks():
             rows, columns = (*index, slice(None), slice(None))[:2]
@@ -118,7 +134,7 @@ def _check_not_traced(name: str) -> None:
 
 
 class WeightTensor(DeferredTensor):
-    """A tensor of a streamed model."""
+    """The tensor that stands for a weight in a streamed model."""
 
     weight: StreamedWeight
     _is_param: bool
@@ -137,7 +153,7 @@ class WeightTensor(DeferredTensor):
             name = getattr(func, "__name__", "")
             value = next(iter((*args, *kwargs.values())[1:]), True)
             if func in _SETTING and (value is None or value is False):
-                return own  # it has neither anyway
+                return own  # it has no gradient anyway
             if func in _ADDRESSES:
                 raise RuntimeError(f"{own.weight.name!r} is streamed from a file: it has no memory of its own, which"
                                    f" {name} is for, as torch.compile and torch.export ask for; load_model fills a"
@@ -159,9 +175,9 @@ def _is_plain_lookup(
 
 
 def _look_up(ids: Tensor, weight: StreamedWeight) -> Tensor:
-    """What ``F.embedding`` gives, from the rows that are needed."""
+    """``F.embedding``, decoding only the rows that are needed."""
     if ids.numel() and int(ids.min()) < 0:
-        raise IndexError("index out of range in self")  # as PyTorch says
+        raise IndexError("index out of range in self")  # the text of PyTorch
     numbers, places = torch.unique(ids, return_inverse=True)
     return functional.embedding(places, weight.rows(numbers))
 
@@ -172,10 +188,7 @@ def _is_product_by_blocks(input: Any, weight: Any, bias: Any = None) -> bool:
 
 
 def _multiply(input: Tensor, weight: WeightTensor, bias: Tensor | None = None) -> Tensor:
-    """What ``F.linear`` gives, from one block of the weight after the other.
-
-    Sums of several blocks are in float32 at least.
-    """
+    """``F.linear``, decoding the weight block by block. Products of blocks are added in float32 or a wider dtype."""
     if input.shape[-1] != weight.shape[1]:
         raise RuntimeError(f"an input of shape {tuple(input.shape)} cannot be multiplied by the transpose of"
                            f" {weight.weight.name!r}, whose shape is {tuple(weight.shape)}")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Weights decoded from the file of a streamed model, the next ones ahead of time, into memory that is used again."""
+"""Decoding the weights of a streamed model: the next ones ahead of time, into memory that is reused."""
 
 from __future__ import annotations
 
@@ -19,21 +19,26 @@ from ..read.torch_arrays import torch_dtype
 
 
 class WeightStore:
-    """The file of a model, and the weights that are decoded ahead."""
+    """Decodes weights from a file. A thread decodes ahead those that followed last time.
+
+    Args:
+        file: Opened for PyTorch. ``close``, or the end of the store, closes it.
+        prefetch: How many weights are decoded ahead.
+    """
 
     def __init__(self, file: safe_open[torch.Tensor], prefetch: int) -> None:
         self.file = file
         self._prefetch = prefetch
         self._lock = threading.Lock()
-        self._following: dict[str, str] = {}  # which weight was needed after which
-        self._last = threading.local()
+        self._following: dict[str, str] = {}  # name of a weight -> name of the weight that was needed next
+        self._last = threading.local()  # for each thread the name of its last weight
         self._ahead: OrderedDict[str, Future[Tensor]] = OrderedDict()
         self._buffers = _Buffers()
         self._pool = ThreadPoolExecutor(1, "vqformat-prefetch") if prefetch else None
-        self.close = weakref.finalize(self, _close, file, self._pool)  # also when the model is let go
+        self.close = weakref.finalize(self, _close, file, self._pool)  # called when the model is freed, too
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor of the file; the next ones are begun."""
+        """Decode a tensor, or wait for the thread that decodes it, and start to decode the next ones."""
         with self._lock:
             last = getattr(self._last, "name", None)
             if last is not None:
@@ -55,7 +60,7 @@ class WeightStore:
                     return
                 if following not in self._ahead:
                     self._ahead[following] = self._pool.submit(self._decode, following)
-            while len(self._ahead) > self._prefetch:  # guesses that were wrong
+            while len(self._ahead) > self._prefetch:  # wrong guesses from before
                 self._ahead.popitem(last=False)[1].cancel()
 
     def _decode(self, name: str) -> Tensor:
@@ -74,28 +79,28 @@ def _close(file: safe_open[torch.Tensor], pool: ThreadPoolExecutor | None) -> No
 
 
 class _Buffers:
-    """Memory for decoded weights; that of one is kept for the next when nothing refers to it any more.
+    """Memory for decoded weights. When a weight is freed, its memory is kept for the next one.
 
-    Memory that is asked of the system again and again costs time, and lies scattered between what lives longer.
+    Allocating large memory from the system each time would cost time and fragment it.
     """
 
-    _ALIGNMENT = 64  # as PyTorch's own
+    _ALIGNMENT = 64  # of PyTorch's own allocations
 
     def __init__(self) -> None:
         self._free: deque[npt.NDArray[np.uint8]] = deque()
 
     def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor, not initialised."""
+        """An uninitialised, contiguous tensor."""
         nbytes = prod(shape) * dtype.itemsize
         try:
             memory = self._free.pop()
         except IndexError:
             memory = np.empty(0, np.uint8)
         if memory.size < nbytes + self._ALIGNMENT:
-            del memory  # before there is other one
+            del memory  # before new memory is allocated
             memory = np.empty(nbytes + self._ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % self._ALIGNMENT
-        part = memory[start : start + nbytes]  # the tensor refers to it, whatever is made of the tensor
+        part = memory[start : start + nbytes]  # alive as long as the tensor, or a view of it
         weakref.finalize(part, self._give_back, memory).atexit = False
         return torch.from_numpy(part).view(dtype).view(*shape)
 
