@@ -221,7 +221,7 @@ class _Lloyd:
         return _Points(self.vectors[:, chosen], weights, self.largest, dtype)
 
     def _start(self, points: _Points) -> Doubles:
-        """Initial codebooks by k-means++ on a sample: entries are vectors, drawn in proportion to their squared error."""
+        """Initial codebooks by k-means++ on a sample: vectors are drawn in proportion to their squared error."""
         n_problems, n, _ = points.vectors.shape
         chosen = sample_indices(n, max(8192, 16 * self.n_entries), [*self.seed, 2])
         rows = np.arange(n_problems)
