@@ -1,1 +1,1 @@
-"""The encoder: from tensors to a file. Decoding imports nothing of it."""
+"""The encoder: from tensors to a file. The decoder imports nothing from here."""

@@ -1,4 +1,8 @@
-"""How a goal is met: by one step for all tensors, and where files jump past it, by what lies between two files."""
+"""Search for a file that just meets a goal.
+
+First one relative step for all tensors is searched. If sizes jump past the goal there, tensors of two files are mixed,
+and the step of a single tensor makes up the rest.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,13 @@ from .layers import Result
 from .sensitivity import Steps
 from .step_search import COARSEST_STEP, SMALLEST_STEP, Goal, Outcome, meet
 
-EXACT = 0.0  # in place of a step: what the encoder may choose is stored exactly
-_MAX_ADJUSTMENTS = 12  # tries of the one tensor that makes up for what is left
-_MAX_ADJUSTED = 3  # tensors that are tried as that one
-_MOST_FACTOR = 1.5  # of its step against that of the others, if these could do without it
-_FIRST_FACTOR = 1.03  # of its step; squared at each further try
-_SPENT = 0.996  # of a size at least, where no further try is worth its time
-_OVER_DB = 0.08  # above an SQNR at most, likewise
+EXACT = 0.0  # in place of a step: every tensor without a method is stored exactly
+_MAX_ADJUSTMENTS = 12  # steps that are tried for the single tensor
+_MAX_ADJUSTED = 3  # tensors that are tried as the single tensor
+_MOST_FACTOR = 1.5  # largest ratio of its step to that of the others, if it is not the tensor at which files differ
+_FIRST_FACTOR = 1.03  # first change of its step; squared at each further try
+_SPENT = 0.996  # a file of at least this share of the allowed size ends the search
+_OVER_DB = 0.08  # a file at most so many dB above the SQNR ends the search
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,9 @@ class Attempt:
     """A file that was tried.
 
     Attributes:
-        step: Relative, of all tensors, but for what was adjusted; or ``EXACT``.
+        step: Relative step of all tensors, except a single tensor; or ``EXACT``.
+        results: The encoded tensors, in order.
+        outcome: Size and quality of the file.
     """
 
     step: float
@@ -37,13 +43,13 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Trials:
-    """What it takes to try a file.
+    """The functions with which a search makes and measures files.
 
     Attributes:
-        encode: The tensors, at a relative step.
-        encode_one: Ways to encode the tensor of a number at a relative step so that it may be of any size, or any
-            quality, so far as its method allows.
-        measure: What a file of these results would be.
+        encode: Encodes all tensors with a relative step.
+        encode_one: Ways to encode one tensor, given its number and a relative step. Sizes change more gradually with
+            the step than with ``encode``.
+        measure: Size and quality of a file of given results.
     """
 
     encode: Callable[[float], Sequence[Result]]
@@ -55,8 +61,8 @@ class BudgetSearch:
     """The search for a file that just meets a goal.
 
     Attributes:
-        within: The nearest that meets it, None if none does.
-        beyond: The nearest that does not: too large, or not good enough.
+        within: The attempt nearest to the goal of those that meet it; None if there is none.
+        beyond: The attempt nearest to the goal of those that do not meet it: too large, or not good enough.
     """
 
     def __init__(self, goal: Goal, trials: Trials) -> None:
@@ -65,14 +71,14 @@ class BudgetSearch:
         self.beyond: Attempt | None = None
 
     def try_step(self, step: float) -> Outcome:
-        """Encode all tensors at a step."""
+        """Encode all tensors with a step, and keep the attempt if it is the nearest so far."""
         return self._try(step, self._trials.encode(step))
 
     def run(self, steps: Steps, first_step: float | None = None) -> None:
         """Try files until one is near the goal, or there is nothing more to try.
 
         Args:
-            first_step: See ``budget.meet``.
+            first_step: See ``step_search.meet``.
         """
         meet(steps, self._goal, self.try_step, first_step)
         if self.within is None or self.within.outcome.is_near(self._goal):
@@ -92,7 +98,7 @@ class BudgetSearch:
         return attempt.outcome
 
     def _mix(self, within: Attempt, beyond: Attempt) -> None:
-        """Tensors as in the file beyond the goal, so many that it is still met; the next makes up for what is left."""
+        """Take as many of the first tensors from the file beyond the goal as meet it; then adjust a single tensor."""
         n_beyond, too_many = 0, len(within.results)
         while too_many - n_beyond > 1:
             n = (n_beyond + too_many) // 2
@@ -112,11 +118,12 @@ class BudgetSearch:
     def _adjust(
         self, within: Attempt, mixed: SplicedResults, number: int, encode: Callable[[float], Result], most: float
     ) -> None:
-        """Try steps of one tensor of a file.
+        """Try steps of a single tensor of a file.
 
         Args:
-            encode: The tensor at a step.
-            most: How many times larger than the step of the others it may be, or smaller.
+            number: Number of the tensor.
+            encode: Encodes the tensor with a step.
+            most: Largest ratio between its step and the step of the others.
         """
         step, factor = within.step, _FIRST_FACTOR
         inside = outside = 0.0
@@ -135,18 +142,19 @@ class BudgetSearch:
                 factor *= factor
 
     def _is_spent(self, outcome: Outcome) -> bool:
-        """Whether a file that meets the goal is so near to it that a nearer one is not worth its time."""
+        """Whether a file that meets the goal is so near to it that the search ends."""
         if self._goal.nbytes is not None:
             return outcome.nbytes >= _SPENT * self._goal.nbytes
         return outcome.sqnr_db <= (self._goal.sqnr_db or 0.0) + _OVER_DB
 
 
 class SplicedResults(Sequence[Result]):
-    """The first results of one file, then those of another.
+    """The first results of one file, followed by the last results of another.
 
     Args:
-        n_first: How many of the first.
-        other: Results in place of those of their numbers.
+        first, last: Results of both files.
+        n_first: How many are taken from the first file.
+        other: By number, results that replace those.
     """
 
     def __init__(
@@ -155,7 +163,7 @@ class SplicedResults(Sequence[Result]):
         self._first, self._last, self._n_first, self._other = first, last, n_first, other or {}
 
     def with_one(self, number: int, result: Result) -> SplicedResults:
-        """The same with another result of that number."""
+        """The same results with one of them replaced."""
         return SplicedResults(self._first, self._last, self._n_first, {number: result})
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What is known of a model's inputs, and of how much its outputs mind errors; gathered by ``vqformat.torch``."""
+"""The result of a calibration: statistics of a model that ``vqformat.torch`` or ``vqformat.onnx`` has gathered."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from ..errors import EncodeError
 from ..files import NewFile
 
 Floats = npt.NDArray[np.float32]
-_FORMAT = 1  # of a saved calibration
+_FORMAT = 1  # version of the format of a saved calibration
 
 
 @dataclass(frozen=True, eq=False)
 class TensorStatistics:
-    """What is known of one tensor.
+    """Statistics of one tensor.
 
     Attributes:
-        importance: Mean of the squared derivatives of the model's outputs to its elements, for one input; 0 if unknown.
-        moments: Second moments of a layer's inputs: of group g the blocks on the diagonal ``moments[g]``, each
-            ``(n, n)``, in the order of the weight's axes other than the first. None if unknown.
-        n_observed: Input vectors that the moments are of.
+        importance: Mean squared derivative of the model's outputs with respect to the elements of the tensor, for one
+            input; 0 if unknown.
+        moments: Second moments of the inputs of the layer; None if unknown. ``moments[g]`` has the diagonal blocks of
+            group g, ``(n, n)`` each. Inputs are in the order of the weight's axes other than the first.
+        n_observed: Number of input vectors from which the moments were computed.
         row_counts: How often each row of a table was looked up, ``(rows,)``; None for other tensors.
     """
 
@@ -36,12 +37,12 @@ class TensorStatistics:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Statistics of a model, from some of its inputs.
+    """Statistics of a model, gathered with some of its inputs.
 
     Attributes:
-        tensors: By name in the state dict.
-        inputs: Some of the inputs, for corrections that need to run the model; whatever the model takes.
-        loss: Which errors of the outputs corrections make small: ``"values"`` or ``"logits"``.
+        tensors: Statistics of each tensor, by its name in the state dict.
+        inputs: Some of the batches, for corrections, which run the model.
+        loss: Which errors of the outputs corrections reduce: ``"values"`` or ``"logits"``.
     """
 
     tensors: Mapping[str, TensorStatistics]
@@ -49,7 +50,11 @@ class Calibration:
     loss: str = "values"
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
-        """Write the statistics, without the inputs, to a NumPy archive.
+        """Write the statistics to a NumPy archive, without the inputs.
+
+        Args:
+            path: Path of the archive.
+            overwrite: Whether an existing file may be replaced.
 
         Raises:
             FileExistsError: The file exists and ``overwrite`` is false.
@@ -69,11 +74,11 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
-        """Statistics from a file that ``save`` wrote.
+        """Read a file that ``save`` has written.
 
         Raises:
-            EncodeError: It is no such file, or damaged.
-            OSError: It cannot be read.
+            EncodeError: The file was not written by ``save``, or it is damaged.
+            OSError: The file cannot be read.
         """
         with open(path, "rb") as stream:
             try:
@@ -81,7 +86,7 @@ class Calibration:
                     arrays = {key: archive[key] for key in archive.files}
                 version, loss = int(arrays.pop("format")), str(arrays.pop("loss", "values"))
                 tensors = dict(map(_statistics, _by_tensor(arrays))) if version == _FORMAT else {}
-            except Exception as err:  # NumPy and zipfile promise nothing about damaged files
+            except Exception as err:  # NumPy and zipfile may raise anything for a damaged file
                 raise EncodeError(f"{os.fspath(path)!r} is no saved calibration") from err
         if version != _FORMAT:
             raise EncodeError(f"{os.fspath(path)!r} holds a calibration of another version of this package")
@@ -92,7 +97,7 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 def _by_tensor(arrays: Arrays) -> list[Arrays]:
-    """The arrays of each tensor, by what is behind its number."""
+    """For each tensor its arrays, by the part of the key after the number of the tensor."""
     found: dict[str, Arrays] = {}
     for key, array in arrays.items():
         number, _, rest = key.partition("/")

@@ -1,4 +1,4 @@
-"""What waits for another pass: on disk, unless it is little."""
+"""A list whose items are stored in a temporary file, for data that several passes read."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ T = TypeVar("T")
 
 
 class DiskList(Sequence[T]):
-    """A list whose items are in a temporary file that has no name, each loaded when it is asked for.
+    """A list whose items are stored in an unnamed temporary file. Each is loaded when it is accessed.
+
+    Up to 1 MiB stays in memory.
 
     Args:
-        items: What it begins with.
-        folder: Where the file is; None for the system's place for such files.
+        items: The first items.
+        folder: Folder of the file; None for the system's folder for temporary files.
     """
 
     def __init__(self, items: Iterable[T] = (), *, folder: str | None) -> None:

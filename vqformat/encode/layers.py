@@ -1,4 +1,4 @@
-"""Encoded tensors on their way into a file: which of them make a layer, which share tables, and the report."""
+"""Writing encoded tensors to a file: grouping them into layers, sharing tables, and making the report."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .small.entropy_coding import CodedTensor, Pool
 
 _MAX_LAYER_TENSORS = 256
 _MAX_LAYER_NBYTES = 1 << 26  # decoded
-# Smaller layers are stored together, for a chunk takes as much as a small tensor
+# Smaller layers are stored in one chunk, since the overhead of a chunk is as large as a small tensor
 _SMALL_LAYER_NBYTES = 1 << 21
-_OWN_TABLES_BITS = 1 << 21  # a tensor of so many bits has tables of its own
+_OWN_TABLES_BITS = 1 << 21  # a tensor whose codes take more bits has frequency tables of its own
 
 
 @dataclass(frozen=True)
 class Result:
-    """A tensor encoded, and what is to be said of it.
+    """An encoded tensor, its report and its notes.
 
     Attributes:
-        encoded: A ``CodedTensor`` waits for its tables.
-        layer: Number and name of the layer that it is to be in; None for one that goes by names.
-        energy, noise: Sums of squares of values and errors, where the tensor was coded coarsely.
+        encoded: The tensor. A ``CodedTensor`` has no tables yet; they are made when its layer is written.
+        layer: Number and name of its layer; None if the layer follows from the name of the tensor.
+        energy, noise: Sums of squares of values and of errors, if the tensor was coded coarsely; else 0.
     """
 
     encoded: EncodedTensor | AliasRecord | CodedTensor
@@ -44,14 +44,15 @@ def layer_name(tensor: str) -> str:
 
 
 class LayerWriter:
-    """Writes results in layers, and reports.
+    """Groups results into layers, writes them, and makes the report.
 
-    A layer is what follows each other with the same beginning of its names, small ones together, or what its results
-    say; one that is very large becomes several.
+    Consecutive tensors with the same ``layer`` make a layer; if they have none, those with the same prefix of names do.
+    In that case small layers are joined. A very large layer is split.
 
     Args:
-        book: The shared codebook of a number; each is written before the first layer that uses it. None where tensors
-            share none.
+        writer: Writes the chunks.
+        book: Returns the shared codebook with a number. It is written before the first layer that uses it. None if
+            tensors share no codebooks.
     """
 
     def __init__(self, writer: ChunkWriter, book: Callable[[int], SharedBook] | None = None) -> None:
@@ -59,12 +60,12 @@ class LayerWriter:
         self._report = Report()
         self._energy = self._noise = 0.0
         self._results: list[Result] = []
-        self._layers: list[str | tuple[int, str]] = []  # those in hand
-        self._nbytes = 0  # of their tensors, decoded
+        self._layers: list[str | tuple[int, str]] = []  # the layers of the results that wait to be written
+        self._nbytes = 0  # decoded bytes of these results
         self._n_books = 0
 
     def add(self, result: Result) -> None:
-        """A further tensor; may write those before it."""
+        """Add the next tensor. It may write the layer of the tensors before it."""
         layer = result.layer or layer_name(result.report.name)
         nbytes = BY_NAME[result.report.dtype].nbytes(result.report.n_elements)
         is_full = len(self._results) >= _MAX_LAYER_TENSORS or self._nbytes >= _MAX_LAYER_NBYTES
@@ -84,7 +85,7 @@ class LayerWriter:
             self._report.source_nbytes += nbytes
 
     def close(self) -> Report:
-        """End the file."""
+        """Write the last layer, close the file, and return the report."""
         self.end()
         self._writer.close()
         report = self._report
@@ -93,12 +94,12 @@ class LayerWriter:
         return report
 
     def end(self) -> None:
-        """Write the tensors in hand as a layer, if there are any."""
+        """Write the tensors that wait as a layer, if there are any."""
         if not self._results:
             return
         tensors = self._coded()
         numbers = [n for tensor in tensors if isinstance(tensor, EncodedTensor) for n in tensor.record.book_numbers()]
-        while self._n_books <= max(numbers, default=-1):  # they are numbered as they come to be used
+        while self._n_books <= max(numbers, default=-1):  # codebooks are numbered in the order of their first use
             assert self._book is not None
             shared = self._book(self._n_books)
             self._n_books = self._writer.add_book(shared.record, shared.section) + 1
@@ -112,7 +113,7 @@ class LayerWriter:
         self._results, self._layers, self._nbytes = [], [], 0
 
     def _coded(self) -> list[EncodedTensor | AliasRecord]:
-        """The tensors in hand, those that wait for tables coded; the tables are written."""
+        """The tensors that wait. Those without tables get them and are coded; the tables are written."""
         found = {}
         coded = [result.encoded for result in self._results if isinstance(result.encoded, CodedTensor)]
         for group in _groups(coded):
@@ -125,7 +126,7 @@ class LayerWriter:
 
 
 def _groups(tensors: list[CodedTensor]) -> list[list[CodedTensor]]:
-    """Which tensors share tables: large ones none, small ones all that have the same number of codebooks."""
+    """Group tensors that share tables. A large tensor has its own; small ones share by their number of codebooks."""
     groups: list[list[CodedTensor]] = []
     shared: dict[int, list[CodedTensor]] = {}
     for tensor in tensors:
@@ -139,7 +140,7 @@ def _groups(tensors: list[CodedTensor]) -> list[list[CodedTensor]]:
 
 
 def _common(names: list[str]) -> str:
-    """What names of layers have in common at their beginning, in whole parts."""
+    """The common prefix of names of layers, in whole parts between dots or slashes."""
     if len(names) == 1:
         return names[0]
     low, high = min(names), max(names)
@@ -148,7 +149,7 @@ def _common(names: list[str]) -> str:
 
 
 class NullStream:
-    """A stream that forgets, to learn the size of a file."""
+    """A stream that drops what is written to it, to measure the size of a file."""
 
     def write(self, data: bytes) -> int:
         return len(data)

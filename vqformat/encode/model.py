@@ -1,4 +1,4 @@
-"""A whole model into a file: its tensors encoded, so that a budget is met."""
+"""Encoding a whole model into a file, so that a budget is met."""
 
 from __future__ import annotations
 
@@ -32,17 +32,18 @@ from .source import SourceTensor, check_name, check_shape, fits_float32, native
 from .step_search import Goal, Outcome
 from .tensor import TensorEncoder
 
-# Times as coarse as what is harmless: of seven networks six lost 7 to 95 points there, one 2; at half of that 0 to 12.
-# Preset small keeps sums of errors small; calibrated, errors of weights are made up for by other weights
+# A model is reported as ruined from this coarseness on, relative to the harmless step. Of seven networks six lost 7 to
+# 95 points of accuracy at _RUIN, and one lost 2; at half of it they lost 0 to 12. Preset small bears more, because it
+# keeps sums of errors small; a calibrated model even more, because other weights compensate errors
 _RUIN, _RUIN_SMALL, _RUIN_CALIBRATED = 9.0, 16.0, 32.0
-_BEARABLE = 4.0
-_EXACT_FROM = 0.5  # of the bytes of the tensors: smaller budgets are below what floats compress to
-_MAX_CORRECTIONS = 6  # rounds until corrected tensors fit a budget
-_CORRECTION_SHARE = 0.001  # of a budget, and bytes, that are kept for what corrected tensors take more
+_BEARABLE = 4.0  # the coarseness that the note recommends
+_EXACT_FROM = 0.5  # budgets below this share of the tensors' bytes cannot be met without loss
+_MAX_CORRECTIONS = 6  # rounds until a file with corrected tensors meets a budget
+_CORRECTION_SHARE = 0.001  # share of a budget, and number of bytes, reserved for the growth of corrected tensors
 _CORRECTION_NBYTES = 16
 _NO_TENSOR = "no tensor is of a kind and a size to be coded more finely or coarsely"  # why a budget is missed
-_DRAFTED = 1 << 20  # weights from which on drafts are made before a search for a budget
-_MINOR = 1  # of the format, unless everything is exact
+_DRAFTED = 1 << 20  # least number of weights for which drafts are made before a budget search
+_MINOR = 1  # minor version of the format of files that are not lossless
 
 
 def encode_model(
@@ -55,8 +56,18 @@ def encode_model(
 ) -> Report:
     """Encode tensors, in their order, into a file.
 
+    Args:
+        target: Path, or a binary stream.
+        metadata: The user's metadata.
+        options: None for the defaults.
+        overwrite: Whether an existing file may be replaced.
+
+    Returns:
+        A report on each tensor.
+
     Raises:
-        EncodeError: A tensor, the metadata or the options cannot be written, or a budget cannot be met.
+        EncodeError: A tensor or the metadata cannot be written, options do not fit the tensors, or a budget cannot be
+            met.
         FileExistsError: The file exists and ``overwrite`` is false.
     """
     options = options or Options()
@@ -75,10 +86,16 @@ def encode_model(
 
 
 def check_tensors(tensors: Iterable[SourceTensor], names: set[str]) -> set[str]:
-    """The names of a file's tensors with those of further ones.
+    """Check names and shapes of tensors.
+
+    Args:
+        names: Names of the tensors that the file has already.
+
+    Returns:
+        These names and those of the tensors.
 
     Raises:
-        EncodeError: A name or shape is not allowed, or a name comes twice.
+        EncodeError: A name or a shape is not allowed, or two tensors have the same name.
     """
     names = set(names)
     for tensor in tensors:
@@ -93,16 +110,20 @@ def check_tensors(tensors: Iterable[SourceTensor], names: set[str]) -> set[str]:
 def open_writer(
     target: str | os.PathLike[str] | BinaryIO, metadata: dict[str, Any] | None, options: Options, *, overwrite: bool
 ) -> ChunkWriter:
-    """The writer of the chunks of a file that these options lead to."""
+    """A chunk writer for a file with these options."""
     return ChunkWriter(target, metadata, overwrite=overwrite, minor=0 if options.lossless else _MINOR)
 
 
 class ModelEncoder:
-    """Encodes one model, or one layer; holds what the passes learn.
+    """Encodes the tensors of one model, or of one layer, in as many passes as a budget needs.
 
     Args:
-        metadata: Of the file: it counts where the size of the file does.
+        metadata: Metadata of the file, whose size counts against a budget.
         is_part: Whether these are only some of the file's tensors.
+
+    Attributes:
+        plan: What each tensor is to become.
+        missed: Notes on a goal that was missed; set when results have been made.
     """
 
     def __init__(
@@ -114,13 +135,13 @@ class ModelEncoder:
         self._books = SharedCodebooks()
         self._tensors = TensorEncoder(self.plan, self._books)
         self._request = RequestedGoal(tensors, options)
-        self._fixed: dict[str, Result] = {}  # results that no step changes, where there is a budget
-        self._step = options.step or 0.0  # relative; where there is a goal, that of the results that meet it
+        self._fixed: dict[str, Result] = {}  # with a budget: results that no step changes
+        self._step = options.step or 0.0  # relative step of the results
         self._folder: str | None = None
-        self.missed: list[str] = []  # notes on a goal that is not met, once there are results
+        self.missed: list[str] = []
 
     def write(self, writer: ChunkWriter) -> Report:
-        """Encode the model, and end the file with it."""
+        """Encode all tensors, write them, and close the file."""
         report = self._write_all(writer, self.results(writer.folder))
         if self.options.sqnr is not None and not self.plan.statistics and self._request.n_weights:
             outcome = Outcome(report.file_nbytes, report.sqnr_db)
@@ -130,7 +151,7 @@ class ModelEncoder:
         return report
 
     def _note_ruin(self, report: Report) -> None:
-        """Say so where steps are so coarse that networks of this kind do not work any more."""
+        """Add a note if the steps are so coarse that the network will most likely not work any more."""
         coarseness = self.plan.steps.coarseness(self._step)
         most = _RUIN_SMALL if self.options.preset == "small" else _RUIN
         if self.plan.steps.is_empty or coarseness <= (most if self.options.calibration is None else _RUIN_CALIBRATED):
@@ -142,10 +163,10 @@ class ModelEncoder:
                            f" {report.source_nbytes / nbytes:.2g}")  # fmt: skip
 
     def results(self, folder: str | None) -> Iterable[Result]:
-        """The tensors, encoded.
+        """Encode all tensors so that the goal, if any, is met.
 
         Args:
-            folder: For what does not fit in memory while a budget is being met; None for the system's.
+            folder: Folder of temporary files that hold results of several passes; None for the system's.
         """
         self._folder = folder
         self._books.train(self.plan)
@@ -157,7 +178,7 @@ class ModelEncoder:
         return self._encode(self._step) if goal is None else self._met(goal)
 
     def _encode_once(self, tensor: SourceTensor) -> bool:
-        """Encode a tensor once for all steps, if its method can."""
+        """Encode a tensor whose result no step changes. Returns whether its method was able to."""
         result = self._tensors.encode(tensor, 1.0)
         if tensor.name in self.plan.rejected:
             return False
@@ -165,13 +186,14 @@ class ModelEncoder:
         return True
 
     def _meet(self, goal: Goal, first_step: float | None = None) -> BudgetSearch:
-        """Results that just meet a goal, if any do.
+        """Search for a file that just meets a goal.
 
         Args:
-            first_step: The first to try, if that is known.
+            first_step: The step to try first; None for the estimated one.
 
         Raises:
-            EncodeError: Even the coarsest steps give a larger file, or the finest one that is not good enough.
+            EncodeError: The goal cannot be met: the coarsest steps give a larger file, or the finest steps give one
+                that is not good enough.
         """
         ways = [self._encode_between]
         if goal.nbytes is None and self.options.preset == "fast":
@@ -191,14 +213,14 @@ class ModelEncoder:
         return search
 
     def _met(self, goal: Goal) -> Sequence[Result]:
-        """Results that meet a goal, and a note if they could be nearer to it."""
+        """Results that meet a goal. Sets ``missed`` if they are not near to it."""
         search = self._meet(goal)
         assert search.within is not None
         self.missed = self._request.notes_on(goal, search.within.outcome, self._why(goal, search))
         return search.within.results
 
     def _drafted(self, goal: Goal) -> Steps:
-        """The steps, with good estimates of sizes where passes over the whole model take long."""
+        """The steps. For a size goal and a large model of preset small, their estimates are corrected by drafts."""
         n_weights = sum(s.n_values for s in self.plan.statistics.values())
         if goal.nbytes is None or self.options.preset != "small" or n_weights < _DRAFTED:
             return self.plan.steps
@@ -207,7 +229,7 @@ class ModelEncoder:
         return DraftedSteps(list(statistics.values()), [loads[name] for name in statistics], goal.nbytes)
 
     def _corrected(self, goal: Goal | None) -> Sequence[Result]:
-        """Results whose short tensors fit what became of the weights."""
+        """Results in which short tensors have been corrected for the quantized weights."""
         if goal is None:
             return self._correct(self._encode_kept(self._step))
         if goal.nbytes is None:
@@ -216,11 +238,11 @@ class ModelEncoder:
         why = "corrections of short tensors take more bytes or less each time"
         aim = goal.nbytes * (1 - _CORRECTION_SHARE) - _CORRECTION_NBYTES
         step = None
-        for _ in range(_MAX_CORRECTIONS):  # they may take some bytes more or less
+        for _ in range(_MAX_CORRECTIONS):  # corrected tensors may take more or fewer bytes than before
             try:
                 search = self._meet(Goal(aim), step)
             except EncodeError:
-                break  # they leave too little
+                break  # too few bytes are left for the weights
             assert search.within is not None
             step = self._step or None
             results = self._correct(search.within.results)
@@ -239,6 +261,7 @@ class ModelEncoder:
         return best.results
 
     def _correct(self, results: Sequence[Result]) -> Sequence[Result]:
+        """Replace the results of short tensors by those of their corrected values."""
         assert self.options.correct is not None
         if self._step == EXACT:
             return results
@@ -256,7 +279,7 @@ class ModelEncoder:
         return self._keep(map(corrected, self.tensors, results))
 
     def _encode_kept(self, step: float) -> Sequence[Result]:
-        """All tensors at a step; how they were coded matters more from one step to the next."""
+        """Encode all tensors with a step, and keep the results for several passes."""
         results = self._keep(self._encode(step))
         self._tensors.strengthen_hysteresis()
         return results
@@ -265,17 +288,17 @@ class ModelEncoder:
         return self._tensors.encode_between(self.tensors[number], step, by_entries=by_entries)
 
     def _measure(self, results: Iterable[Result]) -> Outcome:
-        """What a file of these results would be."""
+        """Size and quality of a file of these results; the file is not kept."""
         with ChunkWriter(cast(BinaryIO, NullStream()), self._metadata) as writer:
             report = self._write_all(writer, results)
         return Outcome(report.file_nbytes, report.sqnr_db)
 
     def _keep(self, results: Iterable[Result]) -> Sequence[Result]:
-        """Results for several passes."""
+        """Store results so that several passes can read them."""
         return DiskList(results, folder=self._folder)
 
     def _why(self, goal: Goal, search: BudgetSearch) -> str:
-        """Why no file is nearer to a goal."""
+        """The reason why no file is nearer to a goal, for a note."""
         assert search.within is not None
         if self.plan.steps.is_empty:
             return _NO_TENSOR
@@ -302,7 +325,7 @@ class ModelEncoder:
             yield result
 
     def _is_fixed(self, tensor: SourceTensor) -> bool:
-        """Whether no step changes what the tensor becomes."""
+        """Whether the result of a tensor is the same for all steps."""
         if tensor.name in self.plan.statistics:
             return False
         is_vector = self.plan.method(tensor) is None and BY_NAME[tensor.dtype].arithmetic and prod(tensor.shape) > 0

@@ -1,6 +1,6 @@
-"""Second moments of the vectors that layers meet, and how many of these vectors are taken.
+"""Second moments of the input vectors of layers, and the choice of the vectors that are used.
 
-Vectors are arrays of NumPy or tensors of PyTorch, on any device; what is done with them is the same.
+Vectors are NumPy arrays, or PyTorch tensors on any device. The code uses only operations that both have.
 """
 
 from __future__ import annotations
@@ -16,24 +16,28 @@ import numpy.typing as npt
 Vectors = Any  # (n, groups, inputs), float32
 Chosen = npt.NDArray[np.int64]
 
-_MOMENTS_NBYTES = 1 << 24  # of a layer
+_MOMENTS_NBYTES = 1 << 24  # memory of the moments of a layer
 _FEWEST_BLOCK_INPUTS = 256
-_PANELS = 4  # into which a block is cut, so that most of its products are computed once, not twice
+_PANELS = 4  # of a symmetric block; only panels right of the diagonal are computed
 _FEWEST_PANEL_INPUTS = 128
-_COST = 0.75  # of all moments, in multiplications of the model's layers
-_CREDIT = 1 << 31  # products at the beginning that take no time that matters, about 0.05 s: of small models all vectors
-_PLENTY = 16  # vectors for each input of a layer, over some calls
-_FIRST_CALLS = 8  # that may take as many vectors each; later ones take fewer
-_CHUNK_ELEMENTS = 1 << 22  # of vectors that are in memory together
+_COST = 0.75  # multiplications for all moments, relative to those of the model's layers
+_CREDIT = 1 << 31  # multiplications (about 0.05 s) that are free: small models use all vectors
+_PLENTY = 16  # vectors for each input of a layer are enough, in all calls together
+_FIRST_CALLS = 8  # calls that may use the same number of vectors; later calls use fewer
+_CHUNK_ELEMENTS = 1 << 22  # elements of the vectors that are in memory together
 
 
 class Moments:
-    """Second moments of vectors, in blocks on the diagonal where they are long.
+    """Second moments of vectors. For long vectors only blocks on the diagonal are kept.
 
     Args:
-        n_groups: Of vectors that are kept apart.
-        n_inputs: Of a vector.
-        unit: Inputs that belong together, such as the taps of a channel.
+        n_groups: Groups of vectors, each with moments of its own.
+        n_inputs: Length of a vector.
+        unit: Number of inputs that belong together, such as the taps of a channel; a block does not separate them.
+
+    Attributes:
+        n_observed: Number of vectors added.
+        n_calls: Number of calls of the layer, counted by ``VectorSampler``.
     """
 
     def __init__(self, n_groups: int, n_inputs: int, unit: int = 1) -> None:
@@ -41,18 +45,23 @@ class Moments:
         most = max(unit, most // unit * unit) if unit <= most else most
         edges = [*range(0, n_inputs, most), n_inputs]
         self._blocks = list(pairwise(edges))
-        self._sums: list[Any] = []  # of each block (groups, inputs, inputs), its upper triangle at least
+        self._sums: list[Any] = []  # for each block (groups, inputs, inputs); only the upper triangle is complete
         self.n_groups, self.n_inputs = n_groups, n_inputs
         self.n_observed = self.n_calls = 0
         self._weight = 0.0
 
     @property
     def n_products(self) -> int:
-        """Multiplications for a vector of all groups."""
+        """Multiplications for one vector in all groups."""
         return self.n_groups * sum(int((end - start) ** 2) for start, end in self._blocks)
 
     def add(self, vectors: Vectors, weight: float = 1.0) -> None:
-        """Further vectors, each of which stands for so many."""
+        """Add vectors.
+
+        Args:
+            vectors: ``(n, groups, inputs)`` float32.
+            weight: Number of vectors for which each of these stands.
+        """
         vectors = vectors.swapaxes(0, 1) * sqrt(weight)  # (groups, n, inputs)
         n = vectors.shape[1]
         is_first = not self._sums
@@ -67,9 +76,9 @@ class Moments:
         self._weight += weight * n
 
     def mean(self) -> list[Any]:
-        """Of the products: each block's, ``(groups, inputs, inputs)``; nothing if none was seen.
+        """The second moments: for each block ``(groups, inputs, inputs)``; empty if no vector was added.
 
-        It is of the kind that the vectors had. Nothing can be added any more.
+        They are arrays or tensors, as the vectors were. After this call nothing can be added.
         """
         for sums in self._sums:
             sums /= self._weight
@@ -79,35 +88,35 @@ class Moments:
 
 
 def by_group(blocks: list[npt.NDArray[np.float32]]) -> tuple[tuple[npt.NDArray[np.float32], ...], ...] | None:
-    """Mean products as a calibration has them."""
+    """Rearrange moments, which are by block, into those of ``TensorStatistics``, which are by group."""
     return tuple(tuple(of_group) for of_group in zip(*blocks, strict=True)) or None
 
 
 def _panels(n: int) -> list[tuple[int, int]]:
-    """The rows of a block of so many inputs, cut into some."""
+    """Ranges of rows into which a block of n inputs is cut."""
     size = max(_FEWEST_PANEL_INPUTS, -(-n // _PANELS))
     return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 class VectorSampler:
-    """How many of the vectors that layers meet are taken, so that all moments cost about as much as running the model.
+    """Chooses which input vectors are used, so that computing moments costs about as much as running the model.
 
-    Where their cost is given, errors of all moments together are least if a layer's number of vectors goes with the
-    inverse root of the inputs of a block.
+    For a given cost, the errors of all moments together are least if the number of vectors of a layer is proportional
+    to the inverse square root of the number of inputs of a block.
     """
 
     def __init__(self) -> None:
         self._credit = _CREDIT
-        self._allowed = 0.0  # products of all calls
-        self._wanted = 0.0  # products of all calls, if a vector were taken of blocks of one input
+        self._allowed = 0.0  # multiplications that all calls so far may cost
+        self._wanted = 0.0  # multiplications of all calls so far, with 1 / root(inputs of a block) vectors each
         self._random = np.random.default_rng(0)
 
     def note(self, moments: Moments, n: int, take: Callable[[Chosen], Vectors], n_outputs: int) -> None:
-        """Add to the moments some of the n vectors of a call.
+        """Add some of the n vectors of a call to the moments.
 
         Args:
-            take: Gives those that are chosen, ``(chosen, groups, inputs)``.
-            n_outputs: That a group of the layer makes of a vector.
+            take: Returns the vectors with given numbers, ``(chosen, groups, inputs)``.
+            n_outputs: Outputs of a group of the layer.
         """
         n_taken = self._n_taken(moments, n, n_outputs)
         chosen = self._spread(n_taken, n)
@@ -128,7 +137,10 @@ class VectorSampler:
         return max(1, min(n, plenty, int(self._allowed / self._wanted / root)))
 
     def _spread(self, n: int, n_all: int) -> Chosen:
-        """So many of so many in their order, evenly spread: each at random in its stretch, lest they have a period."""
+        """``n`` ascending numbers below ``n_all``, one at random in each of n equal intervals.
+
+        They are random because vectors may repeat with a period.
+        """
         if n == n_all:
             return np.arange(n)
         return ((np.arange(n) + self._random.random(n)) * (n_all / n)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What a caller asks of the encoder."""
+"""The options of the encoder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRESETS = {
 
 
 class SaveOptions(TypedDict, total=False):
-    """Keywords of ``save_file``, for signatures that hand them on."""
+    """Keyword arguments of ``save_file``, for the signatures of functions that pass them on."""
 
     recipe: Recipe | Mapping[str, str] | str | None
     bits: float | None
@@ -42,28 +42,29 @@ class SaveOptions(TypedDict, total=False):
 
 
 class FileOptions(SaveOptions, total=False):
-    """The same, and that of the file."""
+    """The same, and the keyword argument for the file."""
 
     overwrite: bool
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the caller asks of the encoder.
+    """The options of the encoder. At most one of ``bits`` to ``lossless`` is set.
 
     Attributes:
-        recipe: Methods by name; where it has none the encoder chooses.
-        bits: Bits a weight of the whole file.
-        ratio: Bytes of the tensors over bytes of the file.
+        recipe: Methods by name pattern. The encoder chooses for tensors without a method.
+        bits: Bits of the whole file for each weight.
+        ratio: Bytes of the tensors divided by bytes of the file.
         size: Bytes of the file.
         sqnr: Signal-to-quantization-noise ratio of all weights together, in dB.
-        step: Of the grid of the typical tensor, relative to its scale, see ``sensitivity.Steps``.
-        lossless: Every bit kept, whatever else is asked.
-        preset: How the encoder codes what it chooses for, a key of ``PRESETS``.
-        calibration: What is known of the model's inputs, for ``small``.
-        correct: Told names and values of what became of the weights, gives new values of other tensors by name.
-        seed: Of everything random.
-        progress: Called with a tensor's name, weights done and weights in all.
+        step: Step of the grid of the typical tensor, relative to its scale, see ``sensitivity.Steps``.
+        lossless: Whether every bit is kept.
+        preset: How tensors without a method are coded: a key of ``PRESETS``.
+        calibration: Statistics of the model, for the preset ``small``.
+        correct: A function that gets names and values of the quantized weights, and returns new values of other
+            tensors by name.
+        seed: Seed of all random choices.
+        progress: Called with the name of a tensor, the number of weights done, and the number of all weights.
     """
 
     recipe: Recipe | None = None
@@ -98,11 +99,12 @@ class Options:
 
     @property
     def has_budget(self) -> bool:
+        """Whether a size, a quality or a step is given."""
         return any(value is not None for value in (self.bits, self.ratio, self.size, self.sqnr, self.step))
 
     @property
     def concerns_all(self) -> bool:
-        """Whether what becomes of a tensor depends on all others."""
+        """Whether the encoding of a tensor depends on all other tensors of the file."""
         has_shared = self.recipe is not None and any(method.get("share") for method in self.recipe.methods())
         has_total = any(value is not None for value in (self.bits, self.ratio, self.size))
         return has_shared or has_total or self.calibration is not None

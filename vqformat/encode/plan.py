@@ -1,4 +1,4 @@
-"""What each tensor of a model is to become: by what method, how finely, and what is known of it."""
+"""The plan for each tensor of a model: its method, how finely it is coded, and its statistics."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from .small.error_feedback import Factors
 from .source import SourceTensor, fits_float32
 
 Array = npt.NDArray[Any]
-SMALLEST_COARSE = 256  # elements; tensors below it are coded finely
-SMALLEST_COARSE_VECTOR = 1 << 16  # elements of a tensor of one axis: shorter ones are biases, norms and the like
+SMALLEST_COARSE = 256  # elements; smaller tensors are coded finely
+SMALLEST_COARSE_VECTOR = 1 << 16  # elements of a tensor of one axis; shorter ones are biases, norms and so on
 
 
 class Plan:
-    """What the recipe, the options, the calibration and the tensors themselves say of each tensor.
+    """The plan for each tensor, from the recipe, the options, the calibration and the values of the tensors.
 
     Args:
         is_part: Whether these are only some of the file's tensors.
 
     Attributes:
-        statistics: Of each tensor whose step is to be chosen, by name. ``gather`` finds them.
-        steps: The steps of these tensors. ``gather`` finds them.
-        constants: Names of tensors that nobody trained. ``gather`` finds them.
+        statistics: By name, the statistics of each tensor whose step is to be chosen. ``gather`` sets it.
+        steps: The steps of these tensors. ``gather`` sets it.
+        constants: Names of the tensors that were not trained. ``gather`` sets it.
         rejected: By name, why a tensor is not coded by the method of its wildcard.
     """
 
@@ -49,7 +49,11 @@ class Plan:
         self._factors: dict[str, Factors | None] = {}
 
     def method(self, tensor: SourceTensor) -> Method | None:
-        """What the recipe asks for; None where the encoder chooses."""
+        """The method of a tensor by the recipe; None if the encoder chooses.
+
+        Raises:
+            EncodeError: The recipe has a method that cannot code the dtype of the tensor.
+        """
         if self.options.lossless or (tensor.is_exact and not self.is_named(tensor)):
             return quantize.LOSSLESS
         if tensor.name in self.constants and not self.is_named(tensor):
@@ -68,22 +72,22 @@ class Plan:
         return method
 
     def is_named(self, tensor: SourceTensor) -> bool:
-        """Whether a pattern of the recipe decides about the tensor."""
+        """Whether a pattern of the recipe matches the tensor."""
         return self.options.recipe is not None and self.options.recipe.names(tensor.name)
 
     def is_coarse(self, tensor: SourceTensor) -> bool:
-        """Whether the encoder may put the tensor on a grid."""
+        """Whether the encoder may quantize the tensor to a coarse grid."""
         if not BY_NAME[tensor.dtype].arithmetic or not tensor.shape:
             return False
-        is_vector = sum(size > 1 for size in tensor.shape) < 2  # factors of channels have axes of 1 beside theirs
+        is_vector = sum(size > 1 for size in tensor.shape) < 2  # scales of channels may have further axes of length 1
         return prod(tensor.shape) >= (SMALLEST_COARSE_VECTOR if is_vector else SMALLEST_COARSE)
 
     def gather(self, encode_once: Callable[[SourceTensor], bool]) -> None:
-        """First pass: deviation and a sample of each tensor whose step is to be chosen.
+        """Gather the statistics of each tensor whose step is to be chosen, in a first pass over all tensors.
 
         Args:
-            encode_once: Encodes a tensor by the vector method that is asked for, and says whether that was possible.
-                It is called where there is a budget. A tensor for which it was not possible needs a step.
+            encode_once: Encodes a tensor by its vector method, and returns whether that was possible. It is called if
+                there is a budget. If it was not possible, the encoder chooses a step for the tensor.
         """
         for tensor in self.tensors:
             if tensor.alias_of is not None or not prod(tensor.shape):
@@ -100,11 +104,11 @@ class Plan:
                            is_part=self._is_part)  # fmt: skip
 
     def _look_at(self, tensor: SourceTensor, array: Array, *, is_free: bool, has_step: bool) -> None:
-        """Note whether the tensor is a constant, or what its step follows from.
+        """Find whether a tensor is a constant; if not, gather its statistics.
 
         Args:
-            is_free: Whether the encoder may choose how it is coded.
-            has_step: Whether that would be on a grid.
+            is_free: Whether the encoder chooses how the tensor is coded.
+            has_step: Whether the encoder chooses its step.
         """
         if not fits_float32(array):
             return
@@ -115,18 +119,18 @@ class Plan:
                                                           is_recurrent=tensor.in_sequence)  # fmt: skip
 
     def _known(self, tensor: SourceTensor) -> TensorStatistics:
-        """What calibration found of a tensor; nothing without it."""
+        """Statistics of a tensor in the calibration; empty ones if there are none."""
         known = self.options.calibration.tensors if self.options.calibration is not None else {}
         return known.get(tensor.name, TensorStatistics())
 
     def feedback(self, tensor: SourceTensor) -> Factors | None:
-        """What feedback needs to know of the inputs of a tensor's layer."""
+        """The factors for error feedback, from the inputs of the tensor's layer; None if these are unknown."""
         if tensor.name not in self._factors:
             self._factors[tensor.name] = Factors.of(self._known(tensor), tensor.shape[tensor.output_axis])
         return self._factors[tensor.name]
 
     def sensitivity(self, tensor: SourceTensor) -> float:
-        """What the model loses by a squared error of an element, if the others make up for it."""
+        """The loss by a squared error of an element, after other elements have compensated it; 0 if unknown."""
         known = self._known(tensor)
         factors = self.feedback(tensor) if self.is_coarse(tensor) else None
         if factors is not None:
@@ -134,21 +138,21 @@ class Plan:
         return known.importance * (1.0 if known.row_counts is None else table_rows.share_of_middle(known.row_counts))
 
     def row_scales(self, tensor: SourceTensor) -> Floats | None:
-        """Of a table, if it is known how often its rows are looked up."""
+        """Scales of the rows of a table, if it is known how often they are looked up; else None."""
         counts = self._known(tensor).row_counts
         return None if counts is None else table_rows.row_scales(counts)
 
     def has_step(self, tensor: SourceTensor, method: Method | None) -> bool:
-        """Whether the encoder is to choose the tensor's step."""
+        """Whether the encoder chooses the step of the tensor."""
         if method is None:
             return self.is_coarse(tensor)
         return method.name == "uniform" and not quantize.has_fixed_step(method)
 
     def reject_method(self, tensor: SourceTensor, method: Method, why: str) -> None:
-        """Note that a method cannot code a tensor; one that was asked for by its very name must.
+        """Record that a method cannot code a tensor, so that the encoder chooses.
 
         Raises:
-            EncodeError: It was.
+            EncodeError: The recipe names the tensor itself, not by a wildcard.
         """
         assert self.options.recipe is not None
         if not self.options.recipe.method_for(tensor.name).is_wildcard:

@@ -1,7 +1,7 @@
 """Which method codes which tensor: the language of ``--method`` and ``--layer PATTERN=METHOD``.
 
-A method is a sum of terms, each a name and options: ``svd:rank=16+pq:dim=4,entries=256``. Every further term codes
-what those before it left.
+A method is a sum of terms. Each term is a name with options: ``svd:rank=16+pq:dim=4,entries=256``. Each further term
+codes the residual of the terms before it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Option:
     """An option of a method.
 
     Attributes:
-        default: Its type is the option's; 0 and ``""`` often stand for "not given".
-        allowed: ``(lowest, highest)`` of a number, or the words allowed; empty for any word.
-        help: What it says, after its name.
+        default: The default. Its type is the type of the option; 0 and ``""`` often mean "not given".
+        allowed: Lowest and highest value of a number, or the words that are allowed; empty for any word.
+        help: The help text after its name.
     """
 
     default: Value
@@ -35,10 +35,13 @@ class Option:
     help: str
 
     def read(self, text: str, where: str) -> Value:
-        """Its value from text.
+        """Parse a value.
+
+        Args:
+            where: Name of the option, for the error.
 
         Raises:
-            EncodeError: The text is none of the values allowed.
+            EncodeError: The value is not allowed.
         """
         if isinstance(self.default, str):
             if (self.allowed and text not in self.allowed) or not text:
@@ -58,10 +61,10 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A method that terms may name.
+    """A kind of method, which terms refer to by its name.
 
     Attributes:
-        is_vector: Whether ``quantize.quantize`` codes it.
+        is_vector: Whether ``quantize.quantize`` implements it.
         in_sums: Whether it may be a term of a sum.
     """
 
@@ -137,6 +140,7 @@ class Term:
     """One term of a method.
 
     Attributes:
+        name: A key of ``KINDS``.
         given: The options that differ from their defaults, in the order of ``KINDS``.
     """
 
@@ -158,7 +162,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How a tensor is coded. ``str`` gives its canonical text, which ``parse_method`` reads."""
+    """How a tensor is coded. ``str`` gives its canonical text, which ``parse_method`` can read."""
 
     terms: tuple[Term, ...]
 
@@ -173,7 +177,7 @@ class Method:
 
     @property
     def seed(self) -> int | None:
-        """Of the random start, if the method sets it."""
+        """Seed of the random start; None if the method does not set it."""
         seed = self.get("seed")
         return None if seed is None or int(seed) < 0 else int(seed)
 
@@ -184,7 +188,7 @@ class Method:
 
     @property
     def is_vector(self) -> bool:
-        """Whether ``quantize.quantize`` codes it."""
+        """Whether ``quantize.quantize`` implements the method."""
         return len(self.terms) > 1 or KINDS[self.terms[0].name].is_vector
 
     def __str__(self) -> str:
@@ -192,12 +196,12 @@ class Method:
 
 
 def parse_method(text: str) -> Method:
-    """A method from text such as ``"svd:rank=16+pq:dim=4,entries=256"``.
+    """Parse a method, such as ``"svd:rank=16+pq:dim=4,entries=256"``.
 
     Raises:
-        EncodeError: A name or option is unknown, or a value is not allowed; the message says what is.
+        EncodeError: A name or an option is unknown, or a value is not allowed. The message says what is allowed.
     """
-    terms = tuple(_parse_term(term.strip(), text) for term in re.split(r"\+(?!\d)", text))  # not at 1e+3
+    terms = tuple(_parse_term(term.strip(), text) for term in re.split(r"\+(?!\d)", text))  # not at the + of 1e+3
     if len(terms) > 1:
         for term in terms:
             if not KINDS[term.name].in_sums:
@@ -242,11 +246,11 @@ def _parse_term(text: str, whole: str) -> Term:
 
 
 class Match(NamedTuple):
-    """What a recipe has for a name.
+    """The method of a recipe for a tensor.
 
     Attributes:
-        method: None where the encoder is to choose.
-        is_wildcard: Whether a pattern or the default matched, not the name itself.
+        method: None if the encoder chooses.
+        is_wildcard: Whether a pattern or the default matched, and not the name itself.
     """
 
     method: Method | None
@@ -254,15 +258,15 @@ class Match(NamedTuple):
 
 
 class Recipe:
-    """Methods by tensor name.
+    """Methods for tensors, by patterns of their names.
 
     Args:
-        layers: Methods by pattern (``*``, ``?`` and ``[…]``, case matters). The first that matches wins, but a
-            pattern that is the very name comes before all others.
-        default: Where no pattern matches; None leaves it to the encoder.
+        layers: Methods by pattern (with ``*``, ``?`` and ``[…]``; case matters). The first pattern that matches is
+            used, but a pattern that equals the name comes before all others.
+        default: Method of tensors that no pattern matches; with None the encoder chooses.
 
     Raises:
-        EncodeError: A method is not understood.
+        EncodeError: A method cannot be parsed.
     """
 
     def __init__(
@@ -273,10 +277,10 @@ class Recipe:
 
     @classmethod
     def parse(cls, rules: Iterable[str] = (), default: str | None = None) -> Recipe:
-        """A recipe from ``PATTERN=METHOD`` texts.
+        """Parse a recipe from texts of the form ``PATTERN=METHOD``.
 
         Raises:
-            EncodeError: A rule is not of this form, a pattern comes twice, or a method is not understood.
+            EncodeError: A text is not of this form, two have the same pattern, or a method cannot be parsed.
         """
         layers: dict[str, str | Method] = {}
         for rule in rules:
@@ -289,11 +293,11 @@ class Recipe:
         return cls(layers, default)
 
     def methods(self) -> list[Method]:
-        """All that it has."""
+        """All methods of the recipe."""
         return [*self._rules.values(), *([self.default] if self.default is not None else [])]
 
     def method_for(self, name: str) -> Match:
-        """The method of a tensor, and whether it came by a wildcard or the default."""
+        """The method of a tensor, and whether a pattern or the default has matched."""
         if name in self._rules:
             return Match(self._rules[name], False)
         for pattern, method in self._rules.items():
@@ -302,11 +306,11 @@ class Recipe:
         return Match(self.default, True)
 
     def names(self, name: str) -> bool:
-        """Whether a pattern, and not only the default, decides about a tensor."""
+        """Whether a pattern matches a tensor."""
         return name in self._rules or any(fnmatchcase(name, pattern) for pattern in self._rules)
 
     def unused(self, names: Iterable[str]) -> list[str]:
-        """Patterns that decide nothing for these names; a misspelt one is among them."""
+        """Patterns that are used for none of these names, such as misspelt ones."""
         used = set()
         for name in names:
             if name in self._rules:
@@ -325,7 +329,7 @@ def _as_method(method: str | Method) -> Method:
 
 
 def as_recipe(recipe: Recipe | Mapping[str, str | Method] | str | None) -> Recipe | None:
-    """A recipe from what a caller may give for one."""
+    """A recipe from a mapping, from the text of a method for all tensors, or from a recipe; None stays None."""
     if recipe is None or isinstance(recipe, Recipe):
         return recipe
     return Recipe({}, default=recipe) if isinstance(recipe, str) else Recipe(recipe)

@@ -1,4 +1,4 @@
-"""What became of a model."""
+"""The report on an encoded model, and measures of signal and noise."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from ..format.dtypes import BY_NAME
 
 @dataclass(frozen=True)
 class TensorReport:
-    """What became of a tensor.
+    """The report on one tensor.
 
     Attributes:
+        name, dtype, shape: Of the tensor; the dtype is a name in SPEC 7.1.
         method: Its stages in words, or ``"alias of …"``.
-        stored_nbytes: Bytes of its sections.
-        sqnr_db: Signal-to-quantization-noise ratio in dB; inf where exact, nan where it has no meaning.
+        stored_nbytes: Bytes of its sections, as stored.
+        sqnr_db: Signal-to-quantization-noise ratio in dB; inf if it is exact, nan if it has no elements or is an alias.
     """
 
     name: str
@@ -42,16 +43,17 @@ class TensorReport:
 
 @dataclass
 class Report:
-    """What became of a model.
+    """The report on a model.
 
     Attributes:
-        source_nbytes: Bytes of the tensors uncompressed, aliases not counted.
+        tensors: The reports on its tensors, in file order.
+        source_nbytes: Bytes of the uncompressed tensors, without aliases.
         file_nbytes: Bytes of the file.
-        section_nbytes: Of these, bytes of sections; the rest is overhead.
-        sqnr_db: Of all tensors together that were coded coarsely; inf where none was.
-        notes: What a user should know: tensors left out, stored twice, a budget that was not met.
-        missed: Those of the notes that say by how much a budget was missed.
-        ruined: Those that say that the model will most likely not work any more.
+        section_nbytes: Bytes of all sections; the other bytes of the file are overhead.
+        sqnr_db: SQNR in dB of all tensors that were coded coarsely; inf if there are none.
+        notes: Notes for the user: tensors that were left out or stored twice, a budget that was missed.
+        missed: Those of the notes that say that a budget was missed.
+        ruined: Those of the notes that say that the model will most likely not work any more.
     """
 
     tensors: list[TensorReport] = field(default_factory=list)
@@ -64,7 +66,7 @@ class Report:
     ruined: list[str] = field(default_factory=list)
 
     def note_missed(self, notes: Iterable[str]) -> None:
-        """Add notes about a budget."""
+        """Add notes on a budget that was missed."""
         self.missed.extend(notes)
         self.notes.extend(self.missed)
 
@@ -88,13 +90,13 @@ class Report:
 
 
 def energy(values: npt.NDArray[np.float32]) -> float:
-    """The sum of the squares."""
+    """Sum of the squares of the values, computed in float64."""
     flat = values.reshape(-1)
     return float(np.einsum("i,i->", flat, flat, dtype=np.float64))
 
 
 def as_decoded(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.float32]:
-    """Values in float32, rounded to a tensor's dtype as a decoder does it (VAL-001)."""
+    """Round float32 values to the dtype of a tensor, as the decoder does (VAL-001). Returns float32."""
     info = BY_NAME[dtype]
     if info.bits >= 32:
         return values
@@ -102,16 +104,16 @@ def as_decoded(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.fl
 
 
 def decibel(signal: float, noise: float) -> float:
-    """Signal-to-noise ratio in dB; inf where there is no noise but what float64 leaves of a difference."""
+    """Signal-to-noise ratio in dB, from the energies of both; inf if the noise is no more than float64 rounding."""
     if noise <= 1e-15 * signal:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
 def sqnr_db(original: npt.NDArray[Any], decoded: npt.NDArray[Any]) -> float:
-    """Signal-to-quantization-noise ratio in dB; inf where equal."""
+    """Signal-to-quantization-noise ratio in dB; inf if both arrays are equal."""
     signal = noise = 0.0
-    for start in range(0, original.size, 1 << 20):  # in pieces: float64 copies of a whole tensor are large
+    for start in range(0, original.size, 1 << 20):  # piece by piece, to save memory for float64 copies
         a = original.reshape(-1)[start : start + (1 << 20)].astype(np.float64)
         b = decoded.reshape(-1)[start : start + (1 << 20)].astype(np.float64)
         signal += float(np.vdot(a, a))

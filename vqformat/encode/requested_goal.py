@@ -1,4 +1,4 @@
-"""What a caller asks of the size or the quality of a file, and in the same words what came of it."""
+"""The goal that the options ask for, and notes and errors about it in the caller's units."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .step_search import Goal, Outcome
 
 
 class RequestedGoal:
-    """A goal as the options have it.
+    """The goal that the options ask for.
 
     Attributes:
-        n_weights, source_nbytes: Of all tensors, aliases left out.
+        n_weights, source_nbytes: Elements and bytes of all tensors, without aliases.
     """
 
     def __init__(self, tensors: Sequence[SourceTensor], options: Options) -> None:
@@ -24,13 +24,13 @@ class RequestedGoal:
         self.source_nbytes = sum(tensor.nbytes for tensor in tensors if tensor.alias_of is None)
 
     def goal(self, *, has_steps: bool) -> Goal | None:
-        """The goal; None if there is none, or nothing to choose.
+        """The goal; None if the options have none, or if there is nothing to choose.
 
         Args:
             has_steps: Whether there are tensors whose steps are to be chosen.
         """
         if not self.n_weights:
-            return None  # nothing to make smaller
+            return None  # no tensor could be made smaller
         options = self._options
         if options.sqnr is not None:
             return Goal(sqnr_db=options.sqnr) if has_steps else None
@@ -41,7 +41,11 @@ class RequestedGoal:
         return None if options.size is None else Goal(options.size)
 
     def notes_on(self, goal: Goal, outcome: Outcome, why: str) -> list[str]:
-        """What is to be said of a goal that could be met better, and of why it is not."""
+        """Notes on a goal that is missed by more than the tolerance; empty otherwise.
+
+        Args:
+            why: The reason, for the note.
+        """
         if outcome.is_near(goal):
             return []
         options = self._options
@@ -56,11 +60,12 @@ class RequestedGoal:
         return [f"{asked} asked for; {reached} what was reached: {why}"]
 
     def unmet(self, nbytes: float, smallest_nbytes: int, fixed_nbytes: int) -> str:
-        """Why a budget cannot be met, and what can.
+        """The text of an error: the budget cannot be met, and what is possible.
 
         Args:
-            nbytes: That were asked for.
-            fixed_nbytes: Of tensors that no step changes.
+            nbytes: Bytes that were asked for.
+            smallest_nbytes: Bytes of the smallest file.
+            fixed_nbytes: Bytes of the tensors that no step changes.
         """
         if self._options.bits is not None:
             bits = math.ceil(800 * smallest_nbytes / self.n_weights) / 100

@@ -1,15 +1,16 @@
-"""How finely each tensor of a network is to be coded: measured, or guessed from what the tensor is.
+"""How finely each tensor of a network is coded, by its sensitivity: measured, or estimated from the tensor itself.
 
-The guess needs no data and no run of the network. It has three rules; their constants were fitted on ten networks,
-leaving out each in turn:
+The estimate needs no data and no run of the network. It has three rules. Their constants were fitted on ten networks,
+with each network left out in turn:
 
-- A network minds errors of a tensor relative to its values, since what follows (a normalization, the next layer) takes
-  the scale away. The scale is the mean magnitude, which few large values do not move. In part it minds them as they
-  are: the more a layer amplifies, the nearer it drives what follows to where errors are amplified too.
-- Errors of all tensors add up. A bit saves most on a large tensor, so that this may have more noise than a small one:
-  by "reverse water-filling" in proportion to its share of the weights. The fit gave the power 0.8 of that.
-- Errors add up from layer to layer: the noise that a tensor may have goes with the inverse of the depth. A recurrent
-  layer is as deep as its sequences are long.
+- The effect of errors depends on their size relative to the values, because later layers (a normalization, for example)
+  remove the scale. The scale is the mean magnitude, on which few large values have little influence. In part the
+  absolute size matters: the more a layer amplifies, the more it drives later layers into ranges that amplify errors.
+- The errors of all tensors add up. A bit for each weight saves most in a large tensor, so a large tensor should have
+  more noise than a small one: by "reverse water-filling" in proportion to its share of all weights. The fit gave the
+  power 0.8 of this share.
+- Errors add up from layer to layer, so the allowed noise is inversely proportional to the depth. A recurrent layer
+  counts as many layers as its sequences have steps.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ from .constant_tensors import is_filter_bank
 from .methods.uniform import ROUNDING
 from .report import energy
 
-SAMPLE = 1 << 15
-LARGEST_STEP: float = 8.0  # times a tensor's deviation: beyond it nearly everything becomes 0
-_LARGEST_SHARE = 4.0  # times the step of the typical tensor, in deviations
-_SIZE_POWER = 0.4  # of the number of values, with which the step goes
-_LARGEST_SIZE = 1 << 22  # values: larger tensors, tables of words above all, are no coarser
-# At low rates, where most values become 0 and what is left of a tensor are its large values, steps that are more nearly
-# the same for all serve better: they go with this power of the norm. Relative steps from none of that to all of it
+SAMPLE = 1 << 15  # values
+LARGEST_STEP: float = 8.0  # largest step, in deviations of the tensor: with larger ones nearly all values become 0
+_LARGEST_SHARE = 4.0  # largest step in deviations, relative to the relative step
+_SIZE_POWER = 0.4  # the step is proportional to this power of the number of values
+_LARGEST_SIZE = 1 << 22  # larger tensors (mostly tables of words) get no larger steps
+# At low rates most values become 0, and only large values remain. Then steps that differ less between tensors are
+# better: they are proportional to this power of the norm. Between these relative steps the rules are blended
 _NORM_POWER = 0.35
 _LOW_RATES = (0.5, 2.0)
-_GAIN_POWER = 0.5  # of what a layer amplifies noise by, with whose inverse the step goes
-_GAINS = (2.0, 16.0)  # in between
-_SEQUENCE_LENGTH = 64  # layers that a recurrent one stands for
-_UNKNOWN_DEPTH = 64  # layers, where they come one at a time
-_FILTER_BANK = 2.0**-4  # what networks hear through, in the first place: a factor of the step
-# Factor of the typical tensor's step at which none of the ten networks loses 2 % of its answers; and what that step is
-# never above, relative to the scale: networks of few layers bear more, but it is not worth the risk
+_GAIN_POWER = 0.5  # the step is proportional to the inverse of this power of the gain, the amplification of noise
+_GAINS = (2.0, 16.0)  # the range to which the gain is clipped
+_SEQUENCE_LENGTH = 64  # number of layers for which a recurrent layer counts
+_UNKNOWN_DEPTH = 64  # number of layers that is assumed if layers come one at a time
+_FILTER_BANK = 2.0**-4  # factor of the step of a filter bank, through which all input of a network passes
+# _DEFAULT: factor of the typical tensor's step with which none of the ten networks loses 2 % of its answers.
+# _COARSEST_DEFAULT: upper limit of the default step, relative to the scale. Networks of few layers would bear more
 _DEFAULT: float = 2.0**-7.4
 _COARSEST_DEFAULT = 0.125
-_NORMAL_MAGNITUDE = math.sqrt(2 / math.pi)  # mean magnitude of a normal variable of deviation 1
+_NORMAL_MAGNITUDE = math.sqrt(2 / math.pi)  # mean magnitude of a standard normal variable
 
-# How frameworks name kernels that are applied again and again along a sequence
+# The names that frameworks give to kernels of recurrent layers
 _RECURRENT = re.compile(
     r"""
       weight_[hi]h(_l\d+(_reverse)?)?$                # PyTorch: RNN, LSTM, GRU and their cells
@@ -59,21 +60,21 @@ _RECURRENT = re.compile(
 
 
 def has_recurrent_name(name: str) -> bool:
-    """Whether a framework gives such a name to a kernel that is applied along a sequence, to its inputs or states."""
+    """Whether the name of a tensor is one that frameworks give to a kernel of a recurrent layer."""
     return _RECURRENT.search(name) is not None
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a first pass notes of a tensor that a grid will code.
+    """Statistics of a tensor that will be quantized to a grid.
 
     Attributes:
-        n_values: Of its elements, two for a complex one.
-        deviation: Root of the mean square.
-        scale: The mean magnitude, times what makes it the deviation of normal values.
+        n_values: Number of reals; a complex element has two.
+        deviation: Root mean square.
+        scale: Mean magnitude, divided by that of standard normal values; equal to the deviation for normal values.
         sample: ``(n,)`` values, evenly spread.
-        sensitivity: What the model loses by a squared error of an element, as calibration measured it; 0 if unknown.
-        is_recurrent: Whether it is applied again and again along a sequence.
+        sensitivity: Loss by a squared error of an element, as a calibration has measured it; 0 if unknown.
+        is_recurrent: Whether it is the kernel of a recurrent layer.
         is_filter_bank: Whether it was designed, not trained.
     """
 
@@ -87,9 +88,13 @@ class Statistics:
 
     @classmethod
     def of(cls, values: Floats, sensitivity: float = 0.0, *, is_recurrent: bool = False) -> Statistics:
-        """The statistics of a tensor, as reals."""
+        """Statistics of a tensor.
+
+        Args:
+            values: The tensor as reals.
+        """
         flat = values.reshape(-1)
-        stride = max(1, flat.size // SAMPLE) | 1  # odd, so that no column of an even number is favoured
+        stride = max(1, flat.size // SAMPLE) | 1  # odd, so that the sample is not from few columns
         sample = flat[::stride].copy()
         deviation = root_mean_square(flat)
         scale = float(np.abs(sample).mean(dtype=np.float64)) / _NORMAL_MAGNITUDE if sample.any() else deviation
@@ -101,14 +106,14 @@ class Statistics:
 
     @property
     def tolerance(self) -> float:
-        """The step that the tensor may have, relative to its scale, up to a factor that is the same for all."""
+        """The step that the tensor may have, relative to its scale, up to a factor that is the same for all tensors."""
         size = min(self.n_values, _LARGEST_SIZE)
-        gain = self.deviation * math.pow(size, 0.25)  # by which a square matrix of independent values amplifies noise
+        gain = self.deviation * math.pow(size, 0.25)  # amplification of noise by a square matrix of independent values
         of_gain = math.pow(min(max(gain, _GAINS[0]), _GAINS[1]), _GAIN_POWER)
         return math.pow(size, _SIZE_POWER) / of_gain * (_FILTER_BANK if self.is_filter_bank else 1.0)
 
     def entropy_nbytes(self, step: float) -> float:
-        """Estimate of the bytes that its codes take at a step: their entropy."""
+        """Estimate of the bytes of its codes with a step: their entropy."""
         codes = np.floor(np.abs(self.sample) / np.float32(step) + np.float32(ROUNDING)) * np.sign(self.sample)
         _, counts = np.unique(codes, return_counts=True)
         share = counts / counts.sum()
@@ -116,23 +121,23 @@ class Statistics:
 
 
 def root_mean_square(values: Floats) -> float:
-    """Of all values, in any order; squares beyond the range of float32 do no harm."""
+    """Root mean square of the values, computed in float64."""
     return math.sqrt(energy(values) / max(values.size, 1))
 
 
 def _geometric_mean(statistics: Sequence[Statistics], values: Sequence[float]) -> float:
-    """Over all weights of these tensors; 1 if there are none."""
+    """Geometric mean of a value of each tensor, weighted by the number of its values; 1 if there are none."""
     n_values = sum(s.n_values for s in statistics)
     logarithm = sum(s.n_values * math.log(value) for s, value in zip(statistics, values, strict=True))
     return math.exp(logarithm / n_values) if n_values else 1.0
 
 
 class Steps:
-    """The step of each tensor, from a relative one for all: that of the typical tensor, in its scale.
+    """The steps of all tensors as functions of one relative step: that of the typical tensor, in units of its scale.
 
     Args:
-        statistics: Of all tensors whose steps are to be chosen.
-        by_deviation: Whether steps go with the deviation of each tensor alone, so that all have the same SQNR.
+        statistics: Statistics of all tensors whose steps are to be chosen.
+        by_deviation: Whether each step is proportional to the deviation of its tensor, so that all have the same SQNR.
         is_part: Whether these are only some of the network's tensors.
     """
 
@@ -142,11 +147,11 @@ class Steps:
         self._statistics = statistics
         self._by_deviation = by_deviation
         some = [s for s in statistics if s.scale > 0]
-        self._typical = _geometric_mean(some, [s.tolerance for s in some])  # its step is the relative one
+        self._typical = _geometric_mean(some, [s.tolerance for s in some])  # tolerance of the typical tensor
         self._typical_size = _geometric_mean(some, [float(s.n_values) for s in some])
         self._typical_norm = _geometric_mean(some, [s.norm for s in some])
         self._typical_scale = _geometric_mean(some, [s.scale for s in some])
-        # Where sensitivities are known the step goes with their inverse root, and is as large on average as without
+        # With known sensitivities, steps are proportional to their inverse square root; their mean stays the same
         known = [s for s in some if s.sensitivity > 0]
         self._unit = _geometric_mean(known, [self._guess(s) * math.sqrt(s.sensitivity) for s in known])
         depth = sum(_SEQUENCE_LENGTH if s.is_recurrent else 1 for s in some)
@@ -159,7 +164,7 @@ class Steps:
 
     @property
     def default(self) -> float:
-        """The relative step at which hardly any network loses something."""
+        """The relative step with which hardly any network loses accuracy."""
         return min(self._harmless, _COARSEST_DEFAULT)
 
     @property
@@ -167,11 +172,11 @@ class Steps:
         return _DEFAULT * self._typical / math.sqrt(self._depth)
 
     def coarseness(self, relative: float) -> float:
-        """How many times as coarse a relative step is as one at which hardly any network loses something."""
+        """The ratio of a relative step to one with which hardly any network loses accuracy."""
         return relative / self._harmless
 
     def step(self, statistics: Statistics, relative: float) -> float:
-        """Step of a tensor."""
+        """The step of a tensor for a relative step."""
         if not statistics.deviation:
             return 1.0
         largest = LARGEST_STEP * statistics.deviation
@@ -183,10 +188,10 @@ class Steps:
         return min(relative * self._guess(statistics, self._lowness(relative)), most, largest)
 
     def _guess(self, statistics: Statistics, lowness: float = 0.0) -> float:
-        """Step of a tensor, relative to that of the typical one and in its scale.
+        """Estimated step of a tensor, divided by the relative step.
 
         Args:
-            lowness: 0 for the rules above, 1 for what takes their place at low rates.
+            lowness: 0 for the rule of high rates, 1 for the rule of low rates; between them they are blended.
         """
         fine = statistics.scale * statistics.tolerance / self._typical
         if not lowness:
@@ -196,18 +201,19 @@ class Steps:
 
     @staticmethod
     def _lowness(relative: float) -> float:
+        """How much the rule of low rates counts, from 0 to 1."""
         low, high = _LOW_RATES
         return min(max(math.log(relative / low) / math.log(high / low), 0.0), 1.0)
 
     def vector_step(self, values: Floats, relative: float, sensitivity: float = 0.0) -> float:
         """Step of a short tensor, relative to its root mean square.
 
-        Its noise against its values may be as much less than that of the large tensors as it has fewer of them.
+        Its relative noise is less than that of the large tensors by the ratio of the numbers of values.
         """
         if sensitivity > 0:
             return relative * self._unit / (math.sqrt(sensitivity) * root_mean_square(values))
         return relative * math.sqrt(values.size / self._typical_size)
 
     def estimate(self, relative: float) -> float:
-        """Bytes of all codes at this step."""
+        """Estimate of the bytes of all codes with a relative step."""
         return sum(s.entropy_nbytes(self.step(s, relative)) for s in self._statistics)

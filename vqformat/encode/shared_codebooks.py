@@ -13,14 +13,14 @@ from .source import SourceTensor, fits_float32, native
 
 
 class SharedCodebooks:
-    """Trained on all tensors that share one; numbered as they come to be used."""
+    """The codebooks that tensors of a file share. Each is trained on all its tensors and numbered when first used."""
 
     def __init__(self) -> None:
         self._books: dict[str, quantize.SharedBook] = {}
         self._numbers: dict[str, int] = {}
 
     def train(self, plan: Plan) -> None:
-        """Train all that a recipe names, before the first tensor is written.
+        """Train all codebooks that the recipe names.
 
         Raises:
             EncodeError: Layers that share a codebook have different methods.
@@ -49,15 +49,17 @@ class SharedCodebooks:
             self._books[name] = quantize.train_shared(matrices, method, seed=seed)
 
     def book(self, name: str) -> quantize.SharedBook:
+        """The codebook with this name."""
         return self._books[name]
 
     def number(self, name: str) -> int:
-        """Of a codebook, or that which it would get if it were used next."""
+        """Number of a codebook; if it has none yet, the number that it gets when it is used next."""
         return self._numbers.get(name, len(self._numbers))
 
     def use(self, name: str) -> None:
-        """Number a codebook, if it has none."""
+        """Give a codebook the next number, if it has none."""
         self._numbers.setdefault(name, self.number(name))
 
     def numbered(self, number: int) -> quantize.SharedBook:
+        """The codebook with this number."""
         return next(self._books[name] for name, n in self._numbers.items() if n == number)

@@ -1,7 +1,7 @@
-"""How large a file of preset ``small`` will be, from drafts: a trellis of few states on a sample of each tensor.
+"""Estimates of the size of a file of preset ``small``, from drafts: a trellis of few states on a sample of each tensor.
 
-Entropies of values by themselves are 5 to 10 % off, which costs a search for a budget a pass over the whole model or
-two; drafts are less than 1 % off and take as long as a twentieth of such a pass.
+The entropy of quantized values is 5 to 10 % off, which costs a budget search one or two more passes over the whole
+model. Drafts are less than 1 % off and take a twentieth of the time of a pass.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from .small.error_weights import power_at
 from .small.trellis import Draft
 from .step_search import solve
 
-_OVERHEAD = 1.002  # states in which sequences begin, classes of rows and columns, tables
-_FEWEST_BITS = 0.02  # of a code
-_ROUNDS = 2  # the difference to entropies is nearly the same at all steps
+_OVERHEAD = 1.002  # factor for initial states of sequences, classes of rows and columns, and tables
+_FEWEST_BITS = 0.02  # least estimate for a code
+_ROUNDS = 2  # two are enough: the difference from the entropy is nearly the same at all steps
 
 
 class DraftedSteps(Steps):
-    """Steps whose estimates of sizes are corrected by drafts.
+    """Steps with estimates of sizes that are corrected by drafts.
 
     Args:
-        statistics: Of the tensors whose steps are to be chosen.
-        values: Theirs, loaded when they are asked for.
-        nbytes: What all codes should take: drafts are made near the step that leads to this.
+        statistics: Statistics of the tensors whose steps are to be chosen.
+        values: For each tensor a function that loads its values.
+        nbytes: Bytes that all codes together should take. Drafts are made with the step for this size.
     """
 
     def __init__(self, statistics: Sequence[Statistics], values: Sequence[Callable[[], Floats]], nbytes: float) -> None:
         super().__init__(statistics)
-        self._corrections = [0.0] * len(statistics)  # bits of a code
+        self._corrections = [0.0] * len(statistics)  # for each tensor, bits to add for each code
         for _ in range(_ROUNDS):
             relative = solve(self.estimate, nbytes)
             steps = [self.step(s, relative) for s in statistics]
@@ -52,7 +52,7 @@ class DraftedSteps(Steps):
 
 
 def bits_of_code(values: Floats, step: float) -> float:
-    """Bits of a code of a tensor at a step, with all that goes with them."""
+    """Bits for each code of a tensor with this step, overhead included."""
     points = np.divide(values.reshape(len(values), -1), np.float32(step * FINER), dtype=np.float32)
     contexts = find_contexts(points)
     return _OVERHEAD * Draft.of(points, contexts, PRICE, power_at(contexts.expected_bits)).bits

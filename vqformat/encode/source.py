@@ -1,4 +1,4 @@
-"""Tensors on their way into the encoder."""
+"""The tensors that the encoder gets: their description, and checks of names, shapes and values."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from .methods.layout import reals
 from .sensitivity import has_recurrent_name
 
 Array = npt.NDArray[Any]
-_LARGEST = float(np.finfo(np.float32).max) / 16  # room for sums of stages and for products with scales
-_SMALLEST = 2.0**-110  # of a tensor's largest magnitude: steps and scales far below it are still normal numbers
-_FEWEST_ROWS, _TALL = 4096, 8  # of a table: rows, and how many times more than columns
-_SHAPE_PRODUCT = 1 << 58  # its bytes, at 16 an element, still fit 64-bit integers of either sign
+_LARGEST = float(np.finfo(np.float32).max) / 16  # so that sums of stages and products with scales do not overflow
+_SMALLEST = 2.0**-110  # least value of a tensor's largest magnitude, so that its steps and scales are normal numbers
+_FEWEST_ROWS, _TALL = 4096, 8  # a table has at least so many rows, and so many times more rows than columns
+_SHAPE_PRODUCT = 1 << 58  # with 16 bytes an element, the size in bytes fits a signed 64-bit integer
 
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """A tensor to be encoded, loaded when its turn comes.
+    """A tensor to be encoded. Its values are loaded when they are needed.
 
     Attributes:
+        name: Name of the tensor.
         dtype: Name in SPEC 7.1.
-        load: Its array, of any strides and byte order; 4-bit elements take a byte each.
-        alias_of: Name of an earlier tensor that it shares everything with.
-        is_exact: Whether every bit is kept, unless a pattern of the recipe names the tensor: it is no weight.
-        output_axis: Of a weight of two axes or more, the axis of the layer's outputs.
-        is_looked_up: Whether its rows are looked up one by one, if that is known.
-        is_recurrent: Whether it is applied again and again along a sequence, if that is known.
-        layer: Number and name of the layer of the file that it is to be in; None for one that goes by names.
+        shape: Its shape.
+        load: Returns its array, with any strides and byte order; 4-bit elements take one byte each.
+        alias_of: Name of an earlier tensor of which it is an alias; else None.
+        is_exact: Whether every bit is kept because it is not a weight, unless a pattern of the recipe matches it.
+        output_axis: For a weight of two or more axes, the axis of the layer's outputs.
+        is_looked_up: Whether its rows are known to be looked up one by one.
+        is_recurrent: Whether it is known to be the kernel of a recurrent layer.
+        layer: Number and name of its layer in the file; None if the layer follows from its name.
     """
 
     name: str
@@ -51,13 +53,13 @@ class SourceTensor:
 
     @property
     def is_table(self) -> bool:
-        """Whether its rows are looked up one by one: that is known, or its name or shape says so."""
+        """Whether its rows are looked up one by one, as far as known or by its name or shape."""
         is_tall = len(self.shape) == 2 and self.shape[0] >= max(_FEWEST_ROWS, _TALL * self.shape[1])
         return self.is_looked_up or is_tall or "embed" in self.name.lower()
 
     @property
     def in_sequence(self) -> bool:
-        """Whether it is applied again and again along a sequence: that is known, or its name says so."""
+        """Whether it is the kernel of a recurrent layer, as far as known or by its name."""
         return self.is_recurrent or has_recurrent_name(self.name)
 
     @property
@@ -70,7 +72,11 @@ class SourceTensor:
 
 
 def source_tensors(tensors: Mapping[str, Array]) -> list[SourceTensor]:
-    """Arrays as the encoder takes them; equal views of one memory as aliases (WRI-002)."""
+    """Describe arrays for the encoder. Equal views of the same memory become aliases (WRI-002).
+
+    Raises:
+        EncodeError: A name is not a string, or a value is not an array that a ``.vqm`` can hold.
+    """
     if not isinstance(tensors, Mapping):
         raise EncodeError(f"tensors is a {type(tensors).__name__}, not a mapping from names to arrays")
     sources = []
@@ -120,10 +126,10 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
 
 
 def native(tensor: SourceTensor) -> Array:
-    """A tensor's array: C order, little-endian, its bools 0 or 1.
+    """Load the array of a tensor, in C order and little-endian; bools become 0 or 1.
 
     Raises:
-        EncodeError: It is not what the source announced.
+        EncodeError: Shape or dtype are not those of the description.
     """
     array = np.asarray(tensor.load())
     if array.shape != tensor.shape:
@@ -137,12 +143,12 @@ def native(tensor: SourceTensor) -> Array:
 
 
 def fits_float32(array: Array) -> bool:
-    """Whether float32 holds all values well: finite (SPEC 7: others can only be stored raw), and not all tiny."""
+    """Whether all values are finite and in the range of float32. Others can only be stored raw (SPEC 7)."""
     values = reals(array) if array.dtype.itemsize < 4 else np.ascontiguousarray(array)
     if np.iscomplexobj(values):
         values = values.reshape(-1).view(values.real.dtype)
-    with np.errstate(invalid="ignore"):  # NaN is what is asked for
+    with np.errstate(invalid="ignore"):  # NaN is expected
         low, high = float(values.min(initial=0)), float(values.max(initial=0))
-    if not (low > -_LARGEST and high < _LARGEST):  # NaN among others
+    if not (low > -_LARGEST and high < _LARGEST):  # also if one is NaN
         return False
     return low == high == 0 or max(-low, high) >= _SMALLEST

@@ -1,4 +1,4 @@
-"""One knob for a whole model: the step of every tensor follows from it, and it is turned until a goal is met."""
+"""Search for the relative step at which a model just meets a goal; the steps of all tensors follow from it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from .sensitivity import LARGEST_STEP, Steps
 
 SMALLEST_STEP: float = 2.0**-14
 COARSEST_STEP: float = 2.0**8
-_TOLERANCE = 0.004
-_NEAR_SIZE, _NEAR_DB = 0.01, 0.1  # share of a size, and dB, by which a goal may be missed without a word
+_TOLERANCE = 0.004  # relative distance below a size at which a search ends
+_NEAR_SIZE, _NEAR_DB = 0.01, 0.1  # relative size, and dB, by which a goal may be missed without a note
 _MAX_TRIES = 14
-_NARROW = 1.0001  # ratio of two steps that are as good as one
-_EXTREME_DB = 300.0  # in place of infinity
-_FURTHEST = 4.0  # times the step before
+_NARROW = 1.0001  # ratio of two steps between which no further step is tried
+_EXTREME_DB = 300.0  # in place of an infinite SQNR
+_FURTHEST = 4.0  # largest ratio of a step to the step tried before
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a file is to be: so large, or so good.
+    """A goal for a file: a size or a quality.
 
     Attributes:
-        nbytes: Of the file at most; None where ``sqnr_db`` is the goal.
-        sqnr_db: Of all weights together at least.
+        nbytes: Most bytes of the file; None if ``sqnr_db`` is the goal.
+        sqnr_db: Least SQNR of all weights together, in dB.
     """
 
     nbytes: float | None = None
@@ -33,23 +33,23 @@ class Goal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a relative step leads to."""
+    """Size and quality of a file."""
 
     nbytes: int
     sqnr_db: float
 
     def meets(self, goal: Goal) -> bool:
-        """Whether it is within the goal."""
+        """Whether the goal is met."""
         return self.nbytes <= goal.nbytes if goal.nbytes is not None else self.sqnr_db >= (goal.sqnr_db or 0.0)
 
     def is_near(self, goal: Goal) -> bool:
-        """Whether it is as near to the goal as a caller may expect."""
+        """Whether the distance to the goal is so small that no note is needed."""
         if goal.nbytes is not None:
             return abs(self.nbytes - goal.nbytes) <= _NEAR_SIZE * goal.nbytes
         return self._distance(goal) <= _NEAR_DB
 
     def is_nearer(self, other: Outcome, goal: Goal) -> bool:
-        """Whether it is nearer to the goal than another one."""
+        """Whether this outcome is nearer to the goal than another one."""
         return self._distance(goal) < other._distance(goal)
 
     def _distance(self, goal: Goal) -> float:
@@ -59,14 +59,14 @@ class Outcome:
 
 
 def meet(steps: Steps, goal: Goal, encode: Callable[[float], Outcome], first_step: float | None = None) -> None:
-    """Try relative steps until the outcome just meets the goal, or sizes turn out to jump there.
+    """Try relative steps until the outcome just meets the goal, or until two neighbouring steps miss it on both sides.
 
-    The largest file not above the goal, or the smallest that is good enough, is the one to keep. If there is none, the
-    coarsest step was tried, or the finest.
+    The caller keeps the best outcome. If no step meets the goal, the coarsest step (for a size) or the finest one (for
+    an SQNR) is among those tried.
 
     Args:
-        encode: Encodes the model at a relative step.
-        first_step: The first to try; None for the one that should meet the goal.
+        encode: Encodes the model with a relative step.
+        first_step: The step to try first; None for the estimated one.
     """
     if steps.is_empty:
         encode(COARSEST_STEP)
@@ -87,7 +87,11 @@ def meet(steps: Steps, goal: Goal, encode: Callable[[float], Outcome], first_ste
 
 
 class _SizeSearch:
-    """The step at which a file is just small enough: estimated from samples, corrected by real files."""
+    """Search for the step at which a file has a size. Estimates from samples are corrected by the files tried.
+
+    Args:
+        nbytes: The goal.
+    """
 
     def __init__(self, steps: Steps, nbytes: float) -> None:
         self._steps, self._goal = steps, nbytes
@@ -105,17 +109,17 @@ class _SizeSearch:
         return self._goal * (1 - _TOLERANCE) <= outcome.nbytes <= self._goal
 
     def next_step(self) -> float | None:
-        """The next to try; None where sizes jump, or the SQNR does."""
+        """The step to try next; None if two neighbouring steps miss the goal on both sides."""
         wanted = self._goal * (1 - _TOLERANCE / 2)
         above = {step: n for step, n in self._tried.items() if n > wanted}
         below = {step: n for step, n in self._tried.items() if n <= wanted}
-        if above and below:  # between the two nearest, where the logarithms are nearly on a line
+        if above and below:  # interpolate log(size) over log(step) between the two nearest
             low, high = max(above), min(below)
             if high < low * _NARROW:
                 return None
             share = math.log(above[low] / wanted) / max(math.log(above[low] / below[high]), 1e-9)
             *_, before, last = self._tried.values()
-            if (before > wanted) == (last > wanted):  # or not: sizes may fall off as from a cliff
+            if (before > wanted) == (last > wanted):  # interpolation failed twice on one side: bisect
                 share = 0.5
             return low * math.pow(high / low, min(max(share, 0.05), 0.95))
         correction = max(self._tried[self._last] - self._fixed, 1.0) / max(self._steps.estimate(self._last), 1.0)
@@ -132,21 +136,21 @@ class _SizeSearch:
 
 
 class _QualitySearch:
-    """The step at which the SQNR is just good enough: it falls by 6 dB as the step doubles, or nearly so."""
+    """Search for the step at which the SQNR is just reached. The SQNR falls by about 6 dB when the step doubles."""
 
     def __init__(self, sqnr_db: float) -> None:
         self._goal = sqnr_db
         self._tried: dict[float, float] = {}
 
     def first_step(self) -> float:
-        return float(min(max(2.0 ** ((10.8 - self._goal) / 6.02), SMALLEST_STEP), 2.0))  # noise of step**2 / 12
+        return float(min(max(2.0 ** ((10.8 - self._goal) / 6.02), SMALLEST_STEP), 2.0))  # the noise is step² / 12
 
     def is_met(self, step: float, outcome: Outcome) -> bool:
         self._tried[step] = min(max(outcome.sqnr_db, -_EXTREME_DB), _EXTREME_DB)
         return self._goal <= outcome.sqnr_db <= self._goal + 0.08
 
     def next_step(self) -> float | None:
-        """As of ``_SizeSearch``."""
+        """As in ``_SizeSearch``."""
         wanted = self._goal + 0.04
         above = [step for step, sqnr in self._tried.items() if sqnr >= wanted]
         below = [step for step, sqnr in self._tried.items() if sqnr < wanted]
@@ -167,12 +171,13 @@ class _QualitySearch:
 
 
 def _least_factor(n_tries: int) -> float:
-    """From one step to the next while all were on one side of the goal: more with each, for files may not change."""
+    """The least ratio of the next step while all steps were on one side of the goal. It grows with each try, because a
+    small change of the step may not change the file."""
     return math.pow(1.005, 2 ** (n_tries - 1))
 
 
 def solve(estimate: Callable[[float], float], target: float) -> float:
-    """The step at which a falling function meets the target, by bisection of its logarithm."""
+    """The step at which a falling function of the step has the value ``target``, by bisection of the logarithm."""
     low, high = math.log2(SMALLEST_STEP), math.log2(COARSEST_STEP)
     for _ in range(18):
         middle = (low + high) / 2

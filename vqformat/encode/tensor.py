@@ -1,4 +1,4 @@
-"""One tensor, encoded as the plan says."""
+"""Encoding one tensor by its plan."""
 
 from __future__ import annotations
 
@@ -34,25 +34,34 @@ from .small.entropy_coding import CodedTensor
 from .source import SourceTensor, fits_float32, native
 
 Array = npt.NDArray[Any]
-_LEAST_SQNR_DB = 1.0  # of a tensor on a grid; less is hardly better than nothing
+_LEAST_SQNR_DB = 1.0  # least SQNR of a tensor on a grid; below it the tensor is nearly lost
 _FIRST_HYSTERESIS, _STRONGEST_HYSTERESIS = 0.01, 0.32  # strengths; doubled at each further step of a search
 
 
 class TensorEncoder:
-    """Encodes tensors at any steps, and remembers how it did."""
+    """Encodes tensors with any step. It remembers how each was coded, for the next step of a search."""
 
     def __init__(self, plan: Plan, books: SharedCodebooks) -> None:
         self._plan, self._options, self._books = plan, plan.options, books
-        self._kinds: dict[str, tuple[int, bool]] = {}  # how each tensor of preset small was coded at the step before
+        self._kinds: dict[str, tuple[int, bool]] = {}  # preset small: kind of each tensor at the step before
         self._hysteresis_strength = _FIRST_HYSTERESIS
-        self._curves: dict[str, fast.RateDistortionCurve] = {}  # of preset fast
-        self._between: tuple[str, bool] | None = None  # the tensor that is to be of any size, see encode_between
+        self._curves: dict[str, fast.RateDistortionCurve] = {}  # preset fast
+        self._between: tuple[str, bool] | None = None  # set by encode_between: name of the tensor, and by_entries
 
     def strengthen_hysteresis(self) -> None:
-        """From one step of a search to the next it matters more how tensors were coded at the one before."""
+        """Make changes of the kind of coding less likely at the next step of a search, so that sizes converge."""
         self._hysteresis_strength = min(2 * self._hysteresis_strength, _STRONGEST_HYSTERESIS)
 
     def encode(self, tensor: SourceTensor, relative_step: float) -> Result:
+        """Encode a tensor.
+
+        Args:
+            relative_step: See ``sensitivity.Steps``; or ``EXACT``.
+
+        Raises:
+            EncodeError: Its values are not those of its description, or a method that the recipe asks for by the name
+                of the tensor cannot code it.
+        """
         if tensor.alias_of is not None:
             report = TensorReport(tensor.name, tensor.dtype, tensor.shape, f"alias of {tensor.alias_of}", 0, math.nan)
             return Result(AliasRecord(tensor.name, tensor.alias_of), report, layer=tensor.layer)
@@ -81,10 +90,11 @@ class TensorEncoder:
         return self._encode_on_grid(tensor, array, method, relative_step)
 
     def encode_between(self, tensor: SourceTensor, step: float, *, by_entries: bool = False) -> Result:
-        """A tensor at a step, which is to be of any size.
+        """Encode a tensor so that its size changes gradually with the step.
 
         Args:
-            by_entries: Whether preset ``fast`` gives it any number of entries instead of codebooks that add up.
+            by_entries: For preset ``fast``: whether its codebook may have any number of entries. If not, a second
+                codebook is added.
         """
         self._between = tensor.name, by_entries
         result = self.encode(tensor, step)
@@ -92,14 +102,18 @@ class TensorEncoder:
         return result
 
     def _encode_finely(self, tensor: SourceTensor, array: Array, step: float | None = None) -> Result:
-        """A short tensor; the step is that of a budget, relative to its root mean square."""
+        """Encode a short tensor finely.
+
+        Args:
+            step: Step for a budget, relative to its root mean square; None without a budget.
+        """
         encoded, rounded = encode_minifloat(tensor.name, tensor.dtype, array, step)
         sqnr = sqnr_db(reals(array), reals(rounded))
         method = f"rounded to {stage_summary(encoded.record)}" if not encoded.record.is_raw else "rounded finely"
         return self._result(tensor, encoded, sqnr, None if math.isinf(sqnr) else method)
 
     def encode_short(self, tensor: SourceTensor, array: Array, relative_step: float) -> Result:
-        """A tensor that is small and sensitive: finely, or if a budget says so less finely, by its size."""
+        """Encode a short tensor finely; with a size budget, as finely as its number of values requires."""
         if not self._options.has_budget or self._options.sqnr is not None:
             return self._encode_finely(tensor, array)
         values = reals(array)
@@ -128,7 +142,7 @@ class TensorEncoder:
         return replace(result, notes=(*result.notes, note))
 
     def _encode_coarsely(self, tensor: SourceTensor, values: Floats, step: float, preset: str) -> Result:
-        """A tensor on a grid of this step, or as good as on one."""
+        """Encode a tensor by a preset, with about the noise of a uniform grid with this step."""
         encoded: EncodedTensor | CodedTensor
         match preset:
             case "small":
@@ -155,7 +169,7 @@ class TensorEncoder:
         return replace(result, energy=signal, noise=noise)
 
     def _choice(self, tensor: SourceTensor, values: Floats, step: float) -> fast.Choice:
-        """How preset ``fast`` codes a tensor; with a budget its codes may be of more widths."""
+        """The codebooks of preset ``fast`` for a tensor. With a budget, more widths of codes are allowed."""
         curve = self._curves.get(tensor.name)
         if curve is None:
             widths = fast.ENTRIES if self._options.has_budget else fast.QUICK_ENTRIES

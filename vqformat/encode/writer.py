@@ -1,4 +1,4 @@
-"""Writing a file layer by layer, for models that are never in memory as a whole."""
+"""``writer``: writing a file layer by layer, for models that do not fit in memory."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from .source import Array, SourceTensor, check_layer_name, check_name, native, s
 
 
 class writer:
-    """Writes a ``.vqm`` layer by layer, to a path or to a stream that need not seek, such as a pipe.
+    """Writes a ``.vqm`` layer by layer, to a path or to a stream, which need not support ``seek``, such as a pipe.
 
-    A context manager::
+    It is a context manager::
 
         with writer("model.vqm") as w:
             for name, tensors in layers:
                 w.add_layer(name, tensors)
 
-    In memory is the layer in hand. Each is encoded and written as it comes, as if it were a model of its own: steps
-    are relative to its weights, ``sqnr`` is met by each. The default quality is that of layers of a deep network. Where
-    the whole model must be known, for the budgets ``bits``, ``ratio`` and ``size`` and for codebooks that layers share,
-    tensors wait in a temporary file, in the folder of the path, until ``close`` encodes them as ``save_file`` does. (A
-    codebook that layers share is trained on all of them, which then are in memory together.)
+    Only the current layer is in memory. Each layer is encoded and written when it is added, like a model of its own:
+    steps are relative to its weights, and each layer meets ``sqnr`` by itself. The default quality is that for layers
+    of a deep network. The budgets ``bits``, ``ratio`` and ``size``, and codebooks that layers share, need the whole
+    model. With these, tensors are kept in a temporary file in the folder of the path until ``close`` encodes them, as
+    ``save_file`` does. (A shared codebook is trained on all its layers, which are then in memory together.)
 
-    A path gets its file when the writer is closed. After an exception there is none, and what a stream has got does not
-    open as a file, but for ``allow_partial=True``.
+    The file appears under its name when the writer is closed. After an exception there is no file. What a stream has
+    received until then can be read only with ``allow_partial=True``.
 
     Args:
         filename: Path, or a binary stream to write to.
         metadata, overwrite, recipe, bits, ratio, size, sqnr, step, lossless, preset, seed: As for ``save_file``.
-        progress: Called with a tensor's name, weights done, weights in all as far as they are known.
+        progress: Called with the name of a tensor, the number of weights done, and the number of all weights added.
 
     Raises:
         EncodeError: The metadata or the options are not allowed.
@@ -70,10 +70,10 @@ class writer:
                                 progress=progress)  # fmt: skip
         self._metadata = dict(metadata or {})
         self._names: set[str] = set()
-        self._known: dict[str, SourceTensor] = {}  # without their arrays
+        self._known: dict[str, SourceTensor] = {}  # all tensors added, without their arrays
         self._n_layers = self._n_weights = 0
         self._notes: list[str] = []
-        self._missed: list[str] = []  # of layers
+        self._missed: list[str] = []  # notes on layers that missed their budget
         self._report: Report | None = None
         self._is_over = False
         self._chunks = open_writer(filename, self._metadata, self._options, overwrite=overwrite)
@@ -88,13 +88,13 @@ class writer:
 
         Args:
             name: A label for people, such as ``"encoder.layers.0"``; it may be empty. ``stream`` gives it.
-            tensors: Arrays by their names in the model, as for ``save_file``. One that is equal to another of the same
-                layer and in the same memory becomes its alias; for one of an earlier layer see ``add_alias``.
+            tensors: Arrays by their names in the model, as for ``save_file``. Equal views of the same memory in one
+                layer become aliases. For an alias of a tensor of an earlier layer see ``add_alias``.
 
         Raises:
-            EncodeError: Something cannot be written. The file can be gone on with, unless it is more than a file can
-                hold.
-            OSError: Writing failed; the file is given up.
+            EncodeError: A tensor cannot be written. Further layers can be added, unless a limit of the file was
+                exceeded.
+            OSError: Writing failed, and the file is discarded.
             ValueError: The writer is closed.
         """
         self._check_open()
@@ -104,11 +104,11 @@ class writer:
         self._notes.extend(notes)
 
     def add_alias(self, name: str, target: str) -> None:
-        """Give a tensor that has been added a further name: tied weights are stored once.
+        """Add an alias: a further name of a tensor that has been added, so that tied weights are stored once.
 
         Raises:
-            EncodeError: There is no such tensor, or the name is taken.
-            OSError, ValueError: As ``add_layer``.
+            EncodeError: There is no tensor ``target``, or there is a tensor ``name`` already.
+            OSError, ValueError: As for ``add_layer``.
         """
         self._check_open()
         check_name(name)
@@ -122,12 +122,12 @@ class writer:
         """Complete the file.
 
         Returns:
-            What became of each tensor; its ``notes`` name patterns of the recipe that matched none.
+            A report on each tensor. Its ``notes`` name patterns of the recipe that matched no tensor.
 
         Raises:
             EncodeError: A budget cannot be met.
             OSError: Writing failed.
-            ValueError: An error has ended the file.
+            ValueError: The file was discarded after an error.
         """
         return self._complete() if self._report is None else self._report
 
@@ -143,7 +143,7 @@ class writer:
         self._forget()
         report.notes.extend(self._notes)
         self._report = report
-        for pattern in unused:  # no error: the file is whole, and may have taken hours
+        for pattern in unused:  # not an error, since the file is complete and may have taken hours
             note = f"the pattern {pattern!r} matched no tensor that an earlier one does not"
             report.notes.append(note)
             warnings.warn(note, stacklevel=3)
@@ -151,10 +151,10 @@ class writer:
 
     @property
     def report(self) -> Report:
-        """What became of each tensor, once the writer is closed.
+        """The report on each tensor, when the writer is closed.
 
         Raises:
-            ValueError: It is not.
+            ValueError: The writer is not closed.
         """
         if self._report is None:
             raise ValueError("the report is there when the writer is closed")
@@ -184,14 +184,14 @@ class writer:
             self._known[tensor.name] = replace(tensor, load=_unavailable)
 
     def _store_array(self, tensor: SourceTensor, arrays: DiskList[Array]) -> SourceTensor:
-        """A tensor that will load its array from the temporary file."""
+        """Store the array of a tensor in the temporary file. Returns a tensor that loads it from there."""
         if tensor.alias_of is not None:
             return replace(tensor, load=_unavailable)
         arrays.append(native(tensor))
         return replace(tensor, load=partial(arrays.__getitem__, len(arrays) - 1))
 
     def _layer_options(self) -> Options:
-        """The options for a layer, whose progress is that of the file."""
+        """The options for a layer, with a progress function that counts the weights of the file."""
         progress, before = self._options.progress, self._n_weights
         if progress is None:
             return self._options
@@ -205,7 +205,7 @@ class writer:
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
-        """Give the file up on an exception."""
+        """Context that discards the file after an exception."""
         try:
             yield
         except BaseException:
@@ -218,7 +218,7 @@ class writer:
         self._forget()
 
     def _forget(self) -> None:
-        """Let go of what has waited."""
+        """Free the stored tensors."""
         self._waiting = []
         if self._arrays is not None:
             self._arrays.close()

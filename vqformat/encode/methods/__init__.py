@@ -1,1 +1,1 @@
-"""The methods of Gong et al. 2014 and the plain ones: from a matrix to quantized stages."""
+"""The coding methods: those of Gong et al. 2014, and lossless and uniform ones. They turn a matrix into stages."""

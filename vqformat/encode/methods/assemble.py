@@ -1,4 +1,4 @@
-"""From quantized stages to an encoded tensor: blocks, packings, sections."""
+"""Assembling quantized stages into an encoded tensor: choosing blocks and packings, and making sections."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from ...format.sections import Section
 from ...format.stages import CodebookStage, LowRankStage, PackedStage, RawStage
 from . import packing
 
-BLOCK_ELEMENTS = 1 << 18
+BLOCK_ELEMENTS = 1 << 18  # of a block, about
 
 
 @dataclass
 class QuantizedStage:
-    """One arithmetic stage of a tensor, quantized but not yet packed.
+    """One arithmetic stage of a tensor, quantized but not yet packed. The stored matrix has R rows and C columns.
 
     Attributes:
-        stage: Its record; ``planes`` is chosen when it is assembled.
-        resident: Plain bytes of its resident sections (SPEC 7.3); of a low-rank stage the two scales only.
-        codes: ``(R, n_subvectors)``; of a low-rank stage the left factor's, ``(R, rank)``.
-        right_codes: ``(rank, C)``, of a low-rank stage.
-        shared: Values of the BOOK that it uses, ``(groups · entries · dim,)``.
+        stage: The stage. ``with_planes`` chooses its packing.
+        resident: Plain bytes of its resident sections (SPEC 7.3); for a low-rank stage only those of the scales.
+        codes: ``(R, n_subvectors)``; for a low-rank stage those of the left factor, ``(R, rank)``.
+        right_codes: Codes of the right factor of a low-rank stage, ``(rank, C)``; else None.
+        shared: Values of the BOOK that it uses, ``(groups · entries · dim,)``; None without one.
     """
 
     stage: PackedStage
@@ -47,7 +47,7 @@ class QuantizedStage:
     shared: Floats | None = None
 
     def values(self, view: View) -> Floats:
-        """What a decoder makes of it, exactly: the stored matrix, ``(R, C)`` float32."""
+        """The values that a decoder computes, bit for bit: the stored matrix, ``(R, C)`` float32."""
         out = np.empty((view.n_rows, view.n_columns), np.float32)
         block = Block(0, view.n_rows, 0, view.n_columns)
         match self.stage:
@@ -63,7 +63,11 @@ class QuantizedStage:
         return self.resident + bits.pack(right, self.stage.entries_v, self.stage.planes_v)
 
     def with_planes(self, *, compress: bool) -> QuantizedStage:
-        """The same with the packing that takes the fewest bytes."""
+        """The same stage with the packing that takes the fewest bytes.
+
+        Args:
+            compress: Whether sections may be compressed.
+        """
         match self.stage:
             case CodebookStage():
                 codes = packing.as_codes(self.codes, self.stage.entries)
@@ -77,10 +81,11 @@ class QuantizedStage:
                 return replace(self, stage=replace(self.stage, planes_u=planes_u, planes_v=planes_v))
 
     def resident_sections(self) -> list[bytes]:
+        """Plain bytes of all resident sections."""
         return self._low_rank_resident() if isinstance(self.stage, LowRankStage) else self.resident
 
     def payload(self, block: Block) -> list[bytes]:
-        """Plain payload sections of a block."""
+        """Plain bytes of the payload sections of a block."""
         match self.stage:
             case CodebookStage():
                 first = block.column // self.stage.dim
@@ -92,7 +97,7 @@ class QuantizedStage:
 
 
 def sum_of_stages(stages: Sequence[QuantizedStage], view: View) -> Floats:
-    """What a decoder makes of stages, exactly: the stored matrix, ``(R, C)`` float32."""
+    """The sum of stages that a decoder computes, bit for bit: the stored matrix, ``(R, C)`` float32."""
     total = stages[0].values(view)
     for stage in stages[1:]:
         total += stage.values(view)
@@ -100,14 +105,14 @@ def sum_of_stages(stages: Sequence[QuantizedStage], view: View) -> Floats:
 
 
 def choose_blocks(layout: Layout, n_rows: int, n_columns: int, unit: int = 1, *, whole_rows: bool = False) -> Layout:
-    """The layout with blocks of about ``BLOCK_ELEMENTS`` elements.
+    """A layout with blocks of about ``BLOCK_ELEMENTS`` elements.
 
     Args:
-        unit: Column ranges are a multiple of this, the least common one of all dims.
-        whole_rows: Never cut a row.
+        unit: Blocks of parts of rows have a multiple of so many columns: the least common multiple of all dims.
+        whole_rows: Whether a row must not be cut.
 
     Raises:
-        EncodeError: No block would be within its limit (LAY-005).
+        EncodeError: A block would exceed the limit of LAY-005.
     """
     if n_rows * n_columns <= BLOCK_ELEMENTS * 3 // 2:
         return replace(layout, block_rows=0, block_columns=0)
@@ -134,13 +139,16 @@ def assemble(
     column_classes: npt.NDArray[np.uint8] | None = None,
     compress: bool = True,
 ) -> EncodedTensor:
-    """An encoded tensor from quantized stages.
+    """Make an encoded tensor from quantized stages.
 
     Args:
-        layout: View and order; its blocks are chosen here.
-        stages: In order; their codes are of stored rows and columns.
-        row_classes, column_classes: Where ``layout.order`` asks for them.
+        layout: View and order of rows and columns. Blocks are chosen here.
+        stages: In order. Their codes are those of stored rows and columns.
+        row_classes, column_classes: Classes, if ``layout.order`` has the bits for them.
         compress: Whether sections may be zstd frames.
+
+    Raises:
+        EncodeError: A block would exceed the limit of LAY-005.
     """
     view = make_view(shape, BY_NAME[dtype].is_complex, layout)
     unit = lcm(*(q.stage.dim for q in stages if isinstance(q.stage, CodebookStage)))
@@ -159,11 +167,12 @@ def assemble(
 
 
 def assemble_raw(name: str, dtype: str, array: npt.NDArray[Any], split: int, *, compress: bool = True) -> EncodedTensor:
-    """A tensor as bytes, every bit of it kept.
+    """Make an encoded tensor with a raw stage, which keeps every bit.
 
     Args:
-        array: C-contiguous, of the dtype, little-endian.
-        split: SPEC section 8.
+        array: C-contiguous, little-endian, of the dtype.
+        split: See SPEC section 8.
+        compress: Whether sections may be zstd frames.
     """
     info = BY_NAME[dtype]
     if not array.size:
@@ -186,7 +195,7 @@ def assemble_raw(name: str, dtype: str, array: npt.NDArray[Any], split: int, *, 
 
 
 def _store(resident: list[bytes], payloads: list[list[bytes]], compress: bool) -> list[Section]:
-    """All sections in file order; the n-th of every block are of the same kind."""
+    """The sections in file order. The n-th payload sections of all blocks are compressed with the same parameters."""
     if not compress:
         return [Section(plain) for plain in resident + [p for block in payloads for p in block]]
     stored = [packing.sections([plain])[0] for plain in resident]

@@ -1,4 +1,4 @@
-"""Binarization: each weight becomes its sign, times a mean magnitude."""
+"""Binarization: each weight becomes its sign times a mean magnitude."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .scales import encode_scales, group_size, table_dtype
 
 
 def quantize_binary(matrix: Floats, scale: str = "row") -> QuantizedStage:
-    """Signs of a matrix; 0 counts as positive (Gong et al. 2014, section 3.2.1).
+    """Quantize a matrix to its signs (Gong et al. 2014, section 3.2.1). 0 counts as positive.
 
-    The paper stores +1 and −1. Scaled by the mean magnitude the squared error is least (Rastegari et al. 2016,
+    The paper stores +1 and −1. With the mean magnitude as a factor, the squared error is least (Rastegari et al. 2016,
     equation 6).
 
     Args:
         matrix: ``(R, C)``, finite.
-        scale: What has a mean magnitude of its own: ``row``, ``column``, ``tensor``, or ``none`` for ±1.
+        scale: ``row`` or ``column`` for a mean magnitude of each, ``tensor`` for one of all, ``none`` for ±1.
     """
     n_rows, n_columns = matrix.shape
     codes = (matrix >= 0).astype(np.uint8)

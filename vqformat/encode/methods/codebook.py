@@ -1,4 +1,4 @@
-"""Codebooks for scalars and subvectors of a matrix: k-means, product and vector quantization (SPEC section 9)."""
+"""Codebook stages for scalars and subvectors of a matrix: k-means, product and vector quantization (SPEC section 9)."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from .nearest import nearest
 from .sampling import Seed
 from .scales import ScaledMatrix, choose_table_dtype, group_size, scale_matrix
 
-_BATCH_VALUES = 1 << 24  # weights of the problems solved together
+_BATCH_VALUES = 1 << 24  # values of all problems that are solved together
 
 
 @dataclass(frozen=True)
 class CodebookOptions:
-    """What a codebook stage is to be.
+    """The parameters of a codebook stage.
 
     Attributes:
         dim: Columns of a subvector; 0 for a whole row.
         entries: Most entries of a codebook.
-        book_rows: Rows that share a codebook, 0 for all.
-        book_columns: Subvector columns that share a codebook, 0 for all.
+        book_rows: Rows that share a codebook; 0 for all.
+        book_columns: Columns of subvectors that share a codebook; 0 for all.
         scale: ``none``, ``row``, or for dim 1 ``column``.
         iterations: Most rounds of k-means.
     """
@@ -48,16 +48,16 @@ class CodebookOptions:
 
 
 def quantize_codebook(matrix: Floats, options: CodebookOptions, *, seed: Seed) -> QuantizedStage:
-    """A matrix as entries of codebooks trained on it.
+    """Quantize a matrix with codebooks that are trained on it.
 
-    With dim 1 and one codebook this is scalar k-means, with ``book_columns = 1`` product quantization (Gong et al.
-    2014, sections 3.2.2 and 3.2.3).
+    With dim 1 and one codebook this is scalar k-means. With ``book_columns = 1`` it is product quantization (Gong et
+    al. 2014, sections 3.2.2 and 3.2.3).
 
     Args:
         matrix: ``(R, C)``, finite.
 
     Raises:
-        EncodeError: A subvector or the codebooks together exceed a limit of SPEC section 14.
+        EncodeError: A subvector, or all codebooks together, exceed a limit of SPEC section 14.
     """
     n_rows, n_columns = matrix.shape
     dim = min(options.dim or n_columns, n_columns)
@@ -83,7 +83,7 @@ def quantize_codebook(matrix: Floats, options: CodebookOptions, *, seed: Seed) -
     stage = CodebookStage(dim, entries, TableSource("f32"), book_rows, book_columns, scaled.record)
     dtype = choose_table_dtype(books, *_measure(scaled, stage, books, codes), matrix.size)
     table = tables.encode(books, dtype)
-    if dim == 1 and dtype != "f32":  # rounding has moved the bounds between levels
+    if dim == 1 and dtype != "f32":  # rounding moves levels, so that other ones may be nearest
         rounded = tables.decode(table, dtype, "codebook").reshape(n_books, entries)
         levels = [row[: book.shape[0]] for row, book in zip(rounded, found, strict=True)]
         codes = _nearest_levels(scaled.values, levels, row_edges, column_edges).astype(codes.dtype)
@@ -91,12 +91,13 @@ def quantize_codebook(matrix: Floats, options: CodebookOptions, *, seed: Seed) -
 
 
 def quantize_shared(matrix: Floats, book: Floats, number: int, scale: str) -> QuantizedStage:
-    """A matrix as entries of a codebook that is there already.
+    """Quantize a matrix with an existing codebook.
 
     Args:
         matrix: ``(R, C)``, finite.
-        book: ``(entries, dim)``, values as stored.
-        number: Of its BOOK chunk.
+        book: ``(entries, dim)``, the stored values.
+        number: Number of its BOOK chunk.
+        scale: ``none``, ``row`` or ``column``.
     """
     entries, dim = book.shape
     scaled = scale_matrix(matrix, scale)
@@ -109,9 +110,12 @@ def quantize_shared(matrix: Floats, book: Floats, number: int, scale: str) -> Qu
 
 
 def train_book(matrices: Sequence[Floats], options: CodebookOptions, *, seed: Seed) -> tuple[Floats, str]:
-    """One codebook for several matrices, ``(entries, dim)`` as stored, and its dtype.
+    """Train one codebook for several matrices.
 
-    Rows that are shorter than a subvector, or end in part of one, are left out unless there are no others.
+    Incomplete subvectors at the end of rows are not used.
+
+    Returns:
+        The codebook, ``(entries, dim)``, with its stored values, and its dtype.
     """
     dim = min(options.dim, max(matrix.shape[1] for matrix in matrices))
     vectors, weights = [], []
@@ -135,11 +139,9 @@ def train_book(matrices: Sequence[Floats], options: CodebookOptions, *, seed: Se
     return tables.decode(tables.encode(book, dtype), dtype, "codebook").reshape(book.shape), dtype
 
 
-# The groups of SPEC 9.2
-
 
 def _edges(n: int, size: int) -> list[int]:
-    """Where groups begin, and the end of the last."""
+    """Where the groups of SPEC 9.2 begin, and the end of the last one."""
     return [*range(0, n, size or n), n]
 
 
@@ -153,7 +155,10 @@ def _solve(
 ) -> tuple[list[Floats], Codes]:
     """A codebook ``(≤ entries, dim)`` for each group, and codes ``(R, n_subvectors)``.
 
-    Groups of the same size in a band of rows are solved together: product quantization has many small ones.
+    Groups of the same width in the same rows are solved together, because product quantization has many small groups.
+
+    Args:
+        edges: Edges of the groups along rows and along subvectors.
     """
     row_edges, column_edges = edges
     codes = np.empty((scaled.values.shape[0], column_edges[-1]), code_dtype(options.entries))
@@ -174,7 +179,7 @@ def _solve(
 
 
 def _runs(column_edges: list[int], n_rows: int, n_columns: int, dim: int) -> Iterator[tuple[int, int]]:
-    """Ranges of group numbers that can be solved together: of the same width, or one by itself."""
+    """Ranges of numbers of groups that are solved together: groups of the same width."""
     width, n_groups = column_edges[1], len(column_edges) - 1
     at_once = 1 if dim == 1 else max(1, _BATCH_VALUES // (width * dim * n_rows))
     n_alike = n_groups - (n_groups * width * dim != n_columns)
@@ -196,8 +201,8 @@ def _solve_run(
     """Codebooks of neighbouring groups of the same width, and codes ``(n_rows, n_subvectors)``.
 
     Args:
-        values: ``(n_rows, n_columns)``; if the columns are no multiple of dim there is one group.
-        weights: ``(n_rows, n_subvectors)``.
+        values: ``(n_rows, n_columns)``. If n_columns is not a multiple of dim, there must be one group.
+        weights: Weights of squared errors, ``(n_rows, n_subvectors)``; None for 1.
     """
     n_rows, n_columns = values.shape
     if dim == 1:
@@ -206,7 +211,7 @@ def _solve_run(
                                   weights=flat_weights).astype(np.float32)  # fmt: skip
         return [levels[:, None]], nearest_1d(values, levels)
     n_whole = n_columns // dim
-    if n_whole == 0:  # SPEC 9.1: what is beyond the last column is dropped, so it may be 0
+    if n_whole == 0:  # SPEC 9.1: columns beyond the last one are dropped, so they may be 0
         values = np.pad(values, ((0, 0), (0, dim - n_columns)))
         n_whole = 1
     width = n_whole // n_groups
@@ -229,7 +234,7 @@ def _solve_run(
 def _nearest_levels(
     values: Floats, levels: list[Floats], row_edges: list[int], column_edges: list[int]
 ) -> Codes:
-    """Codes of scalars by group."""
+    """Codes of scalars, by the levels of each group."""
     codes = np.empty(values.shape, code_dtype(max(own.size for own in levels)))
     groups = ((slice(*rows), slice(*columns)) for rows in pairwise(row_edges) for columns in pairwise(column_edges))
     for group, own in zip(groups, levels, strict=True):
@@ -238,13 +243,13 @@ def _nearest_levels(
 
 
 def _nearest_level(values: Floats, levels: Floats) -> Codes:
-    """Codes of scalars, by levels in any order."""
+    """Codes of scalars, for levels in any order."""
     order = np.argsort(levels, kind="stable")
     return order.astype(code_dtype(levels.size))[nearest_1d(values, levels[order])]
 
 
 def _nearest_subvectors(values: Floats, book: Floats) -> Codes:
-    """Codes ``(R, n_subvectors)`` by one codebook; of the last subvector only columns that exist count."""
+    """Codes ``(R, n_subvectors)`` for one codebook. Missing columns of the last subvector are ignored."""
     n_rows, n_columns = values.shape
     dim = book.shape[1]
     n_whole = n_columns // dim
@@ -260,7 +265,7 @@ def _nearest_subvectors(values: Floats, book: Floats) -> Codes:
 def _measure(
     scaled: ScaledMatrix, stage: CodebookStage, books: Floats, codes: Codes
 ) -> tuple[npt.NDArray[np.float64], float]:
-    """Weighted uses of each entry, ``(n_books, entries)``, and the weighted squared error."""
+    """Weighted number of uses of each entry, ``(n_books, entries)``, and the weighted squared error."""
     n_books, entries, dim = books.shape
     n_rows, n_columns = scaled.values.shape
     counts = np.zeros(n_books * entries)

@@ -1,4 +1,4 @@
-"""The preset ``fast``: codes of fixed width, so that a file opens nearly as fast as memory can be copied."""
+"""The preset ``fast``: codes of fixed width, so that a file loads nearly as fast as memory is copied."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from .codebook import CodebookOptions, quantize_codebook
 from .packing import plain_bits
 from .quantize import check_bound
 
-QUICK_ENTRIES = (2, 4, 16, 256)  # whose codes are 1, 2, 4 or 8 bits: a byte holds several of them, or one
-ENTRIES = (2, 3, 4, 6, 8, 12, 16, 32, 48, 64, 128, 256)  # with those that a budget needs
-# At the step S of a grid, noise falls by so many S**2 for a further bit: what a bit costs at that quality
+QUICK_ENTRIES = (2, 4, 16, 256)  # codes of 1, 2, 4 or 8 bits, of which a byte holds a whole number
+ENTRIES = (2, 3, 4, 6, 8, 12, 16, 32, 48, 64, 128, 256)  # the choices with a budget
+# The noise that a further bit saves at the quality of a grid with step S, in units of S²: −d(S²/12)/d(bits), where S
+# halves with each bit
 _PRICE = 2 * math.log(2) / 12
-_SAMPLE = 1 << 16
+_SAMPLE = 1 << 16  # values
 _LARGEST_DIM = 64  # of a second stage
-_SPENT = 0.995  # of the bytes that a tensor may have, within which the number of codes counts more than that of bytes
+_SPENT = 0.995  # choices that use at least this share of the bytes count as equal
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Choice:
     """How a tensor is coded.
 
     Attributes:
-        entries: Of the codebook.
-        further: Entries and dim of a second one, for what the first leaves; None without.
+        entries: Entries of the codebook.
+        further: Entries and dim of a second codebook, for the residual; None without one.
     """
 
     entries: int
@@ -45,11 +46,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class RateDistortionCurve:
-    """What numbers of entries are worth to a tensor.
+    """Rate and distortion of a tensor for different numbers of codebook entries.
 
     Attributes:
-        bits: Of a code, ascending.
-        noise: Mean squared error.
+        entries: Numbers of entries, ascending.
+        bits: For each the bits of a code.
+        noise: For each the mean squared error.
     """
 
     entries: Sequence[int]
@@ -58,7 +60,7 @@ class RateDistortionCurve:
 
     @classmethod
     def of(cls, values: Floats, entries: Sequence[int], *, seed: int = 0) -> RateDistortionCurve:
-        """By trial, on a sample of the values."""
+        """Measure rate and distortion on a sample of the values."""
         flat = values.reshape(-1)
         sample = np.ascontiguousarray(flat[:: max(1, flat.size // _SAMPLE) | 1]).reshape(1, -1)
         view = make_view(sample.shape, False, Layout(n_row_axes=1))
@@ -71,33 +73,38 @@ class RateDistortionCurve:
         return cls(entries, [plain_bits(n) for n in entries], [noise(n) for n in entries])
 
     def entries_at(self, step: float) -> int:
-        """The number of entries whose bits are worth their noise at the quality of a grid of this step."""
+        """The number of entries with the least cost of rate and distortion at the quality of a grid with this step."""
         costs = [noise / step**2 + _PRICE * width for noise, width in zip(self.noise, self.bits, strict=True)]
         return self.entries[costs.index(min(costs))]
 
     def nbytes_at(self, step: float, n_codes: int) -> float:
-        """Bytes of codes and table that are worth their noise, if they could be any number."""
+        """Bytes of codes and codebook with the least cost, interpolated between numbers of entries."""
         sizes = [n_codes * width / 8 + 2 * entries for width, entries in zip(self.bits, self.entries, strict=True)]
         nbytes, missing_bits = self._between(step, sizes)
         return nbytes + n_codes * missing_bits / 8
 
     def any_entries_at(self, step: float) -> int:
-        """The number of entries that would be worth their noise if each took as many bits as its logarithm."""
+        """The number of entries with the least cost, interpolated on a logarithmic scale."""
         return round(math.exp(self._between(step, [math.log(entries) for entries in self.entries])[0]))
 
     def _between(self, step: float, values: Sequence[float]) -> tuple[float, float]:
-        """Of values for each number of entries, what lies between those for the numbers that are best at near steps.
+        """Interpolate between values that belong to the numbers of entries, by the step at which each number is best.
+
+        Args:
+            values: A value for each number of entries.
 
         Returns:
-            The value, and how many bits a weight the step asks for beyond those of the most entries.
+            The interpolated value, and the bits for each weight that the step requires beyond those of the most
+            entries.
         """
-        hull = [0]  # entries that are best at some step
+        hull = [0]  # numbers of entries that are best at some step: the lower convex hull
         for i in range(1, len(self.bits)):
             while len(hull) > 1 and self._gain(hull[-2], hull[-1]) <= self._gain(hull[-1], i):
                 hull.pop()
             if self.noise[i] < self.noise[hull[-1]]:
                 hull.append(i)
-        changes = [self._gain(a, b) / _PRICE for a, b in pairwise(hull)]  # squares of steps
+        # Squares of the steps at which the best number of entries changes
+        changes = [self._gain(a, b) / _PRICE for a, b in pairwise(hull)]
         if not changes:
             return values[hull[0]], 0.0
         edges = np.log([4 * changes[0], *changes, changes[-1] / 4])
@@ -107,16 +114,20 @@ class RateDistortionCurve:
         return found, max(0.0, float(middles[-1]) - wanted) / (2 * math.log(2)) if self.noise[hull[-1]] else 0.0
 
     def _gain(self, a: int, b: int) -> float:
-        """By how much noise falls for a bit, from one number of entries to another."""
+        """Decrease of the noise for each further bit, from one number of entries to another."""
         return (self.noise[a] - self.noise[b]) / (self.bits[b] - self.bits[a])
 
 
 def choose_within(nbytes: float, shape: tuple[int, int]) -> Choice:
-    """Codebooks whose codes and tables fill so many bytes, if they can, and do not take more."""
+    """Codebooks whose codes and entries take as many bytes as possible, but not more than ``nbytes``.
+
+    Args:
+        shape: Rows and columns of the matrix.
+    """
     n_rows, n_columns = shape
 
     def sizes(entries: int, dim: int) -> tuple[float, int]:
-        """Bytes of codes and of the table."""
+        """Bytes of the codes, and of the codebook."""
         return n_rows * -(-n_columns // dim) * plain_bits(entries) / 8, 2 * entries * dim
 
     fitting = [entries for entries in ENTRIES if sum(sizes(entries, 1)) <= nbytes]
@@ -137,13 +148,14 @@ def choose_within(nbytes: float, shape: tuple[int, int]) -> Choice:
 def encode(
     name: str, dtype: str, shape: tuple[int, ...], values: Floats, choice: Choice, *, seed: int = 0
 ) -> tuple[EncodedTensor, float, float]:
-    """A tensor by scalar k-means with codes of fixed width.
+    """Encode a tensor by scalar k-means with codes of fixed width.
 
     Args:
-        values: The tensor as reals, see ``orient.reals``; at least one axis, finite.
+        values: The tensor as reals, see ``layout.reals``; at least one axis, finite.
+        choice: The codebooks.
 
     Returns:
-        The encoded tensor, and the sums of squares of its values and of the errors.
+        The encoded tensor, the sum of squares of its values, and the sum of squares of its errors.
 
     Raises:
         EncodeError: A limit of SPEC section 14 would be exceeded.
@@ -156,7 +168,7 @@ def encode(
         entries, dim = choice.further
         left = matrix - stages[0].values(view)
         further = quantize_codebook(left, CodebookOptions(dim, entries), seed=[seed, 1])
-        with contextlib.suppress(EncodeError):  # values as large as the dtype's largest stay as they are
+        with contextlib.suppress(EncodeError):  # no second stage if sums could exceed the range of the dtype
             check_bound([*stages, further], view, dtype)
             stages.append(further)
     encoded = assemble(name, dtype, shape, layout, stages, compress=False)
@@ -165,5 +177,5 @@ def encode(
 
 
 def as_matrix(values: Floats) -> Floats:
-    """The matrix that is coded: rows of the first axis."""
+    """The matrix that is coded: the first axis as rows."""
     return values.reshape(values.shape[0] if values.ndim > 1 else 1, -1)

@@ -1,4 +1,4 @@
-"""Coding without loss, and nearly without loss for the small and sensitive tensors: biases, norms, statistics."""
+"""Lossless coding, and nearly lossless coding for small and sensitive tensors: biases, norms, statistics."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from ...format.chunkwriter import EncodedTensor
 from ...format.dtypes import BY_NAME
 from .assemble import assemble_raw
 
-FRACTION_BITS = 8  # kept by ``fine``: relative error at most 2^-9, SQNR about 56 dB
+FRACTION_BITS = 8  # kept by ``encode_fine``: the relative error is at most 2^-9, the SQNR about 56 dB
 
 
 def encode_exact(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor:
-    """Every bit kept, in the fewest bytes: whole, in byte planes, or in planes with the exponent by itself."""
+    """Encode a tensor losslessly, with the split of SPEC section 8 that takes the fewest bytes."""
     info = BY_NAME[dtype]
     splits = (0, 1, 2) if info.arithmetic else (0, 1) if info.word_nbytes else (0,)
-    if len(splits) > 1 and array.size > 1 << 18:  # try on a part
+    if len(splits) > 1 and array.size > 1 << 18:  # compare splits on a part
         part = array.reshape(-1)[: 1 << 17]
         splits = (min(splits, key=lambda split: assemble_raw(name, dtype, part, split).stored_nbytes),)
     return min((assemble_raw(name, dtype, array, split) for split in splits), key=_cost)
 
 
 def encode_raw(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor:
-    """Every bit kept, as plain bytes."""
+    """Encode a tensor losslessly, as plain bytes without compression."""
     return assemble_raw(name, dtype, array, 0, compress=False)
 
 
 def encode_fine(name: str, dtype: str, array: npt.NDArray[Any]) -> tuple[EncodedTensor, npt.NDArray[Any]]:
-    """Floats rounded to ``FRACTION_BITS`` bits of fraction, then stored exactly; others stored exactly.
+    """Round floats of 32 bits or more to ``FRACTION_BITS`` fraction bits, then encode the tensor losslessly.
 
-    The error is relative to each value, not to the largest, so that small variances and scales survive.
+    The error is relative to each value, not to the largest value, so that small variances and scales keep their
+    precision.
 
     Returns:
         The encoded tensor, and the rounded array.
@@ -47,13 +48,13 @@ def encode_fine(name: str, dtype: str, array: npt.NDArray[Any]) -> tuple[Encoded
 
 
 def _round_fraction(values: npt.NDArray[Any], word: np.dtype[Any], fraction_bits: int) -> npt.NDArray[Any]:
-    """Values with the lowest bits of the fraction rounded off to nearest; non-finite and subnormal ones as they are."""
+    """Round the fractions of floats to nearest. Infinite, NaN and subnormal values stay unchanged."""
     dropped = fraction_bits - FRACTION_BITS
     words = values.view(word)
     half = word.type(1 << (dropped - 1))
-    # A carry into the exponent is the right rounding; one into infinity is not, so the largest are cut off instead
+    # A carry into the exponent rounds correctly. Where the result is infinite, the value stays unchanged
     rounded = ((words + half) & ~word.type((1 << dropped) - 1)).view(values.dtype)
-    # Subnormals have fewer bits of fraction, so that the error would not be relative to them
+    # Subnormals have fewer significant bits, so their relative error would be larger
     is_rounded = np.isfinite(rounded) & (np.abs(values) >= np.finfo(values.dtype).tiny)
     return np.where(is_rounded, rounded, values)
 

@@ -1,7 +1,7 @@
-"""k-means of vectors, many small problems at once.
+"""k-means of vectors, for many small problems together.
 
-The same input gives the same result whatever the number of threads and the BLAS library: scores are computed on a
-grid of integers so small that every partial sum is exact, and sums run in a fixed order.
+The same input gives the same result with any number of threads and any BLAS library: nearest entries are found with
+exact scores (see nearest.py), and sums are computed in a fixed order.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .sampling import Doubles, Seed, sample_indices, uniforms
 
 Progress = Callable[[int, int], None]  # rounds done, rounds at most
 
-SAMPLE_PER_ENTRY = 64  # vectors that a codebook is trained on, for each entry
-_SMALLEST_SAMPLE = 1 << 16
-FULL_ROUNDS = 2  # rounds on all vectors after those on the sample
-_STRIDE = 1.7  # how far entries move, in distances to their means
-_LEAST_GAIN = 2e-4  # of a round, relative to the distortion
-_PLUS_PLUS_ENTRIES = 4096  # beyond it the start is a random sample
+SAMPLE_PER_ENTRY = 64  # training vectors for each entry
+_SMALLEST_SAMPLE = 1 << 16  # training vectors, at least
+FULL_ROUNDS = 2  # rounds on all vectors, after the rounds on a sample
+_STRIDE = 1.7  # factor of the movement of an entry towards the mean of its vectors
+_LEAST_GAIN = 2e-4  # a round that reduces the distortion by a smaller share is the last
+_PLUS_PLUS_ENTRIES = 4096  # for more entries the initial codebook is a random sample
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Clusters:
     Attributes:
         books: ``(n_problems, entries, dim)`` float32; unused entries are 0.
         codes: ``(n_problems, n)``.
-        distortion: Squared error of all problems together.
+        distortion: Weighted squared error of all problems together.
     """
 
     books: Floats
@@ -59,11 +59,12 @@ def kmeans(
         vectors: ``(n, dim)``, finite, at least one.
         entries: Most entries of the codebook.
         iterations: Most rounds.
-        weights: ``(n,)`` ≥ 0, of the squared errors.
+        weights: Weights of the squared errors, ``(n,)``, at least 0; None for 1.
+        progress: Called with the number of rounds done, and the most rounds.
 
     Returns:
-        Codebook ``(k, dim)``, with ``k ≤ entries``: fewer where there are fewer distinct vectors, and then these
-        exactly; and codes ``(n,)``.
+        The codebook, ``(k, dim)`` float32 with ``k ≤ entries``, and codes ``(n,)``. If there are at most ``entries``
+        distinct vectors, the codebook has exactly these.
     """
     if vectors.shape[1] == 1:
         levels = kmeans_1d(vectors[:, 0], entries, seed=seed, iterations=max(iterations, 1000), weights=weights)
@@ -83,14 +84,14 @@ def kmeans_batch(
     weights: npt.NDArray[Any] | None = None,
     progress: Progress | None = None,
 ) -> Clusters:
-    """k-means of several problems of the same size, as ``kmeans`` but each for itself.
+    """k-means of several independent problems of the same size. Arguments are those of ``kmeans``, except:
 
     Args:
         vectors: ``(n_problems, n, dim)``, finite.
-        weights: ``(n_problems, n)`` ≥ 0.
+        weights: ``(n_problems, n)``, at least 0; None for 1.
     """
     n_problems, n, dim = vectors.shape
-    vectors = vectors + np.float32(0)  # no -0, whose bytes differ from those of 0
+    vectors = vectors + np.float32(0)  # turns -0 into 0: equal vectors must have equal bytes
     exact = {}
     for problem in range(n_problems):
         found = _distinct(vectors[problem], entries)
@@ -113,7 +114,7 @@ def kmeans_batch(
 
 
 def _distinct(vectors: Floats, entries: int) -> tuple[Floats, npt.NDArray[np.intp]] | None:
-    """The distinct vectors and their codes, if there are no more than ``entries``."""
+    """The distinct vectors and their codes, if there are at most ``entries``; else None."""
     n = vectors.shape[0]
     if n > 2 * entries:
         few = vectors[np.linspace(0, n - 1, 2 * entries).astype(np.intp)]
@@ -128,12 +129,15 @@ def _as_bytes(vectors: Floats) -> npt.NDArray[np.void]:
 
 
 class _Points:
-    """Vectors to be clustered, on the grid in use.
+    """Vectors to be clustered, rounded to a grid of integers for exact scores.
+
+    Args:
+        largest: Largest magnitude of each problem, ``(n_problems,)``.
 
     Attributes:
         vectors: ``(n_problems, n, dim)``.
         weights: ``(n_problems, n)`` or None.
-        dtype: Of the grid.
+        dtype: dtype of the grid.
     """
 
     def __init__(
@@ -154,7 +158,8 @@ class _Points:
     def assign(self, books: Doubles) -> tuple[npt.NDArray[np.intp], Doubles]:
         """Nearest entries and weighted squared errors, ``(n_problems, n)`` each.
 
-        After it the grid is that of float32, if its rounding costs less than a thousandth of the squared error.
+        Then it changes to the coarser grid of float32, if the rounding to that adds less than a thousandth to the
+        squared error.
         """
         codes, top = best_entries(self._left, self._grid.entries(books))
         units = np.maximum(self._norms - 2 * top.astype(np.float64), 0)
@@ -189,12 +194,12 @@ class _Lloyd:
         self.largest = np.abs(vectors).max(axis=(1, 2))
 
     def run(self, iterations: int, progress: Progress | None) -> tuple[Floats, Codes, float]:
-        """Books, codes and the squared error."""
+        """Codebooks, codes and the weighted squared error."""
         n = self.vectors.shape[1]
         limit = max(_SMALLEST_SAMPLE, self.n_entries * SAMPLE_PER_ENTRY)
         points = self._sample(limit, np.float64)
         books = self._start(points)
-        if points.vectors.shape[1] >= limit:  # the first half of the rounds on fewer
+        if points.vectors.shape[1] >= limit:  # the first half of the rounds uses a smaller sample
             few = self._sample(limit // 4, np.float64)
             books = self._rounds(few, books, iterations // 2, progress)
             points = self._sample(limit, few.dtype)
@@ -216,7 +221,7 @@ class _Lloyd:
         return _Points(self.vectors[:, chosen], weights, self.largest, dtype)
 
     def _start(self, points: _Points) -> Doubles:
-        """k-means++ on a sample: each entry a vector, drawn in proportion to its squared error so far."""
+        """Initial codebooks by k-means++ on a sample: vectors are drawn in proportion to their squared error."""
         n_problems, n, _ = points.vectors.shape
         chosen = sample_indices(n, max(8192, 16 * self.n_entries), [*self.seed, 2])
         rows = np.arange(n_problems)
@@ -228,7 +233,7 @@ class _Lloyd:
             mass = 1.0 if points.weights is None else points.weights[:, chosen]
             pool = points.vectors[:, chosen] / np.where(self.largest > 0, self.largest, 1)[:, None, None]
             by_axis = None
-            if pool.shape[2] <= 32:  # (dim, n_problems, n): long inner loops for short vectors
+            if pool.shape[2] <= 32:  # (dim, n_problems, n): for short vectors, so that inner loops are long
                 by_axis = np.ascontiguousarray(pool.transpose(2, 0, 1))
             errors = np.full(pool.shape[:2], np.float32(np.inf))
             picks = np.empty((n_problems, self.n_entries), np.intp)
@@ -244,9 +249,10 @@ class _Lloyd:
         return points.vectors[rows[:, None], chosen[picks]].astype(np.float64)
 
     def _rounds(self, points: _Points, books: Doubles, iterations: int, progress: Progress | None) -> Doubles:
-        """Lloyd's rounds, until they gain little.
+        """Lloyd's rounds, until a round gains little.
 
-        Entries move beyond the means, but for the last round (Lee, Baek and Sung 1997): as good in half the rounds.
+        Entries move beyond the means, except in the last round (Lee, Baek and Sung 1997). This halves the number of
+        rounds for the same result.
         """
         previous = np.inf
         top = self.largest[:, None, None].astype(np.float64)
@@ -279,7 +285,11 @@ class _Lloyd:
 
 
 def _draw(masses: npt.NDArray[Any], draws: Doubles) -> npt.NDArray[np.intp]:
-    """For each row of masses ``(n_rows, n)`` an index, drawn in proportion by a number in [0, 1)."""
+    """For each row of ``masses``, ``(n_rows, n)``, draw an index in proportion to them.
+
+    Args:
+        draws: For each row a random number in [0, 1).
+    """
     n_rows, n = masses.shape
     sums = np.cumsum(masses, dtype=np.float64)
     ends = sums[n - 1 :: n]

@@ -1,4 +1,4 @@
-"""k-means of scalars, by prefix sums of the sorted values, and the look-up of their nearest levels."""
+"""k-means of scalars, by prefix sums of the sorted values, and the nearest level of each value."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ...decode.tables import Floats
 from ...format.bits import Codes, code_dtype
 from .sampling import Doubles, Seed, sample_indices
 
-SAMPLE = 1 << 22  # scalars that a codebook is trained on, a quarter of it where they have weights
-_SAMPLE_PER_ENTRY = 256  # at least
-_STRIDE = 1.8  # how far levels move, in distances to their means; see kmeans.py
-_LEAST_GAIN = 1e-7  # of a round, relative to the distortion
+SAMPLE = 1 << 22  # training values; a quarter of it if they have weights
+_SAMPLE_PER_ENTRY = 256  # training values for each entry, at least
+_STRIDE = 1.8  # factor of the movement of a level towards the mean of its values, see kmeans.py
+_LEAST_GAIN = 1e-7  # a round that reduces the distortion by a smaller share is the last
 _KEY_SHIFT = np.uint32(13)  # the upper 19 bits of a float32 select a cell of the code table
 
 
@@ -23,17 +23,18 @@ def kmeans_1d(
 ) -> Doubles:
     """Levels that represent scalars with little squared error (Lloyd 1982; Max 1960).
 
-    The start spreads levels by the cube root of the density, which is best for many levels (Panter and Dite 1951);
-    Lloyd's rounds cost microseconds on prefix sums of the sorted values.
+    The initial density of levels is the cube root of the density of values, which is optimal for many levels (Panter
+    and Dite 1951). Lloyd's rounds take microseconds, because they use prefix sums of the sorted values.
 
     Args:
         values: ``(n,)``, finite, at least one.
-        iterations: Most rounds; fewer if they no longer help.
-        weights: ``(n,)`` ≥ 0, of the squared errors.
+        entries: Most levels.
+        iterations: Most rounds. It ends earlier when a round gains little.
+        weights: Weights of the squared errors, ``(n,)``, at least 0; None for 1.
 
     Returns:
-        Ascending levels, ``(k,)`` with ``1 ≤ k ≤ entries``: fewer where there are fewer distinct values, and then
-        these exactly.
+        Ascending levels, ``(k,)`` with ``1 ≤ k ≤ entries``. If there are at most ``entries`` distinct values, the
+        levels are exactly these.
     """
     limit = max(SAMPLE if weights is None else SAMPLE // 4, entries * _SAMPLE_PER_ENTRY)
     if values.size > limit:
@@ -63,13 +64,18 @@ def _prefix_sums(values: Doubles) -> Doubles:
 
 
 def _compand(ordered: Floats, masses: Doubles | None, entries: int) -> Doubles:
-    """Levels spread by the cube root of the density of ascending values."""
+    """Initial levels, whose density is the cube root of the density of the values.
+
+    Args:
+        ordered: Ascending values.
+        masses: Prefix sums of their weights; None without weights.
+    """
     n_quantiles = min(ordered.size - 1, max(1024, 8 * entries))
     at = np.linspace(0, ordered.size - 1, n_quantiles + 1).astype(np.intp)
     quantiles = ordered[at].astype(np.float64)
     gaps = np.diff(quantiles)
     mass = 1.0 if masses is None else np.diff(masses[at])
-    # The density is mass / gap: a stretch gets levels in proportion to gap · density^(1/3).
+    # The density is mass / gap. An interval gets levels in proportion to gap · density^(1/3) = (mass · gap²)^(1/3)
     share = _prefix_sums(np.cbrt(mass * gaps**2))
     if not share[-1] > 0:
         share = _prefix_sums(gaps)
@@ -80,7 +86,14 @@ def _compand(ordered: Floats, masses: Doubles | None, entries: int) -> Doubles:
 def _lloyd_1d(
     ordered: Floats, sums: Doubles, masses: Doubles | None, levels: Doubles, iterations: int
 ) -> Doubles:
-    """Lloyd's rounds on ascending values; levels without values move to the costliest cells."""
+    """Lloyd's rounds. Levels that have no values move into the cells with the largest squared error.
+
+    Args:
+        ordered: Ascending values.
+        sums: Prefix sums of the weighted values.
+        masses: Prefix sums of the weights; None without weights.
+        levels: Initial levels.
+    """
     n = ordered.size
     for done in range(iterations):
         bounds = _midpoints(levels)
@@ -88,7 +101,7 @@ def _lloyd_1d(
         mass = np.diff(ends if masses is None else masses[ends]).astype(np.float64)
         used = mass > 0
         first, last = ordered[ends[:-1][used]], ordered[ends[1:][used] - 1]
-        # Differences of prefix sums lose what is small beside the sum: a mean may land outside its cell
+        # Differences of prefix sums lose precision, so a mean may be outside its cell
         means = np.clip(np.diff(sums[ends])[used] / mass[used], first, last)
         widths = last.astype(np.float64) - first
         costs = mass[used] * widths**2
@@ -103,7 +116,7 @@ def _lloyd_1d(
                 means = np.concatenate((means, added))
             levels = np.sort(means)
             continue
-        gain = float(np.sum(mass * (means - levels) ** 2))  # what moving the levels saves, exactly
+        gain = float(np.sum(mass * (means - levels) ** 2))  # exact decrease of the squared error
         if gain <= _LEAST_GAIN * float(np.sum(costs)) / 12 or done + 1 == iterations:
             return means
         levels = np.sort(levels + _STRIDE * (means - levels))
@@ -111,9 +124,9 @@ def _lloyd_1d(
 
 
 def _midpoints(levels: npt.NDArray[np.floating]) -> Floats:
-    """The least float32 that is nearer to the upper of two levels, or as near: bounds are rounded up.
+    """For each two neighbouring levels the least float32 that belongs to the upper one: midpoints, rounded up.
 
-    Rounded to nearest, the bound between 0 and the least subnormal would be 0 and belong to the latter.
+    With rounding to nearest, the midpoint of 0 and the least subnormal would be 0, and 0 would belong to the subnormal.
     """
     exact = (levels[1:].astype(np.float64) + levels[:-1]) / 2
     bounds = exact.astype(np.float32)
@@ -121,7 +134,7 @@ def _midpoints(levels: npt.NDArray[np.floating]) -> Floats:
 
 
 def nearest_1d(values: Floats, levels: npt.NDArray[np.floating]) -> Codes:
-    """Code of the nearest of ascending levels for each value; same shape as ``values``."""
+    """For each value the code of the nearest of ascending levels, in the shape of ``values``."""
     bounds = _midpoints(levels)
     dtype = code_dtype(levels.size)
     flat = np.ascontiguousarray(values, np.float32).reshape(-1)
@@ -140,14 +153,14 @@ def nearest_1d(values: Floats, levels: npt.NDArray[np.floating]) -> Codes:
 
 
 def _code_table(bounds: Floats, dtype: type[Any]) -> tuple[Codes, npt.NDArray[np.bool_]]:
-    """For each upper part of a float32, the code of its values and whether a bound lies among them."""
+    """For each value of the upper 19 bits of a float32: the code of these floats, and whether a bound is among them."""
     n_cells = 1 << (32 - int(_KEY_SHIFT))
-    # As integers ordered like the floats. A bound of 0 becomes -0, so that the cell of -0 is a split one too.
+    # Bit patterns as integers in the order of the floats. A bound of 0 becomes -0, so that the cell of -0 is split, too
     patterns = np.where(bounds == 0, np.float32(-0.0), bounds).astype(np.float32).view(np.uint32)
     ordered = np.where(patterns >> 31 == 1, ~patterns, patterns | np.uint32(1 << 31))
     splits = np.bincount((ordered >> _KEY_SHIFT).astype(np.intp), minlength=n_cells)
     codes = np.cumsum(splits) - splits
     half = n_cells // 2
-    # From that order to that of the bit patterns: positive ones ascend from 0, negative ones descend above.
+    # From the order of the floats to that of bit patterns: positive floats ascending, then negative ones descending
     codes = np.concatenate((codes[half:], codes[:half][::-1]))
     return codes.astype(dtype), np.concatenate((splits[half:], splits[:half][::-1])) > 0

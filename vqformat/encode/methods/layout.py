@@ -1,4 +1,4 @@
-"""How a tensor is laid out before it is coded: which axes are rows, and in which order they are stored (SPEC 7.2)."""
+"""The choice of a layout before a tensor is coded: axes of rows and columns, and their stored order (SPEC 7.2)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from ...format.layout import ORDER_COLUMNS, ORDER_ROWS, Layout
 
 @dataclass(frozen=True)
 class Orientation:
-    """A view and an order of a tensor.
+    """A view of a tensor, and an order of its rows and columns.
 
     Attributes:
-        row_classes, column_classes: uint8 class of each view row and column; None where they are not sorted.
+        layout: Layout without blocks.
+        row_classes, column_classes: uint8 class of each view row and view column; None if they are not sorted.
     """
 
     layout: Layout
@@ -29,10 +30,11 @@ class Orientation:
     column_classes: npt.NDArray[np.uint8] | None = None
 
     def apply(self, values: npt.NDArray[Any], *, stride: int = 1) -> npt.NDArray[Any]:
-        """The stored matrix ``(R, C)`` of values in the tensor's shape (of a complex tensor: its reals).
+        """The stored matrix ``(R, C)`` of a tensor.
 
         Args:
-            stride: Only every so-manieth row of it.
+            values: In the shape of the tensor; for a complex tensor its reals.
+            stride: Only every ``stride``-th row of the matrix is returned.
         """
         if self.layout.n_row_axes != 1:
             return np.ascontiguousarray(view_matrix(values, self.layout))
@@ -53,7 +55,7 @@ class Orientation:
 
 
 def reals(array: npt.NDArray[Any]) -> Floats:
-    """A tensor as float32, C order; a complex one gets an axis of 2, real part first."""
+    """A tensor as float32 in C order. A complex one gets a last axis of length 2: real part, imaginary part."""
     if np.iscomplexobj(array):
         array = np.ascontiguousarray(array)
         array = array.reshape(-1).view(array.real.dtype).reshape(*array.shape, 2)
@@ -61,7 +63,7 @@ def reals(array: npt.NDArray[Any]) -> Floats:
 
 
 def view_matrix(values: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
-    """The view of SPEC 7.2, before any order: ``(R, C)``."""
+    """The view of SPEC 7.2, ``(R, C)``, before rows and columns are sorted."""
     permuted = values if layout.axes is None else values.transpose(layout.axes)
     return permuted.reshape(prod(permuted.shape[: layout.n_row_axes]), -1)
 
@@ -73,21 +75,23 @@ def layout_for(dtype: str, shape: tuple[int, ...], *, by_column: bool) -> Layout
 
 
 def by_rows(shape: tuple[int, ...]) -> Layout:
-    """First axis as rows, the others as columns: an output of a PyTorch layer in each row."""
+    """First axis as rows, the others as columns: each row belongs to one output of a PyTorch layer."""
     return Layout(n_row_axes=1 if len(shape) > 1 else 0)
 
 
 def by_columns(shape: tuple[int, ...]) -> Layout:
-    """Second axis as rows: an input of a PyTorch layer in each row."""
+    """Second axis as rows: each row belongs to one input of a PyTorch layer."""
     if len(shape) < 2:
         return by_rows(shape)
     return Layout(axes=(1, 0, *range(2, len(shape))), n_row_axes=1)
 
 
 def orientations(values: Floats, *, is_table: bool) -> list[Orientation]:
-    """The ways of storing a tensor that are worth a try, the plain one first.
+    """The orientations of a tensor to compare, the unsorted one by rows first.
 
-    A table whose rows are looked up one by one stays by rows and unsorted: a row must lie in one block.
+    Args:
+        is_table: Whether rows are looked up one by one. Then only the first is returned, so that a row lies in one
+            block.
     """
     plain = Orientation(by_rows(values.shape))
     if values.ndim < 2 or is_table:
@@ -97,7 +101,7 @@ def orientations(values: Floats, *, is_table: bool) -> list[Orientation]:
 
 
 def _sorted(plain: Orientation, values: Floats) -> Orientation:
-    """The same with rows and columns sorted by their scale, in classes of half a power of two."""
+    """The same view with rows and columns sorted by their scale, in classes of half an octave."""
     matrix = view_matrix(values, plain.layout)
     layout = plain.layout
     return Orientation(

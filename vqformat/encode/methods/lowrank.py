@@ -13,25 +13,26 @@ from .assemble import QuantizedStage
 from .sampling import Doubles, Seed, approximate_normals
 from .scales import encode_scales, group_size
 
-_EXACT_UP_TO = 384  # the shorter side of a matrix that is decomposed whole
-_OVERSAMPLING = 16
-_POWER_ROUNDS = 6
-_WHOLE_UP_TO = 16  # the shorter side of a matrix that ``bits`` does not cut the rank of
+_EXACT_UP_TO = 384  # longest shorter side of a matrix with a full singular value decomposition
+_OVERSAMPLING = 16  # further columns of the random subspace
+_POWER_ROUNDS = 6  # rounds of subspace iteration
+_WHOLE_UP_TO = 16  # longest shorter side of a matrix that keeps its full rank, whatever ``bits`` is
 
 
 def quantize_low_rank(matrix: Floats, rank: int, factor_bits: int = 8, *, seed: Seed = 0) -> QuantizedStage:
-    """The best approximation of a rank, its factors rounded to integers (Gong et al. 2014, section 3.1).
+    """The best approximation of a matrix by one of lower rank, its factors rounded to integers (Gong et al. 2014,
+    section 3.1).
 
-    ``U S V`` is stored as ``(U √S)(√S V)``, so that both factors have the same spread and serve with the same
-    precision. The right factor is solved again for the left one as rounded.
+    The singular value decomposition ``U S V`` is stored as ``(U √S)(√S V)``, so that both factors have the same spread
+    and need the same precision. The right factor is fitted again to the rounded left factor.
 
-    Computed in float64: its error is some 1e-13 of a rounding step, so that the integers do not depend on threads
-    or BLAS, but for matrices whose singular values coincide.
+    The computation in float64 has an error of about 1e-13 of a rounding step. So the integers do not depend on threads
+    or BLAS, except for matrices with equal singular values.
 
     Args:
         matrix: ``(R, C)``, finite.
-        rank: At least 1; made smaller if the matrix has no more.
-        factor_bits: From 2 to 16: integers up to ``2^(factor_bits − 1) − 1``.
+        rank: At least 1. It is reduced to that of the matrix.
+        factor_bits: From 2 to 16. Integers have magnitudes up to ``2^(factor_bits − 1) − 1``.
 
     Raises:
         EncodeError: The right factor would have more elements than is allowed.
@@ -60,10 +61,10 @@ def quantize_low_rank(matrix: Floats, rank: int, factor_bits: int = 8, *, seed: 
 
 
 def rank_for_bits(n_rows: int, n_columns: int, bits: float, factor_bits: int) -> int:
-    """The largest rank whose factors take no more than so many bits an element of the matrix.
+    """The largest rank whose factors take at most ``bits`` bits for each element of the matrix.
 
-    At least 1, and the whole rank of a matrix that has few rows or columns: the output layers of classifiers take
-    few bits and mind a rank of 1 or 2. Less where the right factor would exceed its limit (LOW-001).
+    It is at least 1. A matrix of few rows or columns keeps its full rank: the output layers of classifiers take few
+    bits, and a rank of 1 or 2 ruins them. The limit of the right factor is kept (LOW-001).
     """
     shorter = min(n_rows, n_columns)
     rank = shorter if shorter <= _WHOLE_UP_TO else int(bits * n_rows * n_columns / (factor_bits * (n_rows + n_columns)))
@@ -71,14 +72,14 @@ def rank_for_bits(n_rows: int, n_columns: int, bits: float, factor_bits: int) ->
 
 
 def _factors(matrix: Doubles, rank: int, seed: Seed) -> tuple[Doubles, Doubles]:
-    """``(R, rank)`` and ``(rank, C)``, whose product is the best of that rank, or nearly."""
+    """Factors ``(R, rank)`` and ``(rank, C)`` whose product is (nearly) the best approximation of this rank."""
     shorter = min(matrix.shape)
     if shorter <= _EXACT_UP_TO or rank + _OVERSAMPLING > shorter // 3:
         left, values, right = np.linalg.svd(matrix, full_matrices=False)
     else:
         left, values, right = _randomized_svd(matrix, rank, seed)
     left, values, right = left[:, :rank], values[:rank], right[:rank]
-    # Each pair of vectors may change sign: the largest component of the right one becomes positive.
+    # The signs of each pair of vectors are arbitrary: make the largest component of the right one positive
     at = np.argmax(np.abs(right), axis=1)
     signs = np.where(right[np.arange(rank), at] < 0, -1.0, 1.0)
     root = np.sqrt(values)
@@ -86,7 +87,7 @@ def _factors(matrix: Doubles, rank: int, seed: Seed) -> tuple[Doubles, Doubles]:
 
 
 def _randomized_svd(matrix: Doubles, rank: int, seed: Seed) -> tuple[Doubles, Doubles, Doubles]:
-    """Subspace iteration from a random start (Halko, Martinsson and Tropp 2011, algorithm 4.4)."""
+    """Singular value decomposition by subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4)."""
     n_columns = matrix.shape[1]
     width = rank + _OVERSAMPLING
     basis = np.linalg.qr(matrix @ approximate_normals(seed, (n_columns, width)))[0]
@@ -98,7 +99,11 @@ def _randomized_svd(matrix: Doubles, rank: int, seed: Seed) -> tuple[Doubles, Do
 
 
 def _round_rows(factor: Doubles, top: int) -> tuple[str, bytes, npt.NDArray[np.int64], Doubles]:
-    """Scales of rows, as dtype and section, and integers up to ``top`` that they multiply; and the products."""
+    """Round the rows of a factor to integers times a scale of each row.
+
+    Returns:
+        dtype and section of the scales, integers up to ``top``, and their products with the scales.
+    """
     dtype, section, stored = encode_scales(np.abs(factor).max(axis=1) / top)
     scales = stored.astype(np.float64)[:, None]
     quotients = np.divide(factor, scales, out=np.zeros_like(factor), where=scales > 0)
@@ -107,9 +112,9 @@ def _round_rows(factor: Doubles, top: int) -> tuple[str, bytes, npt.NDArray[np.i
 
 
 def _fit_right(left: Doubles, matrix: Doubles, right: Doubles) -> Doubles:
-    """The right factor that fits the rounded left one best, by ridge regression towards the old one.
+    """The right factor that fits best to the rounded left factor, by ridge regression towards the old one.
 
-    The ridge keeps directions that rounding made alike from growing.
+    Without the ridge, directions that rounding has made nearly parallel would get large coefficients.
     """
     gram = left.T @ left
     ridge = 1e-4 * np.trace(gram) / gram.shape[0]

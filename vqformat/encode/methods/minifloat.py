@@ -1,7 +1,8 @@
-"""Short tensors as small floating-point or fixed-point numbers: biases, norms, statistics (SPEC 9.3).
+"""Short tensors (biases, norms, statistics) as floating-point or fixed-point numbers of few bits (SPEC 9.3).
 
-They are few and decisive. Where all values have one sign they multiply or divide, so that each needs its own precision
-(variances go over orders of magnitude); where signs are mixed they are added, and one step serves all.
+These tensors are small, but networks are sensitive to them. Values that all have one sign are usually factors or
+divisors, and each needs the same relative precision (variances span orders of magnitude). Values of both signs are
+usually added to something, and one step is right for all.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from . import fine
 from .assemble import QuantizedStage, assemble
 from .layout import reals
 
-FINE_BITS = 8  # of fraction without a budget: every value within one part in 512
+FINE_BITS = 8  # fraction bits without a budget: the relative error is at most 1/512
 _FRACTION_BITS = range(3, 11)
 _EXPONENT_BITS = 5
 _EXPONENTS = range(-120, 61)
-_COARSEST = 0.35  # step of a fixed-point grid over the root mean square
-_LONGEST = 1 << 20  # elements
+_COARSEST = 0.35  # largest step of a fixed-point grid, relative to the root mean square
+_LONGEST = 1 << 20  # elements of a tensor that is coded this way
 
 
 def encode_minifloat(
     name: str, dtype: str, array: npt.NDArray[Any], step: float | None = None
 ) -> tuple[EncodedTensor, npt.NDArray[Any]]:
-    """A short tensor, rounded.
+    """Encode a short tensor as floating-point or fixed-point numbers, or by ``encode_fine`` if that takes fewer bytes.
 
     Args:
         array: Of an arithmetic dtype, finite.
-        step: Distance of values of magnitude 1 root mean square that is good enough; None for ``FINE_BITS``.
+        step: The step that is precise enough, relative to the root mean square; None for ``FINE_BITS``.
 
     Returns:
         The encoded tensor, and the rounded array.
@@ -61,7 +62,7 @@ def _cost(tensor: EncodedTensor) -> int:
 
 
 def _source(values: Floats, dtype: str, step: float | None) -> FloatSource | None:
-    """The shortest codes that are precise enough; None if none are."""
+    """The format with the fewest bits that is precise enough; None if there is none."""
     magnitudes = np.abs(values[values != 0])
     if not magnitudes.size or values.size > _LONGEST:
         return None
@@ -76,7 +77,7 @@ def _source(values: Floats, dtype: str, step: float | None) -> FloatSource | Non
     if step is not None:
         fraction_bits = min(max(math.ceil(-math.log2(step) - 0.5), _FRACTION_BITS[0]), _FRACTION_BITS[-1])
     low, high = math.frexp(smallest)[1] - 1, math.frexp(largest * (1 + 2.0 ** -(fraction_bits + 1)))[1] - 1
-    exponent_bits = (high - low + 1).bit_length()  # one exponent is that of 0
+    exponent_bits = (high - low + 1).bit_length()  # one exponent is reserved for 0
     exponent = low - fraction_bits
     if exponent_bits > _EXPONENT_BITS or exponent not in _EXPONENTS:
         return None
@@ -85,7 +86,7 @@ def _source(values: Floats, dtype: str, step: float | None) -> FloatSource | Non
 
 
 def _fixed(values: Floats, signed: int, largest: float, step: float) -> FloatSource | None:
-    """A fixed-point grid of a step that is good enough."""
+    """A fixed-point grid that is precise enough; None if there is none."""
     deviation = math.sqrt(float(np.mean(np.square(values, dtype=np.float64))))
     exponent = math.floor(math.log2(min(step, _COARSEST) * deviation))
     fraction_bits = (round(largest / 2.0**exponent)).bit_length()
@@ -97,6 +98,6 @@ def _fixed(values: Floats, signed: int, largest: float, step: float) -> FloatSou
 def _codes(values: Floats, source: FloatSource) -> npt.NDArray[np.intp]:
     """The nearest code of each value."""
     n_magnitudes = source.entries >> source.signed
-    magnitudes = floats(source)[:n_magnitudes].astype(np.float64)  # ascending
+    magnitudes = floats(source)[:n_magnitudes].astype(np.float64)  # they ascend with the code
     found = np.searchsorted((magnitudes[1:] + magnitudes[:-1]) / 2, np.abs(values).astype(np.float64), side="left")
     return found + n_magnitudes * (values < 0)

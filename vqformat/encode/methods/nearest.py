@@ -1,7 +1,7 @@
-"""The nearest codebook entry of each vector, by scores that are exact.
+"""The nearest codebook entry of each vector, found with exact scores.
 
-The same input gives the same codes whatever the number of threads and the BLAS library: scores are computed on a grid
-of integers so small that every partial sum is exact.
+The same input gives the same codes with any number of threads and any BLAS library: vectors and entries are rounded to
+integers so small that every partial sum of a score is exact.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ...decode.tables import Floats
 from ...format.bits import Codes, code_dtype
 from .sampling import Doubles
 
-# At a time so many scores that they stay in the cache, by so few products that OpenBLAS starts no threads: on cores
-# that others use too, waiting for them has cost 30 times what they gain.
+# Scores of one matrix product: few enough to stay in the cache, with so few multiplications that OpenBLAS starts no
+# threads. On cores that other processes use, waiting for threads has cost 30 times what they save
 _CHUNK_SCORES = 1 << 16
 _CHUNK_PRODUCTS = 1 << 18
 
@@ -38,11 +38,12 @@ def nearest(vectors: Floats, book: Floats) -> Codes:
 class Grid:
     """A grid of integers on which scores are exact in a float dtype.
 
-    The score of entry c for vector x is ``x·c − |c|²/2``, largest for the nearest. With components of magnitude L at
-    most no partial sum exceeds 1.5 dim L², which has to be below 2^24 (float32) or 2^53 (float64).
+    The score of entry c for vector x is ``x·c − |c|²/2``. It is largest for the nearest entry. If no component exceeds
+    L, no partial sum exceeds 1.5 · dim · L², which must be below 2^24 (float32) or 2^53 (float64).
 
     Attributes:
-        scale: ``(n_problems, 1, 1)``, grid points a unit.
+        dtype: The float dtype.
+        scale: Grid points per unit, ``(n_problems, 1, 1)``.
     """
 
     dtype: type[Any]
@@ -50,32 +51,32 @@ class Grid:
 
     @classmethod
     def of(cls, largest: npt.NDArray[Any], dim: int, dtype: type[Any]) -> Grid:
-        """The finest grid for components up to ``largest``, ``(n_problems,)``."""
+        """The finest grid for components of magnitudes up to ``largest``, ``(n_problems,)``."""
         bits = 24 if dtype is np.float32 else 53
         limit = np.floor(np.sqrt(2.0**bits / (1.5 * dim))) - 1
         top = largest.astype(np.float64)
         return cls(dtype, (limit / np.where(top > 0, top, 1.0))[:, None, None])
 
     def vectors(self, vectors: Floats) -> npt.NDArray[Any]:
-        """Vectors on the grid, and a 1 for the constant term: ``(n_problems, n, dim + 1)``."""
+        """Vectors on the grid, with a further component 1 for the constant term: ``(n_problems, n, dim + 1)``."""
         out = np.empty((*vectors.shape[:2], vectors.shape[2] + 1), self.dtype)
         out[..., :-1] = np.rint(vectors * self.scale)
         out[..., -1] = 1
         return out
 
     def entries(self, books: Doubles) -> npt.NDArray[Any]:
-        """Entries on the grid with their constant terms: ``(n_problems, dim + 1, entries)``."""
+        """Entries on the grid, with their constant terms −|c|²/2: ``(n_problems, dim + 1, entries)``."""
         on_grid = np.rint(books * self.scale)
         constant = np.floor((on_grid**2).sum(axis=2, keepdims=True) / 2)
         return np.ascontiguousarray(np.concatenate((on_grid, -constant), axis=2).transpose(0, 2, 1), self.dtype)
 
 
 def best_entries(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any]]:
-    """The entry of the highest score for each vector, and this score: ``(n_problems, n)`` each.
+    """For each vector the entry with the highest score, and this score: ``(n_problems, n)`` each.
 
     Args:
-        left: Vectors on a grid, ``(n_problems, n, dim + 1)``.
-        right: Entries, ``(n_problems, dim + 1, entries)``.
+        left: Vectors, from ``Grid.vectors``.
+        right: Entries, from ``Grid.entries``.
     """
     n_problems, n, _ = left.shape
     entries = right.shape[2]

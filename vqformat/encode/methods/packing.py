@@ -1,4 +1,4 @@
-"""From codes to stored sections: the packing and the zstd parameters that give the fewest bytes (SPEC 4, 10)."""
+"""Choosing the packing of codes and the zstd parameters of sections that give the fewest bytes (SPEC 4, 10)."""
 
 from __future__ import annotations
 
@@ -14,33 +14,36 @@ from ...format.bits import Codes, Planes
 from ...format.sections import TABLE_ENTRY_NBYTES, Section
 
 Parameters = zstandard.ZstdCompressionParameters
-# Literals only, nearly: on the packed codes of weights ordinary levels lose 0.2-0.7 bit a weight below 4 bits to
-# spurious matches; these parameters stay within 1-2 % of the entropy.
+# Almost only literals. On packed codes of weights, ordinary zstd levels lose 0.2 to 0.7 bits a weight below 4 bits,
+# because of accidental matches. These parameters are within 1 to 2 % of the entropy
 _LITERALS = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_FAST, min_match=7, hash_log=6, chain_log=6, window_log=17, write_content_size=1
 )
-# What finds the structure that real weights also have: dead rows and columns, runs. Long matches, and prices of the
-# second pass: on exponents, where level 16 loses to literals alone, it gains 0.1 to 0.2 %; on grids it never loses,
-# at the same speed.
+# For the structure that weights also have: rows and columns of zeros, runs. Only long matches are searched, and their
+# cost is estimated in a second pass. On exponents, where level 16 is worse than literals, it gains 0.1 to 0.2 %; on
+# grids it is never worse, at the same speed
 _MATCHES = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_BTULTRA2, search_log=3, hash_log=17, chain_log=17, window_log=20, min_match=6,
     target_length=64, write_content_size=1,
 )  # fmt: skip
-# What finds the short matches of structured integers.
+# For the short matches of structured integers
 _SHORT_MATCHES = zstandard.ZstdCompressionParameters.from_level(16, window_log=20, write_content_size=1)
 _QUICK = (_LITERALS, _SHORT_MATCHES)
 _ALL = (_LITERALS, _MATCHES, _SHORT_MATCHES)
 _SAMPLE = 1 << 16  # codes on which packings are compared
-_STRETCHES = 8  # that they come from
-_PLANES_GAIN = 0.01  # of the bytes, for which a second plane is accepted
-_SMALL_NBYTES = 1 << 13  # where matches are tried on every occasion
-_TINY_NBYTES = 1 << 10  # where long matches are not: models have thousands of such sections
+_STRETCHES = 8  # places from which this sample is taken
+_PLANES_GAIN = 0.01  # least share of bytes that a second plane must save
+_SMALL_NBYTES = 1 << 13  # for a smaller section all parameters are tried
+_TINY_NBYTES = 1 << 10  # for a smaller section long matches are not tried: models have thousands of these
 
 
 def sections(payloads: Iterable[bytes]) -> list[Section]:
-    """Sections for payloads of the same kind, each as small as it gets.
+    """Make sections of payloads of the same kind, each as small as possible.
 
-    Which zstd parameters serve best is found on the first payload that is not tiny, and used for the others.
+    The best zstd parameters are determined with the first payload that is not small, and used for the others.
+
+    Args:
+        payloads: Plain bytes.
     """
     best: list[Parameters] | None = None
     result = []
@@ -51,19 +54,19 @@ def sections(payloads: Iterable[bytes]) -> list[Section]:
         elif best is None:
             frames = [_compress(plain, parameters) for parameters in _ALL]
             stored = min(frames, key=len)
-            # Literals cost an encoder next to nothing, so that the others have to earn their time
+            # Searching matches takes much more time than literals, so it must save at least 0.1 %
             pays = len(stored) < 0.999 * len(frames[0])
             best = [_LITERALS, _ALL[frames.index(stored)]] if pays else [_LITERALS]
         else:
             stored = min((_compress(plain, parameters) for parameters in best), key=len)
-        # A frame costs a decoder time: it must earn at least one part in 200 (and SEC-004 asks for less than plain).
+        # Decompression takes time, so a frame must save at least 0.5 % (SEC-004 requires at least one byte)
         is_frame = len(stored) < min(len(plain), 0.995 * len(plain) + 1)
         result.append(Section(stored, is_zstd=True) if is_frame else Section(plain))
     return result
 
 
 class _Compressors(threading.local):
-    """Compressors by parameters, made once for each thread: they are costly to make and not to be shared."""
+    """Compressors by parameters. Each thread has its own, because they cannot be shared and are costly to make."""
 
     def __init__(self) -> None:
         self.by_parameters: dict[int, zstandard.ZstdCompressor] = {}
@@ -82,19 +85,19 @@ def _compress(plain: bytes, parameters: Parameters) -> bytes:
 
 
 def quick_nbytes(plain: bytes) -> int:
-    """About the bytes that ``sections`` would store, found quickly."""
+    """A quick estimate of the bytes that ``sections`` would store."""
     nbytes = min(len(plain), len(_compress(plain, _LITERALS)))
     return min(nbytes, len(_compress(plain, _SHORT_MATCHES))) if len(plain) < _SMALL_NBYTES else nbytes
 
 
 def choose_planes(codes: Codes, entries: int, *, compress: bool = True) -> Planes:
-    """The packing of SPEC section 10 that stores these codes in the fewest bytes.
+    """The packing of SPEC section 10 that stores codes in the fewest bytes.
 
-    Two planes must save at least 1 %: one is decoded several times as fast.
+    Two planes must save at least 1 %, because one plane is decoded several times as fast.
 
     Args:
-        codes: ``(n,)``; a sample of them is tried.
-        compress: Whether sections may be compressed; if not, packings differ by their plain size only.
+        codes: ``(n,)``. Packings are compared on a sample.
+        compress: Whether sections may be compressed. If not, plain sizes are compared.
     """
     sample = _spread_sample(codes)
     best: Planes = ()
@@ -112,12 +115,12 @@ def choose_planes(codes: Codes, entries: int, *, compress: bool = True) -> Plane
 
 
 def plain_bits(entries: int) -> float:
-    """Bits of a code in the shortest packing, not compressed."""
+    """Bits of a code in the shortest packing, without compression."""
     return min(sum(8 / n for _, n in planes) if planes else bits.code_width(entries) for planes in _candidates(entries))
 
 
 def _spread_sample(codes: Codes) -> Codes:
-    """Stretches from all over the codes: where rows are sorted, the first are unlike the others."""
+    """A sample of codes from several places, because the first rows differ from the others if rows are sorted."""
     if codes.size <= _SAMPLE:
         return codes
     length = _SAMPLE // _STRETCHES
@@ -126,7 +129,7 @@ def _spread_sample(codes: Codes) -> Codes:
 
 
 def _candidates(entries: int) -> list[Planes]:
-    """Dense, whole digits in a byte, and at the end a low digit of small base under a high one."""
+    """The packings to compare: dense; one plane; at the end two planes, a low digit of small base and a high one."""
     if entries == 1:
         return [()]
     candidates: list[Planes] = [()]
@@ -148,5 +151,5 @@ def _digits_per_byte(base: int) -> int:
 
 
 def as_codes(codes: np.ndarray, entries: int) -> Codes:
-    """Codes in the dtype of bits.py, flat."""
+    """Codes as a one-dimensional array of the dtype that ``format.bits`` uses."""
     return np.ascontiguousarray(codes, dtype=bits.code_dtype(entries)).reshape(-1)

@@ -1,4 +1,4 @@
-"""From a method to quantized stages: each term of a sum codes what those before it left."""
+"""Quantizing a matrix by a method of a recipe: each term of a sum codes the residual of the terms before it."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ class SharedBook:
 
 
 def is_vector_method(method: Method) -> bool:
-    """Whether ``quantize`` codes it: all but raw, lossless, fine and uniform by themselves."""
+    """Whether ``quantize`` implements the method: all except a single raw, lossless, fine or uniform."""
     return method.is_vector
 
 
 def by_columns(method: Method) -> bool:
-    """Whether it wants the tensor's first axis as the columns of the matrix."""
+    """Whether the tensor's first axis becomes the columns of the matrix."""
     return method.by_columns
 
 
 def shared_name(method: Method) -> str | None:
-    """The name of the codebook that it shares with other layers, if it does."""
+    """The name of the codebook that the method shares with other layers; None if it shares none."""
     name = method.get("share")
     return str(name) if name else None
 
@@ -63,16 +63,16 @@ def shared_name(method: Method) -> str | None:
 def quantize(
     matrix: Floats, view: View, method: Method, *, seed: int = 0, dtype: str = "f32"
 ) -> list[QuantizedStage]:
-    """Code a matrix by a vector method.
+    """Quantize a matrix by a vector method.
 
     Args:
-        matrix: ``(R, C)`` float32, the stored matrix; finite.
-        view: The view that it is of.
-        seed: Of everything random; the same gives the same stages, whatever the number of threads.
-        dtype: Of the tensor, whose range the sums of values must not leave (VAL-002).
+        matrix: The stored matrix, ``(R, C)`` float32, finite.
+        view: Its view.
+        seed: Seed of all random choices. The same seed gives the same stages with any number of threads.
+        dtype: dtype of the tensor, whose range the sums of values must not leave (VAL-002).
 
     Returns:
-        The stages, in order. Residuals are of what a decoder makes of the stages before.
+        The stages, in order. Residuals are computed from the values that a decoder computes.
 
     Raises:
         EncodeError: Values are too large for the method, or a limit of SPEC section 14 would be exceeded.
@@ -83,10 +83,11 @@ def quantize(
 def quantize_with_book(
     matrix: Floats, view: View, method: Method, book: SharedBook, number: int, *, seed: int = 0, dtype: str = "f32"
 ) -> list[QuantizedStage]:
-    """As ``quantize``, the first term by a shared codebook.
+    """As ``quantize``, but the first term uses a shared codebook.
 
     Args:
-        number: Of the book's BOOK chunk.
+        book: The codebook.
+        number: Number of its BOOK chunk.
     """
     values = book.values.reshape(book.record.entries, book.record.dim)
     first = quantize_shared(matrix, values, number, str(method.terms[0]["scale"]))
@@ -94,7 +95,7 @@ def quantize_with_book(
 
 
 def train_shared(matrices: Sequence[Floats], method: Method, *, seed: int = 0) -> SharedBook:
-    """The codebook that these matrices share, by the first term of the method.
+    """Train a codebook for several matrices, by the first term of the method.
 
     Raises:
         EncodeError: It would exceed a limit of SPEC section 14.
@@ -109,7 +110,7 @@ def train_shared(matrices: Sequence[Floats], method: Method, *, seed: int = 0) -
 
 
 def has_fixed_step(method: Method) -> bool:
-    """Whether it is a uniform grid that says its step, or its bits, itself."""
+    """Whether the method is a uniform grid with a step, or bits, of its own."""
     return method.name == "uniform" and bool(method.get("step") or method.get("bits"))
 
 
@@ -117,8 +118,8 @@ def uniform_step(method: Method, deviation: float, step: float) -> float:
     """The step of a uniform grid.
 
     Args:
-        deviation: Standard deviation of what it codes.
-        step: Where the method does not say.
+        deviation: Standard deviation of the values.
+        step: The step to use if the method has none.
     """
     term = method.terms[0]
     return _uniform_step(term, deviation) or step
@@ -192,14 +193,14 @@ def check_bound(stages: list[QuantizedStage], view: View, dtype: str) -> None:
 
 
 def _uniform_step(term: Term, deviation: float) -> float:
-    """The step that a uniform term asks for; 0 if it does not."""
+    """The step that a uniform term asks for; 0 if it asks for none."""
     if term["step"]:
         return float(term["step"])
     return _step_for_bits(float(term["bits"])) * deviation if term["bits"] else 0.0
 
 
 def _step_for_bits(bits: float) -> float:
-    """The step, in deviations, at which a normal variable on the grid has this entropy. Weights have less."""
+    """The step, in deviations, with which a normal variable on the grid has this entropy. Weights have a lower one."""
     low, high = -20.0, 4.0  # log2; the entropy falls as the step grows
     for _ in range(50):
         middle = (low + high) / 2
@@ -211,12 +212,12 @@ def _step_for_bits(bits: float) -> float:
 
 
 def _normal_entropy(step: float) -> float:
-    """Bits of a standard normal variable on the grid of ``quantize_uniform``."""
+    """Entropy in bits of a standard normal variable on the grid of ``quantize_uniform``."""
     n_edges = int(12 / step) + 2
-    if n_edges > 2048:  # high rate: entropy of the density less that of a cell
+    if n_edges > 2048:  # high rate: differential entropy minus log2(step)
         return 0.5 * math.log2(2 * math.pi * math.e) - math.log2(step)
     edges = (np.arange(n_edges) + 1 - ROUNDING) * step
-    tails = np.array([math.erfc(edge / math.sqrt(2)) for edge in edges])  # both sides
+    tails = np.array([math.erfc(edge / math.sqrt(2)) for edge in edges])  # probability beyond each edge, on both sides
     cells = np.concatenate(([1 - tails[0]], np.repeat((tails[:-1] - tails[1:]) / 2, 2)))
     cells = cells[cells > 0]
     return float(-(cells * np.log2(cells)).sum())

@@ -13,20 +13,24 @@ Seed = int | Sequence[int]
 
 
 def uniforms(seed: Seed, n: int) -> Doubles:
-    """``(n,)`` numbers in [0, 1). Raw PCG64 output, whose stream NumPy guarantees, unlike Generator's methods."""
+    """``(n,)`` uniform numbers in [0, 1).
+
+    They are made of the raw output of PCG64, which NumPy guarantees to stay the same; the methods of Generator may
+    change.
+    """
     raw = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(n)
     return (np.asarray(raw, np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def approximate_normals(seed: Seed, shape: tuple[int, ...]) -> Doubles:
-    """Numbers that are as good as normal ones, of variance 1/3: sums of four uniforms, less 2."""
+    """Random numbers of mean 0 and variance 1/3 that are nearly normal: sums of four uniform numbers, minus 2."""
     found: Doubles = uniforms(seed, 4 * prod(shape)).reshape(4, *shape).sum(axis=0)
     found -= 2
     return found
 
 
 def sample_indices(n: int, limit: int, seed: Seed) -> npt.NDArray[np.intp]:
-    """``min(n, limit)`` ascending indices below n, one at random from each of as many equal stretches."""
+    """``min(n, limit)`` ascending indices below n, one at random in each of as many equal intervals."""
     if n <= limit:
         return np.arange(n)
     edges = np.arange(limit) * (n / limit)

@@ -1,4 +1,4 @@
-"""Scales and tables of codebook stages: their values, and the dtypes that they are stored in (SPEC 9.2 to 9.4)."""
+"""Scales and codebooks of stages: their values, and the dtypes in which they are stored (SPEC 9.2 to 9.4)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class ScaledMatrix:
     """A matrix divided by its scales.
 
     Attributes:
-        values: ``(R, C)``.
-        weights: Of squared errors: ``(R, 1)``, ``(1, C)``, or ``(1, 1)`` without scales.
-        record, resident: Of the scales as stored; None and nothing without.
+        values: The quotients, ``(R, C)``.
+        weights: Weights of squared errors: ``(R, 1)``, ``(1, C)``, or ``(1, 1)`` without scales.
+        record, resident: The stored scales and their section; None and an empty list without scales.
     """
 
     values: Floats
@@ -33,11 +33,15 @@ class ScaledMatrix:
         n_subvectors = -(-self.values.shape[1] // dim)
         if self.weights.shape[1] == 1:
             return np.broadcast_to(self.weights, (self.weights.shape[0], n_subvectors))
-        return self.weights  # by column: dim is 1
+        return self.weights  # scales of columns need dim 1
 
 
 def scale_matrix(matrix: Floats, scale: str) -> ScaledMatrix:
-    """Divide rows or columns by their root mean square, rounded as it is stored."""
+    """Divide rows or columns by their root mean square, rounded to its stored value.
+
+    Args:
+        scale: ``row``, ``column`` or ``none``.
+    """
     if scale == "none":
         return ScaledMatrix(matrix, np.ones((1, 1)), None, [])
     axis = 1 if scale == "row" else 0
@@ -52,9 +56,9 @@ def scale_matrix(matrix: Floats, scale: str) -> ScaledMatrix:
 
 
 def encode_scales(values: npt.NDArray[Any]) -> tuple[str, bytes, Floats]:
-    """Scales as a section: dtype, bytes and the values as stored.
+    """Encode scales. Returns their dtype, their section and their stored values.
 
-    Weights are divided by the stored scale, so f16's 11 bits do, but for subnormals.
+    f16 is enough, because weights are divided by the stored scale; but not if a scale is subnormal or infinite in f16.
     """
     dtype = "f16" if _is_normal_f16(values) else "f32"
     section = tables.encode(values, dtype)
@@ -67,23 +71,23 @@ def _is_normal_f16(values: npt.NDArray[Any]) -> bool:
 
 
 def table_dtype(values: npt.NDArray[Any]) -> str:
-    """``f16`` where all values are normal there, else ``f32``."""
+    """``f16`` if all values are 0 or normal numbers in it, else ``f32``."""
     return "f16" if _is_normal_f16(values) else "f32"
 
 
 def choose_table_dtype(
     books: Floats, counts: npt.NDArray[np.float64], distortion: float, n_weights: int
 ) -> str:
-    """The dtype of a table that costs least: its bits, and what rounding adds to the distortion.
+    """The dtype of codebooks with the least cost, in bits of storage and in distortion by rounding.
 
-    Entries are means, so moving one by δ adds ``count · δ²`` to the squared error D. At high rate a bit a weight is
-    worth a factor of 4 in D: an increase to D' costs as much as ``n_weights / 2 · log2(D' / D)`` bits. Tables matter:
-    with 256 entries on 300 rows they outweigh the codes.
+    Entries are means, so moving an entry by δ adds ``count · δ²`` to the squared error D. At high rates one bit for
+    each weight reduces D by a factor of 4. So an increase to D' costs as much as ``n_weights / 2 · log2(D' / D)`` bits.
+    The size of codebooks matters: with 256 entries for 300 rows they are larger than the codes.
 
     Args:
         books: ``(n_books, entries, dim)``.
-        counts: ``(n_books, entries)``, weighted like the distortion.
-        distortion: Squared error with the books unrounded.
+        counts: How often each entry is used, ``(n_books, entries)``, weighted like the distortion.
+        distortion: Squared error D with unrounded codebooks.
     """
     best, least = "f32", 32.0 * books.size
     for dtype in ("f16", "bf16"):
@@ -103,5 +107,5 @@ def choose_table_dtype(
 
 
 def group_size(size: int, n: int) -> int:
-    """A group size as CBK-003 wants it: 0 where one group serves the whole axis."""
+    """A group size by the rule of CBK-003: 0 if one group covers the whole axis of length n."""
     return size if 0 < size < n else 0

@@ -1,4 +1,4 @@
-"""Entropy-coded uniform quantization: a grid of one step, codes compressed, reconstruction points trained."""
+"""Uniform quantization with compressed codes: a grid of one step, and reconstruction points fitted to the values."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ from .assemble import QuantizedStage, assemble
 from .layout import Orientation, orientations
 from .scales import table_dtype
 
-ROUNDING = 0.38  # |w| / step + ROUNDING is rounded down: below 0.5 more values become 0, which saves more than it costs
-_ALIGNED_ZERO = 7  # the code of 0 modulo 15, so that -1, 0, 1 (or -7 .. 7) share their high digit: SPEC section 10
-_MAX_CODE = 30_000
-_TRIAL_CODES = 1 << 17
-_PIECE = 1 << 16
-_FEW_A_POINT = 256  # values: with fewer for each point of the grid, means are hardly better than points, and a table of
-# them takes as much as it gains
+ROUNDING = 0.38  # |w| / step + ROUNDING is rounded down. With less than 0.5 more values become 0, which saves bits
+_ALIGNED_ZERO = 7  # the code of 0, modulo 15, so that -1, 0, 1 (or -7 .. 7) have the same high digit (SPEC section 10)
+_MAX_CODE = 30_000  # largest magnitude on the grid, in steps
+_TRIAL_CODES = 1 << 17  # codes with which orientations are compared
+_PIECE = 1 << 16  # values in one call, so that they stay in the cache
+_FEW_A_POINT = 256  # with fewer values for each grid point, a table of means takes as many bits as it saves
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Grid:
     """A matrix on a grid.
 
     Attributes:
-        energy: Sum of the squares of its values.
-        noise: Sum of the squared errors.
+        energy: Sum of squares of the values.
+        noise: Sum of squares of the errors.
     """
 
     stage: QuantizedStage
@@ -46,8 +45,8 @@ class Grid:
 
     @property
     def sqnr_db(self) -> float:
-        """Signal-to-quantization-noise ratio in dB; inf where exact."""
-        if self.noise <= 1e-15 * self.energy:  # what float64 leaves of a difference
+        """Signal-to-quantization-noise ratio in dB; inf if exact."""
+        if self.noise <= 1e-15 * self.energy:  # no more than float64 rounding
             return math.inf
         return 10 * math.log10(self.energy / self.noise)
 
@@ -55,24 +54,26 @@ class Grid:
 def quantize_uniform(
     matrix: Floats, step: float, *, rounding: float = ROUNDING, gain: bool = True, dtype: str = "f32"
 ) -> Grid:
-    """Quantize to a grid; the values are the centroids of their cells, times one gain, or the points of a fine grid.
+    """Quantize a matrix to a grid. Values become the mean of their cell, times a gain; on a fine grid, the grid point.
 
-    The gain restores ``<q, w> = <w, w>``: centroids shrink a tensor, by half its energy at the coarsest steps, and
-    networks mind that more than the squared error that the gain adds.
+    The gain makes ``<q, w> = <w, w>``, with w the values and q the quantized ones. Means shrink a tensor, by half its
+    energy at the coarsest steps. That harms networks more than the squared error that the gain adds.
 
     Args:
         matrix: ``(R, C)``, finite.
-        step: Distance of grid points; made larger if there would be more points than a codebook holds.
-        dtype: Of the tensor, whose range no value may leave (VAL-002). Errors are those after rounding to it.
+        step: Distance of grid points. It is increased if there would be more points than a codebook can have.
+        rounding: See ``ROUNDING``.
+        gain: Whether means are multiplied by the gain.
+        dtype: dtype of the tensor, whose range no value may leave (VAL-002). Errors are computed after rounding to it.
     """
     furthest = max(float(matrix.max(initial=0)), -float(matrix.min(initial=0)))
     step = max(step, furthest / _MAX_CODE, float(np.finfo(np.float32).tiny))
     flat = matrix.reshape(-1)
     grid = np.empty(flat.size, np.int16)
-    for start in range(0, flat.size, _PIECE):  # in pieces that stay in the cache
+    for start in range(0, flat.size, _PIECE):
         scaled = flat[start : start + _PIECE] * np.float32(1 / step)
         scaled += np.copysign(np.float32(rounding), scaled)
-        grid[start : start + _PIECE] = scaled  # rounds towards 0
+        grid[start : start + _PIECE] = scaled  # the conversion to integers rounds towards 0
     low, high = int(grid.min()), int(grid.max())
     zero = _code_of_zero(low, high)
     entries = high + zero + 1
@@ -105,7 +106,7 @@ def _code_of_zero(low: int, high: int) -> int:
 
 
 def _on_points(matrix: Floats, step: np.float32, dtype: str) -> Grid:
-    """The nearest points of a grid: nothing but the step is stored."""
+    """Quantize a matrix to the nearest grid points, for which only the step is stored."""
     indices = np.rint(matrix.astype(np.float64) / float(step)).astype(np.int64)
     low, high = int(indices.min(initial=0)), int(indices.max(initial=0))
     zero = _code_of_zero(low, high)
@@ -120,12 +121,13 @@ def _on_points(matrix: Floats, step: np.float32, dtype: str) -> Grid:
 def encode_uniform(
     name: str, dtype: str, shape: tuple[int, ...], values: Floats, step: float, *, is_table: bool = False
 ) -> tuple[EncodedTensor, float]:
-    """A tensor on a grid, in the orientation and order that take the fewest bytes.
+    """Encode a tensor on a grid, with the orientation and order that take the fewest bytes.
 
     Args:
-        shape: Of the tensor.
-        values: The tensor as reals, see ``orient.reals``; at least one axis, finite.
-        is_table: Whether its rows are looked up one by one, so that they stay rows.
+        shape: Shape of the tensor.
+        values: The tensor as reals, see ``layout.reals``; at least one axis, finite.
+        step: Distance of grid points.
+        is_table: Whether its rows are looked up one by one, so that they must stay rows.
 
     Returns:
         The encoded tensor, and its SQNR in dB.
@@ -144,7 +146,7 @@ def encode_uniform(
 
 
 def _trial_nbytes(quantized: QuantizedStage, orientation: Orientation, codes: npt.NDArray[Any]) -> float:
-    """Bytes that the codes take in this orientation, judged by evenly spread rows."""
+    """Estimate of the bytes of codes in an orientation, from evenly spread rows."""
     stage = quantized.stage
     assert isinstance(stage, CodebookStage)
     part = orientation.apply(codes, stride=max(1, codes.size // _TRIAL_CODES))

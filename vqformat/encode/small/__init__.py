@@ -1,1 +1,1 @@
-"""The preset ``small``: a trellis, entropy coding by context, and what is known of a layer's inputs."""
+"""The preset ``small``: trellis-coded quantization, entropy coding by contexts, and error feedback."""

@@ -1,7 +1,7 @@
-"""Contexts of entropy-coded codes: classes of rows and columns by their scale (SPEC 12.3).
+"""Contexts for entropy coding: classes of rows and columns by their scale (SPEC 12.3).
 
-On weights the scales of an element's row and column tell nearly all that there is to know of it: neighbours add less
-than 1 % to them.
+The scales of its row and its column tell nearly everything about the size of a weight. Neighbouring elements as
+contexts would save less than 1 % more.
 """
 
 from __future__ import annotations
@@ -16,29 +16,32 @@ from ...decode.tables import Floats
 from ...format.sections import TABLE_ENTRY_NBYTES
 from ..methods.sampling import sample_indices
 
-LOWEST = -8  # variances in steps of the grid are 2**LOWEST to 2**HIGHEST; below the one nearly all codes are 0
+LOWEST = -8  # variances, in squared steps of the grid, are clipped to 2**LOWEST .. 2**HIGHEST
 HIGHEST = 24
-PER_OCTAVE = 2  # exponents for each doubling of the variance
-BITS_PER_HALVING = 0.86  # by which codes get longer where the step is half as large, from about half a bit on
-_SAMPLE = 1 << 18  # elements by which entropies are found
-_FINEST = 16  # deviation of integers by which entropies are found; those of a finer grid are larger by its logarithm
-_MOST = 1 << 12  # magnitude of an integer that is told from larger ones
-_ROUNDS = 3  # of making row and column variances agree
-_CLASS_BITS = 2.5  # of a class, about
-_SECTION_BITS = 8 * (TABLE_ENTRY_NBYTES + 12)
-_TABLE_BITS = 8 * 10  # of the tables of a further context
-_FINE_BITS = 0.0108  # that a code of a normal variable is shorter where the classes of an axis are half as wide
+PER_OCTAVE = 2  # classes for each doubling of the variance
+BITS_PER_HALVING = 0.86  # bits by which a code gets longer if the step is halved, from about half a bit on
+_SAMPLE = 1 << 18  # elements from which an entropy is estimated
+_FINEST = 16  # the estimate uses a grid that is not finer than this many steps per deviation; see ``entropy``
+_MOST = 1 << 12  # larger integers count as equal
+_ROUNDS = 3  # of alternating between row and column variances
+_CLASS_BITS = 2.5  # stored bits of the class of a row or column, about
+_SECTION_BITS = 8 * (TABLE_ENTRY_NBYTES + 12)  # overhead of a section of classes
+_TABLE_BITS = 8 * 10  # stored bits of the tables of a further context
+_FINE_BITS = 0.0108  # bits by which a code of a normal variable gets shorter if classes of one axis are half as wide
 
 Classes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Contexts:
-    """The context of each element of a matrix is ``exponent + rows[i] + columns[j]``: the logarithm of its variance.
+    """The contexts of the elements of a matrix.
+
+    ``exponent + rows[i] + columns[j]`` is the logarithm to base 2 of the variance of element (i, j) in squared steps of
+    the grid, times ``PER_OCTAVE``. Its context is this number without ``exponent``.
 
     Attributes:
-        exponent: Such a logarithm, times ``PER_OCTAVE``.
-        rows, columns: Classes, from 0; None for one class.
+        exponent: The least of these logarithms.
+        rows, columns: Classes of rows and columns, uint8 from 0; None if all are 0.
     """
 
     exponent: int
@@ -47,16 +50,17 @@ class Contexts:
 
     @property
     def n_contexts(self) -> int:
+        """Number of contexts."""
         return 1 + sum(int(classes.max()) for classes in (self.rows, self.columns) if classes is not None)
 
     @property
     def expected_bits(self) -> float:
-        """Of a code, about: measured on normal weights at the price of a bit that is usual."""
+        """Approximate bits of a code. The formula was fitted to normal weights with the default price of a bit."""
         return self._bits_at(self._mean_exponent)
 
     @property
     def busy_bits(self) -> float:
-        """The same, each code counting by its bits: the rate of the part that most bits go to."""
+        """Mean of the expected bits, weighted by the bits themselves: the rate where most of the bits are spent."""
         counts = np.ones(1)
         for classes in (self.rows, self.columns):
             if classes is not None:
@@ -66,7 +70,7 @@ class Contexts:
 
     @property
     def slope(self) -> float:
-        """Bits by which codes get shorter where the variance is a quarter, about."""
+        """Approximate bits by which a code gets shorter if the variance is divided by 4."""
         exponent = self._mean_exponent
         return self._bits_at(exponent + 0.5) - self._bits_at(exponent - 1.5)
 
@@ -77,14 +81,18 @@ class Contexts:
 
     @staticmethod
     def _bits_at(exponent: float) -> float:
+        """Expected bits of a code for a logarithm of the variance."""
         return 1.4 + BITS_PER_HALVING / 2 * exponent if exponent >= -2 else 0.54 * math.pow(2.0, exponent + 2)
 
     def entropy(self, points: Floats, factor: float) -> float:
-        """Bits of a code, if each point of the matrix, times a factor, is rounded; by a sample of its elements."""
+        """Estimated bits of a code if ``points · factor`` is rounded to integers, from a sample of elements.
+
+        Contexts of large variance use a coarser grid, to which log2 of the ratio of both grids is added.
+        """
         places = sample_indices(points.size, _SAMPLE, 0)
         contexts = self.at_places(places, points.shape[1])
         logarithms = (self.exponent + np.arange(self.n_contexts)) / (2 * PER_OCTAVE) - math.log2(_FINEST)
-        octaves = np.maximum(logarithms, 0)  # by which the grid of each context is made coarser
+        octaves = np.maximum(logarithms, 0)  # log2 of the factor by which the grid of each context is coarser
         coarse = points.reshape(-1)[places] * (factor * np.exp2(-octaves)).astype(np.float32)[contexts]
         integers = np.rint(np.clip(coarse, -_MOST, _MOST)).astype(np.intp) + _MOST
         size = 2 * _MOST + 1
@@ -97,7 +105,7 @@ class Contexts:
         return bits / float(max(1, integers.size))
 
     def at(self, rows: slice, columns: slice) -> npt.NDArray[np.uint8]:
-        """``rows[i] + columns[j]`` of the elements of a part of the matrix; to be broadcast to its shape."""
+        """Contexts of the elements of a part of the matrix, in a shape that can be broadcast to that of the part."""
         found = np.zeros((1, 1), np.uint8)
         if self.rows is not None:
             found = found + self.rows[rows, None]
@@ -106,7 +114,12 @@ class Contexts:
         return found
 
     def at_places(self, places: npt.NDArray[np.intp], n_columns: int) -> npt.NDArray[np.intp]:
-        """The contexts of elements that are told by their number in C order, in a matrix of so many columns."""
+        """Contexts of single elements.
+
+        Args:
+            places: Numbers of the elements in C order.
+            n_columns: Columns of the matrix.
+        """
         found = np.zeros(places.shape, np.intp)
         for classes, indices in zip((self.rows, self.columns), np.divmod(places, n_columns), strict=True):
             if classes is not None:
@@ -115,7 +128,14 @@ class Contexts:
 
 
 def find_contexts(points: Floats) -> Contexts:
-    """The contexts of a matrix ``(R, C)`` in steps of its grid; classes only where they earn their bytes."""
+    """Choose the contexts of a matrix.
+
+    Args:
+        points: ``(R, C)``, in steps of the grid.
+
+    Returns:
+        Contexts with classes of rows or columns only if these save more bits than they take.
+    """
     energies = np.square(points, dtype=np.float32)
     overall = _log2(float(energies.mean(dtype=np.float64)))
     rows, columns = np.zeros(points.shape[0]), np.zeros(points.shape[1])
@@ -149,7 +169,12 @@ def _clip(logarithm: float) -> int:
 
 
 def _exponents(logarithms: npt.NDArray[np.float64], n_elements: int) -> npt.NDArray[np.intp]:
-    """Of rows with so many elements: fine ones, or where those do not earn their bytes multiples of ``PER_OCTAVE``."""
+    """Round logarithms of variances to exponents: fine ones if these save bits, else multiples of ``PER_OCTAVE``.
+
+    Args:
+        logarithms: Of rows or columns.
+        n_elements: Elements of each row or column.
+    """
     gain = _FINE_BITS * _share(logarithms) * n_elements - math.log2(PER_OCTAVE)  # of a row
     is_fine = gain * logarithms.size > np.ptp(logarithms) * _TABLE_BITS
     unit = 1 if is_fine else PER_OCTAVE
@@ -157,21 +182,25 @@ def _exponents(logarithms: npt.NDArray[np.float64], n_elements: int) -> npt.NDAr
 
 
 def _share(logarithms: npt.NDArray[np.float64]) -> float:
-    """How much of what normal variables would gain codes do: where most are 0 there is less to gain."""
+    """The part of the gain of normal variables that codes reach: less at low rates, where most codes are 0."""
     return min(1.0, max(0.1, (float(logarithms.mean()) + 6) / 8))
 
 
 def _log_mean(energies: Floats, factors: Floats, axis: int) -> npt.NDArray[np.float64]:
-    """log2 of the mean energy of each row (axis 1) or column, its elements times ``factors``."""
+    """For each row (axis 1) or column log2 of the mean of its energies times ``factors``."""
     means = energies @ factors / factors.size if axis == 1 else factors @ energies / factors.size
     return np.log2(np.maximum(means.astype(np.float64), 2.0**-40))
 
 
 def _pays(logarithms: npt.NDArray[np.float64], n_elements: int) -> bool:
-    """Whether classes of these scales save more than they take.
+    """Whether classes for these variances save more bits than they take.
 
-    An ideal code of normal variables gains half the difference between the logarithm of their mean variance and the
-    mean of their logarithms.
+    For normal variables, an ideal code saves half the difference between the logarithm of the mean variance and the
+    mean of the logarithms.
+
+    Args:
+        logarithms: log2 of the variances of rows or columns.
+        n_elements: Elements of the matrix.
     """
     if logarithms.size < 2:
         return False

@@ -1,4 +1,4 @@
-"""What of a matrix a trellis is to code: transform coefficients, what principal components leave, or the weights."""
+"""The choice of what a trellis codes: the weights, transform coefficients, or the residual of principal components."""
 
 from __future__ import annotations
 
@@ -16,24 +16,27 @@ from .error_weights import power_at
 from .tiles import cuts_rows
 from .transform import Transform, find_group, find_transform
 
-FINER = 0.62  # a trellis's step, of that of a scalar grid of the same noise
-# Step and price of a bit could be chosen together; over a wide range of both only the rate that they lead to matters
-PRICE = 0.15  # of a bit, in squared steps
-LARGEST_POINT = 16_000  # in steps of the grid: an index is half of it, and tables have 2**14 entries at most (FRQ-001)
-# Share of its bits that components must save a matrix, times the share of energy that codes leave out: they leave as
-# much of what a weight does, components nothing, and that shifts the balance between the two
+FINER = 0.62  # step of a trellis, relative to that of a scalar grid with the same noise
+# The cost of a bit, in squared steps. It could be chosen together with the step, but over a wide range of both only the
+# resulting rate matters
+PRICE = 0.15
+LARGEST_POINT = 16_000  # in steps. The index is half of it, and a table has at most 2**14 entries (FRQ-001)
+# Share of bits that components must save, times 4^-bits, the share of energy that quantization removes. Quantized
+# weights lose this share of their energy; components lose nothing, which changes the balance between the two
 _LEAST_GAIN = 0.04
-_MANY_BITS = 3.0  # of a code: from here on errors are those of a fine grid, and a sample would be too small for a trial
-_INPUT_CORRELATION = 0.3  # of the inputs of neighbouring taps
+_MANY_BITS = 3.0  # for more bits a code the entropy is used: its noise is known, and a trial would need a larger sample
+_INPUT_CORRELATION = 0.3  # assumed correlation of the inputs of neighbouring taps
 
 
 @dataclass(frozen=True)
 class Hysteresis:
-    """How a matrix was coded when its step was another one: sizes that jump from plan to plan meet no budget.
+    """A preference for the kind of coding that was used at the previous step of a search.
+
+    Without it the kind could change at each step, and sizes would jump, so that no budget could be met.
 
     Attributes:
-        kind: Rows of the transform, 0 without one, and whether there are components.
-        strength: Share of the bits of a code that any other kind must save.
+        kind: Rows of the transform (0 without one), and whether there are components.
+        strength: Share of the bits that another kind must save to be chosen.
     """
 
     kind: tuple[int, bool]
@@ -45,11 +48,11 @@ class Plan:
     """How a matrix is coded.
 
     Attributes:
-        contexts: Of what the trellis codes.
-        bits: Of a weight, with all that goes with it; of a trial as ``trellis.expected_bits`` says. They are to be
-            compared with those of other plans of the same matrix and step.
-        transform: Whose coefficients the trellis codes.
-        components: Low-rank stages, packed, that come before it.
+        contexts: Contexts of what the trellis codes.
+        bits: Estimated bits for each weight, side information included; see ``trellis.expected_bits``. They can be
+            compared only with those of other plans for the same matrix and step.
+        transform: The transform whose coefficients the trellis codes; None without.
+        components: Low-rank stages, packed, whose residual is coded.
     """
 
     contexts: Contexts
@@ -63,7 +66,7 @@ class Plan:
         return self.transform.size if self.transform is not None else 0, bool(self.components)
 
     def points(self, matrix: Floats, unit: Floats | np.float32) -> Floats:
-        """What the trellis codes of a matrix, in steps of the grid: a new array.
+        """The values that the trellis codes, in steps of the grid, as a new array.
 
         Args:
             unit: As for ``find_plan``.
@@ -75,28 +78,28 @@ def find_plan(
     matrix: Floats, taps: tuple[int, ...] | None, step: float, unit: Floats | np.float32, largest: float, *,
     least_noise: bool, hysteresis: Hysteresis | None = None,
 ) -> Plan:  # fmt: skip
-    """The way that should take the fewest bits.
+    """Find the plan that should take the fewest bits.
 
     Args:
         matrix: ``(R, C)``, finite; rows are inputs.
-        taps: Of a kernel, along each axis, the rows of each input one after another; () if no axis tells which inputs
-            are neighbours; None for no transform.
-        step: Of the grid.
-        unit: The step, times the scales of the rows.
-        largest: Finite value of the tensor's dtype.
+        taps: Number of taps of a kernel along each axis, if the taps of each input are consecutive rows; () if
+            neighbouring inputs are unknown and must be found; None for no transform.
+        step: Step of the grid.
+        unit: The step times the scales of the rows.
+        largest: Largest finite value of the tensor's dtype.
         least_noise: Whether only the squared error counts.
-        hysteresis: How it was coded before.
+        hysteresis: The preference for the kind used before.
     """
     view = make_view(matrix.shape, False, Layout(n_row_axes=1))
     typical_bits = find_contexts(np.divide(matrix, unit, dtype=np.float32)).expected_bits
     power = 0.0 if least_noise else power_at(typical_bits)
 
     def plan(left: Floats, transform: Transform | None, components: list[QuantizedStage]) -> Plan | None:
-        """None if points are too large."""
+        """A plan; None if grid points would be too large."""
         if transform is not None and not 1.1 * LARGEST_POINT * step * transform.gain < largest / 2:
-            return None  # VAL-002: tensors that share its tables may have points as large as any, feedback included
+            return None  # VAL-002: tensors with the same tables may have points up to LARGEST_POINT; feedback adds 10 %
         points = _points(left, transform, unit)
-        if np.abs(points).max(initial=0) > 1.001 * LARGEST_POINT:  # the step allows for that of the matrix, to rounding
+        if np.abs(points).max(initial=0) > 1.001 * LARGEST_POINT:  # the step keeps the matrix below it, up to rounding
             return None
         contexts = find_contexts(points)
         bits = principal_components.n_bits(components, view)
@@ -110,7 +113,7 @@ def find_plan(
         return Plan(contexts, of_code + bits / matrix.size, transform, tuple(components))
 
     def plans(left: Floats, components: list[QuantizedStage]) -> list[Plan]:
-        """For what components leave, without a transform and with one."""
+        """Plans for the residual of components, without and with a transform."""
         groups = [taps] if taps else []
         if taps == ():
             sizes = {find_group(left, step), hysteresis.kind[0] if hysteresis is not None else 0}
@@ -120,7 +123,7 @@ def find_plan(
         return [found for transform in transforms if (found := plan(left, transform, components))]
 
     def cost(plan: Plan) -> float:
-        """Bits, with what a kind must save to be taken: those of a trial may be negative, so that no factor will do."""
+        """Bits plus what a kind must save to be chosen. It is added, not a factor, since bits of a trial can be < 0."""
         must_save = 0.0
         if plan.components and not least_noise:
             must_save += _LEAST_GAIN * 4.0**-typical_bits
@@ -138,7 +141,7 @@ def find_plan(
 
 
 def _points(matrix: Floats, transform: Transform | None, unit: Floats | np.float32) -> Floats:
-    """A matrix, or its coefficients, in steps of the grid."""
+    """A matrix, or its transform coefficients, in steps of the grid."""
     if transform is None:
         return np.divide(matrix, unit, dtype=np.float32)
     points = transform.forward(matrix)
@@ -147,7 +150,7 @@ def _points(matrix: Floats, transform: Transform | None, unit: Floats | np.float
 
 
 def _left_by(components: Sequence[QuantizedStage], matrix: Floats) -> Floats:
-    """What components leave of a matrix."""
+    """The residual of a matrix after components."""
     view = make_view(matrix.shape, False, Layout(n_row_axes=1))
     left: Floats = sum_of_stages(components, view)
     return np.subtract(matrix, left, out=left)

@@ -1,4 +1,4 @@
-"""Tensors of a trellis stage: from quantized indices to tables of frequencies and payloads (SPEC 6 "FREQ", 12)."""
+"""Entropy coding of a trellis stage: from quantized indices to frequency tables and payloads (SPEC 6 "FREQ", 12)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from . import tiles
 from .contexts import Contexts
 from .transform import Transform
 
-_COARSE_PRECISION = 12  # serves up to _COARSE_ENTRIES codes: tables of a cache's size are quicker than larger ones
+_COARSE_PRECISION = 12  # for up to _COARSE_ENTRIES entries: smaller tables fit the CPU cache and are faster
 _COARSE_ENTRIES = 256
 
 Counts = npt.NDArray[np.float64]
@@ -45,19 +45,24 @@ Counts = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CodedTensor:
-    """A tensor quantized to a grid, not yet coded: its tables may be shared.
+    """A tensor that is quantized to a grid but not yet coded, because it may share tables with others.
+
+    The stored matrix has R rows and C columns, and B is the number of codebooks.
 
     Attributes:
-        layout: With its blocks.
-        trellis: None if all codes are of codebook 0.
-        indices: ``(R, C)``, of stored rows and columns; index k of codebook q stands for the point ``B k + q``.
-        books: ``(R, C)``: q.
-        step: Distance of the points.
-        values: What index k of codebook q stands for, ``(B, 2 · reach + 1)`` at ``[q, k + reach]``; None for
+        name, dtype, shape: Of the tensor.
+        layout: Layout with blocks.
+        tile: Rows and columns of a sequence.
+        trellis: None if there is one codebook.
+        contexts: The context of each element.
+        indices: ``(R, C)``: index k of each element. Index k of codebook q stands for the grid point ``B k + q``.
+        books: ``(R, C)``: codebook q of each element.
+        step: Distance of grid points.
+        values: The value of index k of codebook q at ``[q, k + reach]``, ``(B, 2 · reach + 1)``; None if it is
             ``(B k + q) · step``.
-        row_scales: By which the values of each stored row are multiplied, ``(R,)``, as they are stored.
-        base: Low-rank stages, to whose values those of the codes are added; with planes.
-        transform: Whose coefficients the points are; goes without ``values``.
+        row_scales: Factors of the rows, ``(R,)``, their stored values; None without.
+        base: Low-rank stages, packed, whose values are added to those of the codes.
+        transform: The transform whose coefficients are coded; None without. With it, ``values`` is None.
     """
 
     name: str
@@ -77,6 +82,7 @@ class CodedTensor:
 
     @property
     def n_books(self) -> int:
+        """Number of codebooks, B."""
         return 1 if self.trellis is None else 2
 
     @cached_property
@@ -85,7 +91,7 @@ class CodedTensor:
         return int(self.indices.min(initial=0)), int(self.indices.max(initial=0))
 
     def values_as_coded(self) -> Floats:
-        """What the codes stand for, ``(R, C)``: to rounding what a decoder makes of them."""
+        """The values of the codes, ``(R, C)``, equal to those of a decoder up to rounding."""
         found: Floats
         if self.values is None:
             found = (self.n_books * self.indices.astype(np.float32) + self.books) * np.float32(self.step)
@@ -99,7 +105,7 @@ class CodedTensor:
         return self.with_base(found)
 
     def with_base(self, values: Floats) -> Floats:
-        """Values ``(R, C)`` of the codes, added to those of the stages before them."""
+        """Add the values of the base stages to those of the codes, ``(R, C)``."""
         if not self.base:
             return values
         total = sum_of_stages(self.base, make_view(self.shape, BY_NAME[self.dtype].is_complex, self.layout))
@@ -107,7 +113,7 @@ class CodedTensor:
         return total
 
     def array(self) -> npt.NDArray[Any]:
-        """The same in the tensor's shape, complex if that is."""
+        """The values in the shape of the tensor; complex if the tensor is."""
         is_complex = BY_NAME[self.dtype].is_complex
         shape = (*self.shape, 2) if is_complex else self.shape
         axes = self.layout.axes or tuple(range(len(shape)))
@@ -116,7 +122,12 @@ class CodedTensor:
         return np.ascontiguousarray(values).view(np.complex64)[..., 0] if is_complex else values
 
     def counts(self, zero: int, entries: int) -> Counts:
-        """How often each code occurs: ``(n_contexts, n_books, entries)``."""
+        """How often each code occurs, ``(n_contexts, n_books, entries)``.
+
+        Args:
+            zero: The code of index 0.
+            entries: Number of codes.
+        """
         contexts = self.contexts.at(slice(None), slice(None)).astype(np.intp)
         at = (contexts * self.n_books + self.books) * entries + (self.indices.astype(np.intp) + zero)
         size = self.contexts.n_contexts * self.n_books * entries
@@ -125,11 +136,14 @@ class CodedTensor:
 
 @dataclass(frozen=True)
 class Pool:
-    """Tables of frequencies that tensors share, ready for ``ChunkWriter.add_freq``.
+    """The frequency tables that tensors share: a FREQ chunk for ``ChunkWriter.add_freq``.
 
     Attributes:
+        record, section: Of the chunk.
+        tables: The frequencies as a decoder reads them.
         zero: The code of index 0.
-        exponent: That of the first context.
+        exponent: Exponent of the first context, see ``Contexts``.
+        n_books: Number of codebooks of each tensor.
     """
 
     record: FreqRecord
@@ -141,10 +155,10 @@ class Pool:
 
     @classmethod
     def of(cls, tensors: Sequence[CodedTensor]) -> Pool:
-        """The tables of tensors that all have a trellis, or all none."""
+        """Make the tables for tensors with the same number of codebooks."""
         n_books = tensors[0].n_books
         low, high = min(t.span[0] for t in tensors), max(t.span[1] for t in tensors)
-        zero = -low + (low & 1)  # even, so that a code has the parity of its index
+        zero = -low + (low & 1)  # even, so that code and index have the same parity
         entries = high + zero + 1
         exponent = min(t.contexts.exponent for t in tensors)
         last = max(t.contexts.exponent + t.contexts.n_contexts for t in tensors)
@@ -159,10 +173,11 @@ class Pool:
         return cls(record, packing.sections([plain])[0], rans.Tables.decode(plain, record), zero, exponent, n_books)
 
     def first_table(self, tensor: CodedTensor) -> int:
+        """Number of the first table that a tensor uses."""
         return (tensor.contexts.exponent - self.exponent) * self.n_books
 
     def encode(self, tensor: CodedTensor, number: int) -> EncodedTensor:
-        """A tensor by these tables, those of FREQ ``number``."""
+        """Code a tensor with these tables, which are FREQ chunk ``number``."""
         record, resident = self._record(tensor, number)
         view = record.view()
         blocks = [view.block(i) for i in range(view.n_blocks)]
@@ -189,7 +204,7 @@ class Pool:
         return EncodedTensor(record, sections + _by_block([*of_base, payloads]))
 
     def _record(self, tensor: CodedTensor, number: int) -> tuple[TensorRecord, list[bytes]]:
-        """The tensor's record, and its resident sections, plain."""
+        """The record of a tensor, and the plain bytes of its resident sections."""
         source: TrellisSource
         values = self._values(tensor)
         if tensor.transform is not None:
@@ -223,10 +238,11 @@ class Pool:
         return TensorRecord(tensor.name, tensor.dtype, tensor.shape, tensor.layout, stages), of_base + resident
 
     def _values(self, tensor: CodedTensor) -> Floats | None:
-        """``CodedTensor.values``, or the tensor's own points, where others of the progression may be beyond its dtype.
+        """Values for a codebook; None if a progression or a transform is stored instead.
 
-        A decoder counts points that the tensor does not use, but those that share its tables do (VAL-002). With a
-        transform no point of any tensor is so large, see ``small``.
+        The bound of VAL-002 includes grid points that only other tensors with the same tables use. If such a point
+        could exceed the range of the dtype, the tensor's own points are stored as a codebook. With a transform no point
+        of any tensor is that large, see ``small``.
         """
         if tensor.transform is not None:
             return None
@@ -244,7 +260,7 @@ class Pool:
         return clipped
 
     def decoded(self, tensor: CodedTensor) -> Floats:
-        """What a decoder makes of it, exactly: the stored matrix ``(R, C)``."""
+        """The values that a decoder computes, bit for bit: the stored matrix, ``(R, C)`` float32."""
         record, resident = self._record(tensor, 0)
         stage = record.stages[-1]
         assert isinstance(stage, TrellisStage)
@@ -263,7 +279,7 @@ class Pool:
         return tensor.with_base(values)
 
     def n_bits(self, tensor: CodedTensor) -> float:
-        """Bits that its codes take by these tables."""
+        """Bits that the codes of a tensor take with these tables."""
         first = self.first_table(tensor)
         counts = tensor.counts(self.zero, self.record.entries).reshape(-1, self.record.entries)
         frequencies = self.tables.frequencies[first : first + len(counts)]
@@ -272,13 +288,14 @@ class Pool:
 
 
 def _by_block(kinds: Sequence[Sequence[Section]]) -> list[Section]:
-    """Sections of each kind, by block, in file order."""
+    """Rearrange sections, which are by kind, into file order, which is by block."""
     return [section for of_block in zip(*kinds, strict=True) for section in of_block]
 
 
 def _weights(counts: Counts) -> npt.NDArray[np.uint8]:
-    """Counts ``(n_tables, entries)`` as the bytes of a FREQ chunk; a table of no counts gets those of another."""
-    used = np.flatnonzero(counts.any(axis=1))  # sums of classes may leave some out
+    """Encode counts ``(n_tables, entries)`` as the bytes of a FREQ chunk. A table without counts gets those of the
+    nearest table that has some."""
+    used = np.flatnonzero(counts.any(axis=1))  # a context between others may have no elements
     counts = counts[used[np.abs(np.arange(len(counts))[:, None] - used).argmin(axis=1)]]
     scaled = counts * ((30 << 15) / counts.max(axis=1, keepdims=True))
     scaled = np.where(counts > 0, np.maximum(scaled, 16), 0)

@@ -1,9 +1,10 @@
-"""Quantization whose errors are made up for by the weights that follow: second-order error feedback.
+"""Quantization with second-order error feedback: later weights compensate the errors of earlier ones.
 
-The output of a layer is its weights times its inputs; where two inputs go together, the error of one weight can be
-made up for by the other (Hassibi and Stork 1993, OBS; Frantar et al. 2022, OBQ and GPTQ). Rows are inputs: each is put
-on the grid with its trellis running along the outputs, and its error is then taken from the rows that follow. Errors
-that the inputs that follow can make up for cost little: such a row has a coarser grid (Lifar et al. 2026, WaterSIC).
+The output of a layer is the product of its weights and inputs. If two inputs are correlated, the error of one weight
+can be compensated by the other weight (Hassibi and Stork 1993, OBS; Frantar et al. 2022, OBQ and GPTQ). Rows are
+inputs. Each row is quantized, with the trellis running along the outputs; then later rows are changed to compensate its
+errors. Errors of an input that later inputs can compensate cost little, so its row gets a coarser grid (Lifar et al.
+2026, WaterSIC).
 """
 
 from __future__ import annotations
@@ -22,23 +23,24 @@ from .contexts import Contexts
 from .trellis import Books, Grid, Indices
 from .viterbi import Rates
 
-_DAMPING = 0.05  # added to the moments' diagonal, of its mean
-_SMALLEST_MOMENT = 1e-30  # of inputs that are not all but 0
-_STEPS_PER_OCTAVE = 4  # of inputs: coarser ones cost 0.015 bits a weight, finer ones gain 0.003
-_LAZY_ROWS = 64  # whose errors are taken from far rows together
-TILE_COLUMNS = 32  # of a sequence, about: it ends a decision at each row
+_DAMPING = 0.05  # added to the diagonal of the moments, relative to its mean
+_SMALLEST_MOMENT = 1e-30  # below it inputs are practically 0
+_STEPS_PER_OCTAVE = 4  # resolution of relative steps. 2 would cost 0.015 bits a weight, 8 would save 0.003
+_LAZY_ROWS = 64  # rows whose errors are subtracted from distant rows in one product
+TILE_COLUMNS = 32  # of a sequence, about; the path of a sequence is decided at the end of each row
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What feedback needs to know of a layer's inputs.
+    """What feedback needs to know about the inputs of a layer.
 
     Attributes:
-        upper: For each group of outputs, for each run of inputs: ``(n, n)`` upper triangular U with
-            ``UᵀU = H⁻¹``, the inverse of the damped second moments of inputs, each times its step.
-        spread: ``(inputs, groups)``: the diagonals of U; an error in steps counts by its square over this one.
-        share_left: What feedback leaves of the loss by an error, of what it would be without.
-        steps: Of inputs, relative to that of the matrix, ``(inputs,)``; None if all have the same.
+        upper: For each group of outputs, for each block of inputs an upper triangular matrix U, ``(n, n)``, with
+            ``UᵀU = H⁻¹``. H is the damped second moments of the inputs, each times its step.
+        spread: Diagonals of all U, ``(inputs, groups)``. The squared error of an element, in squared steps, costs
+            1 / spread².
+        share_left: Loss by an error with feedback, relative to the loss without.
+        steps: Steps of the inputs, ``(inputs,)``, relative to the step of the matrix; None if all are equal.
     """
 
     upper: tuple[tuple[Floats, ...], ...]
@@ -48,7 +50,11 @@ class Factors:
 
     @classmethod
     def of(cls, statistics: TensorStatistics, n_outputs: int) -> Factors | None:
-        """The factors of a layer whose inputs are known; None if they are not, or have no spread."""
+        """The factors from the statistics of a weight; None if its inputs are unknown, or 0, or not finite.
+
+        Args:
+            n_outputs: Outputs of the layer.
+        """
         if statistics.moments is None:
             return None
         moments = np.concatenate([np.diagonal(block) for group in statistics.moments for block in group])
@@ -59,7 +65,7 @@ class Factors:
         spread: Floats = np.stack([np.concatenate([np.diagonal(u) for u in group]) for group in upper], axis=1)
         if not np.isfinite(spread).all() or not (spread > 0).all():
             return None
-        costs = np.exp(-2 * np.log(spread.astype(np.float64)).mean(axis=1))  # of an error of an input
+        costs = np.exp(-2 * np.log(spread.astype(np.float64)).mean(axis=1))  # of an error, for each input
         share_left = float(np.exp(np.log(costs).mean())) / mean_moment
         steps = row_steps.relative_steps(costs, _STEPS_PER_OCTAVE)
         if not row_steps.are_worth_it(costs, steps, n_outputs):
@@ -71,22 +77,22 @@ class Factors:
 
     @property
     def typical_spread(self) -> float:
-        """The geometric mean."""
+        """Geometric mean of ``spread``."""
         return float(np.exp(np.log(self.spread.astype(np.float64)).mean()))
 
 
 def _factor(moments: Floats, n_observed: int) -> Floats:
-    """U of a block of second moments.
+    """The matrix U for a block of second moments.
 
-    Moments from few inputs are shrunk to their diagonal (after Ledoit and Wolf 2004), or feedback would trust
-    coincidences.
+    Moments from few input vectors are shrunk towards their diagonal (after Ledoit and Wolf 2004), because correlations
+    in a small sample are partly accidental.
     """
     n = len(moments)
     h = moments.astype(np.float64)
     diagonal = np.diagonal(h).copy()
     h *= 1 - n / (n + max(n_observed, 1))
     h[np.diag_indices(n)] = diagonal + max(_DAMPING * float(diagonal.mean()), _SMALLEST_MOMENT)
-    # H = L Lᵀ with rows and columns turned round gives H⁻¹ = Uᵀ U without an inverse of H
+    # The Cholesky factor of H with reversed rows and columns gives U with Uᵀ U = H⁻¹, without computing H⁻¹
     lower = np.linalg.cholesky(h[::-1, ::-1])
     factor: Floats = np.linalg.inv(lower)[::-1, ::-1].astype(np.float32)
     return factor
@@ -95,10 +101,14 @@ def _factor(moments: Floats, n_observed: int) -> Floats:
 def quantize(
     points: Floats, contexts: Contexts, grid: Grid, rates: Rates, factors: Factors
 ) -> tuple[Indices, Books]:
-    """The codes of a matrix, with feedback.
+    """Quantize a matrix with feedback.
 
     Args:
         points: ``(inputs, outputs)``, in steps of the grid.
+        contexts: Contexts of the elements.
+        grid: Tiles, blocks and trellis.
+        rates: Costs of the indices.
+        factors: Of the inputs.
 
     Returns:
         Index and codebook of each element.
@@ -108,7 +118,7 @@ def quantize(
     weights = np.square(factors.typical_spread / factors.spread).astype(np.float32)  # (inputs, groups)
     coder = _RowCoder(contexts, grid, rates, points.shape[1])
     first = 0
-    for runs in zip(*factors.upper, strict=True):  # a run of inputs: U of each group of outputs
+    for runs in zip(*factors.upper, strict=True):  # for a block of inputs: U of each group of outputs
         size = len(runs[0])
         for start in range(0, size, _LAZY_ROWS):
             end = min(start + _LAZY_ROWS, size)
@@ -126,12 +136,12 @@ def quantize(
 
 
 def _spread_out(of_groups: Floats, n_outputs: int) -> Floats:
-    """A value for each group, for each of its outputs."""
+    """Repeat the value of each group for all its outputs."""
     return np.repeat(of_groups, n_outputs // of_groups.size)
 
 
 def _subtract(aims: Floats, errors: Floats, upper: Sequence[Floats]) -> None:
-    """Take what rows of errors cost from later rows: ``aims −= Uᵀ errors``, group by group of columns."""
+    """Compensate errors in later rows: ``aims −= Uᵀ errors``, for each group of columns with its own U."""
     if not aims.size:
         return
     if len(upper) == 1:
@@ -143,22 +153,30 @@ def _subtract(aims: Floats, errors: Floats, upper: Sequence[Floats]) -> None:
 
 
 class _RowCoder:
-    """Codes one row after another; sequences go on from row to row."""
+    """Quantizes rows one after another. A sequence continues from one row of a tile to the next."""
 
     def __init__(self, contexts: Contexts, grid: Grid, rates: Rates, n_columns: int) -> None:
         self._contexts, self._grid, self._rates = contexts, grid, rates
-        self._tiles = list(tiles.groups((1, n_columns), 0, (1, grid.tile[1])))  # the whole ones, and the last one
+        self._tiles = list(tiles.groups((1, n_columns), 0, (1, grid.tile[1])))  # whole tiles, and a narrower last one
         self._states = [np.zeros(group.columns.shape[1], np.uint8) for group in self._tiles]
         self._n_columns = n_columns
 
     def code(self, row: int, aims: Floats, weights: Floats) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-        """Index and codebook of each element of the next row."""
-        begins = row % self._grid.tile[0] == 0  # blocks are whole tiles
+        """Quantize the next row.
+
+        Args:
+            aims: Its values, in steps of the grid.
+            weights: Weights of its squared errors, one for each group of columns.
+
+        Returns:
+            Index and codebook of each element.
+        """
+        begins = row % self._grid.tile[0] == 0  # a block has whole tiles
         indices, books = np.empty(self._n_columns, np.int32), np.empty(self._n_columns, np.uint8)
         of_row = np.broadcast_to(self._contexts.at(slice(row, row + 1), slice(None)), (1, self._n_columns))[0]
         of_columns = _spread_out(weights, self._n_columns) if weights.size > 1 else None
         rates = self._rates
-        if of_columns is None:  # one weight: the price goes down as it goes up
+        if of_columns is None:  # one weight for the row: divide the costs of bits by it instead
             rates = Rates(rates.costs / weights, rates.reach)
         for i, group in enumerate(self._tiles):
             columns = group.columns

@@ -1,6 +1,6 @@
-"""How much the squared error of a weight counts: at low rates more for a large one.
+"""Weights of squared errors: at low rates errors of large weights count more than those of small ones.
 
-Much of a small weight is what training began with and the network does not miss.
+A large part of a small weight is its random initial value, which the network does not need.
 """
 
 from __future__ import annotations
@@ -11,21 +11,26 @@ import numpy as np
 
 from ...decode.tables import Floats
 
-# Of a weight's magnitude, with which its squared error counts: at one bit a weight and below, and how much less it is
-# for each doubling of the rate
+# _POWER: the power of a weight's magnitude by which its squared error counts, at 1 bit a weight and below.
+# _LESS_A_DOUBLING: decrease of the power with each doubling of the rate
 _POWER, _LESS_A_DOUBLING = 0.5, 0.32
 
 
 def power_at(bits: float) -> float:
-    """Of a weight's magnitude, with which its squared error counts at so many bits a weight: 0 from 3 bits on."""
+    """The power of the magnitude by which squared errors count, at so many bits for each weight; 0 from 3 bits on."""
     return max(0.0, _POWER - _LESS_A_DOUBLING * math.log2(max(bits, 1.0)))
 
 
 def weights_of(whole: Floats, left: Floats, power: float) -> Floats:
-    """How much each squared error counts; of transform coefficients, too, those of small ones count less.
+    """Weights of squared errors, by the magnitudes of weights or transform coefficients.
 
     Args:
-        whole, left: Weights or coefficients, and what principal components leave: it is the geometric mean that counts.
+        whole, left: Weights or coefficients, and their residuals after principal components. The geometric mean of
+            both magnitudes is used.
+        power: See ``power_at``.
+
+    Returns:
+        Array of the same shape, with a mean of 1, weighted by the squares.
     """
     squares = np.abs(whole * left)
     weights: Floats = np.power(squares, np.float32(power / 2))

@@ -1,9 +1,9 @@
-"""Principal components: what the rows of a matrix have in common, as low-rank stages before its trellis stage.
+"""Principal components of the rows of a matrix, as low-rank stages before its trellis stage.
 
-Where the rows of a matrix, seen as points, lie along some directions more than along others, fewer bits are needed for
-how far they go along those and for what then remains (Karhunen-Loève transform: Goyal 2001, "Theoretical foundations of
-transform coding"; of weights: Young, Wang, Taubman and Girod 2021, "Transform quantization for CNN compression"). Both
-factors are coarse integers whatever the rate is: the remainder is coded anyway, and their errors with it.
+If the rows of a matrix, as points, vary more along some directions than along others, it takes fewer bits to code their
+coordinates along these directions and the residual (Karhunen-Loève transform: Goyal 2001, "Theoretical foundations of
+transform coding"; for weights: Young, Wang, Taubman and Girod 2021, "Transform quantization for CNN compression"). Both
+factors are coarse integers at any rate, because the residual, which is coded anyway, includes their errors.
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ from ..methods.scales import encode_scales
 from ..report import energy
 
 _MOST_COMPONENTS = 128
-_SHARE_OF_SIDE = 3  # one in so many of what the shorter side would allow, at most
-_LEAST_SIDE = 16  # of a matrix that is worth the search
-_OVERSAMPLING = 8
-_POWER_ROUNDS = 3
-_SPAN = 1.7  # components whose lengths are within this factor share a stage, and so the steps of their integers
-_DIRECTION_STEP = 1.5  # times the step at which a direction's errors weigh as much as those of what is left
-_DEAD_ZONE = 0.12  # by which an integer must be nearer than the one towards 0
-_LARGEST = (1 << 15) - 1  # integer of a factor (LOW-001)
+_SHARE_OF_SIDE = 3  # at most one third of the shorter side
+_LEAST_SIDE = 16  # shortest side of a matrix for which components are searched
+_OVERSAMPLING = 8  # further columns of the random subspace
+_POWER_ROUNDS = 3  # rounds of subspace iteration
+_SPAN = 1.7  # components whose lengths differ by at most this factor are one stage, with the same step
+_DIRECTION_STEP = 1.5  # step of directions, relative to the step at which their errors equal those of the residual
+_DEAD_ZONE = 0.12  # integers are rounded towards 0 by so much more than to nearest
+_LARGEST = (1 << 15) - 1  # largest integer of a factor (LOW-001)
 _RIDGE = 1e-6
-_STAGE_BITS = 8 * 60
-_PIECE = 1 << 20  # elements that are made float64 at once
+_STAGE_BITS = 8 * 60  # overhead of a stage
+_PIECE = 1 << 20  # elements that are converted to float64 together
 
 Integers = npt.NDArray[np.int64]
 
 
 def find_stages(matrix: Floats, slope: float) -> list[QuantizedStage]:
-    """The components that should earn their bytes, longest first.
+    """Find the components that should save more bits than they take.
 
-    Computed in float64, so that the integers do not depend on threads or BLAS, but for components of the same length.
+    The computation is in float64, so that the integers do not depend on threads or BLAS, except for components of equal
+    length.
 
     Args:
         matrix: ``(R, C)``, finite.
-        slope: Bits by which the code of a weight gets shorter where its variance is a quarter: nearly 1 at high rates.
+        slope: Bits by which the code of a weight gets shorter if its variance is divided by 4; about 1 at high rates.
 
     Returns:
-        Low-rank stages, packed; none where nothing is gained.
+        Low-rank stages, packed, the longest components first; empty if nothing is gained.
     """
     most = min(_MOST_COMPONENTS, min(matrix.shape) // _SHARE_OF_SIDE, MAX_RIGHT_FACTOR // matrix.shape[1])
     if min(matrix.shape) < _LEAST_SIDE or not most:
@@ -60,7 +61,7 @@ def find_stages(matrix: Floats, slope: float) -> list[QuantizedStage]:
     rank, left = _choose_rank(np.square(lengths), matrix.shape, energy(matrix), slope)
     if not rank:
         return []
-    left_step = math.sqrt(12 * left / matrix.size / slope)  # its errors are as large as what is left, or cost as much
+    left_step = math.sqrt(12 * left / matrix.size / slope)  # step²/12 is the energy of the residual, divided by slope
     groups = _groups(lengths[:rank])
     steps = np.concatenate([np.full(end - start, _DIRECTION_STEP * left_step / lengths[start])
                             for start, end in groups])  # fmt: skip
@@ -72,22 +73,23 @@ def find_stages(matrix: Floats, slope: float) -> list[QuantizedStage]:
 
 
 def n_bits(stages: list[QuantizedStage], view: View) -> int:
-    """Bits that the factors take, about."""
+    """Estimated bits of the factors of stages."""
     whole = Block(0, view.n_rows, 0, view.n_columns)
     sections = [plain for q in stages for plain in (*q.resident_sections(), *q.payload(whole))]
     return _STAGE_BITS * len(stages) + 8 * sum(map(packing.quick_nbytes, sections))
 
 
 def bound(stages: list[QuantizedStage], view: View) -> float:
-    """What no decoded value of the stages together is larger than (SPEC section 11)."""
+    """Upper bound of the magnitudes of the sum of stages (SPEC section 11)."""
     return sum(float(LowRankDecoder(q.stage, view, q.resident_sections()).bound) for q in stages
                if isinstance(q.stage, LowRankStage))  # fmt: skip
 
 
 def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
-    """Lengths and directions of the longest components, ``(n,)`` and ``(n, C)``, the largest element of each positive.
+    """Lengths, ``(n,)``, and directions, ``(n, C)``, of the n longest components.
 
-    By subspace iteration from a random start (Halko, Martinsson and Tropp 2011, algorithm 4.4), along the shorter side.
+    Method: subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4), along the shorter side. The largest
+    element of each direction is positive.
     """
     is_wide = matrix.shape[1] > matrix.shape[0]
     tall = matrix.T if is_wide else matrix
@@ -115,10 +117,15 @@ def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
 
 
 def _choose_rank(squares: Doubles, shape: tuple[int, int], of_all: float, slope: float) -> tuple[int, float]:
-    """How many components pay, and the energy that they leave.
+    """The number of components with the largest gain in bits, and the energy of their residual.
 
-    Energy that is left costs each weight ``slope / 2 · log2`` of it; the errors of both factors, each as large as what
-    is left of a weight, are left too.
+    A residual of energy E costs ``slope / 2 · log2(E)`` bits for each weight, up to a constant. The residual includes
+    the errors of both factors; each such error has the size of the residual of a weight.
+
+    Args:
+        squares: Squared lengths of the components, descending.
+        of_all: Energy of the matrix.
+        slope: See ``find_stages``.
     """
     n_rows, n_columns = shape
     n = n_rows * n_columns
@@ -137,12 +144,12 @@ def _choose_rank(squares: Doubles, shape: tuple[int, int], of_all: float, slope:
 
 
 def _rounded_bits(ratio: float) -> float:
-    """Of a rounded normal number, by its variance over that of the error, about."""
+    """Approximate bits of a rounded normal number, for a ratio of its variance to that of the error."""
     return 0.5 * math.log2(1 + 1.4 * ratio)
 
 
 def _groups(lengths: Doubles) -> list[tuple[int, int]]:
-    """Ranges of components of about the same length."""
+    """Ranges of components of similar length."""
     starts = [0]
     for i, length in enumerate(lengths):
         if length * _SPAN < lengths[starts[-1]]:
@@ -152,10 +159,10 @@ def _groups(lengths: Doubles) -> list[tuple[int, int]]:
 
 
 def _project(matrix: Floats, directions: Doubles) -> Doubles:
-    """The left factor that goes best with a right one, ``(R, rank)``."""
+    """The left factor that fits best to a right factor, ``(R, rank)``, by least squares."""
     found = np.empty((matrix.shape[0], len(directions)))
     gram = directions @ directions.T
-    ridge = _RIDGE * np.trace(gram) / len(gram)  # rounding may have made directions alike
+    ridge = _RIDGE * np.trace(gram) / len(gram)  # rounding may have made directions nearly parallel
     inverse = np.linalg.inv(gram + max(ridge, np.finfo(np.float64).tiny) * np.eye(len(gram)))
     for rows, part in pieces(matrix):
         found[rows] = part @ directions.T @ inverse
@@ -167,7 +174,14 @@ def _rounded(values: Doubles) -> Integers:
 
 
 def pieces(matrix: Floats, unit: int = 1) -> Iterator[tuple[slice, Doubles]]:
-    """Rows as float64, some at a time, in whole units: what is computed of them hardly depends on threads and BLAS."""
+    """Rows of a matrix as float64, some at a time. In float64, results hardly depend on threads and BLAS.
+
+    Args:
+        unit: Each piece has a multiple of so many rows.
+
+    Yields:
+        Slice of rows, and their values.
+    """
     n = max(1, _PIECE // (unit * matrix.shape[1])) * unit
     for start in range(0, matrix.shape[0], n):
         rows = slice(start, start + n)
@@ -175,13 +189,13 @@ def pieces(matrix: Floats, unit: int = 1) -> Iterator[tuple[slice, Doubles]]:
 
 
 def signed(directions: Doubles) -> Doubles:
-    """Directions ``(n, C)`` or their opposites: the largest element of each is positive."""
+    """Directions ``(n, C)`` with signs so that the largest element of each is positive."""
     at = np.abs(directions).argmax(axis=1)[:, None]
     return directions * np.copysign(1.0, np.take_along_axis(directions, at, axis=1))
 
 
 def _stage(left: Integers, right: Integers, step: float) -> QuantizedStage:
-    """The stage of integer factors whose product is to be multiplied by a step."""
+    """The low-rank stage of integer factors, whose product is multiplied by a step."""
     dtype, step_section, _ = encode_scales(np.array([step]))
     one_dtype, one_section, _ = encode_scales(np.ones(1))
     top_u, top_v = (max(1, int(np.abs(factor).max())) for factor in (left, right))

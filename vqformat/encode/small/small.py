@@ -1,4 +1,4 @@
-"""The preset ``small``: every weight on a trellis's grid, entropy-coded by the scales of its row and column."""
+"""The preset ``small``: trellis-coded quantization of a tensor, with contexts by the scales of rows and columns."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from .decorrelate import FINER, LARGEST_POINT, PRICE, Hysteresis, find_plan
 from .entropy_coding import CodedTensor
 from .transform import find_kernel
 
-# At low rates squared errors of means of cells are least where the price of a bit rises instead of the step: more
-# weights are 0, the others have finer values. (To answers of networks these matter less, see ``magnitudes``.) This
-# begins below _LOW_RATE bits of a code: for each bit less the step grows by _COARSER of what would save a bit, and the
-# price doubles _DEARER times
+# If values are means of cells, the squared error at low rates is least if the price of a bit rises more than the step:
+# more weights become 0, and the others have finer values. (For the outputs of networks this is not best, see
+# error_weights.py.) It is done below _LOW_RATE bits a code. For each bit less, the step grows by the share _COARSER of
+# what would save a bit, and the price doubles _DEARER times
 _LOW_RATE, _COARSER, _DEARER = 1.7, 0.4, 2.5
-_N_STATES = 256  # 2 % smaller than 32 states at one bit a weight, 1 % at two; decoding is the same
-_N_FEEDBACK_STATES = 8  # with more the errors are smaller, but no more answers are right
-_FEWEST_INPUTS = 8  # of which sums of errors are kept small
-_MOST_MEANS = 256  # in a table: f16 rounds larger ones by more than they are from the grid's points
+_N_STATES = 256  # files are smaller than with 32 states: 2 % at 1 bit a weight, 1 % at 2; decoding takes the same time
+_N_FEEDBACK_STATES = 8  # more states reduce the errors, but not those of the model's answers
+_FEWEST_INPUTS = 8  # with fewer inputs, sums of errors are not kept small
+_MOST_MEANS = 256  # largest index in a table of means: f16 rounds larger ones by more than their offset from the grid
 _MOST_BLOCK_ELEMENTS = BLOCK_ELEMENTS * 3 // 2
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A tensor on a trellis's grid.
+    """A tensor that is quantized to the grid of a trellis.
 
     Attributes:
-        energy, noise: Sums of squares of its values and of the errors.
-        kind: Of its plan, see ``decorrelate.Hysteresis``.
+        coded: The tensor, without tables.
+        energy, noise: Sums of squares of its values and of its errors.
+        kind: Kind of its plan, see ``decorrelate.Hysteresis``.
     """
 
     coded: CodedTensor
@@ -52,27 +53,28 @@ def quantize(
     is_table: bool = False, least_noise: bool = False, factors: error_feedback.Factors | None = None,
     row_scales: Floats | None = None, hysteresis: Hysteresis | None = None,
 ) -> Quantized:  # fmt: skip
-    """Put a tensor on a trellis's grid.
+    """Quantize a tensor to the grid of a trellis.
 
     Args:
-        values: The tensor as reals, see ``orient.reals``; at least one axis, finite.
-        step: Of a scalar grid of about the same noise.
-        output_axis: Axis of the layer's outputs; the others are its inputs.
-        is_table: Whether its rows are looked up one by one, so that they stay rows; goes without factors.
-        least_noise: Whether the best SQNR is wanted: values are the means of their cells, unless they are too many, or
-            with a transform the grid's points times what comes nearest to such means. Else they are the grid's points,
-            of the same energy as the weights: means are smaller, and so would be all activations.
-        factors: Of the layer's inputs, if they are known.
-        row_scales: Of a table whose rows are looked up, see ``lookups``; goes without factors.
-        hysteresis: How it was coded at the step before.
+        name, dtype, shape: Of the tensor.
+        values: The tensor as reals, see ``methods.layout.reals``; at least one axis, finite.
+        step: Step of a scalar grid with about the same noise.
+        output_axis: Axis of the layer's outputs. The other axes are its inputs.
+        is_table: Whether its rows are looked up one by one, so that they must stay rows. Ignored with factors.
+        least_noise: Whether to maximise the SQNR. Then values are the means of their cells, if these are not too many;
+            with a transform they are grid points times the factor that is nearest to such means. If false, values are
+            grid points, which have the same energy as the weights: means have less, and activations would shrink.
+        factors: Factors for error feedback, if the inputs of the layer are known.
+        row_scales: Relative steps of the rows of a table, see table_rows.py; not together with factors.
+        hysteresis: The preference for the kind of the previous step.
 
     Raises:
-        EncodeError: The factors are of another number of inputs, or the scales of another number of rows.
+        EncodeError: The number of inputs of the factors, or of rows of the scales, is not that of the tensor.
     """
     is_table = values.ndim < 2 or (factors is None and (row_scales is not None or is_table))
     can_transform = not is_table and factors is None and values.ndim == len(shape)
     kernel = find_kernel(shape, output_axis) if can_transform else None
-    if factors is None and not is_table and values.shape[output_axis] < 2:  # such as a depthwise kernel of Keras
+    if factors is None and not is_table and values.shape[output_axis] < 2:  # a depthwise kernel of Keras, for example
         output_axis = int(np.argmax(values.shape))
     layout = by_rows(values.shape) if is_table else _inputs_as_rows(values.ndim, output_axis)
     matrix = np.ascontiguousarray(view_matrix(values, layout))
@@ -95,7 +97,7 @@ def quantize(
         plan = find_plan(in_order, kernel.taps, step, unit, largest, least_noise=least_noise, hysteresis=hysteresis)
         if plan.transform is not None:
             layout, matrix = kernel.layout, in_order
-        del in_order  # not held beside the matrix while paths are searched
+        del in_order  # to save memory
         if plan.transform is None:
             plan = find_plan(matrix, None, step, unit, largest, least_noise=least_noise, hysteresis=hysteresis)
     else:
@@ -104,7 +106,8 @@ def quantize(
     contexts, transform = plan.contexts, plan.transform
     points, price = plan.points(matrix, unit), PRICE
     if least_noise and factors is None and transform is None and contexts.busy_bits < _LOW_RATE:
-        finest = max(float(np.abs(points).max(initial=0)) / (2 * _MOST_MEANS - 4), tiny / step)  # that leaves a table
+        # With a smaller factor of the step there would be too many means for a table
+        finest = max(float(np.abs(points).max(initial=0)) / (2 * _MOST_MEANS - 4), tiny / step)
         if finest < 1:
             finer, price = _at_low_rate(contexts.busy_bits)
             finer = max(finer, finest)
@@ -143,10 +146,10 @@ def quantize(
 
 
 def _at_low_rate(bits: float) -> tuple[float, float]:
-    """What the step is multiplied by for the least squared error at the rate that it leads to, and the price of a bit.
+    """For the least squared error at a low rate: the factor of the step, and the price of a bit.
 
     Args:
-        bits: That codes would have at the step as it is.
+        bits: Bits of a code with the step as it is.
     """
     below = _LOW_RATE - bits
     return 2.0 ** (-(1 - _COARSER) * below / BITS_PER_HALVING), PRICE * 2.0 ** (_DEARER * below)
@@ -155,7 +158,7 @@ def _at_low_rate(bits: float) -> tuple[float, float]:
 def _quantize_with_feedback(
     points: Floats, contexts: Contexts, grid: trellis.Grid, factors: error_feedback.Factors
 ) -> tuple[trellis.Indices, trellis.Books]:
-    """Twice: at rates found without feedback, then at those that it led to."""
+    """Quantize with feedback, twice: with rates found without feedback, then with the rates of the first result."""
     weights = np.square(factors.typical_spread / factors.spread).astype(np.float32)
     of_columns = np.repeat(weights, points.shape[1] // weights.shape[1], axis=1) if weights.shape[1] > 1 else weights
     rates = trellis.find_rates(points, contexts, grid, PRICE, of_columns)
@@ -165,7 +168,7 @@ def _quantize_with_feedback(
 
 
 def _inputs_as_rows(rank: int, output_axis: int) -> Layout:
-    """So that errors can be made up for from row to row."""
+    """The layout with inputs as rows, for feedback from row to row."""
     axis = output_axis % rank
     axes = (*(i for i in range(rank) if i != axis), axis)
     return Layout(None if axes == tuple(range(rank)) else axes, rank - 1)
@@ -174,10 +177,16 @@ def _inputs_as_rows(rank: int, output_axis: int) -> Layout:
 def _cut(
     layout: Layout, shape: tuple[int, int], bits: float, width: int | None, path: Trellis, *, unit: int
 ) -> tuple[Layout, trellis.Grid]:
-    """How a matrix is cut into blocks, of whole units of rows, and these into sequences.
+    """Cut a matrix into blocks, and blocks into sequences.
 
     Args:
-        width: Columns of a sequence, if that is said.
+        bits: Expected bits of a code.
+        width: Columns of a sequence; None to choose.
+        path: The trellis.
+        unit: Rows that a block must not separate.
+
+    Returns:
+        The layout with blocks, and the grid.
     """
     n_rows, n_columns = shape
     rows, columns = n_rows, n_columns
@@ -188,7 +197,7 @@ def _cut(
     tile = tiles.choose_tile(rows, columns, bits, width, in_whole=(rows, columns) != shape)
     if rows < n_rows:
         tile = _in_units(tile[0], unit), tile[1]
-        rows -= rows % tile[0]  # whole tiles, which then are the same as without blocks
+        rows -= rows % tile[0]  # a block has whole tiles, so that tiles are the same as without blocks
     if columns < n_columns:
         columns -= columns % tile[1]
     block_columns = columns if columns < n_columns else 0
@@ -198,7 +207,7 @@ def _cut(
 
 
 def _in_units(height: int, unit: int) -> int:
-    """The largest height, of at most this, of which whole ones make whole units, or whole units make one."""
+    """The largest tile height up to ``height`` that is a multiple or a divisor of ``unit``."""
     if height >= unit:
         return height - height % unit
     return max(n for n in range(1, height + 1) if unit % n == 0)

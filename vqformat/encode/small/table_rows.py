@@ -1,4 +1,4 @@
-"""Tables whose rows are looked up: rows that are needed often are stored more finely than rows that hardly ever are."""
+"""Tables whose rows are looked up: rows that are looked up often are stored more finely than rare ones."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ from .row_steps import relative_steps
 
 
 def row_scales(counts: npt.NDArray[np.int64]) -> Floats:
-    """Steps of rows relative to the table's: ``(rows,)``, halves of octaves, as they are stored.
+    """Steps of rows relative to the step of the table, ``(rows,)``, in half octaves: the stored values.
 
-    What an error costs goes with how often its row is looked up, so that the steps go with the inverse root of that.
+    The cost of an error is proportional to how often its row is looked up. So steps are proportional to the inverse
+    square root of that.
+
+    Args:
+        counts: How often each row was looked up, ``(rows,)``.
     """
     return relative_steps(_expected(counts), per_octave=2)
 
 
 def share_of_middle(counts: npt.NDArray[np.int64]) -> float:
-    """How often the middle row (by the geometric mean) is looked up, for a mean of 1."""
+    """Geometric mean of how often rows are looked up, relative to the arithmetic mean."""
     expected = _expected(counts)
     return float(np.exp(np.log(expected).mean()) / expected.mean())
 
 
 def _expected(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """How often each row is looked up in inputs to come.
+    """Expected frequency of each row in future inputs, by Laplace's rule of succession: counts plus 1.
 
-    By Laplace's rule of succession. It takes rare rows for more frequent than they are; but a rare row matters more
-    where it is looked up. On MiniLM anything from 0.3 to 3 in place of 1 does as well.
+    The rule overestimates rare rows, but a rare row matters more where it is looked up. On MiniLM any constant from 0.3
+    to 3 instead of 1 gives the same results.
     """
     return counts.astype(np.float64) + 1.0

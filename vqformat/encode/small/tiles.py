@@ -1,4 +1,4 @@
-"""How a block is cut into the sequences of a trellis stage, and put in the order of their steps (SPEC 12)."""
+"""Tiles: cutting a block into the sequences of a trellis stage, and the order of their steps (SPEC 12)."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import numpy.typing as npt
 
 from ...format.limits import MAX_BLOCK_ELEMENTS, MAX_STEPS_PER_SEQUENCE
 
-# A sequence costs 24 bits, for a state that holds nothing when it begins and is stored whole: 0.5 % of this many
-_SEQUENCE_BITS = 5000
+_SEQUENCE_BITS = 5000  # wanted bits of a sequence. Its stored state costs 24 bits, 0.5 % of this
 
 Array = npt.NDArray[Any]
 
 
 def cuts_rows(n_columns: int) -> bool:
-    """Whether rows are so long that they are cut into blocks, which allows neither low-rank stages nor a transform."""
+    """Whether rows are so long that blocks are parts of rows. Then low-rank stages and transforms are not possible."""
     return n_columns > MAX_BLOCK_ELEMENTS // 4
 
 
 def choose_tile(
     n_rows: int, n_columns: int, bits: float, columns: int | None = None, *, in_whole: bool = False
 ) -> tuple[int, int]:
-    """Rows and columns of the tiles of a block.
+    """Choose rows and columns of the tiles of a block.
 
     Args:
-        bits: Expected of each code.
-        columns: Of a tile, where something else asks for it.
-        in_whole: Whether the block will be made smaller, so that its rows and columns are in whole tiles.
+        n_rows, n_columns: Of the block.
+        bits: Expected bits of a code.
+        columns: Wanted columns of a tile; None to choose.
+        in_whole: Whether the block will be reduced to whole tiles.
     """
     most = MAX_STEPS_PER_SEQUENCE
     wanted = min(_SEQUENCE_BITS / max(bits, 0.02), math.sqrt(most * n_rows * n_columns))
@@ -47,12 +47,12 @@ def choose_tile(
         if width * height <= most * n_down * n_across or width * height == 1:
             return height, width
         if height == 1:
-            columns = None  # narrower than was asked for
+            columns = None  # the wanted width is not possible
         wanted *= 0.9
 
 
 def band_width(n_columns: int, wanted: int) -> int:
-    """About so many columns of a tile, the same for all tiles where that can be had."""
+    """A width of tiles of about ``wanted`` columns; the same for all tiles if possible."""
     counts = range(-(-n_columns * 2 // (3 * wanted)), max(1, n_columns * 3 // (2 * wanted)) + 1)
     exact = [n_columns // n for n in counts if n_columns % n == 0]
     if exact:
@@ -62,14 +62,18 @@ def band_width(n_columns: int, wanted: int) -> int:
 
 @dataclass(frozen=True)
 class Group:
-    """Tiles of the same size: row ``i`` of tile row ``g`` is ``rows[i, g]``, column ``j`` of tile column ``l`` is
-    ``columns[j, l]``."""
+    """Tiles of the same size.
+
+    Attributes:
+        rows: ``rows[i, g]`` is the number of row i in the g-th row of tiles.
+        columns: ``columns[j, l]`` is the number of column j in the l-th column of tiles.
+    """
 
     rows: npt.NDArray[np.intp]
     columns: npt.NDArray[np.intp]
 
     def take(self, matrix: Array) -> Array:
-        """The elements in the order of steps: ``(n_steps, n_sequences)``."""
+        """The elements of the tiles in the order of steps: ``(n_steps, n_sequences)``."""
         part = matrix[self.rows[:, None, :, None], self.columns[None, :, None, :]]
         return part.reshape(self.rows.shape[0] * self.columns.shape[0], -1)
 
@@ -80,7 +84,13 @@ class Group:
 
 
 def groups(shape: tuple[int, int], block_rows: int, tile: tuple[int, int]) -> Iterator[Group]:
-    """The tiles of a matrix whose blocks are bands of ``block_rows`` rows (0 for one), in groups of equal size."""
+    """The tiles of a matrix, in groups of equal size.
+
+    Args:
+        shape: Rows and columns of the matrix.
+        block_rows: Rows of a block, a band of rows; 0 for one block.
+        tile: Rows and columns of a tile.
+    """
     n_rows, n_columns = shape
     height, width = tile
     bands: dict[int, list[int]] = {}  # first rows of tiles, by their number of rows
@@ -98,7 +108,10 @@ def groups(shape: tuple[int, int], block_rows: int, tile: tuple[int, int]) -> It
 
 
 def by_steps(matrix: Array, tile: tuple[int, int], fill: int = 0) -> Array:
-    """A block ``(n_rows, n_columns)`` in the order of steps, ``(rows · columns of tile, n_sequences)``, filled up."""
+    """Rearrange a block ``(n_rows, n_columns)`` into the order of steps, ``(n_steps, n_sequences)``.
+
+    Incomplete tiles are padded with ``fill``.
+    """
     height, width = tile
     n_down, n_across = -(-matrix.shape[0] // height), -(-matrix.shape[1] // width)
     padded = matrix

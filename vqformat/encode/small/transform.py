@@ -1,9 +1,9 @@
-"""Transform coding of neighbouring inputs, such as the taps of a kernel: coefficients go together less (SPEC 12.5).
+"""Transform coding of neighbouring inputs, such as the taps of a kernel (SPEC 12.5).
 
-The taps of a trained kernel go together, most of all neighbours, and so do pixels that a dense layer sees. In the basis
-of their principal components most of the energy is in few coefficients, and the others take few bits (Karhunen-Loève
-transform: Goyal 2001, "Theoretical foundations of transform coding"; of weights: Young, Wang, Taubman and Girod 2021,
-"Transform quantization for CNN compression").
+The taps of a trained kernel are correlated, above all neighbouring ones; so are weights for neighbouring pixels in a
+dense layer. In the basis of their principal components most of the energy is in few coefficients, and the others take
+few bits (Karhunen-Loève transform: Goyal 2001, "Theoretical foundations of transform coding"; for weights: Young, Wang,
+Taubman and Girod 2021, "Transform quantization for CNN compression").
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from ..methods.sampling import sample_indices
 from .principal_components import pieces, signed
 from .tiles import cuts_rows
 
-_LARGEST = 127  # of the integers of a matrix
-_ENTRY_BITS = 6  # that one takes, about
-_BITS = 8 * 30  # of a transform besides its matrix
-_LARGEST_SHARE = 0.25  # of the bits of the weights, at one for each, that a matrix may take
-_SAMPLE = 1 << 19  # elements by which neighbouring inputs are found to go together
-_LEAST_GAIN = 0.01  # bits of a weight that it takes to try them
-_CHANCE = 0.36  # of a bit: what components of independent numbers seem to gain, times size, over the number of groups
-_IDLE = 0.03  # of the largest variance of a tap: one of less is left as it is
+_LARGEST = 127  # largest integer of a matrix
+_ENTRY_BITS = 6  # stored bits of an integer, about
+_BITS = 8 * 30  # stored bits of a transform besides its matrix
+_LARGEST_SHARE = 0.25  # largest size of the matrix, relative to 1 bit for each weight
+_SAMPLE = 1 << 19  # elements from which the correlation of neighbouring inputs is estimated
+_LEAST_GAIN = 0.01  # least estimated gain, in bits for each weight
+_CHANCE = 0.36  # apparent gain for independent numbers, in bits: this constant · size / number of groups
+_IDLE = 0.03  # a tap whose variance is a smaller share of the largest variance is not transformed
 
 
 @dataclass(frozen=True)
 class Transform:
-    """Coefficients of groups of ``size`` rows.
+    """A linear transform of groups of ``size`` rows.
 
     Attributes:
-        matrix: ``(size, size)`` int8: coefficient k adds ``matrix[k, t] · unit`` to row t of its group.
-        unit: Of the integers.
+        matrix: ``(size, size)`` int8. A coefficient k of 1 adds ``matrix[k, t] · unit`` to row t of its group.
+        unit: Factor of the integers.
     """
 
     matrix: npt.NDArray[np.int8]
@@ -50,26 +50,26 @@ class Transform:
 
     @property
     def n_bits(self) -> int:
-        """Bits of its part of the file, about."""
+        """Approximate stored bits of the transform."""
         return _BITS + _ENTRY_BITS * self.matrix.size
 
     @property
     def sums(self) -> Floats:
-        """What each coefficient adds to the sum of its group, ``(size,)``."""
+        """For each coefficient what a value of 1 adds to the sum of its group, ``(size,)``."""
         sums: Floats = (self.matrix.sum(axis=1, dtype=np.float64) * self.unit).astype(np.float32)
         return sums
 
     @property
     def gain(self) -> float:
-        """The largest magnitude of a value whose coefficients are at most 1."""
+        """The largest magnitude of a value if all coefficients have magnitudes of at most 1."""
         return float(np.abs(self.matrix.astype(np.float64)).sum(axis=0).max()) * self.unit
 
     def forward(self, matrix: Floats) -> Floats:
-        """Coefficients ``(R, C)`` of a matrix, a new array: row k of a group is its coefficient k."""
+        """Coefficients of a matrix, ``(R, C)``, as a new array. Row k of a group has its coefficients k."""
         return self._apply(np.linalg.inv(self.matrix * self.unit), matrix)
 
     def backward(self, coefficients: Floats) -> Floats:
-        """What coefficients ``(R, C)`` stand for, to rounding; a new array."""
+        """The matrix of coefficients ``(R, C)``, up to rounding, as a new array."""
         return self._apply(self.matrix * self.unit, coefficients)
 
     def _apply(self, factor: npt.NDArray[np.floating[Any]], matrix: Floats) -> Floats:
@@ -82,11 +82,11 @@ class Transform:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Where the taps of a convolution are.
+    """The taps of a convolution.
 
     Attributes:
-        layout: Rows are the inputs and their taps, those of an input in a row; columns are the outputs.
-        taps: Their number along each axis.
+        layout: A layout whose rows are the taps of all inputs, those of an input consecutive; columns are the outputs.
+        taps: Number of taps along each axis.
     """
 
     layout: Layout
@@ -94,10 +94,10 @@ class Kernel:
 
 
 def find_kernel(shape: tuple[int, ...], output_axis: int) -> Kernel | None:
-    """The kernel of a tensor of this shape; None where there are no taps, or too many for a transform.
+    """The kernel of a tensor of this shape; None if there are no taps, or too many for a transform.
 
     Args:
-        output_axis: 0 where the axes of taps are the last, −1 where they are the first.
+        output_axis: 0 if the axes of taps are the last ones, −1 if they are the first ones.
     """
     rank = len(shape)
     if rank < 3 or output_axis not in (0, -1):
@@ -114,20 +114,20 @@ def find_kernel(shape: tuple[int, ...], output_axis: int) -> Kernel | None:
 
 
 def _fits(size: int, n_columns: int, n_elements: int) -> bool:
-    """Whether a group of so many rows fits a block, and the transform's matrix may pay."""
+    """Whether a group of ``size`` rows fits into a block, and the matrix of the transform is small enough."""
     fits_block = size * n_columns <= MAX_BLOCK_ELEMENTS and not cuts_rows(n_columns)
     return fits_block and size**2 * _ENTRY_BITS <= _LARGEST_SHARE * n_elements
 
 
 def find_group(matrix: Floats, step: float) -> int:
-    """How many neighbouring inputs go together best, where no axis tells: pixels of an image that was made flat.
+    """Find the best number of neighbouring inputs for a transform, such as the pixels of a row of a flattened image.
 
     Args:
         matrix: ``(R, C)``, finite; rows are inputs.
-        step: Of the grid.
+        step: Step of the grid.
 
     Returns:
-        A divisor of R, at least 2; 0 where nothing is gained.
+        A divisor of R of at least 2; 0 if nothing is gained.
     """
     n_rows, n_columns = matrix.shape
     sizes = [size for size in range(2, MAX_TRANSFORM + 1) if n_rows % size == 0 and _fits(size, n_columns, matrix.size)]
@@ -148,7 +148,7 @@ def find_group(matrix: Floats, step: float) -> int:
 
 
 def _gram(matrix: npt.NDArray[np.floating[Any]], size: int) -> npt.NDArray[np.float64]:
-    """Products of the rows of each group, summed over groups and columns: ``(size, size)``."""
+    """Products of the rows of a group with each other, summed over groups and columns: ``(size, size)``."""
     gram = np.zeros((size, size))
     for _, part in pieces(matrix, size):
         groups = part.reshape(-1, size, matrix.shape[1])
@@ -157,21 +157,22 @@ def _gram(matrix: npt.NDArray[np.floating[Any]], size: int) -> npt.NDArray[np.fl
 
 
 def find_transform(matrix: Floats, taps: tuple[int, ...], correlation: float) -> Transform | None:
-    """The transform of a kernel's taps to principal components, at the same squared error for the same steps.
+    """The transform of the taps of a kernel to their principal components. Equal steps give an equal squared error.
 
-    Taps that inputs hardly ever reach stay what training began with, often uniform: within one step, or some. A sum of
-    many such is not: these taps are left as they are, each its own component.
+    Taps that inputs hardly ever reach keep their random initial values, often within one or few steps. A transform
+    would spread these over many steps, so such taps are not transformed.
 
-    Where the inputs of neighbouring taps are alike, as in images and sound, errors of one sign add up in the output and
-    those that change sign cancel out. A coefficient gets finer steps the more its errors count with inputs like that:
-    components are those of ``Lᵀ w`` for inputs of the second moments ``L Lᵀ``.
+    If the inputs of neighbouring taps are correlated, as in images and sound, errors of equal sign add up in the
+    output, and errors of alternating sign cancel out. A coefficient gets finer steps if its errors count more with such
+    inputs: the components are those of ``Lᵀ w``, for taps w and inputs with the second moments ``L Lᵀ``.
 
     Args:
-        matrix: ``(R, C)``, finite; the taps of each input are rows one after another.
-        correlation: Of the inputs of neighbouring taps, less than 1.
+        matrix: ``(R, C)``, finite; the taps of each input are consecutive rows.
+        taps: Number of taps along each axis.
+        correlation: Correlation of the inputs of neighbouring taps, less than 1.
 
     Returns:
-        None if the matrix is all zeros.
+        The transform; None if the matrix is all zeros.
     """
     n_taps = math.prod(taps)
     gram = _gram(matrix, n_taps)
@@ -182,11 +183,12 @@ def find_transform(matrix: Floats, taps: tuple[int, ...], correlation: float) ->
     places = np.indices(taps).reshape(len(taps), n_taps)[:, busy]
     apart = np.abs(places[:, :, None] - places[:, None, :]).sum(axis=0)
     lower = np.linalg.cholesky(np.power(correlation, apart))
-    basis = signed(np.linalg.eigh(lower.T @ gram[np.ix_(busy, busy)] @ lower)[1].T[::-1])  # a component a row
+    basis = signed(np.linalg.eigh(lower.T @ gram[np.ix_(busy, busy)] @ lower)[1].T[::-1])  # one component in each row
     of_busy = basis @ np.linalg.inv(lower)
     of_busy *= math.sqrt(busy.size / float(np.square(of_busy).sum()))
     back = np.eye(n_taps)
     back[np.ix_(busy, busy)] = of_busy
     significand, exponent = math.frexp(float(np.abs(back).max()) / _LARGEST)
-    unit = math.ldexp(math.ceil(significand * 256), exponent - 8)  # few digits, on which all machines agree
+    # 8 significant bits, so that rounding errors of the computation do not matter
+    unit = math.ldexp(math.ceil(significand * 256), exponent - 8)
     return Transform(np.rint(back / unit).astype(np.int8), unit)

@@ -1,4 +1,4 @@
-"""A matrix to the codes of a trellis stage, rate and distortion weighed against each other (SPEC section 12)."""
+"""Quantizing a matrix to the codes of a trellis stage, by the least cost of rate and distortion (SPEC section 12)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .error_weights import weights_of
 from .principal_components import pieces
 from .viterbi import Rates
 
-_SAMPLE = 1 << 16  # elements on which rates are found
-_SAMPLE_STEPS = 256
-_ROUNDS = 3  # of quantizing the sample and counting
-_PRIOR = 4.0  # observations that the rates expected beforehand count for
+_SAMPLE = 1 << 16  # elements on which rates are estimated
+_SAMPLE_STEPS = 256  # steps of a sequence of the sample
+_ROUNDS = 3  # of quantizing the sample and counting codes
+_PRIOR = 4.0  # number of observations for which the initial rates count
 _FINE_NOISE = 0.22  # squared error at high rates, in squared steps
-_DAMPING = 0.2  # of the feedback of sums: how much a sum of errors counts, against the errors
+_DAMPING = 0.2  # cost of the squared sum of errors, relative to the sum of squared errors
 
 Fit = Literal["points", "gain", "means"]
 Indices = npt.NDArray[np.int16]
@@ -32,11 +32,12 @@ Books = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Grid:
-    """How a matrix is cut into sequences.
+    """How a matrix is cut into sequences, and their trellis.
 
     Attributes:
         tile: Rows and columns of a sequence.
-        block_rows: Of a block, a multiple of the tile's rows; 0 for one block.
+        block_rows: Rows of a block, a multiple of the rows of a tile; 0 for one block.
+        trellis: The trellis.
     """
 
     tile: tuple[int, int]
@@ -45,7 +46,7 @@ class Grid:
 
 
 def expected_rates(contexts: Contexts, reach: int) -> Floats:
-    """Bits of each index before any has been seen, for Laplacian weights: ``(n_contexts, 2, 2 · reach + 1)``."""
+    """Initial estimate of the bits of each index, for Laplacian weights: ``(n_contexts, 2, 2 · reach + 1)``."""
     logarithms = (contexts.exponent + np.arange(contexts.n_contexts)) / PER_OCTAVE
     deviation = np.exp2(logarithms / 2)[:, None, None]
     points = 2.0 * np.arange(-reach, reach + 1) + np.arange(2)[:, None]
@@ -58,12 +59,14 @@ def expected_rates(contexts: Contexts, reach: int) -> Floats:
 def find_rates(
     points: Floats, contexts: Contexts, grid: Grid, price: float, weights: Floats | None = None
 ) -> Rates:
-    """The rates at which quantizing by them leads to them, found on a sample of the matrix.
+    """Find rates that are those of the codes which result from them, on a sample of the matrix.
 
     Args:
         points: ``(R, C)``, in steps of the grid.
-        price: What a bit costs, in squared steps.
-        weights: Of the squared errors, to be broadcast; None for 1.
+        contexts: Contexts of the elements.
+        grid: Tiles, blocks and trellis.
+        price: Cost of a bit, in squared steps.
+        weights: Weights of the squared errors, of a shape that can be broadcast; None for 1.
     """
     reach = int(np.abs(points).max(initial=0) / 2) + 3
     bits = expected_rates(contexts, reach)
@@ -80,14 +83,16 @@ def _adapt(
     values: Floats, contexts: npt.NDArray[np.uint8], bits: Floats, path: Trellis, *, price: float,
     weights: Floats | None = None,
 ) -> tuple[Floats, npt.NDArray[np.int32], Books]:  # fmt: skip
-    """Quantize and count by turns, beginning with the rates expected.
+    """Alternate between quantizing and counting codes.
 
     Args:
-        values: ``(n_steps, n_sequences)``, and so are ``contexts`` and ``weights``.
-        bits: Of each index, see ``expected_rates``.
+        values, contexts, weights: ``(n_steps, n_sequences)``.
+        bits: Initial bits of each index, see ``expected_rates``.
+        path: The trellis.
+        price: Cost of a bit, in squared steps.
 
     Returns:
-        Bits as they become, and the indices and books that they are those of.
+        The resulting bits of each index, and the indices and codebooks from which they were counted.
     """
     prior = np.exp2(-bits) * _PRIOR
     size = bits.shape[2]
@@ -103,13 +108,13 @@ def _adapt(
 
 @dataclass(frozen=True)
 class Draft:
-    """A sample of a matrix, coded by a trellis of few states.
+    """A sample of a matrix that is coded by a trellis of few states.
 
     Attributes:
         values: ``(n_steps, n_sequences)``, in steps of the grid.
-        weights: Of their squared errors, to be broadcast.
-        indices, books: Theirs.
-        bits: Of a code.
+        weights: Weights of their squared errors, of a shape that can be broadcast.
+        indices, books: Index and codebook of each value.
+        bits: Bits of a code.
     """
 
     values: Floats
@@ -120,7 +125,7 @@ class Draft:
 
     @classmethod
     def of(cls, points: Floats, contexts: Contexts, price: float, power: float = 0.0) -> Draft:
-        """Arguments as for ``expected_bits``."""
+        """Code a sample. Arguments are those of ``expected_bits``."""
         places = sample_indices(points.size, _SAMPLE, 0)
         n_steps = min(places.size, _SAMPLE_STEPS)
         places = places[: places.size // n_steps * n_steps].reshape(-1, n_steps).T
@@ -135,22 +140,24 @@ class Draft:
         totals = counts.sum(axis=1, keepdims=True)
         used = counts > 0
         bits = -float((counts * np.log2(np.where(used, counts, 1) / np.maximum(totals, 1))).sum())
-        bits += 0.5 / math.log(2) * float(used.sum() - (totals > 0).sum())  # counts suit what was counted (Miller 1955)
+        # An entropy from counts is too small by half a nat for each code beyond the first (Miller 1955)
+        bits += 0.5 / math.log(2) * float(used.sum() - (totals > 0).sum())
         return cls(values, weights, indices, books, bits / values.size)
 
 
 def expected_bits(points: Floats, contexts: Contexts, price: float, fit: Fit, power: float = 0.0) -> float:
-    """Bits of a code, by a trellis of few states on a sample: those that it would take for the errors of a fine grid.
+    """Estimated bits of a code for the noise of a fine grid, from a trellis of few states on a sample.
 
-    At 6 dB a bit: of two ways to code a matrix at one step, that of fewer bits is smaller at the same squared error. At
-    low rates, where errors are larger than a fine grid's, they may be negative.
+    The bits are corrected by 1 bit for each 6 dB by which the noise differs from that of a fine grid. So of two ways to
+    code a matrix with the same step, the one with fewer bits gives a smaller file at the same squared error. At low
+    rates, where the noise differs most, the result may be negative.
 
     Args:
         points: ``(R, C)``, in steps of the grid.
-        contexts: Theirs.
-        price: What a bit costs, in squared steps.
-        fit: What codes stand for: their points, these times a gain, or the means of their cells.
-        power: Of magnitudes, with which squared errors count, see ``magnitudes``.
+        contexts: Contexts of the elements.
+        price: Cost of a bit, in squared steps.
+        fit: The values of codes: grid points, these times a gain, or the means of cells.
+        power: Power of magnitudes by which squared errors count, see error_weights.py.
     """
     draft = Draft.of(points, contexts, price, power)
     values, indices, books = draft.values, draft.indices, draft.books
@@ -168,7 +175,7 @@ def expected_bits(points: Floats, contexts: Contexts, price: float, fit: Fit, po
 
 
 def count_rates(indices: Indices, books: Books, contexts: Contexts, price: float, reach: int) -> Rates:
-    """The rates of codes as they are."""
+    """The rates of given codes."""
     size = 2 * reach + 1
     found = contexts.at(slice(None), slice(None)).astype(np.intp)
     at = (found * 2 + books) * size + np.clip(indices, -reach, reach) + reach
@@ -180,7 +187,7 @@ def count_rates(indices: Indices, books: Books, contexts: Contexts, price: float
 
 
 def _thin(group: tiles.Group) -> tiles.Group:
-    """Some sequences of a group, and of each not too many steps."""
+    """A sample of a group: some of its sequences, and the first steps of each."""
     height = max(1, min(group.rows.shape[0], _SAMPLE_STEPS // group.columns.shape[0]))
     wanted = max(1, _SAMPLE // (height * group.columns.shape[0]))
     n_down, n_across = group.rows.shape[1], group.columns.shape[1]
@@ -193,10 +200,12 @@ def _thin(group: tiles.Group) -> tiles.Group:
 def quantize(
     points: Floats, contexts: Contexts, grid: Grid, rates: Rates, weights: Floats | None = None, *, first_row: int = 0
 ) -> tuple[Indices, Books]:
-    """The cheapest codes of a matrix, each sequence by itself.
+    """The codes of a matrix with the least cost, for each sequence by itself.
 
     Args:
-        points: ``(R, C)``, in steps of the grid: the rows from ``first_row`` on, which begins a tile.
+        points: ``(R, C)``, in steps of the grid.
+        contexts: Contexts of the whole matrix.
+        first_row: Number of the first row of ``points`` in the whole matrix, a multiple of the rows of a tile.
 
     Returns:
         Index and codebook of each element.
@@ -220,14 +229,14 @@ def quantize_keeping_sums(
     points: Floats, contexts: Contexts, grid: Grid, rates: Rates, weights: Floats | None = None, *,
     shares: Floats | None = None,
 ) -> tuple[Indices, Books]:  # fmt: skip
-    """As ``quantize``, and so that in each column the errors add up to little.
+    """As ``quantize``, but the sum of the errors of each column is kept small.
 
-    A column has the weights of one output; where its inputs have a mean, as after a ReLU, a sum of errors shifts the
-    output. Each further part of the rows makes up for what those before it left over: the feedback of Frantar et al.
-    2022 (GPTQ), for inputs of which no more is known than that (their second moments are I + d ssᵀ).
+    A column has the weights of one output. If inputs have a mean other than 0, as after a ReLU, a sum of errors shifts
+    the output. So each further part of the rows compensates the sum of the errors before it. This is the feedback of
+    Frantar et al. 2022 (GPTQ) for inputs with the second moments I + d s sᵀ, where d is ``_DAMPING``.
 
     Args:
-        shares: s, by which the error of a row counts in the sum, again from the start after its last; None for 1.
+        shares: s, the factors of the errors of rows in the sum; repeated if there are more rows. None for 1.
     """
     n_rows = points.shape[0]
     indices, books = np.empty(points.shape, np.int16), np.empty(points.shape, np.uint8)
@@ -242,12 +251,12 @@ def quantize_keeping_sums(
         errors = points[part] - (2 * indices[part] + books[part])
         if shares is not None:
             errors *= of_rows[part, None]
-        left += errors.sum(axis=0)  # no product of matrices: its rounding depends on threads and BLAS
+        left += errors.sum(axis=0)  # not by a matrix product, whose rounding depends on threads and BLAS
     return indices, books
 
 
 def halves(n_rows: int, unit: int) -> list[tuple[int, int]]:
-    """Row ranges, each half of what is left, in whole units."""
+    """Ranges of rows, each half of those that remain, in multiples of ``unit``."""
     ranges = []
     start = 0
     while start < n_rows:
@@ -259,7 +268,7 @@ def halves(n_rows: int, unit: int) -> list[tuple[int, int]]:
 
 
 def gain(points: Floats, indices: npt.NDArray[np.signedinteger[Any]], books: Books) -> float:
-    """By how much the grid's points are to be multiplied for the least squared error; 1 where all are 0."""
+    """The factor of grid points that gives the least squared error; 1 if all points are 0."""
     product = energy = 0.0
     for rows, part in pieces(points):
         grid = 2.0 * indices[rows] + books[rows]
@@ -269,9 +278,9 @@ def gain(points: Floats, indices: npt.NDArray[np.signedinteger[Any]], books: Boo
 
 
 def centroids(points: Floats, indices: Indices, books: Books, reach: int) -> npt.NDArray[np.float64]:
-    """The mean of the values that have each code, in steps: ``(2, 2 · reach + 1)``; the grid's point where none has.
+    """For each code the mean of its values, in steps: ``(2, 2 · reach + 1)``; the grid point if it has none.
 
-    Both signs are averaged, so that a table is symmetric.
+    Values of both signs are averaged, so that the table is symmetric.
     """
     size = 2 * reach + 1
     grid = 2 * np.arange(-reach, reach + 1.0) + np.arange(2)[:, None]
@@ -283,7 +292,7 @@ def centroids(points: Floats, indices: Indices, books: Books, reach: int) -> npt
 
 
 def mirror(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """What index k of codebook q has at the point opposite: −k of codebook 0, −1 − k of codebook 1."""
+    """Exchange the values of opposite grid points: k and −k in codebook 0, k and −1 − k in codebook 1."""
     turned = values[:, ::-1].copy()
     turned[1, :-1] = values[1, :-1][::-1]
     turned[1, -1] = 0

@@ -1,7 +1,7 @@
-"""Trellis-coded quantization: the codes with the least distortion and rate, by dynamic programming.
+"""Trellis-coded quantization: the codes with the least cost of distortion and rate, by dynamic programming.
 
-The codebooks are the even and the odd points of a grid (SPEC 12.4); the path through the states of SPEC 12.2 with the
-least cost is found for many sequences at once (Viterbi 1967; entropy-constrained: Fischer and Wang 1992; Joshi, Crump
+The codebooks are the even and the odd points of a grid (SPEC 12.4). The path through the states of SPEC 12.2 with the
+least cost is found for many sequences together (Viterbi 1967; entropy-constrained: Fischer and Wang 1992; Joshi, Crump
 and Fischer 1995).
 """
 
@@ -20,8 +20,8 @@ from ...format.stages import Trellis
 # Parity-check polynomials by the number of states (Ungerboeck 1982, table I, one-dimensional)
 TRELLISES = {4: Trellis(0o5, 0o2), 8: Trellis(0o13, 0o4), 16: Trellis(0o23, 0o4), 32: Trellis(0o45, 0o10),
              64: Trellis(0o103, 0o24), 128: Trellis(0o235, 0o126), 256: Trellis(0o515, 0o362)}  # fmt: skip
-_PATHS = 1 << 15  # that are searched side by side: one for each state of each sequence
-_PIECE = 1 << 16  # elements whose metrics are held at a time
+_PATHS = 1 << 15  # paths that are searched together, one for each state of each sequence
+_PIECE = 1 << 16  # elements whose branch costs are in memory together
 _FORBIDDEN = np.float32(1e30)
 
 Indices = npt.NDArray[np.int32]
@@ -30,11 +30,11 @@ States = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Rates:
-    """Bits of each index in each context, times what a bit costs.
+    """The cost of each index in each context: its bits times the price of a bit.
 
     Attributes:
-        costs: ``(n_contexts, 2, 2 · reach + 1)`` float32, of codebook q and index k at ``[q, k + reach]``.
-        reach: No index is beyond it; at least 2. Values up to ``2 · (reach - 2)`` get the best of all points.
+        costs: ``(n_contexts, 2, 2 · reach + 1)`` float32. That of codebook q and index k is at ``[q, k + reach]``.
+        reach: Largest magnitude of an index, at least 2. Values up to ``2 · (reach - 2)`` can get their best point.
     """
 
     costs: Floats
@@ -43,11 +43,11 @@ class Rates:
 
 @dataclass(frozen=True)
 class _Moves:
-    """The trellis turned round: by which states, and by which subsets of points, each state is reached.
+    """The transitions into each state of a trellis. Each state has two predecessors.
 
     Attributes:
-        before: ``(2 · n_states,)`` intp: the two states before each state, first ones first.
-        subsets, subsets8: ``(2 · n_states,)`` intp and uint8: on the way from each, 2 · parity + q.
+        before: ``(2 · n_states,)`` intp: for each state its first predecessor; then for each its second.
+        subsets, subsets8: ``(2 · n_states,)`` intp and uint8: the subset of points of each transition, 2 · parity + q.
     """
 
     before: npt.NDArray[np.intp]
@@ -76,16 +76,18 @@ def quantize(
     weights: Floats | None = None,
     start: States | None = None,
 ) -> tuple[Indices, States, States]:
-    """Indices of the grid points that stand for values.
+    """Quantize sequences of values to grid points, with the least cost.
 
     Args:
-        points: ``(n_steps, n_sequences)``: values in steps of the grid; the point of codebook q and index k is 2 k + q.
-        contexts: Of each value; None for context 0.
-        weights: Of the squared errors, of the same shape or to be broadcast; None for 1.
-        start: States in which the sequences begin; None for 0.
+        points: Values in steps of the grid, ``(n_steps, n_sequences)``. The point of index k of codebook q is 2 k + q.
+        contexts: Context of each value; None for context 0.
+        rates: Costs of the indices.
+        trellis: The trellis.
+        weights: Weights of the squared errors, of a shape that can be broadcast; None for 1.
+        start: Initial states of the sequences; None for 0.
 
     Returns:
-        Indices ``(n_steps, n_sequences)``, the codebook q of each, and the states after the last.
+        Index and codebook of each value, ``(n_steps, n_sequences)``, and the final states of the sequences.
     """
     n_sequences = points.shape[1]
     indices, books = np.empty(points.shape, np.int32), np.empty(points.shape, np.uint8)
@@ -104,7 +106,7 @@ def quantize(
 
 
 class _Search:
-    """The search of some sequences, side by side; arguments as for ``quantize``."""
+    """The search for some sequences together. Arguments are those of ``quantize``."""
 
     def __init__(
         self, points: Floats, contexts: npt.NDArray[np.uint8] | None, rates: Rates, weights: Floats | None
@@ -112,13 +114,13 @@ class _Search:
         self._points, self._contexts, self._weights = points, contexts, weights
         self._costs = np.ascontiguousarray(rates.costs).reshape(-1)
         self._reach = rates.reach
-        self._steps = max(1, _PIECE // points.shape[1])  # at a time
+        self._steps = max(1, _PIECE // points.shape[1])  # steps whose branch costs are computed together
 
     def find_path(self, trellis: Trellis, start: States | None) -> tuple[States, States]:
-        """The cheapest way through the states.
+        """The path with the least cost.
 
         Returns:
-            The subset of each value, 2 · parity + q, and the states after the last.
+            The subset of points of each value, 2 · parity + q, and the final states.
         """
         n_steps, n = self._points.shape
         n_states = trellis.n_states
@@ -143,14 +145,14 @@ class _Search:
         end = state.astype(np.uint8)
         subsets = np.empty((n_steps, n), np.uint8)
         sequence = np.arange(n)
-        for step in range(n_steps - 1, -1, -1):  # back from the end
+        for step in range(n_steps - 1, -1, -1):  # trace the path back from its end
             way = takes_second[step].reshape(-1).take(state * n + sequence) * n_states + state
             moves.subsets8.take(way, out=subsets[step], mode="clip")
             state = moves.before.take(way)
         return subsets, end
 
     def choices(self, subsets: States) -> Indices:
-        """The index of each value, told its subset."""
+        """The best index of each value in a given subset of points."""
         indices = np.empty(subsets.shape, np.int32)
         for first in range(0, len(subsets), self._steps):
             part = slice(first, first + self._steps)
@@ -158,9 +160,12 @@ class _Search:
         return indices
 
     def _cheapest(self, steps: slice, subset: Any) -> tuple[Floats, Indices]:
-        """The cheapest point of a subset for each value: its cost and index.
+        """For each value the point of a subset with the least cost. Returns its cost and its index.
 
-        Subset d has the points ≡ d mod 4. Candidates are its nearest point, and the next one towards 0.
+        Subset d has the points that are d modulo 4. The candidates are the nearest of them, and the next one towards 0.
+
+        Args:
+            subset: A subset, or one for each value.
         """
         points = self._points[steps]
         q = subset & 1
@@ -168,13 +173,13 @@ class _Search:
         base = q * size + self._reach
         if self._contexts is not None:
             base = self._contexts[steps].astype(np.intp) * (2 * size) + base
-        furthest = np.float32(2 * (self._reach - 2))  # what feedback takes beyond it cannot be reached
+        furthest = np.float32(2 * (self._reach - 2))  # feedback may move values beyond the range of indices
         aims = np.clip(points, -furthest, furthest)
         aims -= subset.astype(np.float32)
         nearest = np.rint(aims * np.float32(0.25)).astype(np.int32)
         nearest *= 4
         nearest += subset
-        nearer = nearest - np.where(nearest > 0, np.int32(4), np.int32(-4))  # to 0
+        nearer = nearest - np.where(nearest > 0, np.int32(4), np.int32(-4))  # nearer to 0
         best: Floats | None = None
         chosen: Indices | None = None
         for point in (nearest, nearer):
