@@ -1,7 +1,7 @@
 """Checkpoints of other formats to ``.vqm`` and back (SPEC section 18).
 
-``convert`` compresses a checkpoint, ``extract`` writes one from a ``.vqm``, ``open_source`` opens any of them. What a
-format needs (torch, h5py, onnx, …) is imported when a file of it is met.
+``convert`` compresses a checkpoint, ``extract`` writes one from a ``.vqm``, ``open_source`` opens a file of any of the
+formats. A package that a format needs (torch, h5py, onnx, …) is imported when a file of that format is opened.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
     """Compress a checkpoint into a ``.vqm``.
 
     Args:
-        src: Checkpoint, told by its content: PyTorch (zip, legacy, TorchScript), safetensors, Keras (``.keras``,
-            ``.weights.h5``, legacy ``.h5``), HDF5, ONNX, GGUF, NumPy archive or array, or another ``.vqm``. Of a
-            sharded model, the index or the folder.
+        src: Checkpoint: PyTorch (zip, legacy, TorchScript), safetensors, Keras (``.keras``, ``.weights.h5``, legacy
+            ``.h5``), HDF5, ONNX, GGUF, NumPy archive or array, or another ``.vqm``. The format is detected from the
+            content. For a sharded model, the index or the folder.
         dst: Path, or a binary stream.
-        options: What is asked of the encoder; or give its parts as keywords, as to ``vqformat.save_file``.
-        metadata: Added to what the checkpoint has.
-        include_optimizer: Whether the state of training that lies beside the weights (the optimizer's, epoch numbers)
-            is kept too. Its tensors are stored exactly, unless a pattern of the recipe names them.
-        overwrite: Whether ``dst`` may be replaced.
+        options: Options of the encoder. They can be given as keyword arguments instead, as for ``vqformat.save_file``.
+        metadata: Added to the metadata of the checkpoint.
+        include_optimizer: Whether the training state beside the weights (of the optimizer, epoch numbers) is stored,
+            too. Its tensors are stored exactly, unless a pattern of the recipe matches them.
+        overwrite: Whether an existing ``dst`` may be replaced.
 
     Returns:
-        What became of each tensor; ``notes`` says what was left out or stored twice.
+        A report on each tensor. Its ``notes`` say what was left out or stored twice.
 
     Raises:
         ConversionError: The checkpoint cannot be read.
@@ -55,7 +55,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
     elif keywords:
         raise TypeError(f"options and {', '.join(keywords)} exclude each other")
     if not overwrite and isinstance(dst, (str, os.PathLike)) and os.path.exists(dst):
-        raise FileExistsError(f"{os.fspath(dst)!r} exists; it was not replaced")  # said before the work is done
+        raise FileExistsError(f"{os.fspath(dst)!r} exists; it was not replaced")  # before the work is done
     with open_source(src, include_optimizer=include_optimizer) as source:
         stored = {**source.stored_metadata(), **(metadata or {})}
         report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite)
@@ -67,23 +67,25 @@ def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: 
             overwrite: bool = False) -> list[str]:  # fmt: skip
     """Write the tensors of a ``.vqm`` to a checkpoint of another format.
 
-    Names, shapes and dtypes stay. If the source was of the same format, its layout comes back too: a state dict under
-    the keys where it lay, Keras's groups and configuration, ONNX's graph. Tied tensors are tied in a state dict and in
-    HDF5, and copies elsewhere. NumPy has no bfloat16, no 8-bit floats and nothing below 8 bits: those are widened, to
-    the same values. A state dict and an ONNX model are put together in memory; the others take one tensor at a time.
+    Names, shapes and dtypes are kept. If the ``.vqm`` was made from a file of the same format, its structure is
+    restored: the keys that lead to a state dict, the groups and the configuration of Keras, the graph of ONNX. Tied
+    tensors are tied in a state dict and in HDF5; in other formats they are copies. NumPy has no bfloat16, no 8-bit
+    floats and no dtypes below 8 bits: these are converted to wider dtypes with the same values. A state dict and an
+    ONNX model are assembled in memory; for the other formats one tensor at a time is in memory.
 
     Args:
-        dst: Its ending says the format: ``.pt``, ``.pth`` or ``.bin``, ``.safetensors``, ``.npz``, ``.h5`` or
-            ``.hdf5``; ``.keras``, ``.weights.h5`` and ``.onnx`` if the source was one.
-        names: Names or patterns (``*``, ``?``, ``[…]``) of the tensors wanted; None for all.
-        overwrite: Whether ``dst`` may be replaced.
+        src: Path of the ``.vqm``.
+        dst: Path. Its suffix determines the format: ``.pt``, ``.pth`` or ``.bin``, ``.safetensors``, ``.npz``, ``.h5``
+            or ``.hdf5``; also ``.keras``, ``.weights.h5`` or ``.onnx``, if the ``.vqm`` was made from such a file.
+        names: Names or patterns (``*``, ``?``, ``[…]``) of tensors; None for all.
+        overwrite: Whether an existing ``dst`` may be replaced.
 
     Returns:
-        Notes: what the format could not keep.
+        Notes on what the format could not keep.
 
     Raises:
-        ConversionError: ``src`` is no ``.vqm``, or the format of ``dst`` is unknown or cannot hold a tensor.
-        TensorNotFoundError: No tensor has one of the names.
+        ConversionError: ``src`` is not a ``.vqm``, or the format of ``dst`` is unknown or cannot hold a tensor.
+        TensorNotFoundError: A name or pattern matches no tensor.
         FileExistsError: ``dst`` exists and ``overwrite`` is false.
     """
     from .export import export
@@ -95,7 +97,7 @@ def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: 
         return export(source, Path(dst), names=names, overwrite=overwrite)
 
 
-# Kind -> module and function that opens it
+# Kind of file -> module and function that opens it
 _READERS: dict[Kind, tuple[str, str]] = {
     "vqm": ("vqm", "open_vqm"),
     "pytorch": ("pytorch", "open_pytorch"),
@@ -115,15 +117,16 @@ _WITH_OPTIMIZER = ("pytorch", "keras", "keras-shards", "hdf5")
 
 
 def open_source(path: str | os.PathLike[str], *, include_optimizer: bool = False) -> Source:
-    """Open a checkpoint of any format that can be read, told by its content.
+    """Open a checkpoint of any supported format, which is detected from its content.
 
     Args:
-        include_optimizer: Whether the state of training that lies beside the weights is kept too.
+        path: Path of a file, or of a folder that has one.
+        include_optimizer: Whether the training state beside the weights is included.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ConversionError: It cannot be read; the message says what it is and what would work.
-        ImportError: A package for the format is not installed; the message says which.
+        ConversionError: It cannot be read. The message says what it is and what can be done.
+        ImportError: A package for the format is not installed. The message says which.
     """
     kind, file = detect_format(Path(path))
     module, function = _READERS[kind]

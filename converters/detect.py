@@ -1,4 +1,4 @@
-"""Which format a file has, told from its first bytes; its name says nothing."""
+"""Detection of the format of a file by its content. Its name matters only for ONNX, which has no signature."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_JSON_NBYTES = 100_000_000
 _VQM = b"\x89VQM"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, pickled
-# What people hand over by mistake, and what would help
+# Beginnings of files that users give by mistake -> what they are, and what to do
 _OTHERS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; fetch the file with: git lfs pull"),
     (b"\x1f\x8b", "compressed with gzip; decompress it first"),
@@ -33,11 +33,11 @@ _OTHERS = (
 
 
 def detect_format(path: Path) -> tuple[Kind, Path]:
-    """The format of a checkpoint, and the file to read: of a folder, the one in it.
+    """The format of a checkpoint, and the path to read: for a folder that of a file in it.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ConversionError: It is nothing that can be read; the message says what it is and what would work.
+        ConversionError: It has no supported format. The message says what it is and what can be done.
     """
     if path.is_dir():
         return _in_folder(path)
@@ -70,7 +70,7 @@ def detect_format(path: Path) -> tuple[Kind, Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where the file holds none."""
+    """The JSON object in a file; an empty dict if there is none, or if the file is too large."""
     if path.stat().st_size > MAX_JSON_NBYTES:
         return {}
     text = path.read_bytes()
@@ -82,7 +82,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _of_index(path: Path) -> Kind | None:
-    """Which sharded model a JSON file is the index of, by the suffixes of its shards."""
+    """The kind of sharded model of which a JSON file is the index, by the suffixes of the shards; None if of none."""
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict):
         return None
@@ -94,7 +94,7 @@ def _of_index(path: Path) -> Kind | None:
     return "safetensors-index"
 
 
-# What a folder is looked through for, in this order
+# File name patterns that are searched in a folder, in this order
 _IN_FOLDER: tuple[tuple[str, Kind], ...] = (
     ("*.safetensors.index.json", "safetensors-index"), ("*.safetensors", "safetensors"),
     ("*.bin.index.json", "pytorch-index"), ("pytorch_model.bin", "pytorch"),
@@ -109,7 +109,7 @@ def _in_folder(folder: Path) -> tuple[Kind, Path]:
     for pattern, kind in _IN_FOLDER:
         files = sorted(folder.glob(pattern))
         if len(files) == 1:
-            if kind == "keras":  # an unpacked .keras: the configuration lies beside the weights
+            if kind == "keras":  # an unpacked .keras has the configuration beside the weights
                 return (kind, folder) if (folder / "config.json").is_file() else ("hdf5", files[0])
             return kind, files[0]
         if files:
@@ -148,12 +148,12 @@ def _of_zip(path: Path) -> Kind:
 
 
 def names_of_weights(names: list[str]) -> list[str]:
-    """Of the members of a Keras archive, those that may have the weights."""
+    """Those names of members of a Keras archive that may have the weights."""
     return [name for name in names if name in ("model.weights.h5", "model.weights.npz", "model.weights.json")]
 
 
 def hdf5_offset(path: Path) -> int | None:
-    """Where HDF5's signature is: at 0, or after a user block at 512 times a power of two; None if there is none."""
+    """Offset of the HDF5 signature: 0, or 512 times a power of two after a user block; None if there is none."""
     offset = 0
     with open(path, "rb") as stream:
         size = stream.seek(0, 2)
@@ -166,7 +166,7 @@ def hdf5_offset(path: Path) -> int | None:
 
 
 def _is_onnx(head: bytes) -> bool:
-    """Whether this begins as a ModelProto does: ir_version, then another of its fields."""
+    """Whether bytes begin like a ModelProto: with ir_version, then another field of it."""
     fields = {field << 3 | kind for field, kind in ((2, 2), (3, 2), (4, 2), (5, 0), (6, 2), (7, 2), (8, 2), (14, 2))}
     return len(head) > 2 and head[0] == 0x08 and 0 < head[1] < 32 and head[2] in fields
 
@@ -197,7 +197,7 @@ def _is_text(head: bytes) -> bool:
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as err:
-        if err.start < len(head) - 3:  # not merely a character cut in two
+        if err.start < len(head) - 3:  # more than a last character that is cut
             return False
         text = head[: err.start].decode("utf-8")
     return all(character.isprintable() or character in "\t\r\n\f" for character in text)

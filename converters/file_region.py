@@ -1,4 +1,4 @@
-"""The bytes of a file in a file: part of one on disk, or bytes in memory."""
+"""The bytes of a file that may be inside another file: a range of that file, or bytes in memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ class Region:
     """Bytes ``start`` to ``start + size`` of a file, or ``data``.
 
     Attributes:
-        label: What it is, in error texts.
-        member: Name of the archive's member that it is, or empty.
-        data: The bytes, where they are not in the file as they are.
+        path: Path of the file.
+        label: Its name in error texts.
+        start, size: Offset and number of the bytes.
+        member: Name of the archive member that it is; empty if it is none.
+        data: The bytes, if they are compressed in the file; else None.
     """
 
     path: Path
@@ -30,14 +32,18 @@ class Region:
 
     @classmethod
     def of_file(cls, path: Path, start: int = 0) -> Region:
-        """A file, from a byte on."""
+        """The bytes of a file from an offset to its end."""
         return cls(path, f"{str(path)!r}", start, path.stat().st_size - start)
 
     def fill(self, array: npt.NDArray[Any], offset: int) -> None:
-        """Read the bytes at an offset into an array in C order.
+        """Read bytes into an array in C order.
+
+        Args:
+            array: The array to fill.
+            offset: Offset of its first byte in the region.
 
         Raises:
-            ValueError: They are not all there.
+            ValueError: The region is too short.
         """
         target = memoryview(array.reshape(-1).view(np.uint8).data)
         if not 0 <= offset <= self.size - len(target):
@@ -51,14 +57,14 @@ class Region:
                 raise ValueError("the file became shorter while it was read")
 
     def open(self) -> BinaryIO:
-        """The bytes as a file."""
+        """The bytes as a seekable binary file."""
         if self.data is not None:
             return io.BytesIO(self.data)
         return _Window(open(self.path, "rb"), self.start, self.size)  # type: ignore[return-value]
 
 
 class _Window(io.RawIOBase):
-    """Part of a file, as a file."""
+    """A range of a file, as a file."""
 
     def __init__(self, stream: BinaryIO, start: int, size: int) -> None:
         self._stream, self._start, self._size, self._position = stream, start, size, 0

@@ -1,6 +1,7 @@
-"""GGUF files as a source: plain tensors exactly, quantized ones as the float32 that they stand for (SPEC section 18).
+"""Reading GGUF files: plain tensors exactly, quantized tensors as their float32 values (SPEC section 18).
 
-The header is walked here, since gguf's own reader trusts every length; the package gives block sizes and dequantizes.
+The header is parsed here, because the reader of the gguf package trusts all lengths. The package is used for block
+sizes and for dequantization.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ _PLAIN = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64", "I8": "i8", 
           "I64": "i64"}  # fmt: skip
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
-_MAX_HEADER_NBYTES = 1 << 27  # a vocabulary takes some 10 million
+_MAX_HEADER_NBYTES = 1 << 27  # a vocabulary takes about 10 million bytes
 _MAX_TEXT_NBYTES = 1 << 20
 _MAX_NESTING = 4  # of arrays
-_MAX_AXES = 8  # ggml itself has 4
+_MAX_AXES = 8  # ggml itself allows 4
 
 
 def open_gguf(path: Path) -> Source:
     """Open a GGUF file of version 2 or 3, little-endian.
 
     Raises:
-        ConversionError: It is damaged, of another version, or has a tensor of a type that is unknown.
-        EncodeError: A ``.vqm`` cannot have a tensor's name or shape.
+        ConversionError: It is damaged, has another version, or has a tensor of an unknown type.
+        EncodeError: A ``.vqm`` cannot hold the name or shape of a tensor.
     """
     notes: list[str] = []
     with path.open("rb") as stream:
@@ -62,7 +63,13 @@ def open_gguf(path: Path) -> Source:
 
 
 class _Header:
-    """A file read from its start; every length is compared with what remains of it."""
+    """Reads the header of a file. Every length is compared with the bytes that remain.
+
+    Attributes:
+        size: Bytes of the file.
+        position: Bytes read so far.
+        n_tensors, n_values: Number of tensors, and of values of the metadata.
+    """
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self.path = path
@@ -106,7 +113,7 @@ class _Header:
             raise self.error(f"the name before byte {self.position} is no UTF-8") from err
 
     def value(self, kind: int, depth: int = 0) -> str | int | None:
-        """A value of the metadata; None where a ``.vqm`` cannot have it."""
+        """Read a value of the metadata. Returns None if the metadata of a ``.vqm`` cannot hold it."""
         if kind in _NUMBERS:
             number = self.number(_NUMBERS[kind])
             return None if isinstance(number, float) else number
@@ -129,8 +136,8 @@ class _Header:
 
 
 def _metadata(header: _Header) -> tuple[dict[str, Any], int]:
-    """Strings, integers and truth values, and how many other values there are."""
-    header.check(header.n_values * 13, f"metadata of {header.n_values} values")  # length of key, type, a byte
+    """The strings, integers and bools of the metadata, and the number of its other values."""
+    header.check(header.n_values * 13, f"metadata of {header.n_values} values")  # length of key, type, 1 byte
     metadata: dict[str, Any] = {}
     for _ in range(header.n_values):
         key = header.name()
@@ -142,7 +149,7 @@ def _metadata(header: _Header) -> tuple[dict[str, Any], int]:
 
 
 def _tensors(header: _Header, metadata: dict[str, Any]) -> tuple[list[SourceTensor], list[str]]:
-    """The tensors, and of those that are quantized the types."""
+    """The tensors, and the types of those that are quantized."""
     header.check(header.n_tensors * 24, f"a list of {header.n_tensors} tensors")  # name, axes, type, offset
     if header.n_tensors > MAX_TENSORS:
         raise header.error(f"it has {header.n_tensors} tensors, and a .vqm at most {MAX_TENSORS}")
@@ -152,7 +159,7 @@ def _tensors(header: _Header, metadata: dict[str, Any]) -> tuple[list[SourceTens
         n_axes = header.number("<I")
         if name in entries or n_axes > _MAX_AXES:
             raise header.error(f"tensor {name!r} is there twice, or has {n_axes} axes")
-        shape = tuple(header.number("<Q") for _ in range(n_axes))[::-1]  # GGUF has the innermost axis first
+        shape = tuple(header.number("<Q") for _ in range(n_axes))[::-1]  # GGUF stores the innermost axis first
         entries[name] = shape, header.number("<I"), header.number("<Q")
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
@@ -178,12 +185,12 @@ def _tensors(header: _Header, metadata: dict[str, Any]) -> tuple[list[SourceTens
 
 
 def _type(header: _Header, name: str, number: int) -> tuple[GGMLQuantizationType, int, int]:
-    """A tensor's type, and the elements and bytes of its blocks."""
+    """The type of a tensor, and the elements and bytes of a block of this type."""
     try:
         kind = GGMLQuantizationType(number)
         block, nbytes = GGML_QUANT_SIZES[kind]
         if kind.name not in _PLAIN:
-            dequantize(np.zeros((1, nbytes), np.uint8), kind)  # of some types gguf knows no more than the size
+            dequantize(np.zeros((1, nbytes), np.uint8), kind)  # for some types gguf knows only the size
     except (ValueError, KeyError, NotImplementedError) as err:
         raise header.error(f"tensor {name!r} has type {number}, which gguf cannot dequantize ({err})") from err
     return kind, block, nbytes
@@ -199,7 +206,7 @@ def _loader(path: Path, kind: GGMLQuantizationType, shape: tuple[int, ...], offs
             return data.view(BY_NAME[_PLAIN[kind.name]].numpy).reshape(shape)
         if not nbytes:
             return np.zeros(shape, np.float32)
-        with np.errstate(all="ignore"):  # scales may be anything
+        with np.errstate(all="ignore"):  # scales of a damaged file may be NaN
             return np.asarray(dequantize(data.reshape(*shape[:-1], -1), kind), np.float32).reshape(shape)
 
     return load

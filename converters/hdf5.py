@@ -1,7 +1,7 @@
-"""HDF5 files read safely: the datasets of a tree, and all else that is needed to write the tree again.
+"""Reading HDF5 files safely: the datasets of a tree, and everything that is needed to write the tree again.
 
-libhdf5 only tells where things are, in a process of its own (``hdf5_walk.py``). What it tells is checked against the
-file, and the values are read here: a dataset is taken only if all its bytes are in the file itself.
+libhdf5 runs in a separate process (``hdf5_walk.py``) and only reports where objects are. The report is checked against
+the file, and the values are read here. A dataset is accepted only if all its bytes are in the file itself.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from .file_region import Region
 from .hdf5_chunks import Chunks
 from .hdf5_layout import ASCII, UTF8, Attribute
 
-READY = b"\x89walk\r\n\x1a\n"  # with which the process begins: site-specific code may print before it
-MAX_TOLD_NBYTES = 1 << 29
-SILENCE_S = 20.0  # after which a process that tells nothing more is stopped, at the latest twice as long
+READY = b"\x89walk\r\n\x1a\n"  # begins the report; code of the site may print before it
+MAX_TOLD_NBYTES = 1 << 29  # of the report
+SILENCE_S = 20.0  # a process that reports nothing for so long, or at most twice as long, is killed
 _PROGRAM = """import sys
 sys.path[:] = sys.argv[5:]
 from vqformat.converters.hdf5_walk import main
@@ -42,10 +42,11 @@ class Dataset:
     """A dataset of a tree.
 
     Attributes:
-        path: From the root, without a leading slash.
-        dtype: Name in SPEC 7.1; None for two bytes that nothing says the meaning of.
-        first: The path by which the same object was met first: its own, unless it has several.
-        load: Reads its values.
+        path: Path from the root, without a leading slash.
+        dtype: Name in SPEC 7.1; None for elements of two bytes of unknown meaning.
+        shape: Its shape.
+        first: The first path by which the object was found. It differs from ``path`` if the object has several.
+        load: Reads the values.
     """
 
     path: str
@@ -57,13 +58,13 @@ class Dataset:
 
 @dataclass
 class Tree:
-    """What is in an HDF5 file.
+    """The contents of an HDF5 file.
 
     Attributes:
-        datasets: By path.
-        groups: Paths of the groups that have nothing in them.
-        attributes: By path of their owner, and name.
-        notes: What was left out.
+        datasets: Datasets by path.
+        groups: Paths of the empty groups.
+        attributes: Attributes by the path of their owner and their name.
+        notes: Notes on what was left out.
     """
 
     datasets: dict[str, Dataset] = field(default_factory=dict)
@@ -72,7 +73,7 @@ class Tree:
     notes: list[str] = field(default_factory=list)
 
     def attribute(self, path: str, name: str) -> Any:
-        """An attribute's strings as a list, a single one as such; None if it is not there or of another type."""
+        """The strings of an attribute as a list, or a single string; None if it does not exist or has another type."""
         if (path, name) not in self.attributes:
             return None
         kind, shape, data = self.attributes[path, name]
@@ -80,14 +81,14 @@ class Tree:
             size = int(kind[2:])
             data = [data[start : start + size].rstrip(b"\0") for start in range(0, len(data), size)] if size else []
         elif kind not in (UTF8, ASCII):
-            return [] if shape == [0] else None  # an empty list of names is one of no floats
+            return [] if shape == [0] else None  # Keras writes an empty list of names as an empty array of floats
         texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in data]
         return texts if shape else texts[0] if texts else ""
 
     def names(self, path: str, name: str) -> list[str] | None:
-        """A list of strings that Keras may have split over ``name0``, ``name1``, …; None if there is none.
+        """A list of strings, which Keras may have split into attributes ``name0``, ``name1``, …; None if there is none.
 
-        The limit of HDF5 is 64 KiB an attribute (Keras 2, ``load_attributes_from_hdf5_group``).
+        HDF5 limits an attribute to 64 KiB (Keras 2, ``load_attributes_from_hdf5_group``).
         """
         whole = self.attribute(path, name)
         if isinstance(whole, list):
@@ -101,11 +102,11 @@ class Tree:
 
 
 def read_tree(region: Region) -> Tree:
-    """What is in an HDF5 file.
+    """Read the tree of an HDF5 file.
 
     Raises:
-        ConversionError: It is damaged, or has what is refused.
-        ImportError: h5py is not installed, or its libhdf5 is too old to read a foreign file safely.
+        ConversionError: It is damaged, or has something that is refused.
+        ImportError: h5py is not installed, or its libhdf5 is too old to read untrusted files safely.
     """
     if find_spec("h5py") is None:
         raise ImportError("Keras and HDF5 files need h5py; run: pip install 'vqformat[keras]'")
@@ -132,11 +133,11 @@ def read_tree(region: Region) -> Tree:
 
 
 def _told(region: Region) -> Iterator[list[Any]]:
-    """What ``hdf5_walk`` tells of a file; ends without an error only if it comes to its end.
+    """The messages of ``hdf5_walk`` about a file, up to its message "end".
 
     Raises:
-        ConversionError: The file was refused, or libhdf5 did not survive it.
-        ImportError: libhdf5 is too old.
+        ConversionError: The file was refused, or libhdf5 crashed or hung.
+        ImportError: libhdf5 is too old, or h5py does not work.
     """
     command = [sys.executable, "-c", _PROGRAM, str(region.path), str(region.start), str(region.size), region.member,
                *sys.path]  # fmt: skip
@@ -156,7 +157,7 @@ def _told(region: Region) -> Iterator[list[Any]]:
         threading.Thread(target=watch, daemon=True).start()
         assert process.stdout is not None
         told_nbytes = 0
-        rest: bytes | None = b""  # what came before READY
+        rest: bytes | None = b""  # output before READY; None after it
         unpacker = msgpack.Unpacker(raw=False, max_buffer_size=1 << 28, use_list=True)
         while data := process.stdout.read1(1 << 16):  # type: ignore[attr-defined]
             heard.set()
@@ -211,7 +212,7 @@ def _dtype_name(region: Region, tree: Tree, path: str, dtype: str) -> str | None
         return "bool"
     numbers = np.dtype(dtype)
     if numbers.kind == "V":
-        said = tree.attribute(path, "dtype")  # Keras says so: raw bytes and the name of their dtype
+        said = tree.attribute(path, "dtype")  # Keras stores bfloat16 as raw bytes with this attribute
         if numbers.itemsize == 2 and said in ("bfloat16", None):
             return "bf16" if said else None
         raise ConversionError(f"{region.label}: {path!r} has elements of {numbers.itemsize} bytes without a meaning;"
@@ -223,11 +224,11 @@ def _dtype_name(region: Region, tree: Tree, path: str, dtype: str) -> str | None
 
 
 def _stored_nbytes(region: Region, path: str, dtype: str, shape: list[int], place: list[Any]) -> int:
-    """Bytes that a dataset takes in the file.
+    """Stored bytes of a dataset.
 
     Raises:
-        ConversionError: They cannot be what its shape needs, or are not in the file. So no value comes from nowhere,
-            and a file holds at most as much as deflate can expand it to.
+        ConversionError: They do not fit the shape, or are not in the file. So every value comes from the file, and the
+            values are at most as large as deflate can expand the file.
     """
     try:
         check_shape(path, tuple(shape))

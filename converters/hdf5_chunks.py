@@ -1,7 +1,7 @@
-"""The chunks of an HDF5 dataset, read and decompressed here.
+"""Reading and decompressing the chunks of an HDF5 dataset, without libhdf5.
 
-libhdf5 takes a chunk that decompresses to less than it should as if it were whole, and what is behind it in memory for
-values; and to more without a bound. Here a chunk has the size that it must have, or is refused.
+If a chunk decompresses to too few bytes, libhdf5 takes the memory behind them for values. If it decompresses to too
+many, libhdf5 does not limit them. Here a chunk that does not have its exact size is refused.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from .file_region import Region
 
-ENTRY = struct.Struct("<QQI")  # of a table of chunks: offset, size, filters that were skipped
+ENTRY = struct.Struct("<QQI")  # an entry of a table of chunks: offset, size, bit mask of skipped filters
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
-_DEFLATE_RATIO = 1032  # the most that deflate expands
+_DEFLATE_RATIO = 1032  # the largest expansion by deflate
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,12 @@ class Chunks:
     """A dataset in chunks.
 
     Attributes:
+        region: The file.
+        shape: Shape of the dataset.
         steps: Shape of a chunk.
-        filters: Code, name and parameters of each, in the order in which they were applied.
-        table: An ``ENTRY`` for each chunk, in the order of their places.
+        filters: Code, name and parameters of each filter, in the order in which they were applied.
+        table: An ``ENTRY`` for each chunk, in C order of their places.
+        dtype: dtype of the elements.
     """
 
     region: Region
@@ -42,10 +45,10 @@ class Chunks:
     dtype: np.dtype[Any]
 
     def check(self) -> int:
-        """Bytes that the chunks take.
+        """Check the chunks. Returns their stored bytes.
 
         Raises:
-            ValueError: A filter is unknown, or the chunks cannot hold the values, or are not in the file.
+            ValueError: A filter is not supported, or the chunks cannot hold the values, or are not in the file.
         """
         for code, name, _ in self.filters:
             if code not in _UNDO:
@@ -69,7 +72,7 @@ class Chunks:
         return prod(self.steps) * self.dtype.itemsize
 
     def read(self) -> npt.NDArray[Any]:
-        """The values.
+        """Read all values.
 
         Raises:
             ValueError: A chunk is damaged.
@@ -85,7 +88,7 @@ class Chunks:
         return product(*(range(0, size, step) for size, step in zip(self.shape, self.steps, strict=True)))
 
     def _plain(self, offset: int, size: int, skipped: int) -> bytes:
-        """A chunk, its filters undone."""
+        """Read a chunk and undo its filters."""
         stored = np.empty(size, np.uint8)
         self.region.fill(stored, offset)
         data = stored.tobytes()
@@ -101,7 +104,7 @@ class Chunks:
 def _inflate(data: bytes, nbytes: int, parameters: list[int]) -> bytes:
     inflater = zlib.decompressobj()
     try:
-        plain = inflater.decompress(data, nbytes + 5)  # 4 for a checksum inside; one more shows what is too long
+        plain = inflater.decompress(data, nbytes + 5)  # 4 for a checksum; 1 more to detect a chunk that is too long
     except zlib.error as err:
         raise ValueError(f"a chunk is no deflate stream: {err}") from err
     if not inflater.eof:
@@ -110,7 +113,7 @@ def _inflate(data: bytes, nbytes: int, parameters: list[int]) -> bytes:
 
 
 def _unshuffle(data: bytes, nbytes: int, parameters: list[int]) -> bytes:
-    """Bytes of equal rank in their elements stand together; what is left over at the end stays."""
+    """Undo the shuffle filter, which groups bytes by their position in the element. Bytes left over at the end stay."""
     itemsize = parameters[0] if parameters else 1
     count = len(data) // itemsize if itemsize else 0
     if itemsize < 2 or count < 2:
@@ -120,13 +123,13 @@ def _unshuffle(data: bytes, nbytes: int, parameters: list[int]) -> bytes:
 
 
 def _check_sum(data: bytes, nbytes: int, parameters: list[int]) -> bytes:
-    """Fletcher's sum of 16-bit big-endian words (HDF5, ``H5_checksum_fletcher32``), in the last 4 bytes."""
+    """Check and remove the last 4 bytes: Fletcher's sum of 16-bit big-endian words (``H5_checksum_fletcher32``)."""
     if len(data) < 4:
         raise ValueError("a chunk is too short for its checksum")
     plain, (stored,) = data[:-4], struct.unpack("<I", data[-4:])
     words = np.frombuffer(plain + bytes(len(plain) % 2), ">u2").astype(np.uint64)
     low = high = 0
-    for start in range(0, len(words), 1 << 20):  # sums of at most 2^56
+    for start in range(0, len(words), 1 << 20):  # so that sums stay below 2^56
         piece = words[start : start + (1 << 20)]
         weights = np.arange(len(piece), 0, -1, dtype=np.uint64)
         high = (high + low * len(piece) + int((piece * weights).sum())) % 65535

@@ -1,4 +1,4 @@
-"""How an HDF5 tree stands in ``vqm.source``, so that it can be written again (SPEC section 18)."""
+"""The structure of an HDF5 file in ``vqm.source``, from which it can be written again (SPEC section 18)."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ import numpy.typing as npt
 
 from vqformat.errors import ConversionError
 
-MAX_LEVELS = 100  # of groups in groups
+MAX_LEVELS = 100  # of nested groups
 MAX_PATH_NBYTES = 4096
 MAX_GROUPS = 1 << 18
-MAX_OWNER_ATTRIBUTES = 1 << 12  # HDF5 takes quadratic time for them
+MAX_OWNER_ATTRIBUTES = 1 << 12  # of one object; HDF5 needs quadratic time for them
 
-ATTRIBUTE_TYPE = re.compile(r"[<|][biuf][1248]|\|S[1-9]\d{0,7}")  # in NumPy's words, little-endian
+ATTRIBUTE_TYPE = re.compile(r"[<|][biuf][1248]|\|S[1-9]\d{0,7}")  # names of NumPy dtypes, little-endian
 UTF8, ASCII = "utf-8", "ascii"  # types of attributes that are strings
 
-# An attribute's type, shape and data: the name of a NumPy dtype and bytes, or one of these two and a list of strings
+# Type, shape and data of an attribute. The type is the name of a NumPy dtype, and the data are bytes; or the type is
+# UTF8 or ASCII, and the data are a list of strings
 Attribute = tuple[str, list[int], Any]
 
 
 @dataclass
 class TreeLayout:
-    """An HDF5 file but for the values of its datasets.
+    """All of an HDF5 file except the values of its datasets.
 
     Attributes:
-        datasets: Path of a dataset -> name of the tensor that it holds.
-        groups: Paths of the groups that have nothing in them.
-        attributes: By path of their owner, and name.
+        datasets: Path of each dataset -> name of its tensor.
+        groups: Paths of the empty groups.
+        attributes: Attributes by the path of their owner and their name.
     """
 
     datasets: dict[str, str] = field(default_factory=dict)
@@ -40,7 +41,7 @@ class TreeLayout:
     attributes: dict[tuple[str, str], Attribute] = field(default_factory=dict)
 
     def without(self, prefix: str) -> TreeLayout:
-        """The layout without a group and all that is in it."""
+        """The layout without a group and everything in it."""
 
         def is_kept(path: str) -> bool:
             return path != prefix and not path.startswith(prefix + "/")
@@ -50,16 +51,19 @@ class TreeLayout:
                       {key: value for key, value in self.attributes.items() if is_kept(key[0])})  # fmt: skip
 
     def to_metadata(self) -> dict[str, Any]:
-        """Fields of ``vqm.source``."""
+        """The layout as fields of ``vqm.source``."""
         return {"datasets": [[path, name] for path, name in self.datasets.items()], "groups": self.groups,
                 "attributes": [[*key, *value] for key, value in self.attributes.items()]}  # fmt: skip
 
     @classmethod
     def from_metadata(cls, origin: dict[str, Any]) -> TreeLayout:
-        """The inverse, for an origin that anybody may have written.
+        """The inverse of ``to_metadata``.
+
+        Args:
+            origin: ``vqm.source``, which may come from an untrusted file.
 
         Raises:
-            ConversionError: It is not what ``to_metadata`` makes.
+            ConversionError: It is malformed.
         """
         datasets, groups, attributes = (origin.get(key) for key in ("datasets", "groups", "attributes"))
         if not (_is_table(datasets, (str, str)) and _is_table(attributes, (str, str, str, list, object))
@@ -79,7 +83,7 @@ class TreeLayout:
         return layout
 
     def attribute_arrays(self) -> dict[tuple[str, str], tuple[str, npt.NDArray[Any]]]:
-        """Type and value of each attribute, as h5py takes them."""
+        """Type and value of each attribute, for h5py."""
         return {key: (value[0], _attribute_array(*key, *value)) for key, value in self.attributes.items()}
 
 
@@ -91,7 +95,7 @@ def check_path(path: str) -> None:
 
 
 def _check_paths(datasets: set[str], others: set[str]) -> None:
-    """Refuse paths that cannot be in one file: a dataset has no members."""
+    """Raise ConversionError unless all paths can be in one file: a dataset must not be a group, too."""
     groups: set[str] = set()
     for path in datasets | others:
         check_path(path)
@@ -106,7 +110,7 @@ def _check_paths(datasets: set[str], others: set[str]) -> None:
 
 
 def _attribute_array(path: str, name: str, kind: Any, shape: Any, data: Any) -> npt.NDArray[Any]:
-    """An attribute's value, its size checked before memory is taken."""
+    """The value of an attribute. Its size is checked before memory is allocated."""
     try:
         sizes = [int(size) for size in shape]
         if not name or "\0" in name or len(sizes) > 32 or any(size < 0 for size in sizes):

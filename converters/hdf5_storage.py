@@ -1,4 +1,4 @@
-"""How libhdf5 says that the values of a dataset are stored: their dtype, and their place in the file."""
+"""How the values of an HDF5 dataset are stored, as libhdf5 reports it: their dtype, and their place in the file."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MAX_CHUNKS = 1 << 22  # of a dataset
 
 
 class RefusedError(Exception):
-    """A file that is not read, with the reason."""
+    """A file that is refused. The message is the reason."""
 
 
 def dtype_of(kind: Any, path: str) -> np.dtype[Any] | None:
-    """The NumPy dtype of which the elements of a dataset have the very bytes; None if they are no numbers.
+    """The NumPy dtype with the same bytes as the elements of a dataset; None if they are not numbers.
 
     Raises:
-        RefusedError: They are numbers of a form that NumPy does not have.
+        RefusedError: They are numbers of a type that NumPy does not have.
     """
     if isinstance(kind, h5t.TypeOpaqueID):
         return np.dtype(f"V{kind.get_size()}")
@@ -41,7 +41,7 @@ def dtype_of(kind: Any, path: str) -> np.dtype[Any] | None:
 
 
 def _is_pair(kind: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether a compound is a complex number: two floats, one behind the other."""
+    """Whether a compound type is a complex number: two consecutive floats."""
     half = np.dtype(f"{dtype.byteorder}f{dtype.itemsize // 2}")
     return (isinstance(kind, h5t.TypeCompoundID) and kind.get_nmembers() == 2 and kind.get_size() == dtype.itemsize
             and [kind.get_member_offset(i) for i in (0, 1)] == [0, half.itemsize]
@@ -49,10 +49,10 @@ def _is_pair(kind: Any, dtype: np.dtype[Any]) -> bool:
 
 
 def place_of(opened: Any, dtype: np.dtype[Any], path: str) -> tuple[Any, ...]:
-    """Where the values of a dataset are: ``"at", offset``, ``"bytes", data`` or ``"chunks", shape, filters, table``.
+    """The place of a dataset's values: ``"at", offset``, ``"bytes", data`` or ``"chunks", shape, filters, table``.
 
     Raises:
-        RefusedError: They are not in the file, or not all.
+        RefusedError: Not all values are in the file.
     """
     plan, kind, shape = opened.get_create_plist(), opened.get_type(), opened.get_space().get_simple_extent_dims()
     layout = plan.get_layout()
@@ -61,7 +61,7 @@ def place_of(opened: Any, dtype: np.dtype[Any], path: str) -> tuple[Any, ...]:
     if layout == h5d.CHUNKED:
         return _chunk_table(opened, plan, path, shape)
     if layout == h5d.COMPACT:
-        if prod(shape) > 1 << 16:  # it lies in a header of at most 64 KiB
+        if prod(shape) > 1 << 16:  # a header has at most 64 KiB
             raise RefusedError(f"{path!r} of shape {shape} cannot be stored in a header")
         array = np.zeros(shape, dtype)
         opened.read(h5s.ALL, h5s.ALL, array, kind)
@@ -73,7 +73,7 @@ def place_of(opened: Any, dtype: np.dtype[Any], path: str) -> tuple[Any, ...]:
 
 
 def _chunk_table(opened: Any, plan: Any, path: str, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """Where the chunks of a dataset are, in the order of their places in it."""
+    """The place of a chunked dataset's values, with the table of its chunks in C order."""
     steps = plan.get_chunk()
     filters = [plan.get_filter(number) for number in range(plan.get_nfilters())]
     counts = [-(-size // step) for size, step in zip(shape, steps, strict=True)]
@@ -107,9 +107,10 @@ def _chunk_table(opened: Any, plan: Any, path: str, shape: tuple[int, ...]) -> t
 def _mark_raw_edges(
     opened: Any, path: str, shape: tuple[int, ...], steps: tuple[int, ...], table: bytearray
 ) -> None:
-    """Set the mask of chunks at the edge whose filters were skipped by an option of the dataset.
+    """Set the mask of skipped filters for partial chunks at the edge, if the dataset has an option that skips them.
 
-    H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS (HDF5 1.10) leaves no other trace than what libhdf5 reads.
+    The option H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS (HDF5 1.10) cannot be queried. So the values that libhdf5 reads are
+    compared with the raw bytes of the chunk.
     """
     kind = opened.get_type()
     raw_nbytes = prod(steps) * kind.get_size()

@@ -1,17 +1,18 @@
-"""What is in an HDF5 file, told by libhdf5 in a process of its own.
+"""A program that reports the contents of an HDF5 file, as libhdf5 sees it.
 
-libhdf5 hangs on hostile files and takes gigabytes for small ones, whatever its version. So this module runs as a
-program: it walks a file, reads no values, and writes what it finds to its standard output, a MessagePack array each:
+Every version of libhdf5 hangs on some hostile files, and allocates gigabytes for some small ones. So this module runs
+in a separate process. It walks the objects of a file, reads no values, and writes what it finds to its standard output,
+as MessagePack arrays:
 
-    ["group", path]                                             without members
+    ["group", path]                                             an empty group
     ["attribute", path of the owner, name, type, shape, data]   before the dataset, if that is the owner
     ["dataset", path, dtype, shape, place]                      place: ["at", offset], ["bytes", data] or
                                                                 ["chunks", shape, filters, table]
-    ["link", path, first path]                                  another name of a dataset, or of what was left out
+    ["link", path, first path]                                  another path of an object
     ["note", text]
     ["end"], ["refused", text], ["damaged", text], ["old", version of libhdf5]
 
-The process that asked (``hdf5.py``) checks all sizes and reads the values itself. Only hard links are followed, and no
+The parent process (``hdf5.py``) checks all sizes and reads the values itself. Only hard links are followed, and no
 other file is opened.
 """
 
@@ -35,17 +36,17 @@ from .hdf5_layout import ASCII, ATTRIBUTE_TYPE, MAX_LEVELS, MAX_PATH_NBYTES, UTF
 from .hdf5_storage import RefusedError, dtype_of, place_of
 from .zip_archive import Archive
 
-OLDEST_HDF5 = (1, 14, 4)  # before: heap overflows on hostile files (CVE-2026-26200 among others)
+OLDEST_HDF5 = (1, 14, 4)  # older versions have heap overflows on hostile files (CVE-2026-26200 and others)
 MAX_OBJECTS = 1 << 20  # links and attributes
-MAX_ATTRIBUTE_NBYTES = 1 << 24  # of all attributes
+MAX_ATTRIBUTE_NBYTES = 1 << 24  # of all attributes together
 MEMORY_NBYTES = 1 << 29  # that libhdf5 may take
 
 
 def walk(file: Any, out: BinaryIO) -> None:
-    """Write what is in a file.
+    """Write the report on a file.
 
     Raises:
-        RefusedError: It has what is not read.
+        RefusedError: The file has something that is not supported.
     """
     _Walk(file, out).run()
 
@@ -56,14 +57,14 @@ class _Walk:
         self._out = out
         self._attribute_nbytes = 0
         self._n_objects = 0
-        self._seen: dict[tuple[int, int], str] = {}  # address of an object -> its first path
+        self._seen: dict[tuple[int, int], str] = {}  # file number and address of an object -> its first path
 
     def run(self) -> None:
         root = h5o.open(self._file.id, b"/")
         self._remember(root, "")
         self._tell_attributes(h5py.Group(root), "")
         pending = [self._members(root, "", 0)]
-        while pending:  # without recursion, whatever the depth
+        while pending:  # no recursion, so that the depth does not matter
             deeper = next(pending[-1], None)
             if deeper is None:
                 pending.pop()
@@ -72,10 +73,10 @@ class _Walk:
 
     def _tell(self, *fields: Any) -> None:
         self._out.write(msgpack.packb(fields))
-        self._out.flush()  # whoever waits sees that the work goes on
+        self._out.flush()  # the parent process kills a silent process
 
     def _members(self, group: Any, path: str, level: int) -> Iterator[tuple[Any, str, int]]:
-        """Tell what is in a group; yield the groups in it."""
+        """Report the members of a group. Yields the groups among them, with path and level."""
         keys = sorted(group, key=_natural)
         if not keys and path:
             self._tell("group", path)
@@ -110,7 +111,7 @@ class _Walk:
                     self._tell("note", f"left out {inner!r}: a named datatype, no tensor")
 
     def _remember(self, opened: Any, path: str) -> str:
-        """The first path by which an object was met."""
+        """The first path by which an object was found: this one, if it is new."""
         self._count_object()
         info = h5o.get_info(opened)
         return self._seen.setdefault((info.fileno, info.addr), path)
@@ -120,7 +121,6 @@ class _Walk:
         if self._n_objects > MAX_OBJECTS:
             raise RefusedError(f"it has more than {MAX_OBJECTS} objects and attributes")
 
-    # Datasets
 
     def _tell_dataset(self, opened: Any, path: str) -> None:
         plan, kind, space = opened.get_create_plist(), opened.get_type(), opened.get_space()
@@ -140,7 +140,6 @@ class _Walk:
         self._tell_attributes(h5py.Dataset(opened), path)
         self._tell("dataset", path, dtype.str if dtype != np.bool_ else "bool", space.get_simple_extent_dims(), place)
 
-    # Attributes
 
     def _tell_attributes(self, owner: Any, path: str) -> None:
         for name in owner.attrs:
@@ -161,7 +160,7 @@ class _Walk:
                 self._tell("attribute", path, name, *kept)
 
     def _attribute(self, owner: Any, attribute: Any, name: str) -> tuple[str, list[int], Any] | None:
-        """Type, shape and data of an attribute; None if it is of a type that is not kept."""
+        """Type, shape and data of an attribute; None if its type is not supported."""
         if attribute.get_space().get_simple_extent_type() == h5s.NULL:
             return None
         shape, kind = list(attribute.shape), attribute.get_type()
@@ -213,12 +212,12 @@ def _what(kind: Any) -> str:
 
 
 def _natural(key: bytes) -> list[Any]:
-    """Sorts ``dense_2`` before ``dense_10``."""
+    """A sort key that puts ``dense_2`` before ``dense_10``."""
     return [(int(part), part) if part.isdigit() else (-1, part) for part in re.split(rb"(\d{1,18})", key)]
 
 
 def main() -> None:
-    """Arguments: path, start, size and name of a member; walk the HDF5 file that they say where to find."""
+    """Report on an HDF5 file. Arguments: path, start and size of its region, and name of the archive member or ""."""
     path, start, size, member = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     is_compressed = bool(member) and not start
     region = Archive(path).region(member) if is_compressed else Region(path, "", start, size)
@@ -243,7 +242,7 @@ def main() -> None:
 
 
 def _limit_memory() -> None:
-    """Bound what this process may take, on Linux; elsewhere nothing does."""
+    """Limit the memory of this process on Linux. There is no limit on other systems."""
     try:
         import resource
 

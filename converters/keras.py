@@ -1,4 +1,4 @@
-"""Keras and HDF5 files as a source: archives, weights, legacy files, plain trees. No configuration is looked into."""
+"""Reading Keras and HDF5 files: archives, weights, legacy files, plain trees. Configurations are not interpreted."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .keras_names import is_state, names_in_keras3, names_in_legacy
 from .source import Source
 from .zip_archive import Archive
 
-WEIGHTS = "model.weights.h5"  # of an archive
+WEIGHTS = "model.weights.h5"  # member of an archive
 CONFIG = "config.json"
 MAX_ORIGIN_NBYTES = 15 << 20  # of the 16 MiB that the metadata of a .vqm may have
 
 
 def open_keras(path: Path, *, include_optimizer: bool = False) -> Source:
-    """Open a ``.keras`` archive, or a folder of the same files.
+    """Open a ``.keras`` archive, or a folder with the same files.
 
-    Its other members (``config.json``, ``metadata.json``, assets) travel as bytes and are never interpreted.
+    The other members (``config.json``, ``metadata.json``, assets) are stored as bytes and are not interpreted.
 
     Raises:
-        ConversionError: It is damaged or hostile, or has no weights in HDF5.
+        ConversionError: It is damaged or hostile, or has no HDF5 weights.
     """
     if path.is_dir():
         region = Region.of_file(path / WEIGHTS)
@@ -57,7 +57,7 @@ def open_keras(path: Path, *, include_optimizer: bool = False) -> Source:
 
 
 def _files_below(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """The files of an unpacked archive but the weights; links are not followed."""
+    """Names and contents of the files of an unpacked archive, without the weights. Links are not followed."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in sorted(names):
@@ -97,7 +97,7 @@ def open_hdf5(path: Path, *, include_optimizer: bool = False) -> Source:
 
 
 def open_shards(index: Path, *, include_optimizer: bool = False) -> Source:
-    """Open Keras 3 weights in several files by their ``.weights.json``; they come back as one ``.weights.h5``.
+    """Open sharded Keras 3 weights by their index, a ``.weights.json``. They are extracted as one ``.weights.h5``.
 
     Raises:
         ConversionError: A shard is missing, damaged or hostile.
@@ -123,7 +123,14 @@ def open_shards(index: Path, *, include_optimizer: bool = False) -> Source:
 
 def _source(kind: str, label: str, tree: Tree, names: dict[str, str], *, include_optimizer: bool,
             **more: Any) -> Source:  # fmt: skip
-    """A source from a tree and the names of its datasets, in the order of the names."""
+    """Make a source from a tree.
+
+    Args:
+        kind: The format, for ``vqm.source``.
+        label: The file in error texts.
+        names: Path -> name of each dataset, in the order of the tensors.
+        more: Further fields of ``vqm.source``.
+    """
     notes = list(tree.notes)
     layout = TreeLayout(names, tree.groups, tree.attributes)
     state = {path for path in names if kind != "hdf5" and is_state(path)}
@@ -133,7 +140,7 @@ def _source(kind: str, label: str, tree: Tree, names: dict[str, str], *, include
             notes.append(f"left out {group!r}, the optimizer's state ({count} tensors); --include-optimizer keeps it")
     tensors = []
     unsaid = []
-    first: dict[str, str] = {}  # path by which a dataset was first met -> name of its first tensor
+    first: dict[str, str] = {}  # first path of a dataset -> name of its first tensor
     for path, name in layout.datasets.items():
         dataset = tree.datasets[path]
         try:

@@ -1,4 +1,4 @@
-"""Names of Keras's variables as its users see them, from where they lie in its files; nothing is imported or built."""
+"""Names of Keras variables as users know them, from their paths in Keras files. Keras is not imported."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vqformat.format.limits import MAX_NAME_NBYTES
 
 from .hdf5 import Dataset, Tree
 
-OPTIMIZER = "optimizer"  # how names of its variables begin
-LEGACY_OPTIMIZER = "optimizer_weights"  # its group in whole legacy files
-_LEGACY_TOP = "top_level_model_weights"  # variables of the model itself, in the legacy files of TensorFlow 2.6 and on
+OPTIMIZER = "optimizer"  # first part of the names of its variables
+LEGACY_OPTIMIZER = "optimizer_weights"  # group of the optimizer in legacy files of whole models
+_LEGACY_TOP = "top_level_model_weights"  # group of the model's own variables, in legacy files since TensorFlow 2.6
 
-# Keras 3 numbers the variables of a layer. What they are, by the layer's class as Keras writes it into paths and names:
-# (name, number of axes) of each, where None is any number. A class has several lines where its variables are optional.
+# Keras 3 numbers the variables of a layer. For each class, as it appears in paths and names: (name, number of axes) of
+# its variables in order; None is any number. A class with optional variables has several alternatives.
 _CONVOLUTION = ((("kernel", 3), ("bias", 1)), (("kernel", 4), ("bias", 1)), (("kernel", 5), ("bias", 1)),
                 (("kernel", 3),), (("kernel", 4),), (("kernel", 5),))  # fmt: skip
 _SEPARABLE = ("depthwise_kernel", "pointwise_kernel")
@@ -43,7 +43,7 @@ _CLASSES: Mapping[str, _Variables] = {
     "normalization": ((("mean", None), ("variance", None), ("count", 0)),),
     "p_re_lu": ((("alpha", None),),),
     "seed_generator": ((("seed_generator_state", 1),),),
-    "cell": _RECURRENT,  # the attribute of an RNN that holds its cell, of whatever class
+    "cell": _RECURRENT,  # the attribute of an RNN that holds its cell, of any class
     **{f"{kind}_cell": _RECURRENT for kind in ("lstm", "gru", "simple_rnn", "conv_lstm")},
     **{f"{part}_dense": _EINSUM for part in ("query", "key", "value", "output")},  # of attention
     **{f"{kind}conv{axes}d{turn}": _CONVOLUTION
@@ -52,16 +52,17 @@ _CLASSES: Mapping[str, _Variables] = {
 
 
 def is_state(path: str) -> bool:
-    """Whether a path is of an optimizer's state: a model may have several, such as ``generator_optimizer``."""
+    """Whether a path belongs to the state of an optimizer. There may be several, such as ``generator_optimizer``."""
     top = path.split("/", 1)[0]
     return top in (OPTIMIZER, LEGACY_OPTIMIZER) or top.endswith("_" + OPTIMIZER)
 
 
 def names_in_keras3(tree: Tree, where: str) -> dict[str, str]:
-    """Path -> name, for a tree of groups ``…/vars`` that number their variables.
+    """Path -> name of each dataset, for a tree in which groups ``…/vars`` have numbered variables.
 
-    ``layers/dense_1/vars/0`` is ``hid/kernel`` if the attribute ``name`` of ``layers/dense_1/vars`` is ``hid``, else
-    ``dense_1/kernel`` (Keras 3, ``saving_lib._save_state``). A variable of an unknown class keeps its number.
+    ``layers/dense_1/vars/0`` becomes ``hid/kernel`` if ``layers/dense_1/vars`` has an attribute ``name`` of value
+    ``hid``; else ``dense_1/kernel`` (Keras 3, ``saving_lib._save_state``). Variables of an unknown class keep their
+    numbers.
 
     Args:
         where: The file in error texts.
@@ -77,7 +78,7 @@ def names_in_keras3(tree: Tree, where: str) -> dict[str, str]:
     names: dict[str, str] = {}
     for layer, paths in by_layer.items():
         if paths == [layer]:
-            names[layer] = layer  # not of a layer's variables
+            names[layer] = layer  # not a numbered variable
             continue
         place = layer.removesuffix("vars").rstrip("/")
         shown = _shown_layer(tree, place)
@@ -90,7 +91,7 @@ def names_in_keras3(tree: Tree, where: str) -> dict[str, str]:
 
 
 def _shown_layer(tree: Tree, place: str) -> str:
-    """A layer's name with those of the layers that it is in."""
+    """The name of a layer, after the names of the layers that contain it."""
     shown: list[str] = []
     parts = place.split("/") if place else []
     for level, part in enumerate(parts, 1):
@@ -106,14 +107,14 @@ def _shown_layer(tree: Tree, place: str) -> str:
 
 
 def _variables(tree: Tree, place: str, datasets: Sequence[Dataset]) -> list[str]:
-    """Names of a layer's variables, or their numbers."""
+    """Names of the variables of a layer; their numbers if the class is unknown."""
     name = tree.attribute(f"{place}/vars", "name")
     for candidate in (place.rpartition("/")[2], name):
         if not isinstance(candidate, str):
             continue
         kind = re.sub(r"_\d+$", "", candidate[:MAX_NAME_NBYTES].lstrip("_"))
         if len({dataset.dtype for dataset in datasets}) > 1 and kind != "normalization":
-            continue  # quantized: integers, and scales among the other variables
+            continue  # quantized: it has scales besides the usual variables
         for variables in _CLASSES.get(kind, ()):
             if len(variables) == len(datasets) and all(
                 rank in (None, len(dataset.shape)) for (_, rank), dataset in zip(variables, datasets, strict=True)
@@ -123,14 +124,14 @@ def _variables(tree: Tree, place: str, datasets: Sequence[Dataset]) -> list[str]
 
 
 def names_in_legacy(tree: Tree, root: str, where: str) -> dict[str, str]:
-    """Path -> name, in the order of ``layer_names`` and ``weight_names``, for a tree of Keras 1 and 2.
+    """Path -> name of each dataset, for a tree of Keras 1 or 2, in the order of ``layer_names`` and ``weight_names``.
 
     Args:
-        root: Path of the group that has ``layer_names``.
+        root: Path of the group with the attribute ``layer_names``.
         where: The file in error texts.
 
     Raises:
-        ConversionError: An attribute names what is not there.
+        ConversionError: An attribute names an object that does not exist.
     """
     names: dict[str, str] = {}
 
@@ -161,7 +162,7 @@ def names_in_legacy(tree: Tree, root: str, where: str) -> dict[str, str]:
 
 
 def _groups(tree: Tree) -> set[str]:
-    """Paths of all groups that have members or attributes, or neither."""
+    """Paths of all groups."""
     groups = {owner for owner, _ in tree.attributes} | set(tree.groups)
     for path in [*tree.datasets, *tree.groups]:
         while path := path.rpartition("/")[0]:
@@ -170,8 +171,11 @@ def _groups(tree: Tree) -> set[str]:
 
 
 def _legacy_name(layer: str, weight: str) -> str:
-    """``dense/kernel`` for the weight ``dense_1/kernel``, ``sequential/dense/kernel``, ``dense_W`` or ``kernel``."""
-    for count in ("", r"_\d+"):  # TensorFlow counted scopes of the same name up: dense_1/kernel
+    """The name ``layer/variable`` of a weight.
+
+    ``dense/kernel`` for ``dense_1/kernel``, ``sequential/dense/kernel`` or ``kernel``; ``dense/W`` for ``dense_W``.
+    """
+    for count in ("", r"_\d+"):  # TensorFlow numbers scopes of the same name: dense_1/kernel
         scoped = re.fullmatch(rf"(?:.*?/)??{re.escape(layer)}{count}/(.+)", weight, re.DOTALL)
         if scoped:
             return f"{layer}/{scoped[1]}"
@@ -179,7 +183,7 @@ def _legacy_name(layer: str, weight: str) -> str:
 
 
 def _unique(names: dict[str, str]) -> dict[str, str]:
-    """The names, with the path in place of those that clash."""
+    """The names, with the path instead of a name that several have."""
     while len(count := Counter(names.values())) < len(names):
         names = {path: name if count[name] == 1 else path for path, name in names.items()}
     return names

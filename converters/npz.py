@@ -1,4 +1,4 @@
-"""NumPy archives and arrays as a source; nothing pickled is ever loaded."""
+"""Reading NumPy archives and arrays. Pickled objects are never loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vqformat.format.limits import MAX_RANK
 
 from .source import Source
 
-# Kinds of NumPy dtypes that are no tensors
+# Kinds of NumPy dtypes that cannot be tensors
 _NO_TENSORS = {"O": "pickled Python objects, which are never loaded", "S": "bytes", "U": "text", "M": "dates",
                "m": "time spans"}  # fmt: skip
 
@@ -29,7 +29,7 @@ def open_npz(path: Path) -> Source:
     """Open an archive written by ``numpy.savez``.
 
     Raises:
-        ConversionError: It is damaged, or holds arrays that a ``.vqm`` cannot.
+        ConversionError: It is damaged, or has arrays that a ``.vqm`` cannot hold.
     """
     archive = zipfile.ZipFile(path)
     try:
@@ -54,7 +54,11 @@ def open_npz(path: Path) -> Source:
 
 
 def open_npy(path: Path) -> Source:
-    """Open a single array written by ``numpy.save``; its name is that of the file."""
+    """Open a single array written by ``numpy.save``. Its name is that of the file, without suffix.
+
+    Raises:
+        ConversionError: It is damaged, or a ``.vqm`` cannot hold the array.
+    """
     notes: list[str] = []
     tensor = _tensor(path, path.stem, lambda: path.open("rb"), path.stat().st_size, notes)
     if tensor is None:
@@ -67,7 +71,7 @@ def _opener(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], I
 
 
 def _tensor(path: Path, name: str, opener: Callable[[], IO[bytes]], size: int, notes: list[str]) -> SourceTensor | None:
-    """A member as a tensor, of which the header has been read; None, and a note, if it is none."""
+    """A member as a tensor, after its header has been read; None, and a note, if it is not a tensor."""
     with _complaining(path, name), opener() as stream:
         shape, fortran_order, dtype = _header(stream)
         header_nbytes = stream.tell()
@@ -89,7 +93,7 @@ def _tensor(path: Path, name: str, opener: Callable[[], IO[bytes]], size: int, n
     def load() -> npt.NDArray[Any]:
         with _complaining(path, name), opener() as stream:
             stream.read(header_nbytes)
-            data = stream.read(nbytes + 1)  # one more: a zip member's CRC is tested at its end
+            data = stream.read(nbytes + 1)  # 1 more byte, since zipfile checks the CRC of a member at its end
             if len(data) != nbytes:
                 raise ValueError(f"{len(data)} bytes instead of {nbytes}")
         if info.name == "bool":
@@ -105,7 +109,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = npy.read_magic(stream)
     if version == (1, 0):
         shape, fortran_order, dtype = npy.read_array_header_1_0(stream)
-    elif version in ((2, 0), (3, 0)):  # 3.0 differs in that names of fields may be Unicode
+    elif version in ((2, 0), (3, 0)):  # 3.0 differs only in Unicode names of fields
         shape, fortran_order, dtype = npy.read_array_header_2_0(stream)
     else:
         raise ValueError(f"version {version} of the .npy format")
@@ -115,7 +119,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 class _complaining:
-    """Context in which whatever damage makes NumPy and zipfile raise becomes a ConversionError."""
+    """Context that turns the exceptions of NumPy and zipfile for damaged files into a ConversionError."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._where = f"{str(path)!r}: array {name!r}"
@@ -126,6 +130,6 @@ class _complaining:
     def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
         if not isinstance(err, Exception) or isinstance(err, MemoryError):
             return
-        if isinstance(err, OSError) and err.errno != errno.EINVAL:  # EINVAL: a damaged archive points before its start
+        if isinstance(err, OSError) and err.errno != errno.EINVAL:  # EINVAL: an offset before the start
             return
         raise ConversionError(f"{self._where} is damaged or cannot be read ({err}); save it again") from err

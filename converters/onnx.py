@@ -1,7 +1,7 @@
-"""ONNX models as a source: initializers and large constants are the tensors, the rest of the graph goes along.
+"""Reading ONNX models: initializers and large constants become tensors, and the rest of the graph is stored as bytes.
 
-Nothing of the onnx package but its protobuf classes is used: its checker, its shape inference and its reader of
-external data are not meant for files of strangers.
+Only the protobuf classes of the onnx package are used. Its checker, its shape inference and its reader of external data
+are not safe for untrusted files.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ try:
 except ImportError as err:
     raise ImportError("ONNX models need the onnx package; run: pip install 'vqformat[onnx]'") from err
 
-MAX_NBYTES = (1 << 31) - 1  # of a protobuf message
-MAX_GRAPH_NBYTES = 15 << 20  # leaves room for other metadata in META, of which SPEC allows 16 MiB
-_FEW = 16  # elements; so few floats are rather Resize's scales or the bounds of a Clip than weights: kept exactly
+MAX_NBYTES = (1 << 31) - 1  # limit of a protobuf message
+MAX_GRAPH_NBYTES = 15 << 20  # leaves room for other metadata in META, which has at most 16 MiB
+_FEW = 16  # a tensor of at most so many elements is kept exactly: it may be the scales of a Resize or bounds of a Clip
 
-# TensorProto.DataType -> SPEC name, and the field of the values where they are not in raw_data
+# TensorProto.DataType -> dtype name in SPEC, and the field of values that are not in raw_data
 _DTYPES = {
     1: ("f32", "float_data"), 2: ("u8", "int32_data"), 3: ("i8", "int32_data"), 4: ("u16", "int32_data"),
     5: ("i16", "int32_data"), 6: ("i32", "int32_data"), 7: ("i64", "int64_data"), 9: ("bool", "int32_data"),
@@ -51,7 +51,7 @@ _WORDS = {"float_data": "<f4", "double_data": "<f8", "int32_data": "<i4", "int64
 
 @dataclass(frozen=True)
 class Initializer:
-    """An initializer, or the value of a Constant, that a ``.vqm`` can hold."""
+    """An initializer, or the value of a Constant node, that a ``.vqm`` can hold."""
 
     name: str
     proto: TensorProto
@@ -67,10 +67,10 @@ class Initializer:
         return BY_NAME[self.dtype].nbytes(self.count)
 
     def strip(self) -> None:
-        """Remove the data, and where it lies outside also its place."""
+        """Remove the values from the proto; for external data also the reference to the file."""
         for field in _FIELDS:
             self.proto.ClearField(field)
-        if self.count:  # an empty raw_data is left as it is, set or not
+        if self.count:  # without elements raw_data may be set or not, and stays so
             self.proto.ClearField("raw_data")
         if self.proto.data_location == TensorProto.EXTERNAL:
             self.proto.ClearField("data_location")
@@ -78,11 +78,11 @@ class Initializer:
 
 
 def open_onnx(path: Path) -> Source:
-    """Open a model; it is read whole, except for what lies in files beside it.
+    """Open a model. It is read at once, except for external data.
 
     Raises:
-        ConversionError: It is damaged or no ONNX model, or names a file that is not beside it.
-        EncodeError: A shape is larger than a ``.vqm`` can have.
+        ConversionError: It is damaged, or not an ONNX model, or its external data is not in a file beside it.
+        EncodeError: A ``.vqm`` cannot hold a shape.
     """
     what = repr(str(path))
     if path.stat().st_size > MAX_NBYTES:
@@ -91,10 +91,13 @@ def open_onnx(path: Path) -> Source:
 
 
 def parse_model(data: bytes, what: str) -> ModelProto:
-    """A model with a graph, from its bytes.
+    """Parse a model that has a graph.
+
+    Args:
+        what: Name of the model, for error texts.
 
     Raises:
-        ConversionError: They are none.
+        ConversionError: The bytes are not such a model.
     """
     model = ModelProto()
     try:
@@ -107,11 +110,11 @@ def parse_model(data: bytes, what: str) -> ModelProto:
 
 
 def initializers(model: ModelProto) -> tuple[list[Initializer], list[TensorProto], list[TensorProto], set[str]]:
-    """The tensors of all graphs, found the same way before and after their data are removed.
+    """Find the tensors of all graphs. The result is the same before and after their values are removed.
 
     Returns:
-        Those that are taken, of which later ones of a name that is in use are numbered: ``w#2``; initializers that stay
-        in the graph; constants of nodes that do; and why.
+        The tensors to take out of the graph, with unique names (a further ``w`` becomes ``w#2``); the initializers that
+        stay in the graph; the constants that stay; and the reasons why.
     """
     taken: dict[str, Initializer] = {}
     left: list[TensorProto] = []
@@ -142,16 +145,16 @@ def initializers(model: ModelProto) -> tuple[list[Initializer], list[TensorProto
             for attribute in node.attribute:
                 constants += attribute.tensors
                 if attribute.HasField("t"):
-                    count = prod(attribute.t.dims[:MAX_RANK])  # a longer product could take hours
+                    count = prod(attribute.t.dims[:MAX_RANK])  # the product of many axes could take hours
                     if node.op_type == "Constant" and len(node.output) == 1 and count > _FEW:
-                        take(node.output[0], attribute.t, constants)  # where exporters put weights of inner graphs
+                        take(node.output[0], attribute.t, constants)  # exporters put weights of inner graphs here
                     else:
                         constants.append(attribute.t)
     return list(taken.values()), left, constants, reasons
 
 
 def _graphs(model: ModelProto) -> Iterator[GraphProto | FunctionProto]:
-    """All graphs, each before those inside it; protobuf bounds how deep they are nested."""
+    """All graphs and functions, each before the graphs that it contains. protobuf limits the depth."""
     waiting: list[GraphProto | FunctionProto] = [*reversed(model.functions), model.graph]
     while waiting:
         graph = waiting.pop()
@@ -165,24 +168,24 @@ def _graphs(model: ModelProto) -> Iterator[GraphProto | FunctionProto]:
 
 
 def _why_left(name: str, proto: TensorProto) -> str:
-    """Why this cannot become a tensor, from what is left of it without its data; empty if it can."""
+    """Why this cannot become a tensor; empty if it can. It does not depend on the values."""
     if proto.data_type not in _DTYPES:
         known = {value: name.lower() for name, value in TensorProto.DataType.items()}
         return f"dtype {known.get(proto.data_type, proto.data_type)}"
     if len(proto.dims) > MAX_RANK:
         return f"more than {MAX_RANK} axes"
     try:
-        check_name(name if isinstance(name, str) else "")  # bytes where it is no UTF-8
+        check_name(name if isinstance(name, str) else "")  # protobuf gives bytes if it is not UTF-8
     except EncodeError:
         return "a name that a .vqm cannot have"
     return ""
 
 
 def open_model(path: Path, model: ModelProto) -> Source:
-    """A model as a source; its tensors' data are taken out of it.
+    """Make a source from a model. The values of its tensors are removed from the model.
 
     Args:
-        path: Of the model: what lies outside is beside it.
+        path: Path of the model; external data is beside it.
     """
     taken, left, constants, reasons = initializers(model)
     axes, recurrent = _output_axes(model), _recurrent(model)
@@ -215,7 +218,7 @@ def open_model(path: Path, model: ModelProto) -> Source:
 
 
 def _output_axes(model: ModelProto) -> dict[str, int]:
-    """Of matrices that inputs are multiplied by, the axis of the outputs, by name."""
+    """For the name of each matrix of a MatMul or Gemm, the axis of the outputs."""
     axes = {}
     for graph in _graphs(model):
         for node in graph.node:
@@ -226,7 +229,7 @@ def _output_axes(model: ModelProto) -> dict[str, int]:
 
 
 def _recurrent(model: ModelProto) -> set[str]:
-    """Names of weights that are applied again and again along a sequence, to its inputs or to states."""
+    """Names of the weights of recurrent layers."""
     return {name for graph in _graphs(model) for node in graph.node if node.op_type in ("LSTM", "GRU", "RNN")
             for name in node.input[1:3]}  # fmt: skip
 
@@ -257,13 +260,13 @@ def _loader(path: Path, each: Initializer) -> Callable[[], npt.NDArray[Any]]:
 
 
 def _outside(path: Path, each: Initializer, where: str) -> tuple[str, int]:
-    """File and offset of external data. A model must not point elsewhere: the file lies beside it."""
+    """File and offset of external data. For safety, the file must be beside the model."""
     entries = {entry.key: entry.value if isinstance(entry.value, str) else "" for entry in each.proto.external_data}
     location = entries.get("location", "")
     if location in ("", ".", "..") or "\0" in location or set(location) & set("/\\:"):
         raise ConversionError(f"{where} has its data in {location!r}; a plain file name is allowed")
     file = os.path.realpath(path.parent / location)
-    # Beside the model, or beside what it is a link to: caches of downloads are folders of links
+    # Beside the model or, if that is a link, beside its target: download caches use links
     beside = (os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path)))
     if os.path.dirname(file) not in beside:
         raise ConversionError(f"{where} has its data in {location!r}, a link that leads out of the folder")
@@ -281,7 +284,7 @@ def _outside(path: Path, each: Initializer, where: str) -> tuple[str, int]:
 
 
 def _inside(each: Initializer, where: str) -> bytes:
-    """Data as raw_data has it; nothing is allocated before its size is known to be right."""
+    """The values inside a model, in the form of raw_data. Sizes are checked before memory is allocated."""
     field = _DTYPES[each.proto.data_type][1]
     others = [other for other in _FIELDS if other != field and len(getattr(each.proto, other))]
     values = getattr(each.proto, field)
@@ -299,7 +302,7 @@ def _inside(each: Initializer, where: str) -> bytes:
         raise ConversionError(f"{where} of shape {each.shape} and dtype {each.dtype} needs {expected} values, but"
                               f" {len(values)} are there")  # fmt: skip
     words = np.dtype(_WORDS[field])
-    if words.kind == "f":  # protobuf packs them as they are; Python's floats would lose payloads of NaN
+    if words.kind == "f":  # serialized, because conversion to Python floats changes NaN payloads
         packed = TensorProto()
         getattr(packed, field).MergeFrom(values)
         message: bytes = packed.SerializeToString()
@@ -315,6 +318,6 @@ def _array(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> n
         data = (data != 0).view(np.uint8)
     if info.bits == 4:
         data = unpack_nibbles(data, 2 * data.size)[: prod(shape)]
-        if dtype == "i4":  # ml_dtypes keeps the sign in the byte's upper half
+        if dtype == "i4":  # ml_dtypes extends the sign into the upper half of the byte
             data = (data ^ np.uint8(8)) - np.uint8(8)
     return data.view(info.numpy).reshape(shape)

@@ -1,4 +1,4 @@
-"""PyTorch checkpoints as a source: zip files and legacy pickles, read without running anything that is in them."""
+"""Reading PyTorch checkpoints, zip files and legacy pickles, without running code that is in them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from vqformat.torch import source_tensors, to_numpy
 
 from .pytorch_structure import MAX_DEPTH, to_json
 
-OLDEST_TORCH = (2, 10)  # before: CVE-2025-32434 (code runs in spite of weights_only), CVE-2026-24747 (heap corruption)
+OLDEST_TORCH = (2, 10)  # older: CVE-2025-32434 (weights_only runs code), CVE-2026-24747 (heap corruption)
 
-# Where the state dict lies in a checkpoint, if several of its parts have tensors
+# Keys of the state dict in a checkpoint, if several of its parts have tensors
 _STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "params")
-_TRAINING_PREFIXES = ("optim", "sched", "lr_sched", "scaler", "amp", "rng")  # state of a training run, no weights
+_TRAINING_PREFIXES = ("optim", "sched", "lr_sched", "scaler", "amp", "rng")  # training state, not weights
 
-# Objects without weights that checkpoints often hold. The unpickler gets _LeftOut in their place: nothing of
-# theirs is imported or run. Any other name is refused by PyTorch.
+# Classes and functions of objects without weights that are common in checkpoints. The unpickler gets _LeftOut instead,
+# so that none of their code is imported or run. PyTorch refuses all other names.
 _HARMLESS = (
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct",
     "numpy._core.multiarray._reconstruct", "numpy.dtype", "numpy.ndarray", "argparse.Namespace",
@@ -45,7 +45,7 @@ _HARMLESS = (
 
 
 class _LeftOut:
-    """Stands where a checkpoint has an object that is no tensor."""
+    """Placeholder for an object of a checkpoint that is not a tensor."""
 
     def __new__(cls, *args: Any) -> _LeftOut:
         return object.__new__(cls)
@@ -58,14 +58,14 @@ class _LeftOut:
 
 
 def open_pytorch(path: Path, *, include_optimizer: bool = False) -> Source:
-    """Open a checkpoint; the tensors of a zip file are mapped, not read, until they are asked for.
+    """Open a checkpoint. The tensors of a zip file are memory-mapped.
 
     Args:
-        include_optimizer: Whether all that lies beside the state dict is kept too: its tensors are exact, and
-            ``origin["checkpoint"]`` tells where each has its place.
+        include_optimizer: Whether everything beside the state dict is included. Then its tensors are exact, and
+            ``origin["checkpoint"]`` has the structure of the checkpoint.
 
     Raises:
-        ConversionError: It is damaged, has no tensors, or would need code to be run.
+        ConversionError: It is damaged, has no tensors, or cannot be loaded without running code.
         ImportError: PyTorch is too old to read a checkpoint safely.
     """
     checkpoint = _load(path)
@@ -96,10 +96,10 @@ def open_pytorch(path: Path, *, include_optimizer: bool = False) -> Source:
 
 
 def open_sharded(index: Path) -> Source:
-    """Open a sharded model by its ``*.bin.index.json``: shards in order of their names, one of them open at a time.
+    """Open a sharded model by its ``*.bin.index.json``. Shards are in the order of their names; one is open at a time.
 
     Raises:
-        ConversionError: A shard is missing or damaged, or does not have what the index says.
+        ConversionError: A shard is missing or damaged, or lacks a tensor of the index.
         ImportError: PyTorch is too old to read a checkpoint safely.
     """
     opened = _OpenShard()
@@ -120,7 +120,7 @@ def open_sharded(index: Path) -> Source:
 
 
 class _OpenShard:
-    """The shard that was asked for last: pages of a mapped one go when it does, a legacy one is all in memory."""
+    """Keeps only the last shard open: a legacy shard is in memory, and the pages of a mapped one take memory, too."""
 
     def __init__(self) -> None:
         self.close()
@@ -168,10 +168,10 @@ def _load(path: Path, *, is_checked: bool = False) -> Any:
 
 
 def _check_zip(path: Path) -> bool:
-    """Compare the CRCs of a zip file, which torch.load does not.
+    """Check the CRCs of a zip file, which torch.load does not check.
 
     Returns:
-        Whether it can be mapped, as ``_can_map``.
+        Whether it can be memory-mapped, see ``_can_map``.
 
     Raises:
         ConversionError: A member is damaged.
@@ -190,13 +190,17 @@ def _check_zip(path: Path) -> bool:
 
 
 def _can_map(path: Path) -> bool:
-    """Whether a checkpoint can be mapped: it is a zip file and its members are stored as they are."""
+    """Whether a checkpoint can be memory-mapped: it is a zip file without compressed members."""
     methods = {member.compress_type for member, _ in _members(path)}
     return methods == {zipfile.ZIP_STORED}
 
 
 def _members(path: Path) -> Iterator[tuple[zipfile.ZipInfo, zipfile.ZipFile]]:
-    """Members of a zip file; none of a legacy file. One that is both is refused: torch.load does not map it."""
+    """The members of a zip file, with the archive; none for a legacy file.
+
+    Raises:
+        ConversionError: It is a zip archive that is damaged.
+    """
     try:
         if not zipfile.is_zipfile(path):
             return
@@ -210,9 +214,9 @@ def _members(path: Path) -> Iterator[tuple[zipfile.ZipInfo, zipfile.ZipFile]]:
 
 
 def _reason(err: Exception) -> str:
-    """Why a checkpoint was not loaded, and what to do."""
+    """The reason why a checkpoint was not loaded, and what to do."""
     text = str(err)
-    if "UntypedStorage" in text:  # torch.load's own limit: it has old storage types for the old dtypes only
+    if "UntypedStorage" in text:  # torch.load has legacy storage types only for old dtypes
         return ("is a legacy PyTorch checkpoint with a dtype, such as float8 or uint16, that PyTorch reads safely from"
                 " its zip format only; load it in the program that wrote it and save it with torch.save")  # fmt: skip
     names = re.findall(r"GLOBAL ([\w.]+)", text)
@@ -225,7 +229,11 @@ def _reason(err: Exception) -> str:
 
 
 def _find_state(checkpoint: Any, left_out: list[str]) -> tuple[Any, list[str]]:
-    """The part of a checkpoint that is the state dict, and the keys that lead to it."""
+    """The state dict in a checkpoint, and the keys that lead to it.
+
+    Args:
+        left_out: A line is appended for each part that is left out.
+    """
     nesting: list[str] = []
     state = checkpoint
     while isinstance(state, Mapping) and len(nesting) < MAX_DEPTH:
@@ -246,17 +254,17 @@ def _find_state(checkpoint: Any, left_out: list[str]) -> tuple[Any, list[str]]:
 
 
 def _flatten(path: Path, state: Any, notes: list[str], left_out: list[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict by name; those of nested ones by names joined with a dot.
+    """The tensors of a state dict by name. The keys of nested ones are joined with dots.
 
     Args:
-        notes: Gets a line for what has another name than a user expects.
-        left_out: Gets one for what is no tensor of the model.
+        notes: A line is appended for names that a user may not expect.
+        left_out: A line is appended for each value that is not a tensor of the model.
     """
     if isinstance(state, torch.Tensor):
         notes.append("the checkpoint is a single tensor; its name is 'tensor'")
         return {"tensor": state}
     tensors: dict[str, torch.Tensor] = {}
-    visited = {id(state): "the checkpoint"}  # each container once: shared ones could make 2^n names, or a cycle
+    visited = {id(state): "the checkpoint"}  # n nested shared containers could make 2^n names, or a cycle
 
     def visit(container: Any, keys: list[str]) -> None:
         if len(keys) > MAX_DEPTH:
@@ -291,12 +299,12 @@ def _items(container: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _path(keys: list[str], key: Any) -> str:
-    """Keys joined; of a name that is too long, so much that it still is."""
+    """Keys joined with dots. A name that is too long is cut, but stays too long, so that it is refused."""
     return ".".join([*keys, str(key)])[: MAX_NAME_NBYTES + 1]
 
 
 def _count(value: Any) -> int:
-    """Tensors in nested containers; each object is counted once, so that cycles end."""
+    """Number of tensors in nested containers. Each object is counted once, also because of cycles."""
     count = 0
     seen: set[int] = set()
     pending = [value]
@@ -312,7 +320,7 @@ def _count(value: Any) -> int:
 
 
 def _summary(value: Any) -> str:
-    """A value in a few words."""
+    """A description of a value in a few words."""
     if isinstance(value, torch.Tensor):
         return f"tensor of shape {tuple(value.shape)}"
     if isinstance(value, (Mapping, list, tuple)):

@@ -1,4 +1,7 @@
-"""A PyTorch checkpoint's structure as JSON, its tensors by name (SPEC section 18): metadata has no floats."""
+"""The structure of a PyTorch checkpoint as JSON, with its tensors by name (SPEC section 18).
+
+JSON is used because the metadata of a ``.vqm`` cannot hold floats.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,19 @@ from vqformat.format.limits import MAX_NAME_NBYTES
 
 MAX_DEPTH = 64
 MAX_TEXT_NBYTES = 8 << 20  # of the metadata's 16 MiB
-_MAX_INT_BITS = 2040  # what torch.load reads with weights_only
-_SMALL = 64  # values: a container that is met again is written again if it has no more, and left out otherwise
+_MAX_INT_BITS = 2040  # limit of torch.load with weights_only
+_SMALL = 64  # a container that occurs again is written again if it has at most so many values; else it is left out
 
 
 def to_json(checkpoint: Any, tensors: dict[str, torch.Tensor], notes: list[str]) -> str:
-    """The structure of a checkpoint, as ``from_json`` takes it.
+    """The structure of a checkpoint, for ``from_json``.
 
     Args:
-        tensors: By name, those that have one; gets the others, named by the keys that lead to them.
-        notes: Gets a line for what has no JSON and is left out; in a list, None takes its place.
+        tensors: Tensors that have a name already. The others are added, with the keys that lead to them as names.
+        notes: A line is appended for each value that has no JSON. It is left out; in a list it becomes None.
 
     Raises:
-        ConversionError: It is too deep, or too long.
+        ConversionError: The structure is nested too deep, or too long.
     """
     node = _Writer(tensors, notes).write(checkpoint, [])
     text = json.dumps(None if node is _NOTHING else node, separators=(",", ":"), allow_nan=False)
@@ -40,11 +43,12 @@ class _Writer:
     def __init__(self, tensors: dict[str, torch.Tensor], notes: list[str]) -> None:
         self._tensors, self._notes = tensors, notes
         self._names = {id(tensor): name for name, tensor in reversed(tensors.items())}
-        self._count = 0  # of values written
-        self._sizes: dict[int, int] = {}  # values in a container; of one that is being written, more than is small
+        self._count = 0  # number of values written
+        # For the id of each container the number of its values; more than _SMALL while it is being written
+        self._sizes: dict[int, int] = {}
 
     def write(self, value: Any, keys: list[str]) -> Any:
-        """The JSON of a value; _NOTHING, and a note, if there is none."""
+        """The JSON of a value; _NOTHING, and a note, if it has none."""
         self._count += 1
         if isinstance(value, torch.Tensor):
             return {"tensor": self._name(value, keys)}
@@ -72,7 +76,8 @@ class _Writer:
     def _container(self, value: dict[Any, Any] | list[Any] | tuple[Any, ...], keys: list[str]) -> Any:
         if len(keys) >= MAX_DEPTH:
             raise ConversionError(f"the checkpoint is nested deeper than {MAX_DEPTH} levels")
-        if self._sizes.get(id(value), 0) > _SMALL:  # shared ones could grow to 2^n values, or are cycles
+        # n nested shared containers could make 2^n values, and cycles would not end
+        if self._sizes.get(id(value), 0) > _SMALL:
             self._notes.append(f"left out {'.'.join(keys)!r}: the same object is in the checkpoint elsewhere")
             return _NOTHING
         before = self._count
@@ -102,7 +107,7 @@ _NOTHING = object()
 
 
 def _scalar(value: Any) -> Any:
-    """The JSON of a value that has no parts, or _NOTHING."""
+    """The JSON of a value that is not a container; _NOTHING if it has none."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, int) and value.bit_length() < _MAX_INT_BITS:
@@ -113,13 +118,13 @@ def _scalar(value: Any) -> Any:
 
 
 def from_json(text: str, tensors: Mapping[str, Any]) -> Any:
-    """The checkpoint of a structure that ``to_json`` wrote, or somebody else.
+    """The checkpoint with a structure from ``to_json``. The text may come from an untrusted file.
 
     Args:
-        tensors: By name. One that the structure has twice is the same object twice.
+        tensors: The tensors by name. A tensor that occurs twice becomes the same object twice.
 
     Raises:
-        ConversionError: The text is no such structure, or names a tensor that is not there.
+        ConversionError: The text is not such a structure, or it names a tensor that does not exist.
     """
     try:
         node = json.loads(text, parse_constant=_refuse)

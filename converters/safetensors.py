@@ -1,4 +1,4 @@
-"""safetensors files as a source, single or sharded; the safetensors package checks them, NumPy reads them."""
+"""Reading safetensors files, single or sharded. The safetensors package checks them, and NumPy reads them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ try:
 except ImportError as err:
     raise ImportError("safetensors files need its package; run: pip install 'vqformat[safetensors]'") from err
 
-DTYPES = {theirs: ours for ours, theirs in NAMES.items()}  # F6_E2M3 and F6_E3M2 have no name in SPEC
+DTYPES = {theirs: ours for ours, theirs in NAMES.items()}  # without F6_E2M3 and F6_E3M2, which SPEC does not have
 
 
 def open_safetensors(path: Path) -> Source:
     """Open one safetensors file.
 
     Raises:
-        ConversionError: It is damaged, or has a dtype that a ``.vqm`` cannot hold.
+        ConversionError: It is damaged, or a ``.vqm`` cannot hold a dtype.
     """
     notes: list[str] = []
     tensors, metadata = _read(path)
@@ -40,10 +40,10 @@ def open_safetensors(path: Path) -> Source:
 
 
 def open_sharded(index: Path) -> Source:
-    """Open a sharded model by its ``*.safetensors.index.json``: shards in order of their names.
+    """Open a sharded model by its ``*.safetensors.index.json``. Shards are in the order of their names.
 
     Raises:
-        ConversionError: A shard is missing or damaged, or does not have what the index says.
+        ConversionError: A shard is missing or damaged, or lacks a tensor of the index.
     """
     notes: list[str] = []
     tensors: list[SourceTensor] = []
@@ -57,14 +57,14 @@ def open_sharded(index: Path) -> Source:
 
 
 def _read(path: Path) -> tuple[list[SourceTensor], dict[str, Any]]:
-    """Tensors in order of their data, and ``__metadata__``."""
+    """The tensors in the order of their data, and ``__metadata__``."""
     try:
         with safe_open(path, framework="np") as file:
             names = set(file.keys())
     except SafetensorError as err:
         raise ConversionError(f"{str(path)!r} is a safetensors file that is damaged or cut short, or no checkpoint at"
                               f" all ({err}); fetch or save it again") from err  # fmt: skip
-    with open(path, "rb") as stream:  # what follows has just been checked by the package
+    with open(path, "rb") as stream:  # the package has checked the header
         size = int.from_bytes(stream.read(8), "little")
         header: dict[str, Any] = json.loads(stream.read(size))
     metadata = header.pop("__metadata__", None) or {}
@@ -90,7 +90,7 @@ def _loader(path: Path, dtype: str, shape: tuple[int, ...], offset: int, nbytes:
         if info.bits == 4:
             return unpack_nibbles(data, 2 * nbytes).view(info.numpy).reshape(shape)
         if dtype == "bool":
-            truth: npt.NDArray[Any] = data != 0  # safetensors accepts any byte: whatever is not 0 is true
+            truth: npt.NDArray[Any] = data != 0  # safetensors accepts any byte: every byte other than 0 is true
             return truth.reshape(shape)
         return data.view(info.numpy).reshape(shape)
 

@@ -1,4 +1,4 @@
-"""Models in several files beside an index, as Hugging Face's libraries write them: which shard has which tensor."""
+"""The index of a sharded model, as the libraries of Hugging Face write it: which shard has which tensor."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _MAX_NAME_NBYTES = 255  # of a file, in most file systems
 
 
 def read_shards(index: Path) -> dict[str, set[str]]:
-    """The names of the tensors in each shard, shards in order of their names; each is a file beside the index.
+    """For each shard the names of its tensors. Shards are in the order of their names.
 
     Raises:
-        ConversionError: A shard is missing, or would lie elsewhere.
+        ConversionError: A shard is missing, or is not the name of a file beside the index.
     """
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
@@ -31,10 +31,15 @@ def read_shards(index: Path) -> dict[str, set[str]]:
 
 
 def check_shard(index: Path, shard: str, placed: set[str], found: Iterable[str], notes: list[str]) -> None:
-    """Compare the tensors that an index places in a shard with those found there; a note for each that is too many.
+    """Compare the tensors of a shard with the index.
+
+    Args:
+        placed: Names of the tensors that the index places in the shard.
+        found: Names of the tensors in the shard.
+        notes: A line is appended for each further tensor, which is left out.
 
     Raises:
-        ConversionError: One is not there.
+        ConversionError: A tensor is missing.
     """
     found = list(found)
     lost = placed.difference(found)
@@ -45,10 +50,10 @@ def check_shard(index: Path, shard: str, placed: set[str], found: Iterable[str],
 
 
 def shard_name(index: Path, shard: Any) -> str:
-    """A shard's name, if it is that of a file beside the index.
+    """The name of a shard, checked to be that of a file beside the index.
 
     Raises:
-        ConversionError: It would lie elsewhere.
+        ConversionError: It is not.
     """
     is_name = isinstance(shard, str) and 0 < len(shard.encode(errors="replace")) <= _MAX_NAME_NBYTES
     if not is_name or shard in (".", "..") or set(shard) & set("/\\:\0"):
@@ -58,10 +63,10 @@ def shard_name(index: Path, shard: Any) -> str:
 
 
 def present_shards(index: Path, shards: Iterable[str]) -> list[str]:
-    """The shards in order of their names.
+    """The shards in the order of their names.
 
     Raises:
-        ConversionError: One is missing.
+        ConversionError: One does not exist.
     """
     ordered = sorted(shards)
     absent = [shard for shard in ordered if not (index.parent / shard).is_file()]

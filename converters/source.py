@@ -1,4 +1,4 @@
-"""What every reader of a checkpoint gives: its tensors, loaded when asked for."""
+"""``Source``: an opened checkpoint of any format, whose tensors are loaded when they are needed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ ORIGIN_KEY = "vqm.source"
 
 @dataclass
 class Source:
-    """An opened checkpoint; a context manager.
+    """An opened checkpoint. It is a context manager.
 
     Attributes:
-        format: ``"vqm"``, or what ``vqm.source`` of SPEC section 18 has as ``format``.
-        tensors: In the file's order; each is loaded when it is asked for, so that one is in memory at a time.
+        format: ``"vqm"``, or the field ``format`` of ``vqm.source`` (SPEC section 18).
+        tensors: The tensors in file order. Each is loaded when it is needed, so that one at a time is in memory.
         metadata: The user's metadata.
-        notes: What a user should know: what was left out, what is stored twice.
-        origin: ``vqm.source`` of SPEC section 18.
+        notes: Notes for the user: what was left out, and what is stored twice.
+        origin: The fields of ``vqm.source`` (SPEC section 18).
+        closer: A function that closes the file; None if it needs no closing.
     """
 
     format: str
@@ -32,7 +33,7 @@ class Source:
     closer: Callable[[], None] | None = None
 
     def close(self) -> None:
-        """Close the file; its tensors cannot be loaded any more."""
+        """Close the file. Its tensors cannot be loaded any more."""
         if self.closer is not None:
             self.closer()
             self.closer = None
@@ -44,14 +45,14 @@ class Source:
         self.close()
 
     def stored_metadata(self) -> dict[str, Any]:
-        """The metadata of a ``.vqm`` made from this source."""
+        """The metadata of a ``.vqm`` that is made from this source."""
         exact = [tensor.name for tensor in self.tensors if tensor.is_exact]
         origin = {**self.origin, "exact": exact} if exact else self.origin
         return {**self.metadata, ORIGIN_KEY: origin} if origin else dict(self.metadata)
 
 
 def take_metadata(metadata: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """A checkpoint's metadata without keys that SPEC section 18 reserves."""
+    """The metadata of a checkpoint without the keys that SPEC section 18 reserves, for which a note is appended."""
     reserved = [key for key in metadata if key.startswith(RESERVED_PREFIX)]
     if reserved:
         notes.append(f"left out metadata {', '.join(map(repr, reserved))}: keys that begin with 'vqm.' are reserved")

@@ -1,4 +1,4 @@
-"""TorchScript archives as a source: parameters and buffers, without PyTorch, and without running what is in them."""
+"""Reading parameters and buffers of TorchScript archives, without PyTorch and without running their code."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from .zip_archive import Archive
 _MAX_PICKLE_NBYTES = 64 << 20
 _MAX_CODE_NBYTES = 16 << 20  # of one file
 _MAX_DEPTH = 64
-_LONGEST_TEXT = 500
-_LARGEST = (1 << 63) - 1  # size or stride
+_LONGEST_TEXT = 500  # characters of an error or note
+_LARGEST = (1 << 63) - 1  # largest size or stride
 _MAX_EXPANDED_NBYTES = 64 << 20  # of a tensor that repeats elements of its storage (stride 0)
 
+
 def open_torchscript(path: Path) -> Source:
-    """Open an archive written by ``torch.jit.save``; tensors have the names of ``state_dict()``, in its order.
+    """Open an archive written by ``torch.jit.save``. Tensors have the names and the order of ``state_dict()``.
 
     Raises:
-        ConversionError: It is damaged, has no tensors, or something in it cannot be honest.
+        ConversionError: It is damaged, has no tensors, or is refused as unsafe.
     """
     archive = Archive(path)
     try:
@@ -42,7 +43,7 @@ def open_torchscript(path: Path) -> Source:
 
 
 class _Model:
-    """An archive whose pickle has been read."""
+    """An archive whose pickle has been loaded."""
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
@@ -60,12 +61,12 @@ class _Model:
         self._root = self._unpickle()
 
     def _refuse(self, why: str) -> ConversionError:
-        # Foreign names have any length and any characters
+        # Names from the file can have any length and any characters
         why = "".join(c if c.isprintable() else "?" for c in why[:_LONGEST_TEXT]) + "…" * (len(why) > _LONGEST_TEXT)
         return ConversionError(f"{str(self._path)!r} is a TorchScript archive that cannot be read: {why}")
 
     def _read(self, name: str, limit: int) -> bytes:
-        """A member, or nothing if there is none."""
+        """The bytes of a member; empty if it does not exist."""
         name = self._top + name
         if name not in self._members:
             return b""
@@ -87,7 +88,7 @@ class _Model:
         return root
 
     def source(self) -> Source:
-        """The tensors by name; those that share everything as aliases."""
+        """The source. Equal tensors of the same memory are aliases."""
         found: dict[str, Tensor] = {}
         for name, tensor in self._walk(self._root, [], [0]):
             if name in found:
@@ -108,7 +109,12 @@ class _Model:
         return Source("torchscript", sources, {}, self._notes, {"format": "torchscript"}, self._close)
 
     def _walk(self, value: Any, keys: list[str], count: list[int]) -> Iterator[tuple[str, Tensor]]:
-        """Tensors in a module: its own, then those of the modules in it."""
+        """Names and tensors of a module: its own, then those of its submodules.
+
+        Args:
+            keys: Keys that lead to the module.
+            count: Number of attributes visited so far, in a list, so that recursive calls share it.
+        """
         if len(keys) > _MAX_DEPTH:
             raise self._refuse(f"its modules are nested deeper than {_MAX_DEPTH} levels")
         declared = self._declared(value) if isinstance(value, Object) else None
@@ -119,7 +125,7 @@ class _Model:
         for key, item in items:
             path = [*keys, key]
             count[0] += 1
-            if count[0] > MAX_TENSORS:  # objects that are shared could make 2^n names
+            if count[0] > MAX_TENSORS:  # n nested shared objects could make 2^n names
                 raise self._refuse(f"it has more than {MAX_TENSORS} attributes")
             if isinstance(item, Tensor) and (declared is None or key in declared):
                 name = ".".join(path)
@@ -134,9 +140,9 @@ class _Model:
             yield from self._walk(item, path, count)
 
     def _declared(self, module: Object) -> dict[str, int] | None:
-        """Names of a module's parameters, then of its buffers, as its code declares them; None if that is not there.
+        """Positions of a module's parameters and buffers, by name, as its code declares them; None without code.
 
-        The code is text here: it is searched, not run.
+        The text of the code is searched. It is not run.
         """
         if module.module not in self._codes:
             member = f"code/{module.module.replace('.', '/')}.py"
@@ -153,7 +159,7 @@ class _Model:
         return {name: i for i, name in enumerate(declared)}
 
     def _check(self, name: str, tensor: Tensor) -> tuple[str, tuple[int, ...]]:
-        """Dtype and shape of a tensor that lies within its storage."""
+        """Check that a tensor is inside its storage. Returns its dtype and shape."""
         storage, shape, stride = tensor.storage, tensor.shape, tensor.stride
         if not isinstance(storage, Storage):
             raise self._refuse(f"tensor {name!r} has no storage")
@@ -206,7 +212,7 @@ class _Model:
         return load
 
     def _open(self, member: str) -> BinaryIO:
-        """A storage; the last one stays open, since its CRC is compared whenever it is opened."""
+        """The file of a storage. The last one stays open, because opening one checks its CRC."""
         if self._opened is None or self._opened[0] != member:
             self._close_storage()
             self._opened = member, self._archive.open(member)
@@ -228,7 +234,7 @@ def _items(value: Any) -> list[tuple[str, Any]]:
 
 
 def _what(value: Any) -> str:
-    """Why a value is left out, if it may have numbers that a user would miss."""
+    """A description of a value that is left out; empty if it has no numbers that a user could need."""
     if isinstance(value, Opaque):
         return value.what
     if isinstance(value, Tensor):
@@ -241,7 +247,7 @@ def _what(value: Any) -> str:
 
 
 def _brief(value: Any) -> str:
-    """A value of a pickle as text, however large or deep it is."""
+    """A short text for a value of a pickle of any size and depth."""
     if isinstance(value, tuple) and len(value) <= MAX_RANK:
         return f"({', '.join(_brief(item) if isinstance(item, int) else '…' for item in value)})"
     is_short = isinstance(value, str) or (isinstance(value, int) and -_LARGEST <= value <= _LARGEST)

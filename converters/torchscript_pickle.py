@@ -1,4 +1,4 @@
-"""The pickle of a TorchScript archive, read by an unpickler that knows placeholders only: no name in it is imported."""
+"""Loading the pickle of a TorchScript archive with placeholders for all classes and functions: nothing is imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 _MAX_CLASSES = 1 << 16
 
-# Storage type -> SPEC name
+# Storage type -> dtype name in SPEC
 _DTYPES = {
     "BoolStorage": "bool", "ByteStorage": "u8", "CharStorage": "i8", "UInt16Storage": "u16", "ShortStorage": "i16",
     "UInt32Storage": "u32", "IntStorage": "i32", "UInt64Storage": "u64", "LongStorage": "i64", "HalfStorage": "f16",
@@ -20,7 +20,7 @@ _DTYPES = {
     "Float8_e8m0fnuStorage": "f8_e8m0fnu",
 }  # fmt: skip
 
-# What PyTorch's own pickler writes; the others are not needed to hold a model
+# The opcodes that PyTorch's own pickler writes; a model needs no others
 _OPCODES = frozenset({
     "PROTO", "STOP", "MARK", "POP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4",
     "BINFLOAT", "BINUNICODE", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
@@ -30,26 +30,26 @@ _OPCODES = frozenset({
 
 
 class PickleError(Exception):
-    """A pickle that is no model's, with the reason."""
+    """A pickle that cannot be that of a model. The message is the reason."""
 
 
 def unpickle(data: bytes) -> Any:
-    """What a pickle holds, in the objects below.
+    """Load a pickle, with the classes below in place of its own.
 
     Raises:
-        PickleError: It needs what is no tensor, or was not written by PyTorch.
-        Exception: It is damaged; of any type, as ``pickle`` raises.
+        PickleError: It needs other objects than tensors and modules, or was not written by PyTorch.
+        Exception: Any type that ``pickle`` raises for damaged data.
     """
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name not in _OPCODES:
             raise PickleError(f"its pickle has the opcode {opcode.name}, which PyTorch does not write")
-        if opcode.name == "LONG_BINPUT" and (argument or 0) > len(data):  # sizes a table
+        if opcode.name == "LONG_BINPUT" and (argument or 0) > len(data):  # the unpickler allocates a table of this size
             raise PickleError(f"its pickle counts {argument} objects in {len(data)} bytes")
     return _Unpickler(data).load()
 
 
-# What the unpickler makes. A pickle may set attributes of any object that lets it, so that these do not: tuples have no
-# attributes, the others take or refuse what they are given.
+# The objects that the unpickler makes. A pickle may set attributes of objects. These are safe: tuples have no
+# attributes, and the other classes store or refuse what is set.
 
 
 class Storage(NamedTuple):
@@ -58,7 +58,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A tensor as the pickle has it: sizes and strides in elements, nothing checked."""
+    """The fields of a tensor in a pickle, unchecked; sizes and strides count elements."""
 
     storage: Any
     offset: Any
@@ -69,7 +69,7 @@ class Tensor(NamedTuple):
 
 
 class Object:
-    """Stands for an object of a class of the archive's code; its attributes are in ``state``."""
+    """Placeholder for an object of a class of the archive's code. Its attributes are in ``state``."""
 
     module = ""
     name = ""
@@ -98,7 +98,7 @@ class _Function:
 
 
 class Opaque(_Function):
-    """Stands for what is no tensor of ours; called it is itself."""
+    """Placeholder for a value that is not supported; calling it returns itself."""
 
     __slots__ = ("what",)
 
@@ -133,7 +133,7 @@ _GLOBALS: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds the objects above and nothing else: no name is imported, no code is run."""
+    """Makes only the objects above: no name is imported, and no code is run."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))

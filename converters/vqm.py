@@ -1,4 +1,4 @@
-"""A .vqm as a source: to code it again with other options, or to export it."""
+"""Reading a ``.vqm``, to encode it again with other options or to export it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .source import ORIGIN_KEY, Source
 
 
 def open_vqm(path: Path) -> Source:
-    """Open a ``.vqm``; a tensor is decoded when it is asked for.
+    """Open a ``.vqm``. Each tensor is decoded when it is needed.
 
     Raises:
         VqmError: The file is refused.
@@ -27,7 +27,7 @@ def open_vqm(path: Path) -> Source:
         origin = metadata.pop(ORIGIN_KEY, None)
         if not isinstance(origin, dict):
             origin = {}
-        exact = origin.pop("exact", None)  # names; anybody may have written it
+        exact = origin.pop("exact", None)  # names, from an untrusted file
         names = {name for name in exact if isinstance(name, str)} if isinstance(exact, list) else set()
         tensors = []
         for name in file:

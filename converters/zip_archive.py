@@ -1,4 +1,4 @@
-"""Zip archives read in place: nothing is unpacked to disk, and what cannot be honest is refused."""
+"""Reading zip archives in place: nothing is unpacked to disk, and suspicious archives are refused."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vqformat.errors import ConversionError
 
 from .file_region import Region
 
-MAX_INFLATED_NBYTES = 1 << 29  # of a compressed member: it is held in memory
-_HEADER_NBYTES = 30  # before a member's data, at least
-_MAX_NAME_NBYTES = 0xFFFF  # of a member, in the zip format
+MAX_INFLATED_NBYTES = 1 << 29  # of a compressed member, which is decompressed into memory
+_HEADER_NBYTES = 30  # of the fixed part of a local header
+_MAX_NAME_NBYTES = 0xFFFF  # limit of the zip format for the name of a member
 _PIECE = 1 << 20
 
 
 class Archive:
-    """A zip archive whose directory has been checked; a context manager.
+    """A zip archive with a checked directory. It is a context manager.
 
     Raises:
-        ConversionError: It is damaged or encrypted; or a member has a name that leads elsewhere, is there twice, or is
-            a link.
+        ConversionError: It is damaged or encrypted; or a member overlaps another one, has a name that leads out of the
+            archive, occurs twice, or is a link.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,22 +60,22 @@ class Archive:
             raise self.refuse(name, "is a link")
 
     def refuse(self, name: str, why: str) -> ConversionError:
-        """The error that says what is wrong with a member."""
+        """The error for a member, with what is wrong with it."""
         return ConversionError(f"{str(self.path)!r}: member {name!r} {why}")
 
     def names(self) -> list[str]:
-        """Names of the members that are no folders, in the archive's order."""
+        """Names of the members that are not folders, in the order of the archive."""
         return [name for name, member in self._members.items() if not member.is_dir()]
 
     def nbytes(self, name: str) -> int:
-        """Bytes of a member, as the directory says."""
+        """Uncompressed bytes of a member, as stated by the directory."""
         return self._members[name].file_size
 
     def read(self, name: str) -> bytes:
-        """A whole member, its CRC compared.
+        """Read a whole member and check its CRC.
 
         Raises:
-            ConversionError: It is damaged, or too large to be held in memory.
+            ConversionError: It is damaged, or too large for memory.
         """
         size = self.nbytes(name)
         if size > MAX_INFLATED_NBYTES:
@@ -86,10 +86,10 @@ class Archive:
         return pieces.getvalue()
 
     def region(self, name: str) -> Region:
-        """A member, its CRC compared: in the file where it is stored as it is, else in memory.
+        """The bytes of a member, with a checked CRC: a region of the file if it is not compressed, else in memory.
 
         Raises:
-            ConversionError: It is damaged, or compressed and too large to be held in memory.
+            ConversionError: It is damaged, or it is compressed and too large for memory.
         """
         member = self._members[name]
         label = f"{str(self.path)!r}, member {name!r}"
@@ -98,16 +98,16 @@ class Archive:
             return Region(self.path, label, 0, len(data), name, data)
         self._copy(name, None)
         with open(self.path, "rb") as stream:
-            stream.seek(member.header_offset + 26)  # of the local header, which _copy has compared
+            stream.seek(member.header_offset + 26)  # in the local header, which _copy has checked
             start = member.header_offset + _HEADER_NBYTES + sum(struct.unpack("<HH", stream.read(4)))
         return Region(self.path, label, start, member.file_size, name)
 
     def open(self, name: str) -> BinaryIO:
-        """A member to read anywhere in; raises as ``region`` does."""
+        """A member as a seekable file; errors are those of ``region``."""
         return self.region(name).open()
 
     def _copy(self, name: str, target: BinaryIO | None) -> None:
-        """Read a member to its end, where its CRC is compared; into memory at most as much as it says it has."""
+        """Read a member to its end, where zipfile checks its CRC. A member longer than stated is refused."""
         nbytes = 0
         try:
             with self._zip.open(name) as source:
@@ -133,7 +133,7 @@ class Archive:
 
 
 def is_unsafe(name: str) -> bool:
-    """Whether a member's name, unpacked by somebody, would lead out of where it is unpacked."""
-    parts = name.removesuffix("/").split("/")  # a folder ends in /
+    """Whether unpacking a member of this name could write outside the target folder."""
+    parts = name.removesuffix("/").split("/")  # the name of a folder ends in /
     leads_out = any(part in ("", ".", "..") for part in parts) or set(name) & set("\\\0") or ":" in parts[0]
     return bool(leads_out) or not 0 < len(name.encode(errors="replace")) <= _MAX_NAME_NBYTES

@@ -1,4 +1,4 @@
-"""From a .vqm back to a checkpoint: one module for each format, found by the suffix of the file's name."""
+"""Writing the tensors of a ``.vqm`` to other formats: one module for each format, chosen by the suffix of the path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..source import Source
 
 Write = Callable[[BinaryIO, list[SourceTensor], Source, list[str]], None]
 
-# Suffix, the longer ones first -> module and function that writes such a file and appends to a list of notes
+# Suffix (longer ones first) -> module and function that writes such a file and appends to a list of notes
 _WRITERS = {
     ".weights.h5": ("keras", "write_weights"),
     ".keras": ("keras", "write_keras"),
@@ -33,20 +33,21 @@ SUFFIXES = tuple(_WRITERS)
 
 
 def export(source: Source, dst: Path, *, names: Iterable[str] | None, overwrite: bool) -> list[str]:
-    """Write the tensors of a source to a checkpoint whose format its name says.
+    """Write the tensors of a source to a checkpoint, in the format of the suffix.
 
     Args:
-        names: Names or patterns (``*``, ``?``, ``[…]``) of the tensors wanted; None for all.
+        names: Names or patterns (``*``, ``?``, ``[…]``) of tensors; None for all.
+        overwrite: Whether an existing file may be replaced.
 
     Returns:
-        Notes: what the format could not keep.
+        Notes on what the format could not keep.
 
     Raises:
-        ConversionError: The format cannot hold a tensor, or is unknown.
-        TensorNotFoundError: No tensor has one of the names.
+        ConversionError: The format is unknown, or cannot hold a tensor.
+        TensorNotFoundError: A name or pattern matches no tensor.
         FileExistsError: The file exists and ``overwrite`` is false.
     """
-    write = _writer(dst)  # before a file is begun, since it may need a package that is not there
+    write = _writer(dst)  # before the file is created: it may need a package that is not installed
     tensors = select(source.tensors, names)
     notes: list[str] = []
     with NewFile(dst, overwrite=overwrite) as stream:
@@ -63,7 +64,7 @@ def _writer(dst: Path) -> Write:
 
 
 def select(tensors: list[SourceTensor], names: Iterable[str] | None) -> list[SourceTensor]:
-    """The tensors that are wanted, in their order; an alias whose target is not wanted stands for itself."""
+    """The selected tensors, in file order. An alias whose target is not selected becomes a tensor of its own."""
     if names is None:
         return tensors
     known = {tensor.name for tensor in tensors}
@@ -73,7 +74,7 @@ def select(tensors: list[SourceTensor], names: Iterable[str] | None) -> list[Sou
         if not found:
             raise TensorNotFoundError(pattern, known)
         wanted |= found
-    kept: dict[str, str] = {}  # tensor that is not an alias -> the first wanted name of it
+    kept: dict[str, str] = {}  # name of a tensor that is not an alias -> its first selected name
     result = []
     for tensor in tensors:
         if tensor.name in wanted:

@@ -1,4 +1,4 @@
-"""Tensors as an HDF5 file: the tree that they came from, or one made of their names."""
+"""Writing tensors to an HDF5 file: with the tree of the source file, or with one made from their names."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ FROM_HDF5 = ("keras", "keras-weights", "keras-legacy", "hdf5")
 
 
 def write_hdf5(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
-    """The tree of a Keras or HDF5 source; else a dataset for each tensor, with groups where its name has ``/``.
+    """Write an HDF5 file.
 
-    Of a selection only the datasets are written. bfloat16 is stored as Keras does: raw, with an attribute ``dtype``.
+    If the source was a Keras or HDF5 file, its tree is restored. Otherwise each tensor becomes a dataset, with groups
+    for the parts of its name between slashes. If tensors were selected, groups and their attributes are not restored.
+    bfloat16 is stored as in Keras: as raw bytes, with an attribute ``dtype``.
 
     Raises:
-        ConversionError: A name cannot be a path, or the metadata of the file are malformed.
+        ConversionError: A name cannot be a path, or the metadata of the file is malformed.
     """
     kind = source.origin.get("format")
     if kind not in FROM_HDF5 or "datasets" not in source.origin:
@@ -51,13 +53,16 @@ def write_hdf5(stream: BinaryIO, tensors: list[SourceTensor], source: Source, no
 
 
 def write_tree(stream: BinaryIO, tensors: list[SourceTensor], layout: TreeLayout, notes: list[str]) -> None:
-    """Write datasets where a layout has them, and its groups and attributes; one tensor in memory at a time."""
+    """Write the datasets, groups and attributes of a layout, with one tensor in memory at a time.
+
+    Tensors that the layout does not have become datasets by their names.
+    """
     by_name = {tensor.name: tensor for tensor in tensors}
     placed = set(layout.datasets.values())
     places = [*layout.datasets.items(), *((name, name) for name in by_name if name not in placed)]
     attributes = layout.attribute_arrays()
-    written: dict[str, str] = {}  # tensor that is not an alias -> path of its dataset
-    # Old HDF5 keeps attributes in a header of 64 KiB
+    written: dict[str, str] = {}  # name of a tensor that is not an alias -> path of its dataset
+    # The oldest HDF5 format stores attributes in a header of at most 64 KiB
     is_large = any(value.nbytes >= _LARGE_ATTRIBUTE_NBYTES for _, value in attributes.values())
     with h5py.File(stream, "w", libver="v108" if is_large else None) as file:
         for path, name in places:
@@ -71,7 +76,7 @@ def write_tree(stream: BinaryIO, tensors: list[SourceTensor], layout: TreeLayout
                 file.create_dataset(path, data=_storable(tensor, notes))
             except (ValueError, RuntimeError, TypeError, OSError) as err:
                 if getattr(err, "errno", None):
-                    raise  # the disk's, not HDF5's
+                    raise  # an error of the disk
                 raise ConversionError(f"tensor {name!r} cannot be the dataset {path!r}: another name is in the"
                                       f" way ({err}); extract to .safetensors or .npz") from err  # fmt: skip
         for path in layout.groups:
@@ -81,7 +86,7 @@ def write_tree(stream: BinaryIO, tensors: list[SourceTensor], layout: TreeLayout
 
 
 def _owner(file: Any, path: str) -> Any:
-    """The root, a dataset that is there, or a group."""
+    """The object at a path: the root, an existing dataset, or a group, which is created if needed."""
     try:
         return file[path or "/"] if not path or path in file else file.require_group(path)
     except (ValueError, RuntimeError, TypeError, KeyError) as err:
@@ -99,7 +104,7 @@ def _write_attribute(owner: Any, name: str, kind: str, value: Any) -> None:
 
 
 def _storable(tensor: SourceTensor, notes: list[str]) -> npt.NDArray[Any]:
-    """The array as HDF5 holds it; dtypes that it lacks are widened, to the same values."""
+    """The array of a tensor in a dtype that HDF5 has; others are converted to a wider one with the same values."""
     array = np.asarray(tensor.load())
     if tensor.dtype == "bf16":
         return array  # h5py writes raw elements of 2 bytes

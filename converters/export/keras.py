@@ -1,4 +1,4 @@
-"""Tensors as Keras 3 files: ``.weights.h5`` and ``.keras``, put together from what the source kept of itself."""
+"""Writing Keras 3 files, ``.weights.h5`` and ``.keras``, from tensors and the structure that the source file had."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from .hdf5 import write_tree
 
 
 def write_weights(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
-    """A ``.weights.h5`` for ``model.load_weights``.
+    """Write a ``.weights.h5`` for ``model.load_weights``.
 
     Raises:
-        ConversionError: The source was no Keras 3 file, or tensors of it are not selected.
+        ConversionError: The source was not a Keras 3 file, or not all of its tensors are selected.
     """
     layout = _layout(tensors, source, ".weights.h5", ("keras", "keras-weights"))
     write_tree(stream, tensors, layout, notes)
 
 
 def write_keras(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
-    """A ``.keras`` archive for ``keras.saving.load_model``, its other members as they were in the source.
+    """Write a ``.keras`` archive for ``keras.saving.load_model``. Its other members are those of the source.
 
     Raises:
-        ConversionError: The source was no ``.keras``, or tensors of it are not selected.
+        ConversionError: The source was not a ``.keras``, or not all of its tensors are selected.
     """
     layout = _layout(tensors, source, ".keras", ("keras",))
     members = source.origin.get("members")
@@ -43,7 +43,7 @@ def write_keras(stream: BinaryIO, tensors: list[SourceTensor], source: Source, n
             if is_unsafe(name) or name.endswith("/") or name == WEIGHTS or not isinstance(data, bytes):
                 raise ConversionError(f"vqm.source has a member {name[:100]!r}, which no .keras can have")
             archive.writestr(zipfile.ZipInfo(name), data)
-        # HDF5 is written here and there, a member of an archive front to back
+        # A temporary file, because HDF5 is not written front to back as a member of an archive must be
         with tempfile.TemporaryFile(dir=Path(stream.name).parent) as weights:
             write_tree(cast(BinaryIO, weights), tensors, layout, notes)
             weights.seek(0)

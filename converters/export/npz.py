@@ -1,4 +1,4 @@
-"""Tensors as a NumPy archive."""
+"""Writing tensors to a NumPy archive."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from ..source import Source
 
 
 def write_npz(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
-    """As ``numpy.savez`` writes, with a fixed date; dtypes that NumPy lacks are widened, without loss."""
+    """Write an archive as ``numpy.savez`` does, with a fixed date.
+
+    Dtypes that NumPy lacks are converted to wider ones with the same values.
+
+    Raises:
+        ConversionError: A name has a character U+0000.
+    """
     with zipfile.ZipFile(stream, "w") as archive:
         for tensor in tensors:
             if "\0" in tensor.name:
@@ -36,7 +42,7 @@ def write_npz(stream: BinaryIO, tensors: list[SourceTensor], source: Source, not
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The narrowest common dtype that holds all values: for those of ml_dtypes float32, for 4-bit integers 8 bits."""
+    """The NumPy dtype that holds all values of a dtype: 8 bits for 4-bit integers, float32 for floats of ml_dtypes."""
     info = BY_NAME[name]
     if name in ("u4", "i4"):
         return np.dtype(info.numpy_name.replace("4", "8"))

@@ -1,4 +1,4 @@
-"""Tensors as an ONNX model, put back into the graph that they came from."""
+"""Writing tensors to an ONNX model: they are put into the graph of the source model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ _ELSEWHERE = "extract to .safetensors, .pt or .npz"
 
 
 def write_onnx(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
-    """Fill the graph with one tensor after another, as raw_data; the whole model is in memory in the end, twice."""
+    """Fill the graph with the tensors, as raw_data, and write the model. It is in memory twice at the end.
+
+    Raises:
+        ConversionError: The source was not an ONNX model, tensors do not fit its graph, or the model exceeds 2 GiB.
+    """
     model = _graph(source)
     by_name = {tensor.name: tensor for tensor in tensors}
     taken, *_ = initializers(model)
@@ -38,7 +42,7 @@ def write_onnx(stream: BinaryIO, tensors: list[SourceTensor], source: Source, no
         found.append((each, tensor))
     if by_name:
         raise ConversionError(f"tensor {next(iter(by_name))!r} is no initializer of the ONNX graph; {_ELSEWHERE}")
-    nbytes = model.ByteSize() + sum(each.nbytes + 64 for each in taken)  # 64: tags and lengths, also those around
+    nbytes = model.ByteSize() + sum(each.nbytes + 64 for each in taken)  # 64: for protobuf tags and lengths
     if nbytes > MAX_NBYTES:
         raise ConversionError(f"the ONNX model would have {nbytes:,} bytes, and at most {MAX_NBYTES:,} are possible;"
                               f" {_ELSEWHERE}")  # fmt: skip

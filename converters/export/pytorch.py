@@ -1,4 +1,4 @@
-"""Tensors as a PyTorch checkpoint: a state dict, where it lay in the checkpoint that it came from (SPEC section 18)."""
+"""Writing tensors to a PyTorch checkpoint: a state dict under the keys that it had in the source (SPEC section 18)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ..pytorch_structure import MAX_DEPTH, from_json
 
 
 def write_pytorch(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
-    """Write a checkpoint; a part of the tensors is written as a plain state dict.
+    """Write a checkpoint. If only some tensors are selected, it is a plain state dict.
 
     Raises:
-        ConversionError: ``vqm.source`` does not tell what it should.
+        ConversionError: ``vqm.source`` is malformed.
     """
     is_whole = len(tensors) == len(source.tensors) and source.origin.get("format") == "pytorch"
-    nesting = _nesting(source.origin) if is_whole else []  # before anything is decoded
+    nesting = _nesting(source.origin) if is_whole else []  # checked before tensors are decoded
     state: OrderedDict[str, torch.Tensor] = OrderedDict()
     for tensor in tensors:
         if tensor.alias_of is not None:
@@ -52,7 +52,7 @@ def write_pytorch(stream: BinaryIO, tensors: list[SourceTensor], source: Source,
 
 
 def _nesting(origin: dict[str, Any]) -> list[str]:
-    """The keys that lead to the state dict."""
+    """The keys that lead to the state dict, from ``vqm.source``."""
     nesting = origin.get("nesting", [])
     if not isinstance(nesting, list) or len(nesting) > MAX_DEPTH or not all(isinstance(key, str) for key in nesting):
         raise ConversionError("the nesting of the PyTorch checkpoint in vqm.source is no array of at most"

@@ -1,4 +1,4 @@
-"""Tensors as a safetensors file."""
+"""Writing tensors to a safetensors file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vqformat.format.dtypes import BY_NAME
 
 from ..source import RESERVED_PREFIX, Source
 
-# SPEC name -> safetensors' name
+# dtype name in SPEC -> name in safetensors
 NAMES = {
     "bool": "BOOL", "u8": "U8", "i8": "I8", "u16": "U16", "i16": "I16", "u32": "U32", "i32": "I32", "u64": "U64",
     "i64": "I64", "f16": "F16", "bf16": "BF16", "f32": "F32", "f64": "F64", "c64": "C64", "f8_e4m3fn": "F8_E4M3",
@@ -24,7 +24,11 @@ NAMES = {
 
 
 def write_safetensors(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
-    """Header, then one tensor after another; data sorted by size of element, so that all of it is aligned."""
+    """Write the header, then one tensor after another, sorted by the size of elements, so that all are aligned.
+
+    Raises:
+        ConversionError: safetensors cannot hold a tensor.
+    """
     for tensor in tensors:
         if tensor.dtype not in NAMES:
             raise ConversionError(f"tensor {tensor.name!r} has dtype {tensor.dtype}, which safetensors cannot hold;"
@@ -37,7 +41,7 @@ def write_safetensors(stream: BinaryIO, tensors: list[SourceTensor], source: Sou
     if lost:
         notes.append(f"safetensors metadata holds strings only: left out {', '.join(map(repr, lost))}")
     if source.origin.get("format") == "pytorch":
-        metadata.setdefault("format", "pt")  # without it the transformers library refuses the file
+        metadata.setdefault("format", "pt")  # the transformers library requires it
     order = sorted(tensors, key=lambda tensor: -BY_NAME[tensor.dtype].bits)
     offset = 0
     entries: dict[str, Any] = {}

@@ -1,6 +1,6 @@
-"""The command ``vqm``: exit codes and errors; the verbs are in the modules beside this one.
+"""The command ``vqm``: exit codes and error messages. The verbs are in the other modules of this package.
 
-Exit codes: 0 fine, 1 the file is bad or the work failed (one line on stderr), 2 usage, 130 interrupted.
+Exit codes: 0 success, 1 a bad file or failed work (one line on stderr), 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line.
 
     Args:
-        argv: Arguments after the program's name; those of the process if None.
+        argv: Arguments after the name of the program; None for those of the process.
 
     Returns:
-        The exit code. With VQM_TRACEBACK=1 in the environment errors are raised instead.
+        The exit code. With VQM_TRACEBACK=1 in the environment, errors are raised instead of printed.
 
     Raises:
-        SystemExit: By argparse: 2 for wrong usage, 0 after help.
+        SystemExit: By argparse, with code 2 for wrong usage, and 0 after help.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name must not fail for the terminal's encoding
+        if hasattr(stream, "reconfigure"):  # printing a name must not fail because of the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
         with _terminating():
-            # The verb's module is imported only now: `vqm info` must not wait for torch
+            # The module of the verb is imported only now, so that `vqm info` does not wait for torch
             run = getattr(importlib.import_module(f".{args.module}", __name__), args.function)
             code: int = run(args)
-            if sys.stdout is not None:  # closed
+            if sys.stdout is not None:  # None if it is closed
                 sys.stdout.flush()
             return code
     except UsageError as err:
@@ -76,8 +76,8 @@ def _complain(text: str) -> None:
 
 
 def _close_stdout() -> None:
-    """Let what is still buffered go nowhere, or the interpreter complains at its end."""
-    with contextlib.suppress(OSError, ValueError):  # no descriptor, as in a test
+    """Redirect stdout to the null device: the interpreter would report an error when it flushes buffered output."""
+    with contextlib.suppress(OSError, ValueError):  # stdout may have no descriptor, as in a test
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
@@ -85,7 +85,7 @@ def _close_stdout() -> None:
 
 @contextlib.contextmanager
 def _terminating() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that temporary files are removed."""
+    """Context in which SIGTERM raises SystemExit, so that temporary files are removed."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(TERMINATED)

@@ -1,4 +1,4 @@
-"""What can be written after ``vqm``; imports nothing heavy."""
+"""The command line of ``vqm``: verbs and arguments. It imports nothing that is slow to import."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ and dtypes), however much their values differ; 1 if they do not, or if a file ca
 
 
 class UsageError(Exception):
-    """Arguments that do not fit, found after parsing; the exit code is 2."""
+    """Wrong arguments that were found after parsing. The exit code is 2."""
 
 
 class _VerbParser(argparse.ArgumentParser):
-    """Lets options stand between positional arguments: ``vqm extract FILE -o OUT NAME``."""
+    """Allows options between positional arguments: ``vqm extract FILE -o OUT NAME``."""
 
     _is_intermixing = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if self._is_intermixing:  # called by the call below
+        if self._is_intermixing:  # called by parse_known_intermixed_args
             return super().parse_known_args(args, namespace)
         self._is_intermixing = True
         try:
@@ -48,7 +48,7 @@ class _VerbParser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser; ``args.module`` and ``args.function`` name what runs a verb."""
+    """The parser. ``args.module`` and ``args.function`` are the names of the module and function that run the verb."""
     parser = argparse.ArgumentParser(
         prog="vqm",
         description="Compressed model files (.vqm): write, inspect, check.",
@@ -137,7 +137,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _given(text: str) -> str:
-    """Any text but none: an unset shell variable is no name."""
+    """Accept any text that is not empty, as an unset shell variable is."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty")
     return text
@@ -154,7 +154,7 @@ def _positive(text: str) -> float:
 
 
 def _nbytes(text: str) -> float:
-    """Bytes, with a unit or without."""
+    """Parse a number of bytes, with or without a unit."""
     match = re.fullmatch(r"\s*([0-9.]+)\s*(?:([kMG])(i?))?[bB]?\s*", text)
     try:
         value = float(match.group(1)) if match else math.nan

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    """Compress a checkpoint."""
+    """Run ``vqm convert``: compress a checkpoint."""
     recipe = _recipe(args)
     calibration = None if args.calibration is None else Calibration.load(args.calibration)
     preset = args.preset or ("default" if calibration is None else "small")
@@ -91,7 +91,7 @@ def _report_json(source: str, output: str, report: Report) -> dict[str, Any]:
 
 
 def _report_table(report: Report, *, verbose: bool) -> list[str]:
-    """Where the bytes went."""
+    """The table of tensors and of the bytes that they take."""
     head = ("tensor", "shape", "method", "bits/weight", "SQNR dB", "bytes", "% of file", "dtype")
     rows: list[tuple[str, ...]] = [head]
     n_weights = 0
@@ -119,7 +119,7 @@ def _report_table(report: Report, *, verbose: bool) -> list[str]:
 
 
 def run_extract(args: argparse.Namespace) -> int:
-    """Write tensors in another format."""
+    """Run ``vqm extract``: write tensors in another format."""
     if args.output == STDIO:
         raise UsageError("-o -: extract writes to a file only, whose suffix tells the format")
     if not args.output.lower().endswith(SUFFIXES):

@@ -1,4 +1,4 @@
-"""``vqm diff``: how far the tensors of two files lie apart."""
+"""``vqm diff``: the differences between the tensors of two files."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
-_PIECE = 1 << 20  # elements compared at once, so that float64 copies stay small
+_PIECE = 1 << 20  # elements that are compared together, so that float64 copies are small
 
 
 @dataclass
 class Distance:
-    """Sums over elements from which the measures follow; A is the original.
+    """Sums over pairs of elements, from which the measures are computed. A is the original.
 
-    A pair of elements that are equal, or NaN both, has no error; the sums of SQNR and cosine leave out pairs that
-    are not finite both.
+    A pair has no error if both elements are equal or both are NaN. The sums for SQNR and cosine include only pairs of
+    finite elements.
     """
 
     n: int = 0
@@ -46,7 +46,7 @@ class Distance:
     is_identical: bool = True  # bit for bit
 
     def add(self, a: Array, b: Array) -> None:
-        """Count two tensors of one shape."""
+        """Add the elements of two tensors of the same shape."""
         self.is_identical &= a.dtype == b.dtype and _same_bits(a, b)
         flat_a, flat_b = _flat(a), _flat(b)
         for start in range(0, flat_a.size, _PIECE):
@@ -57,7 +57,7 @@ class Distance:
         with np.errstate(all="ignore"):
             difference = np.abs(a - b)
             difference[(a == b) | (np.isnan(a) & np.isnan(b))] = 0
-            self.max_abs = float(np.maximum(self.max_abs, difference.max(initial=0)))  # a NaN stays
+            self.max_abs = float(np.maximum(self.max_abs, difference.max(initial=0)))  # np.maximum propagates NaN
             self.error += float(difference @ difference)
             finite = np.isfinite(a) & np.isfinite(b)
             if not finite.all():
@@ -67,7 +67,7 @@ class Distance:
             self.product += float(a @ b)
 
     def join(self, other: Distance) -> None:
-        """Count what another one has counted."""
+        """Add the sums of another one."""
         self.n += other.n
         self.max_abs = float(np.maximum(self.max_abs, other.max_abs))
         self.error += other.error
@@ -78,11 +78,12 @@ class Distance:
 
     @property
     def rms(self) -> float:
+        """Root mean square of the errors; nan without elements."""
         return math.sqrt(self.error / self.n) if self.n else math.nan
 
     @property
     def sqnr_db(self) -> float:
-        """inf without error, nan without elements."""
+        """Signal-to-quantization-noise ratio in dB; inf without errors, nan without elements."""
         if not self.n or math.isnan(self.error):
             return math.nan
         if not self.error:
@@ -92,6 +93,7 @@ class Distance:
 
     @property
     def cosine(self) -> float:
+        """Cosine of the angle between both tensors; nan if one is 0 or not finite."""
         norm = math.sqrt(self.power_a) * math.sqrt(self.power_b)
         return max(-1.0, min(1.0, self.product / norm)) if 0 < norm < math.inf else math.nan
 
@@ -101,7 +103,7 @@ def _flat(array: Array) -> Array:
 
 
 def _reals(array: Array) -> Floats:
-    """Elements in float64; a complex one is two."""
+    """Elements as float64. A complex element becomes two."""
     if np.iscomplexobj(array):
         array = np.stack([array.real, array.imag], axis=-1).reshape(-1)
     return array.astype(np.float64)
@@ -113,7 +115,7 @@ def _same_bits(a: Array, b: Array) -> bool:
 
 @dataclass
 class _Row:
-    """The comparison of two tensors of one name; None for a distance: their shapes differ."""
+    """The comparison of two tensors of the same name. The distance is None if their shapes differ."""
 
     name: str
     dtypes: tuple[str, str]
@@ -136,7 +138,7 @@ def _measures(distance: Distance) -> dict[str, Any]:
 
 
 def run_diff(args: argparse.Namespace) -> int:
-    """Compare two files; 1 if their names, shapes or dtypes differ."""
+    """Run ``vqm diff``: compare two files. The exit code is 1 if names, shapes or dtypes differ."""
     if args.original == args.other == STDIO:
         raise UsageError("A and B cannot both be stdin")
     with _tensors(args.original) as a, _tensors(args.other) as b:
@@ -150,7 +152,7 @@ def run_diff(args: argparse.Namespace) -> int:
     only = [[name for name in a if name not in b], [name for name in b if name not in a]]
     total = Distance()
     for row in rows:
-        # Weights only: the numbers of an integer table would drown them
+        # Only weights: the numbers of integer tensors can be much larger
         if row.distance is not None and not row.is_alias and BY_NAME[row.dtypes[0]].arithmetic:
             total.join(row.distance)
     agrees = not any(only) and all(row.agrees for row in rows)

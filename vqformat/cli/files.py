@@ -1,4 +1,4 @@
-"""Which files a command line means: ``-``, default names, what must not be overwritten, which tensors."""
+"""The files of a command line: ``-`` for stdin and stdout, default names, protection of outputs, names of tensors."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ _SUFFIXES = (".safetensors.index.json", ".safetensors", ".bin.index.json", ".pth
 
 
 class FileError(Exception):
-    """Work that failed, told on one line that names the file."""
+    """Failed work. The message is one line that names the file."""
 
 
 @contextlib.contextmanager
 def naming(file: str, path: Path | None = None) -> Iterator[None]:
-    """Put the file's name before an error raised inside, unless the error names it.
+    """Context that adds the name of a file to errors, unless they have it.
 
     Args:
-        path: Where the file is read from, if not from where its name says.
+        file: The file, as on the command line.
+        path: The path from which it is read, if that is another one.
 
     Raises:
-        FileError: In place of a VqmError.
+        FileError: Instead of a VqmError.
     """
     try:
         yield
@@ -47,13 +48,13 @@ def naming(file: str, path: Path | None = None) -> Iterator[None]:
 
 
 def label(file: str) -> str:
-    """A file of the command line, safe to print."""
+    """The name of a file of the command line, safe to print."""
     return "stdin" if file == STDIO else escape(file)
 
 
 @contextlib.contextmanager
 def local_path(file: str) -> Iterator[Path]:
-    """A path to read from: that of a temporary copy where the file is ``-``. Errors raised inside name the file."""
+    """Context that gives the path of a file; for ``-`` that of a temporary copy of stdin. Errors name the file."""
     if file != STDIO:
         with naming(file):
             yield Path(file)
@@ -68,7 +69,7 @@ def local_path(file: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[BinaryIO]:
-    """The file, or stdin, to be read front to back."""
+    """Context that gives the binary stream of a file, or stdin for ``-``."""
     if name == STDIO:
         yield stdin()
         return
@@ -77,17 +78,17 @@ def opened(name: str) -> Iterator[BinaryIO]:
 
 
 def stdin() -> BinaryIO:
-    """The standard input, as bytes."""
+    """The standard input as a binary stream."""
     if sys.stdin is None:
         raise OSError("stdin is closed")
     return sys.stdin.buffer
 
 
 def stdout(*, force: bool) -> BinaryIO:
-    """The standard output, as bytes.
+    """The standard output as a binary stream.
 
     Raises:
-        UsageError: It is a terminal, and nobody insists.
+        UsageError: It is a terminal, and ``force`` is false.
     """
     if sys.stdout is None:
         raise OSError("stdout is closed")
@@ -97,10 +98,10 @@ def stdout(*, force: bool) -> BinaryIO:
 
 
 def default_output(source: str) -> Path:
-    """``folder/model.vqm`` for ``folder/model.pt``; an unknown suffix stays and ``.vqm`` is added.
+    """The default output: ``folder/model.vqm`` for ``folder/model.pt``. ``.vqm`` is appended to an unknown suffix.
 
     Raises:
-        UsageError: The source has no name to begin with, or is itself such a file.
+        UsageError: The source is stdin, or is a ``.vqm`` itself.
     """
     if source == STDIO:
         raise UsageError("reading from stdin needs -o FILE.vqm, or -o - for stdout")
@@ -115,16 +116,17 @@ def default_output(source: str) -> Path:
 
 
 def is_special(path: Path) -> bool:
-    """Whether this is a device, pipe or socket: something to write to, never to be replaced by a file."""
+    """Whether a path is a device, a pipe or a socket, which can be written to but must not be replaced."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def check_output(output: Path, source: str, *, force: bool) -> None:
-    """Raise early what would be raised after all the work.
+    """Check an output before the work begins, and not only when it is written.
 
     Raises:
         UsageError: Source and output are the same file.
-        OSError: The output exists and nobody insists, or is a folder, a device or a pipe, or is to be in no folder.
+        OSError: The output exists and ``force`` is false; or it is a folder, a device or a pipe; or its folder does not
+            exist.
     """
     if is_special(output):
         raise OSError(f"{str(output)!r} is a device or pipe, not a file")
@@ -141,13 +143,17 @@ def check_output(output: Path, source: str, *, force: bool) -> None:
 
 
 def select(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """The names that are wanted, in file order; all if none is named.
+    """Select names of tensors.
 
     Args:
-        wanted: Names, or patterns with wildcards. A name that is there counts as such, whatever is in it.
+        names: All names, in file order.
+        wanted: Names or patterns with wildcards; empty for all. A text that equals a name is not a pattern.
+
+    Returns:
+        The selected names, in file order.
 
     Raises:
-        TensorNotFoundError: One matches nothing; the message has near matches.
+        TensorNotFoundError: A name or pattern matches nothing. The message has similar names.
     """
     if not wanted:
         return list(names)

@@ -23,12 +23,12 @@ from .files import STDIO, label, local_path, opened, select
 from .progress import Progress, progress_bar
 from .text import count, counted, describe_error, escape, number, shape_text, shorten, table, to_json
 
-_SHOWN_METADATA = 12  # pairs, unless -v
+_SHOWN_METADATA = 12  # pairs that are shown without -v
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor with what it takes in the file; an alias has dtype and shape of its target."""
+    """A tensor of a file. An alias has dtype and shape of its target."""
 
     name: str
     layer: str
@@ -53,7 +53,7 @@ class _Tensor:
 
 
 class _Contents:
-    """What the index and the heads of the chunks say; no data is read, and none decoded."""
+    """The contents of a file, from the index and the heads of all chunks. No sections are read."""
 
     def __init__(self, stream: BinaryIO) -> None:
         index = IndexedReader(stream).index
@@ -118,7 +118,7 @@ class _Contents:
 
 
 def run_info(args: argparse.Namespace) -> int:
-    """What is in a file."""
+    """Run ``vqm info``: show the contents of a file."""
     with local_path(args.file) as path, open(path, "rb") as stream:
         contents = _Contents(stream)
         chosen = set(select([tensor.name for tensor in contents.tensors], args.names))
@@ -160,7 +160,7 @@ def _summary(file: str, contents: _Contents, *, verbose: bool) -> list[str]:
     pairs = list(contents.metadata.items())
     source = contents.metadata.get("vqm.source")
     if not verbose and isinstance(source, dict) and isinstance(source.get("format"), str):
-        lines.append(f"source    {escape(shorten(source['format']))}")  # the rest, for extract, can be long
+        lines.append(f"source    {escape(shorten(source['format']))}")  # the rest is for extract and can be long
         pairs.remove(("vqm.source", source))
     shown = pairs if verbose else pairs[:_SHOWN_METADATA]
     for i, (key, value) in enumerate(shown):
@@ -186,7 +186,7 @@ def _tensor_table(tensors: list[_Tensor], *, verbose: bool) -> list[str]:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    """Whether files are whole and correct."""
+    """Run ``vqm verify``: check whether files are complete and correct."""
     results = []
     for file in args.files:
         result: dict[str, Any] = {"file": file, "ok": False}
@@ -199,7 +199,7 @@ def run_verify(args: argparse.Namespace) -> int:
                 result |= {"error_class": err.error_class, "clause": err.clause or None, "offset": err.offset}
             if not args.json:
                 where = "" if getattr(err, "filename", None) is not None else f"{label(file)}: "
-                sys.stdout.flush()  # lines of both streams stay in order
+                sys.stdout.flush()  # so that the lines of stdout and stderr are in order
                 print(f"vqm: error: {where}{text}", file=sys.stderr)
         else:
             result |= {"ok": True, "digest": digest}
@@ -212,7 +212,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def _verify(file: str, *, quiet: bool) -> str:
-    """The digest of a file that is good."""
+    """Check a file. Returns its SHA-256 in hexadecimal."""
     total = 0 if file == STDIO else Path(file).stat().st_size
     with opened(file) as stream, progress_bar(quiet=quiet or not total, unit="B") as progress:
         reader = SequentialReader(_Watched(stream, file, total, progress) if progress else stream,  # type: ignore[arg-type]
@@ -223,7 +223,7 @@ def _verify(file: str, *, quiet: bool) -> str:
 
 
 class _Watched:
-    """A stream that tells how much of it has been read."""
+    """A stream that reports to a progress bar how much has been read."""
 
     def __init__(self, stream: BinaryIO, label: str, total: int, progress: Progress) -> None:
         self._stream, self._label, self._total, self._progress = stream, label, total, progress

@@ -1,4 +1,4 @@
-"""A progress bar on stderr: only on a terminal, and only if tqdm is installed (the extra ``progress``)."""
+"""A progress bar on stderr, shown only on a terminal and if tqdm is installed (the extra ``progress``)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Progress = Callable[[str, int, int], None]
 
 @contextlib.contextmanager
 def progress_bar(*, quiet: bool, unit: str) -> Iterator[Progress | None]:
-    """A function to call with a label, how much is done, and how much there is; None where no bar is wanted.
+    """Context that gives a function which updates the bar; None if no bar is shown.
 
-    A count that goes back begins a new pass.
+    The function gets a label, the amount done, and the total amount. If the amount done decreases, a new pass begins.
     """
     if quiet or not sys.stderr.isatty():
         yield None

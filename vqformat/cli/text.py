@@ -1,4 +1,4 @@
-"""Foreign text made safe to print, tables, and JSON."""
+"""Text output: escaping of text from files, error messages, tables, numbers, JSON."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 
 from ..errors import VqmError
 
-_MAX_PADDING = 60  # a longer cell stands out of its column instead of widening it
+_MAX_PADDING = 60  # largest width of a column; a longer cell overflows
 
 
 def escape(text: str) -> str:
-    """The text with everything escaped that a terminal could act on, and with backslashes doubled.
+    """Escape all characters that a terminal could interpret, and double backslashes.
 
-    Control and format characters (the bidirectional ones among them), line separators, surrogates and unassigned
-    characters become ``\\x1b``, ``\\u202e`` and so on, as in a Python string.
+    Control and format characters (including bidirectional ones), line separators, surrogates and unassigned characters
+    become ``\\x1b``, ``\\u202e`` and so on, as in a Python string.
     """
     return "".join(_escape_one(char) for char in text.replace("\\", "\\\\"))
 
 
 def one_line(text: str) -> str:
-    """An error message on one line and safe to print; backslashes stay, for names in it are escaped already."""
+    """An error message as one line that is safe to print. Backslashes stay, because names in it are escaped already."""
     return "".join(_escape_one(char) for char in " ".join(text.split()))
 
 
 def describe_error(err: Exception) -> str:
-    """What went wrong, on one line, for people."""
+    """The message of an error as one line for users."""
     match err:
         case VqmError():
             text = str(err)
@@ -51,15 +51,15 @@ def _escape_one(char: str) -> str:
 
 
 def shorten(text: str, width: int = 100) -> str:
-    """At most ``width`` characters."""
+    """The text, cut to at most ``width`` characters."""
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def table(rows: Iterable[Sequence[str]], align: str) -> list[str]:
-    """Lines of a table.
+    """The lines of a table.
 
     Args:
-        rows: Cells, already escaped; the first row is the head.
+        rows: Cells, already escaped. The first row is the head.
         align: ``"<"`` or ``">"`` for each column.
     """
     rows = list(rows)
@@ -73,29 +73,29 @@ def _pad(cell: str, width: int, align: str) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns that a terminal gives the text."""
+    """Number of columns that the text takes on a terminal."""
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """``300x784``; ``scalar`` for no axes."""
+    """A shape as text, such as ``300x784``; ``scalar`` without axes."""
     return "x".join(map(str, shape)) or "scalar"
 
 
 def count(n: int) -> str:
-    """An integer with its thousands apart."""
+    """An integer with separators between thousands."""
     return f"{n:,}"
 
 
 def counted(n: int, what: str) -> str:
-    """``1 tensor``, ``2 tensors``."""
+    """A number with a noun in singular or plural: ``1 tensor``, ``2 tensors``."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def decibel(value: float) -> str:
-    """A signal-to-noise ratio: ``exact`` without noise, ``-`` where there is none."""
+    """A signal-to-noise ratio in dB as text: ``exact`` for inf, ``-`` for nan."""
     if math.isnan(value):
         return "-"
     if math.isinf(value):
@@ -104,12 +104,12 @@ def decibel(value: float) -> str:
 
 
 def number(value: float, format: str) -> str:
-    """A number, or ``-`` where there is none."""
+    """A formatted number; ``-`` for nan."""
     return "-" if math.isnan(value) else f"{value:{format}}"
 
 
 def to_json(value: Any) -> str:
-    """A JSON document, ASCII and without NaN or infinity: those are null; bytes are ``{"base64": …}``."""
+    """A JSON document in ASCII. NaN and infinity become null; bytes become ``{"base64": …}``."""
     return json.dumps(_plain(value), indent=2, allow_nan=False).replace("\x7f", "\\u007f")
 
 
