@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or they wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,3 +32,22 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}: set VQFORMAT_DATA to where the benchmark models lie")
     return folder
+
+
+@pytest.fixture(scope="session")
+def _hdf5_server() -> Iterator[Any]:
+    import hdf5_server
+
+    if hdf5_server.IS_POSSIBLE and find_spec("h5py") is not None:
+        server = hdf5_server.Server()
+        yield server
+        server.close()
+    else:
+        yield None
+
+
+@pytest.fixture
+def forked_libhdf5(_hdf5_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 files are read by forks of one process, where this is possible; test_hdf5.py reads them as users do."""
+    if _hdf5_server is not None:
+        monkeypatch.setattr("vqformat.converters.hdf5.subprocess", _hdf5_server)
