@@ -15,14 +15,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or they wait for eac
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("no clock", deadline=None)  # no test depends on how busy the machine is
-hypothesis.settings.load_profile("no clock")
-
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "fixtures"
 CHECKPOINT = FIXTURES / "checkpoints" / "lenet300_100_mnist.pt"
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # strategies, vqmbuilder, minidecoder
+
+from examples import register_profiles  # noqa: E402
+
+register_profiles()
+hypothesis.settings.load_profile("brief")  # --hypothesis-profile loads another
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +34,14 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}: set VQFORMAT_DATA to where the benchmark models lie")
     return folder
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Models of Keras, each built and saved once."""
+    from keras_zoo import Zoo
+
+    return Zoo(tmp_path_factory.mktemp("keras"))
 
 
 @pytest.fixture(scope="session")

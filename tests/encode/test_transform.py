@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from arrays import weights
 from coding import Array, decoded, method, quantized, saved, written
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import vqformat
@@ -72,7 +73,7 @@ def test_taps_are_found_whether_channels_are_first_or_last() -> None:
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_what_is_read_is_what_was_coded(data: st.DataObject) -> None:
     taps = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
     shape = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40)), *taps
