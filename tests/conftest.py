@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,15 @@ register_profiles()
 hypothesis.settings.load_profile("brief")  # --hypothesis-profile loads another
 
 
+def forget(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """Let modules be imported anew, until the end of the test: what other tests see are those from before."""
+    for package, _, name in (module.rpartition(".") for module in modules):
+        if hasattr(sys.modules[package], name):
+            monkeypatch.setattr(sys.modules[package], name, getattr(sys.modules[package], name))  # put back at the end
+    for module in modules:
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real models that is no part of the project; tests that need it skip where it is absent."""
@@ -34,6 +44,14 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}: set VQFORMAT_DATA to where the benchmark models lie")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """No test depends on how many random numbers those before it have taken."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -60,4 +78,4 @@ def _hdf5_server() -> Iterator[Any]:
 def forked_libhdf5(_hdf5_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """HDF5 files are read by forks of one process, where this is possible; test_hdf5.py reads them as users do."""
     if _hdf5_server is not None:
-        monkeypatch.setattr("vqformat.converters.hdf5.subprocess", _hdf5_server)
+        monkeypatch.setattr(import_module("vqformat.converters.hdf5"), "subprocess", _hdf5_server)

@@ -34,12 +34,6 @@ from torch import Tensor, nn  # noqa: E402
 from vqformat import torch as vt  # noqa: E402
 from vqformat.torch import correct  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 # Feedback
 
 

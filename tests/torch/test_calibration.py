@@ -55,11 +55,6 @@ def products(vectors: Any) -> np.ndarray:
     return x.T @ x / len(x)
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def without_credit(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a model that is not small."""
