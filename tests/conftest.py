@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or they wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,14 +16,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or they wait for eac
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("no clock", deadline=None)  # no test depends on how busy the machine is
-hypothesis.settings.load_profile("no clock")
-
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "fixtures"
 CHECKPOINT = FIXTURES / "checkpoints" / "lenet300_100_mnist.pt"
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # strategies, vqmbuilder, minidecoder
+
+from examples import register_profiles  # noqa: E402
+
+register_profiles()
+hypothesis.settings.load_profile("brief")  # --hypothesis-profile loads another
+
+
+def forget(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """Let modules be imported anew, until the end of the test: what other tests see are those from before."""
+    for package, _, name in (module.rpartition(".") for module in modules):
+        if hasattr(sys.modules[package], name):
+            monkeypatch.setattr(sys.modules[package], name, getattr(sys.modules[package], name))  # put back at the end
+    for module in modules:
+        monkeypatch.delitem(sys.modules, module, raising=False)
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +44,38 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}: set VQFORMAT_DATA to where the benchmark models lie")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """No test depends on how many random numbers those before it have taken."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Models of Keras, each built and saved once."""
+    from keras_zoo import Zoo
+
+    return Zoo(tmp_path_factory.mktemp("keras"))
+
+
+@pytest.fixture(scope="session")
+def _hdf5_server() -> Iterator[Any]:
+    import hdf5_server
+
+    if hdf5_server.IS_POSSIBLE and find_spec("h5py") is not None:
+        server = hdf5_server.Server()
+        yield server
+        server.close()
+    else:
+        yield None
+
+
+@pytest.fixture
+def forked_libhdf5(_hdf5_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 files are read by forks of one process, where this is possible; test_hdf5.py reads them as users do."""
+    if _hdf5_server is not None:
+        monkeypatch.setattr(import_module("vqformat.converters.hdf5"), "subprocess", _hdf5_server)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import arrays, metadata_values, models
 
@@ -30,7 +31,7 @@ def weights(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
 
 
 @given(models())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_lossless_keeps_names_order_dtypes_shapes_and_every_bit(model: dict[str, np.ndarray[Any, Any]]) -> None:
     loaded = vqformat.load(vqformat.save(model, lossless=True))
 
@@ -42,7 +43,7 @@ def test_lossless_keeps_names_order_dtypes_shapes_and_every_bit(model: dict[str,
 
 
 @given(models())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_every_model_can_be_saved_without_options(model: dict[str, np.ndarray[Any, Any]]) -> None:
     loaded = vqformat.load(vqformat.save(model))
 
@@ -168,7 +169,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 @given(arrays(), st.data())
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_a_slice_of_the_file_is_the_slice_of_the_tensor(array: np.ndarray[Any, Any], data: st.DataObject) -> None:
     with safe_open(io.BytesIO(vqformat.save({"x": array}, lossless=True))) as f:
         index: list[Any] = []

@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import forget
 
 import vqformat
 from vqformat.converters import convert, extract, open_source
@@ -719,8 +720,7 @@ def test_convert_keeps_an_existing_file_unless_asked(tmp_path: Path) -> None:
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any, package: str,
                                     hint: str) -> None:  # fmt: skip
     write(tmp_path / "a")
-    for module in ("vqformat.converters.pytorch", "vqformat.converters.safetensors", "vqformat.torch"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
+    forget(monkeypatch, "vqformat.converters.pytorch", "vqformat.converters.safetensors", "vqformat.torch")
     monkeypatch.setitem(sys.modules, package, None)
 
     with pytest.raises(ImportError, match=hint):
@@ -730,8 +730,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_numpy_and_safetensors_need_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_npz(tmp_path / "a.npz")
     st.save_file({"w": torch.ones(3, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
-    for module in [name for name in sys.modules if name.startswith("vqformat.converters.")]:
-        monkeypatch.delitem(sys.modules, module)
+    forget(monkeypatch, *(name for name in sys.modules if name.startswith("vqformat.converters.")))
     monkeypatch.setitem(sys.modules, "torch", None)
 
     for name in ("a.npz", "a.safetensors"):

@@ -11,7 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import vqformat
@@ -236,7 +237,7 @@ class TestDamage:
 
         assert [array.shape for array in arrays_of(tmp_path / "a.gguf").values()] == [(2, 4), (64,)]
 
-    @settings(max_examples=300, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @examples(300, may_share_fixtures=True)
     @given(mutations(seed()[4:]))
     def test_any_change_converts_or_is_refused(self, tmp_path: Path, data: bytes) -> None:
         (tmp_path / "a.gguf").write_bytes(b"GGUF" + data)

@@ -12,7 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import vqformat
@@ -509,14 +510,14 @@ def converts_or_is_refused(path: Path) -> None:
 
 
 class TestDamage:
-    @settings(max_examples=300, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @examples(300, may_share_fixtures=True)
     @given(mutations(seeds()))
     def test_any_change_converts_or_is_refused(self, tmp_path: Path, data: bytes) -> None:
         (tmp_path / "data").write_bytes(bytes(12))
 
         converts_or_is_refused(save(tmp_path / "a.onnx", b"\x08\x0a" + data[2:]))  # other starts: other formats
 
-    @settings(max_examples=200, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @examples(200, may_share_fixtures=True)
     @given(mutations(seeds()))
     def test_any_graph_in_a_vqm_is_written_or_refused(self, tmp_path: Path, graph: bytes) -> None:
         metadata = {"vqm.source": {"format": "onnx", "graph": graph}}

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vqformat.converters import convert, extract
@@ -80,7 +81,7 @@ class TestMoments:
         np.testing.assert_allclose(only_moments(found["w"]), x.T @ x / 30, atol=1e-5)
 
     @given(st.data())
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     def test_of_a_convolution_they_give_the_energy_of_its_outputs(self, data: st.DataObject) -> None:
         rank, groups = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
         inputs, outputs = (data.draw(st.integers(1, 2)) for _ in range(2))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import FIXTURES, forget
 
 import vqformat
 from vqformat.converters import convert, extract, open_source
@@ -432,7 +432,7 @@ class TestTorchScript:
 
         write_script(tmp_path / "a.ts")
         monkeypatch.setitem(sys.modules, "torch", None)
-        monkeypatch.delitem(sys.modules, "vqformat.converters.torchscript", raising=False)
+        forget(monkeypatch, "vqformat.converters.torchscript")
 
         with open_source(tmp_path / "a.ts") as source:
             assert len(source.tensors) == 15

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import vqformat
@@ -121,23 +121,16 @@ def budgets(draw: st.DrawFn, model: Model) -> tuple[str, float]:
 random_models = st.builds(random_model, st.integers(0, 9999), st.sampled_from([*DTYPES, "mixed"]), st.integers(1, 3))
 
 
-def of_hypothesis(n_examples: int) -> settings:
-    """More with ``VQFORMAT_BUDGET_EXAMPLES`` times as many."""
-    times = int(os.environ.get("VQFORMAT_BUDGET_EXAMPLES", "1"))
-    return settings(max_examples=n_examples * times, deadline=None, derandomize=times == 1,
-                    suppress_health_check=list(HealthCheck))  # fmt: skip
-
-
 class TestAnyBudget:
     """It is met or missed aloud, whatever the model."""
 
-    @of_hypothesis(12)
+    @examples(12)
     @given(data=st.data(), preset=st.sampled_from(["default", "fast"]))
     def test_quick_presets(self, data: st.DataObject, preset: str) -> None:
         model = data.draw(random_models)
         check(model, *data.draw(budgets(model)), preset=preset)
 
-    @of_hypothesis(4)
+    @examples(2)
     @given(data=st.data(), is_calibrated=st.booleans())
     def test_small(self, data: st.DataObject, is_calibrated: bool) -> None:
         model = data.draw(random_models)

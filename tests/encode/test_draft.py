@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from examples import some_of
 
 from vqformat.encode.sensitivity import Statistics
 from vqformat.encode.size_drafts import DraftedSteps
@@ -9,7 +10,7 @@ from vqformat.encode.step_search import solve
 from vqformat.numpy import save
 
 
-@pytest.mark.parametrize("bits", [1.5, 3.0, 5.0])
+@pytest.mark.parametrize("bits", some_of([1.5, 3.0, 5.0], [3.0]))
 def test_a_draft_tells_the_step_of_a_size(bits: float) -> None:
     random = np.random.default_rng(1)
     w = (random.standard_normal((384, 1024)) * random.lognormal(0, 0.5, (384, 1))).astype(np.float32)

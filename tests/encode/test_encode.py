@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import CHECKPOINT
+from examples import some_of
 
 import vqformat
 import vqformat.numpy as vqm
@@ -220,15 +221,17 @@ def test_bits_are_met_within_one_percent(lenet: Model, bits_per_weight: float) -
     assert 0.99 * goal <= len(data) <= goal
 
 
-@pytest.mark.parametrize("preset", ["default", "small"])
-@pytest.mark.parametrize("nbytes", [25_000, 60_000, 140_000])
+@pytest.mark.parametrize(("preset", "nbytes"), some_of(
+    product(["default", "small"], [25_000, 60_000, 140_000]), [("default", 25_000), ("small", 60_000)]
+))  # fmt: skip
 def test_sizes_are_met_to_a_percent(lenet: Model, preset: str, nbytes: int) -> None:
     data, _ = save(lenet, size=nbytes, preset=preset)
     assert 0.99 * nbytes <= len(data) <= nbytes
 
 
-@pytest.mark.parametrize("preset", ["default", "small"])
-@pytest.mark.parametrize("sqnr_db", [3.0, 12.0, 33.3])
+@pytest.mark.parametrize(("preset", "sqnr_db"), some_of(
+    product(["default", "small"], [3.0, 12.0, 33.3]), [("default", 33.3), ("small", 12.0)]
+))  # fmt: skip
 def test_an_sqnr_is_met_to_a_tenth(lenet: Model, preset: str, sqnr_db: float) -> None:
     data, report = save(lenet, sqnr=sqnr_db, preset=preset)
 
@@ -241,6 +244,7 @@ def test_an_sqnr_is_met_to_a_tenth(lenet: Model, preset: str, sqnr_db: float) ->
 
 
 def test_presets_are_ordered_by_size_and_keep_budgets(lenet: Model) -> None:
+    lenet = {**lenet, "fc1.weight": lenet["fc1.weight"][:100]}  # a third of it takes a third of the time
     sizes = {preset: len(save(lenet, sqnr=15, preset=preset)[0]) for preset in ("small", "default", "fast")}
     assert sizes["small"] < 0.93 * sizes["default"] < 0.93 * sizes["fast"]
     assert save(lenet, ratio=9, preset="fast")[1].ratio >= 9  # of whole bits: not always near

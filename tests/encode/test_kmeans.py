@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
-from hypothesis import example, given, settings
+from examples import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -108,7 +109,7 @@ def test_normal_vectors_reach_the_known_distortion() -> None:
     assert sqnr_db(vectors, book[codes]) > 10.2  # faiss.Kmeans with 25 rounds: 10.27; on an endless sample 10.18
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.integers(2, 5)), elements=floats),
     st.integers(1, 50),

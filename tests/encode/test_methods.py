@@ -6,7 +6,8 @@ from math import prod
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from strategies import matrices
@@ -81,7 +82,7 @@ def normal(n_rows: int, n_columns: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("text", METHODS)
-@settings(max_examples=12)
+@examples(12)
 @given(matrix=matrices())
 def test_a_decoder_gets_what_the_encoder_counted_on(text: str, matrix: np.ndarray) -> None:
     stages, view = code(matrix, text)
@@ -121,7 +122,7 @@ def test_the_same_seed_gives_the_same_stages(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", METHODS)
-@settings(max_examples=10)
+@examples(10)
 @given(
     matrix=hnp.arrays(
         np.float32,

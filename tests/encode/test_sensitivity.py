@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
+from examples import some_of
 
 import vqformat
 from vqformat.encode.constant_tensors import is_counted, is_filter_bank, is_in_order
@@ -43,12 +46,21 @@ CONSTANTS = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"ratio": 8}, {"preset": "small", "ratio": 8}], ids=str)
-@pytest.mark.parametrize("name", CONSTANTS)
-def test_a_constant_is_exact_and_costs_the_weights_nothing(name: str, options: dict[str, Any]) -> None:
-    alone = sqnr(LAYERS, **options)
+OPTIONS: dict[str, dict[str, Any]] = {"default": {}, "ratio": {"ratio": 8}, "small": {"preset": "small", "ratio": 8}}
 
-    beside = sqnr({**LAYERS, name: CONSTANTS[name]}, **options)
+
+@cache
+def sqnr_alone(options: str) -> dict[str, float]:
+    return sqnr(LAYERS, **OPTIONS[options])
+
+
+@pytest.mark.parametrize(("name", "options"), some_of(
+    product(CONSTANTS, OPTIONS), [*product(CONSTANTS, ["default"]), ("anchors", "ratio"), ("mask", "small")]
+))  # fmt: skip
+def test_a_constant_is_exact_and_costs_the_weights_nothing(name: str, options: str) -> None:
+    alone = sqnr_alone(options)
+
+    beside = sqnr({**LAYERS, name: CONSTANTS[name]}, **OPTIONS[options])
 
     assert beside.pop(name) == np.inf
     assert all(beside[name] > alone[name] - 1 for name in alone)
@@ -57,7 +69,7 @@ def test_a_constant_is_exact_and_costs_the_weights_nothing(name: str, options: d
 def test_irregular_values_of_large_scale_cost_the_weights_nothing() -> None:
     beside = sqnr({**LAYERS, "large": 1e6 * normal(64, 64)})
 
-    alone = sqnr(LAYERS)
+    alone = sqnr_alone("default")
     assert all(beside[name] > alone[name] - 1 for name in alone)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from coding import written
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import vqformat
@@ -102,7 +103,7 @@ def least_cost(points: np.ndarray, rates: viterbi.Rates, path: viterbi.Trellis) 
 
 
 @given(st.integers(0, 999), st.sampled_from([4, 8, 16]), st.floats(0.0, 0.4))
-@settings(max_examples=30)
+@examples(30)
 def test_the_search_finds_the_least_cost(seed: int, n_states: int, price: float) -> None:
     points = normal(7, 3, seed=seed) * 2
     reach = int(np.abs(points).max() / 2) + 3
@@ -175,7 +176,7 @@ def test_tiles_are_few_enough_and_not_too_long(n_rows: int, n_columns: int, bits
 
 
 @given(st.integers(1, 300), st.integers(1, 5000), st.floats(0.01, 12), st.none() | st.integers(1, 48))
-@settings(max_examples=300)
+@examples(300)
 def test_whole_tiles_are_enough_for_their_length(n_rows: int, n_columns: int, bits: float, wanted: int | None) -> None:
     columns = None if wanted is None else tiles.band_width(n_columns, wanted)
 
@@ -250,7 +251,7 @@ def test_contexts_of_extreme_or_dead_rows(exponent: int) -> None:
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_what_is_read_is_what_was_coded(data: st.DataObject) -> None:
     rank = data.draw(st.integers(1, 4))
     shape = tuple(data.draw(st.integers(1, 13)) for _ in range(rank))

@@ -17,7 +17,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import arrays, names
 
@@ -83,7 +84,7 @@ def test_layers_come_back_as_they_were_given(options: dict[str, Any]) -> None:
 
 
 @given(st.dictionaries(names(), st.dictionaries(names(), arrays(), min_size=1, max_size=3), max_size=4))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_lossless_layers_keep_every_bit(layers: Model) -> None:
     tensors = {f"{layer}.{name}": array for layer, tensors in layers.items() for name, array in tensors.items()}
     stream = io.BytesIO()
@@ -575,7 +576,7 @@ def test_a_reader_at_the_end_of_a_pipe_has_a_layer_before_the_next_is_written() 
     with open(outlet, "wb", buffering=0) as sink, vqformat.writer(sink) as w:  # type: ignore[arg-type]
         for (name, tensors), event in zip(layers.items(), seen, strict=True):
             w.add_layer(name, tensors)
-            assert event.wait(10)
+            assert event.wait(300)
     reader.join()
 
     assert got == list(flat(layers))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 from typing import Any
 
@@ -12,6 +11,8 @@ from hypothesis import strategies as st
 from strategies import metadata_values
 
 from vqformat import FormatError, LimitError
+from vqformat.format import metadata
+from vqformat.format.limits import MAX_NODES
 from vqformat.format.metadata import pack, pack_column, unpack, unpack_column
 
 
@@ -56,15 +57,33 @@ def test_sixteen_levels_are_allowed_and_seventeen_are_not() -> None:
             unpack(b"\x91" * 16 + deepest)
 
 
-def test_a_flood_of_empty_maps_is_refused_before_it_fills_memory() -> None:
+def test_a_flood_of_empty_maps_is_refused_before_it_fills_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_heads = 0
+    head = metadata._head
+
+    def counting(data: bytes, position: int) -> tuple[str, int, int]:
+        nonlocal n_heads
+        n_heads += 1
+        return head(data, position)
+
+    monkeypatch.setattr(metadata, "_head", counting)
+    monkeypatch.setattr(metadata, "MAX_NODES", 1 << 16)
     flood = b"\xdd\x00\xff\xff\xff" + b"\x80" * 0xFFFFFF
     tracemalloc.start()
-    start = time.perf_counter()
-    with pytest.raises(LimitError):
+    with pytest.raises(LimitError, match="more than 65536 values"):
         unpack(flood)
-    assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    assert time.perf_counter() - start < 20
+    peak_nbytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+
+    assert peak_nbytes < 1 << 20
+    assert n_heads == 1 << 16  # the rest is not looked at
+
+
+def test_as_many_values_as_allowed_are_read_and_one_more_is_refused() -> None:
+    most = b"\xdd" + (MAX_NODES - 1).to_bytes(4, "big") + b"\x80" * (MAX_NODES - 1)  # the array is a value, too
+    assert len(unpack(most)) == MAX_NODES - 1
+    with pytest.raises(LimitError):
+        unpack(b"\xdd" + MAX_NODES.to_bytes(4, "big") + b"\x80" * MAX_NODES)
 
 
 @given(st.lists(st.integers(0, (1 << 64) - 1), max_size=20))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from arrays import put_together, same, weights
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -81,7 +82,7 @@ def indices(shape: tuple[int, ...]) -> st.SearchStrategy[Any]:
 
 
 @given(st.data())
-@settings(max_examples=400, deadline=None)
+@examples(400)
 def test_any_index_gives_what_numpy_gives(data: st.DataObject) -> None:
     file, expected = FILES[data.draw(st.sampled_from(list(FILES)))]
     index = data.draw(indices(expected.shape))

@@ -10,8 +10,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +20,8 @@ import numpy as np
 import pytest
 from arrays import Arrays, put_together, same, weights
 from conftest import FIXTURES
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import models
 
@@ -131,7 +133,7 @@ def test_layers_come_in_file_order_with_the_values_of_load_file(
 
 
 @given(models(), st.sampled_from(PRESETS))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_any_model_streams(model: Arrays, preset: str) -> None:
     data = vqformat.save(model, preset=preset)
     expected = vqformat.load(data)
@@ -342,9 +344,15 @@ def test_threads_that_read_one_file_get_what_they_ask_for(monkeypatch: pytest.Mo
                                                                       strict=True))  # fmt: skip
 
 
+@cache
+def two_tensors(preset: str) -> bytes:
+    """A file of two tensors that have several blocks each."""
+    return vqformat.save({"a": weights(1200, 900), "b": weights(300, 2000, seed=1)}, preset=preset)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_number_of_threads_changes_nothing(preset: str) -> None:
-    data = vqformat.save({"a": weights(1200, 900), "b": weights(300, 2000, seed=1)}, preset=preset)
+    data = two_tensors(preset)
     expected = vqformat.load(data, threads=1)
 
     for threads in (2, 5, None):
@@ -365,7 +373,7 @@ def test_a_number_of_threads_is_a_whole_number(threads: Any) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_of_two_faults_the_first_is_told_whatever_the_threads(preset: str) -> None:
-    data = bytearray(vqformat.save({"a": weights(1200, 900), "b": weights(900, 900, seed=1)}, preset=preset))
+    data = bytearray(two_tensors(preset))
     with safe_open(io.BytesIO(bytes(data))) as file:
         for name, block in (("a", 3), ("b", 0)):
             record, chunk, first = file._reader._locate(name)
@@ -387,7 +395,7 @@ def test_errors_of_workers_come_in_the_order_of_their_jobs() -> None:
     second_failed = threading.Event()
 
     def first() -> None:
-        second_failed.wait(10)
+        second_failed.wait()
         raise ValueError("first")
 
     def second() -> None:
@@ -400,16 +408,15 @@ def test_errors_of_workers_come_in_the_order_of_their_jobs() -> None:
         raise ValueError("third")
 
 
-def test_no_more_jobs_wait_than_two_for_each_thread() -> None:
+def test_no_more_jobs_wait_than_two_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     going_on = threading.Event()
     begun = []
-    timer = threading.Timer(0.2, going_on.set)
-    timer.start()
+    result = Future.result
+    monkeypatch.setattr(Future, "result", lambda job: going_on.set() or result(job))  # no job ends before a wait for it
     with Workers(2) as workers:
         for i in range(5):
-            workers.run(going_on.wait, 10)
+            workers.run(going_on.wait)
             begun.append((i, going_on.is_set()))
-    timer.join()
 
     assert begun == [(0, False), (1, False), (2, False), (3, False), (4, True)]
 

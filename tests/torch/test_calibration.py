@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import names
 from torchmodels import Calling, saved
@@ -54,11 +55,6 @@ def products(vectors: Any) -> np.ndarray:
     return x.T @ x / len(x)
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def without_credit(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a model that is not small."""
@@ -70,7 +66,7 @@ def without_credit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestObservers:
     @given(st.sampled_from([(), (5,), (3, 4), (2, 2, 2)]), st.integers(1, 9), st.integers(1, 3))
-    @settings(max_examples=20, deadline=None)
+    @examples(20)
     def test_moments_of_a_linear_layer_are_those_of_its_inputs(
         self, shape: tuple[int, ...], n: int, n_batches: int
     ) -> None:
@@ -85,7 +81,7 @@ class TestObservers:
         assert found["bias"].moments is None
 
     @given(st.data())
-    @settings(max_examples=80, deadline=None)
+    @examples(80)
     def test_moments_of_a_convolution_give_the_energy_of_its_outputs(self, data: st.DataObject) -> None:
         torch.manual_seed(0)
         rank, groups = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
@@ -115,7 +111,7 @@ class TestObservers:
         assert found.n_observed == prod(layer(x).shape) // outputs
 
     @given(st.lists(st.lists(st.integers(0, 6), min_size=2, max_size=2), min_size=1, max_size=9), st.booleans())
-    @settings(max_examples=20, deadline=None)
+    @examples(20)
     def test_rows_of_a_table_are_counted(self, rows: list[list[int]], is_bag: bool) -> None:
         table = nn.EmbeddingBag(7, 3) if is_bag else nn.Embedding(7, 3)
         looked_up = torch.tensor(rows)
@@ -138,7 +134,7 @@ class TestObservers:
 
     @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
     @given(st.data())
-    @settings(max_examples=40, deadline=None)
+    @examples(40)
     def test_moments_of_a_recurrent_layer_are_those_of_what_its_weights_meet(self, data: st.DataObject) -> None:
         torch.manual_seed(0)
         kind = data.draw(st.sampled_from([nn.RNN, nn.LSTM, nn.GRU]))
@@ -533,7 +529,7 @@ class TestImportance:
         assert found["bias"] == 4.5
 
     @given(st.floats(1e-3, 1e3))
-    @settings(max_examples=10, deadline=None)
+    @examples(10)
     def test_each_of_several_outputs_counts_alike(self, scale: float) -> None:
         torch.manual_seed(0)
         layers, x = {"a": nn.Linear(3, 4), "b": nn.Linear(3, 4)}, torch.randn(50, 3)
@@ -635,7 +631,7 @@ def plain(found: TensorStatistics) -> tuple[Any, ...]:
 
 class TestFiles:
     @given(st.dictionaries(names(), all_statistics(), max_size=12))
-    @settings(max_examples=25, deadline=None)
+    @examples(25)
     def test_statistics_come_back(self, tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, Any]) -> None:
         path = tmp_path_factory.mktemp("calibration") / "a.calibration"  # no suffix is added
 
@@ -646,7 +642,7 @@ class TestFiles:
         assert [plain(value) for value in found.tensors.values()] == [plain(value) for value in tensors.values()]
 
     @given(st.data())
-    @settings(max_examples=150, deadline=None)
+    @examples(150)
     def test_a_damaged_file_is_refused_or_read_as_it_was(
         self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
     ) -> None:

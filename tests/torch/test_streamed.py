@@ -895,7 +895,7 @@ def test_a_model_that_is_let_go_closes_its_file_and_ends_its_thread(tmp_path: Pa
     del model, weights
     gc.collect()
 
-    until = monotonic() + 5
+    until = monotonic() + 300
     while monotonic() < until and (last() is not None or prefetch_threads()):
         sleep(0.01)
         gc.collect()
