@@ -469,7 +469,8 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
 class Model:
     """Section 15.1: one pass over a file, for its generator, metadata, layers (by name) and tensors."""
     def __init__(self, stream: BinaryIO, max_tensor_bytes: int, max_total_bytes: int) -> None:
-        self.generator, self.metadata, self.layers, self.tensors = "", dict[str, Any](), list[str](), dict[str, Tensor]()
+        self.generator, self.metadata = "", dict[str, Any]()
+        self.layers, self.tensors = list[str](), dict[str, Tensor]()
         self.stream, self.offset, self.sha256 = stream, 0, hashlib.sha256()
         self.max_tensor_bytes, self.budget = max_tensor_bytes, max_total_bytes
         self.books, self.freqs, self.chunks = list[Book](), list[Freq](), list[tuple[bytes, int]]()  # types, lengths
@@ -569,7 +570,7 @@ class Model:
             self.budget -= plan.n_bytes
             self.index[plan.name] = plan.dtype, plan.shape, len(self.chunks), target
         for plan in plans:
-            data = plan.decode(self.section) if plan.n_sections else self.tensors[plan.target][-1] if plan.target else b""
+            data = self.tensors[plan.target][-1] if plan.target else plan.decode(self.section) if plan.n_sections else b""
             self.tensors[plan.name] = len(self.layers), DTYPES[plan.dtype], plan.shape, data
         self.layers.append(name)
 
@@ -616,7 +617,8 @@ def described(model: Model) -> dict[str, Any]:
     tensors = [{"name": name, "layer": layer, "dtype": dtype, "shape": tagged(shape),
                 "sha256": hashlib.sha256(data).hexdigest()}
                for name, (layer, dtype, shape, data) in model.tensors.items()]
-    return {"generator": model.generator, "metadata": tagged(model.metadata), "layers": model.layers, "tensors": tensors}
+    return {"generator": model.generator, "metadata": tagged(model.metadata), "layers": model.layers,
+            "tensors": tensors}
 
 
 if __name__ == "__main__":
