@@ -570,7 +570,8 @@ class Model:
             self.budget -= plan.n_bytes
             self.index[plan.name] = plan.dtype, plan.shape, len(self.chunks), target
         for plan in plans:
-            data = self.tensors[plan.target][-1] if plan.target else plan.decode(self.section) if plan.n_sections else b""
+            data = b"" if plan.target is None else self.tensors[plan.target][-1]
+            data = plan.decode(self.section) if plan.n_sections else data
             self.tensors[plan.name] = len(self.layers), DTYPES[plan.dtype], plan.shape, data
         self.layers.append(name)
 
