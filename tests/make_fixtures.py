@@ -1,7 +1,7 @@
 """Writes fixtures/: the conformance suite of SPEC.md, from the cases in fixture_cases/.
 
     python tests/make_fixtures.py              write what is missing; never change a file that is there
-    python tests/make_fixtures.py --overwrite  write everything
+    python tests/make_fixtures.py --overwrite  write everything, or after it only the files that are named
     python tests/make_fixtures.py --check      write nothing; fail if what the suite expects would change
 
 Fixtures are frozen. A few hold frames made by libzstd, whose bytes may differ with another version of it: a file
@@ -22,6 +22,7 @@ import msgpack
 from fixture_cases import (
     Case,
     bad_containers,
+    bad_exact,
     bad_metadata,
     bad_records,
     bad_sections,
@@ -33,6 +34,8 @@ from fixture_cases import (
     bases,
     codebooks,
     containers,
+    edges,
+    exact,
     raws,
     sums,
     transforms,
@@ -40,9 +43,9 @@ from fixture_cases import (
     views,
 )
 
-VALID = (bases, containers, raws, codebooks, views, sums, trellises, transforms)
+VALID = (bases, containers, exact, raws, codebooks, views, sums, trellises, transforms, edges)
 INVALID = (bad_containers, bad_sections, bad_metadata, bad_tensors, bad_records, bad_stages, bad_sums, bad_trellises,
-           bad_transforms)
+           bad_transforms, bad_exact)
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
@@ -106,12 +109,12 @@ def load_cases() -> list[Case]:
     return cases
 
 
-def write(cases: list[Case], *, overwrite: bool) -> int:
+def write(cases: list[Case], *, overwrite: list[str] | None) -> int:
     kept, manifest = [], []
     for case in cases:
         path, entry = FIXTURES / case.path, manifest_entry(case)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if overwrite or not path.exists():
+        if overwrite == [] or case.path in (overwrite or ()) or not path.exists():
             path.write_bytes(case.data)
         elif path.read_bytes() != case.data:
             kept.append(case.path)
@@ -158,7 +161,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write or check the conformance fixtures.")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="write nothing; fail if an expectation would change")
-    mode.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    mode.add_argument("--overwrite", nargs="*", metavar="FILE", help="replace files that are there, or those named")
     arguments = parser.parse_args()
     cases = load_cases()
     return check(cases) if arguments.check else write(cases, overwrite=arguments.overwrite)

@@ -419,6 +419,8 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
 
     def raw_block(self, read: Read, n: int) -> bytes:  # section 8; 4-bit elements come one to a byte
         planes = [read(ceil_div(n * self.bits, 8 * self.k)) for _ in range(self.k)]
+        if self.k == 1 and self.bits != 4 and self.dtype != BOOL:
+            return planes[0]
         words = [int.from_bytes(word, "little") for word in zip(*planes, strict=True)]  # RAW-003
         if self.split == 2:  # RAW-004
             words = [word >> 1 | (word & 1) << 8 * self.k - 1 for word in words]

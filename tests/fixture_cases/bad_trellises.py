@@ -190,10 +190,15 @@ def records() -> Iterator[Case]:
         one_scale,
     )
     yield coded("trl-005-scale-columns", FORMAT, "groups of 5 of 5 columns", "TRL-005 CBK-003", (3, 2), 5)
-    yield coded("trl-003-feedback", FORMAT, "feedback 512", "TRL-003", (2, 0), 512)
-    yield coded("trl-003-forward", FORMAT, "forward 512", "TRL-003", (2, 1), 512)
-    yield coded("trl-003-hostile", FORMAT, "feedback 2^63", "TRL-003", (2, 0), 2**63)
-    yield coded("trl-003-negative", FORMAT, "forward is negative", "TRL-003 MET-008", (2, 1), -1)
+    for name, comment, pair in [
+        ("feedback", "feedback 512", (512, 4)),
+        ("forward", "forward 512", (11, 512)),
+        ("hostile", "feedback 2^63", (2**63, 4)),
+        ("negative", "forward is negative", (11, -1)),
+    ]:
+        stage = Trellis(codes(3, (1, 12), 3), freq(9, 2, 3), (1, 12), step=1.5, trellis=pair)
+        clauses = "TRL-003 MET-008" if name == "negative" else "TRL-003"
+        yield one(f"trl-003-{name}", FORMAT, comment, clauses, stage.freq, tensor("a", "f32", [12], stage))
     yield coded("trl-004-classes-4", UNSUPPORTED, "bit 2 of classes", "TRL-004", (4,), 5)
     yield coded("trl-004-classes-large", UNSUPPORTED, "bit 40 of classes", "TRL-004", (4,), 2**40)
     yield coded("trl-004-first-hostile", FORMAT, "first is 2^64 - 1", "TRL-004", (6,), 2**64 - 1)
@@ -397,7 +402,17 @@ def payloads() -> Iterator[Case]:
         two,
         with_section(early, 1, section(u32(2) + u16(0))),
     )
-    yield wordless("ans-001-state-65535", "a state of 65,535", "ANS-001", states[:40] + u32(2**16 - 1) + states[44:])
+    last = Freq(14, (bytes([240, 230, 235, 1]),))  # the last code has one slot, the last
+    pair = tensor("a", "f32", [2], Trellis(np.array([[3, 2]]), last, (1, 2), step=0.5))
+    before = int.from_bytes(pair.sections[1].stored[:4], "little") >> 14  # what the first code was coded into
+    yield one(
+        "ans-001-state-65535",
+        FORMAT,
+        "a state of 65,535, from which the codes and the last state follow with a word that was put out too early",
+        "ANS-001",
+        last,
+        with_section(pair, 1, section(u32(2**16 - 1) + u16(before % 2**16) + pair.sections[1].stored[4:])),
+    )
     yield wordless("ans-001-state-0", "states of 0", "ANS-001", bytes(80))
     yield bad("ans-002-word", "the last word is missing", "ANS-002", good[:-2])
     yield bad("ans-002-no-words", "there are no words", "ANS-002", good[: 4 * n])
