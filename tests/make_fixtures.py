@@ -23,7 +23,10 @@ from fixture_cases import (
     Case,
     bad_containers,
     bad_exact,
+    bad_floats,
+    bad_freqs,
     bad_metadata,
+    bad_payloads,
     bad_records,
     bad_sections,
     bad_stages,
@@ -36,16 +39,19 @@ from fixture_cases import (
     containers,
     edges,
     exact,
+    floats,
+    freqs,
     raws,
     sums,
+    tiles,
     transforms,
     trellises,
     views,
 )
 
-VALID = (bases, containers, exact, raws, codebooks, views, sums, trellises, transforms, edges)
-INVALID = (bad_containers, bad_sections, bad_metadata, bad_tensors, bad_records, bad_stages, bad_sums, bad_trellises,
-           bad_transforms, bad_exact)
+VALID = (bases, containers, exact, raws, codebooks, floats, views, sums, edges, freqs, trellises, tiles, transforms)
+INVALID = (bad_containers, bad_sections, bad_metadata, bad_exact, bad_tensors, bad_records, bad_stages, bad_floats,
+           bad_sums, bad_freqs, bad_trellises, bad_payloads, bad_transforms)
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 

@@ -46,7 +46,7 @@ from fixture_cases.bases import (
     base_raw,
     noise,
 )
-from fixture_cases.trellises import base_tensor, base_trellis, model
+from fixture_cases.trellis_bases import base_tensor, base_trellis, model
 
 FORMAT, CHECKSUM, LIMIT, TRUNCATED = "format", "checksum", "limit", "truncated"
 NOT_THERE = Section(b"", is_zstd=True, length=1 << 31 | 1 << 20)  # 1 MiB is announced, and the file is shorter

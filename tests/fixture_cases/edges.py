@@ -15,7 +15,7 @@ from vqmtrellis import Freq, Trellis
 
 from fixture_cases import Case, invalid, valid
 from fixture_cases.bases import ROWS, column
-from fixture_cases.trellises import model
+from fixture_cases.trellis_bases import model
 
 LEAST_INFINITE = 65_520  # in f16
 FREQ = Freq(6, (bytes([20] * 11),) * 2)

@@ -9,7 +9,7 @@ from vqmtrellis import Freq, Trellis, frequencies
 
 from fixture_cases import Case, valid
 from fixture_cases.bases import ROWS, codes, noise, small
-from fixture_cases.trellises import coded
+from fixture_cases.trellis_bases import coded
 
 ZEROS = b"\0" * 64
 
