@@ -209,5 +209,12 @@ def legal() -> Iterator[Case]:
     factor = replace(factor, sections=(*factor.sections[:2], *[NOT_THERE] * 5))
     yield one("lim-factor-not-there", TRUNCATED, "a right factor of 2^24 elements, the most, that is not there",
               "LOW-001 LIM-001", factor)  # fmt: skip
+    above = edit(edit(edit(factor, (2,), [97, 172_961]), (3,), [None, 1, 0, 24, 0]), (4, 0, 1), 97)
+    above = replace(above, sections=(*factor.sections[:2], *[NOT_THERE] * 6))
+    yield one("low-001-right-factor-more", LIMIT, "a right factor of 2^24 + 1 elements", "LOW-001 LIM-001", above)
+    rows = tensor("a", "f16", [1], Codebook(np.array([[0]]), np.zeros((1, 1, 1), F32)))
+    rows = edit(edit(rows, (2,), [2**28 + 1]), (3,), [None, 1, 1, 2**22, 0])
+    yield one("ten-007-classes", LIMIT, "classes of 268,435,457 rows", "TEN-007 LIM-001",
+              replace(rows, sections=(NOT_THERE,) * 67))  # fmt: skip
     yield one("low-001-rank-most", FORMAT, "rank 65,536, the most, of a matrix of 4 × 5", "LOW-001 LIM-001",
               edit(base_low_rank(), (4, 0, 1), 65_536))  # fmt: skip

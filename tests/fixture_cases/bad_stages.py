@@ -201,6 +201,7 @@ def codebooks() -> Iterator[Case]:
         )
     yield coded("cbk-007-source", UNSUPPORTED, "an unknown source", "CBK-007", (3,), [3, 0])
     yield coded("cbk-007-table-f64", UNSUPPORTED, "a table of f64", "CBK-007", (3,), [0, 12])
+    yield coded("cbk-007-table-i64", UNSUPPORTED, "a table of i64, the dtype before f16", "CBK-007", (3,), [0, 8])
     yield coded("cbk-007-table-unknown", UNSUPPORTED, "a table of an unknown dtype", "CBK-007", (3,), [0, 40])
     yield coded("cbk-007-scale-i8", UNSUPPORTED, "scales of i8", "CBK-007", (7, 0), 2)
     yield values(

@@ -107,7 +107,12 @@ def sums() -> list[Case]:
     wide = LowRank(u, u.T.copy(), 65_535, 65_535, np.array([2.0**-10], F32), np.array([0.3], F32))
     tiny = LowRank(codes(1, (4, 3), 7), codes(2, (3, 5), 5), 7, 5, np.array([2.0**-147, 3 * 2.0**-140, 1, 0.5], F32),
                    np.array([0.75, 2.0**-146, 0.3, 3 * 2.0**-148, 2.0**-126], F32), size_r=1, size_c=1)  # fmt: skip
+    tiny_steps = Codebook(np.array([[0, 1, 2, 6, 7, 4]]), steps=np.array([3 * 2.0**-149], F32), zero=4, entries=8)
     return [
+        valid("progression-subnormals", "a subnormal step and its multiples are kept", "CNV-006 CBK-005",
+              file(layr("", tensor("a", "f32", [6], tiny_steps)))),
+        valid("raw-c64-17", "17 elements of c64, as bytes and as byte planes", "RAW-002 RAW-003",
+              file(layr("", *[raw(str(n), "c64", [17], noise(n, 136), split=n) for n in (0, 1)]))),
         coded("transform-beyond-int32", "sums beyond 2^32", "TRL-006", steep),
         coded("transform-beyond-2-24", "sums that need more than 24 bits on the way", "TRL-006", odd),
         valid("low-rank-beyond-int32", "product sums beyond 2^31", "LOW-001",
