@@ -71,7 +71,7 @@ def strings() -> list[Case]:
 
 
 def frames() -> list[Case]:
-    n = 2**19 + 1
+    n = 2**20 + 1  # the content size takes four bytes
     wide = raw("a", "c128", [n], bytes(16 * n), seal=lambda data: zstd_section(data, blocks=rle_blocks(0, len(data))))
     ramp = bytes(range(100)) + b"\7" * 100
     packed = noise(1, 4_096)
@@ -81,12 +81,14 @@ def frames() -> list[Case]:
         return valid(name, comment, clauses, file(layr("", item)))
 
     return [
-        valid("zstd-single-segment", "a frame of one segment of 8 MiB + 16, for which no window is tested", "SEC-007",
+        valid("zstd-single-segment", "a frame of one segment of 16 MiB + 16, for which no window is tested", "SEC-007",
               file(layr("", wide))),
         one("zstd-window-mantissa", "a window of 7.5 MiB: the mantissa is 7", "SEC-007", window=12 << 3 | 7),
         one("zstd-dictionary-0-one-byte", "a Dictionary_ID of one byte that is zero", "SEC-008", dictionary=b"\0"),
         one("zstd-dictionary-0-four-bytes", "a Dictionary_ID of four bytes that is zero", "SEC-008",
             dictionary=bytes(4)),
+        one("zstd-longest-header", "a frame header of 18 bytes: window, dictionary and content size at their longest",
+            "SEC-006 SEC-008", dictionary=bytes(4), window=0, size_bytes=8),
         one("zstd-dictionary-0-window", "a Dictionary_ID of four bytes that is zero, after a window", "SEC-008",
             dictionary=bytes(4), window=0),
         valid("ancillary-aligned", "a plain section of 4,096 bytes of an unknown chunk is aligned, too", "SEC-002",
