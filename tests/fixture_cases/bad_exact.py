@@ -152,9 +152,17 @@ def claims() -> Iterator[Case]:
     for name, data, comment in [
         ("array", b"\xdc\0\x40" + deep, "an array of 64 values"),
         ("map", b"\xde\0\x20\xa1a" + deep, "a map of 32 pairs"),
+        ("pairs", b"\x8c\xa1a" + deep, "a map of 12 pairs in 19 bytes"),
     ]:
         yield invalid(f"met-005-claim-{name}", FORMAT, f"{comment} is claimed, and the first one is too deep",
                       "MET-005 MET-007", file(chunk(b"META", b"\x92\xa1g\x81\xa1k" + data)))  # fmt: skip
+    for name, first in [("array32", b"\xdd"), ("map32", b"\xdf")]:
+        head = b"\x92\xa1g\x81\xa1k" + first + struct.pack(">I", 65_536) + b"\xa1a" * (name == "map32") + b"\x91" * 14
+        blocks = raw_block(head, last=False) + rle_blocks(0xC0, 131_072)
+        item = chunk(b"META", head + b"\xc0" * 131_072, is_compressed=True,
+                     meta_frame=frame(len(head) + 131_072, blocks=blocks))  # fmt: skip
+        yield invalid(f"met-006-{name}", LIMIT, f"in an {name} of 65,536 the first value is too deep", "MET-006",
+                      file(item))  # fmt: skip
     n = 2**20 - 1
     head = b"\xdd" + u32(n)[::-1]
     blocks = raw_block(head, last=False) + rle_blocks(0xC0, n)
