@@ -40,7 +40,7 @@ View = tuple[int, int, int, int]  # rows, columns, rows and columns of a block (
 # Sizes of the resident sections, number of sections for a block, what reads the resident sections and gives the bound
 # of VAL-002, what reads a block's payload and gives its elements' values
 Stage = tuple[list[int], int, Callable[[Read], float], Callable[[Read, range, range], list[float]]]
-Tensor = tuple[str, tuple[int, ...], bytes]  # dtype, shape, the decoded bytes of 7.1
+Tensor = tuple[int, str, tuple[int, ...], bytes]  # position of its layer, dtype, shape, the decoded bytes of 7.1
 
 
 class Refused(Exception):  # noqa: N818
@@ -419,6 +419,8 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
 
     def raw_block(self, read: Read, n: int) -> bytes:  # section 8; 4-bit elements come one to a byte
         planes = [read(ceil_div(n * self.bits, 8 * self.k)) for _ in range(self.k)]
+        if self.k == 1 and self.bits != 4 and self.dtype != BOOL:
+            return planes[0]
         words = [int.from_bytes(word, "little") for word in zip(*planes, strict=True)]  # RAW-003
         if self.split == 2:  # RAW-004
             words = [word >> 1 | (word & 1) << 8 * self.k - 1 for word in words]
@@ -467,9 +469,10 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
 
 
 class Model:
-    """Section 15.1: one pass over a file, for its ``metadata`` and ``tensors``."""
+    """Section 15.1: one pass over a file, for its generator, metadata, layers (by name) and tensors."""
     def __init__(self, stream: BinaryIO, max_tensor_bytes: int, max_total_bytes: int) -> None:
-        self.metadata, self.tensors = dict[str, Any](), dict[str, Tensor]()
+        self.generator, self.metadata = "", dict[str, Any]()
+        self.layers, self.tensors = list[str](), dict[str, Tensor]()
         self.stream, self.offset, self.sha256 = stream, 0, hashlib.sha256()
         self.max_tensor_bytes, self.budget = max_tensor_bytes, max_total_bytes
         self.books, self.freqs, self.chunks = list[Book](), list[Freq](), list[tuple[bytes, int]]()  # types, lengths
@@ -531,7 +534,7 @@ class Model:
         return decompress(stored, plain) if compressed and plain is not None else stored
 
     def take_meta(self, generator: Any, metadata: Any) -> None:
-        kind_of(generator, str)
+        self.generator = kind_of(generator, str)
         self.metadata, self.index_metadata = kind_of(metadata, dict), self.plain if len(self.plain) <= 65536 else b""
 
     def take_book(self, dim: Any, entries: Any, groups: Any, dtype: Any) -> None:
@@ -569,8 +572,10 @@ class Model:
             self.budget -= plan.n_bytes
             self.index[plan.name] = plan.dtype, plan.shape, len(self.chunks), target
         for plan in plans:
-            tensor = DTYPES[plan.dtype], plan.shape, plan.decode(self.section) if plan.n_sections else b""
-            self.tensors[plan.name] = tensor if plan.target is None else self.tensors[plan.target]
+            data = b"" if plan.target is None else self.tensors[plan.target][-1]
+            data = plan.decode(self.section) if plan.n_sections else data
+            self.tensors[plan.name] = len(self.layers), DTYPES[plan.dtype], plan.shape, data
+        self.layers.append(name)
 
     def take_index(self, digest: Any, *found: Any) -> None:
         def column(values: Sequence[int]) -> bytes:  # MET-009: there is one way to write it
@@ -586,7 +591,7 @@ class Model:
         need(self.digest.hex(), "IDX-002 checksum", kind_of(digest, bytes, 32) == self.digest)
 
 
-def decode(stream: BinaryIO, *, max_tensor_bytes: int = 2**28, max_total_bytes: int = 2**28) -> Model:
+def decode(stream: BinaryIO, *, max_tensor_bytes: int = 2**32, max_total_bytes: int = 2**32) -> Model:
     """Decode a vqm file, testing every rule; the stream is read once, without seeking. LIM-002 is the caller's."""
     model = Model(stream, max_tensor_bytes, max_total_bytes)
     header = model.read(16)
@@ -601,14 +606,30 @@ def decode(stream: BinaryIO, *, max_tensor_bytes: int = 2**28, max_total_bytes: 
     return model
 
 
+def described(model: Model) -> dict[str, Any]:
+    """What ``fixtures/manifest.json`` says of a valid file."""
+    def tagged(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [tagged(item) for item in value]
+        if isinstance(value, dict):
+            return {key: tagged(item) for key, item in value.items()}
+        if isinstance(value, bytes):
+            return {"bin": value.hex()}
+        return {"int": str(value)} if type(value) is int and abs(value) > 2**53 else value
+
+    tensors = [{"name": name, "layer": layer, "dtype": dtype, "shape": tagged(shape),
+                "sha256": hashlib.sha256(data).hexdigest()}
+               for name, (layer, dtype, shape, data) in model.tensors.items()]
+    return {"generator": model.generator, "metadata": tagged(model.metadata), "layers": model.layers,
+            "tensors": tensors}
+
+
 if __name__ == "__main__":
     try:
         with sys.stdin.buffer if sys.argv[1] == "-" else open(sys.argv[1], "rb") as file:
             decoded = decode(file)
-        result: dict[str, Any] = {"metadata": decoded.metadata, "tensors": {
-            name: {"dtype": dtype, "shape": shape, "sha256": hashlib.sha256(data).hexdigest()}
-            for name, (dtype, shape, data) in decoded.tensors.items()}}
+        result = described(decoded)
     except Refused as error:
         result = {"error": error.error_class, "clause": error.clause, "message": str(error)}
-    print(json.dumps(result, default=lambda data: {"bin": data.hex()}))
+    print(json.dumps(result))
     sys.exit("error" in result)

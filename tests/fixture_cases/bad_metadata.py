@@ -189,9 +189,9 @@ def index() -> Iterator[Case]:
     yield fields("met-009-width-3", "sizes in three bytes", 7, b"\x40\0\0\x03\0\0\x40\0\0\x02\0\0", "MET-009")
     yield fields("met-009-no-integers", "a byte for no sizes", 7, b"\0", "MET-009 IDX-001", item=file())
     big = file(meta(generator="g" * 65_532, is_compressed=True), layr("", base_raw()))
-    good = [*_fields(data)]
+    good = [*fields_of(data)]
     assert len(big.chunks[0].meta) > 65_536
-    plain = pack([*_fields(big.build())[:1], big.chunks[0].meta, *_fields(big.build())[2:]])
+    plain = pack([*fields_of(big.build())[:1], big.chunks[0].meta, *fields_of(big.build())[2:]])
     yield invalid(
         "idx-001-metadata-large",
         FORMAT,
@@ -203,7 +203,7 @@ def index() -> Iterator[Case]:
     yield whole("001-eleven-fields", "eleven fields", "MET-008", [*good, b""])
 
 
-def _fields(data: bytes) -> list[object]:
+def fields_of(data: bytes) -> list[object]:
     """The fields of INDX of a file whose INDX is plain."""
     offset = int.from_bytes(data[-12:-4], "little")
     size = int.from_bytes(data[offset + 8 : offset + 12], "little")

@@ -79,7 +79,8 @@ def records() -> Iterator[Case]:
     yield one("ten-002-alias", FORMAT, "an alias with the name of a tensor", "TEN-002", a, b, alias("b", a))
     yield one("ten-002-tensor", FORMAT, "a tensor with the name of an alias", "TEN-002", a, alias("b", a), b)
     yield bad("ten-003-rank", LIMIT, "rank 33; sibling: valid/shapes.vqm", "TEN-003", (2,), [1] * 33, item_u8)
-    yield bad("ten-003-product", LIMIT, "2^58 elements", "TEN-003", (2,), [2**29, 2**29])
+    ranges = edit(a, (3,), [None, 1, 0, 1, 2**22])  # blocks within their limit
+    yield bad("ten-003-product", LIMIT, "2^58 elements", "TEN-003", (2,), [2**29, 2**29], ranges)
     yield bad(
         "ten-003-product-of-non-zero",
         LIMIT,
@@ -96,8 +97,10 @@ def records() -> Iterator[Case]:
         "TEN-003",
         (2,),
         [2**32, 2**32],
+        ranges,
     )
-    yield bad("ten-003-size", LIMIT, "a size of 2^64 - 1", "TEN-003", (2,), [2**64 - 1])
+    one_row = edit(a, (3,), [None, 0, 0, 1, 2**22])
+    yield bad("ten-003-size", LIMIT, "a size of 2^64 - 1", "TEN-003", (2,), [2**64 - 1], one_row)
     yield bad("ten-003-negative", FORMAT, "a negative size", "TEN-003 MET-008", (2,), [-4])
     yield bad("ten-004-empty-stage", FORMAT, "a stage of a tensor without elements", "TEN-004", (4,), [[0, 0]], zero)
     yield bad(
@@ -180,15 +183,8 @@ def records() -> Iterator[Case]:
     )
     yield one("ali-001-later", FORMAT, "the target comes later", "ALI-001", alias("0", a), a)
     yield one("ali-001-itself", FORMAT, "an alias of itself", "ALI-001", a, replace(alias("b", a), record=["b", "b"]))
-    yield one(
-        "ali-001-alias",
-        FORMAT,
-        "an alias of an alias",
-        "ALI-001",
-        a,
-        alias("b", a),
-        replace(alias("c", a), record=["c", "b"]),
-    )
+    again = replace(alias("c", a), record=["c", "b"], entry=replace(alias("c", a).entry, target=b"b"))
+    yield one("ali-001-alias", FORMAT, "an alias of an alias", "ALI-001", a, alias("b", a), again)
     yield invalid(
         "ali-001-layer",
         FORMAT,

@@ -204,6 +204,7 @@ def frames() -> Iterator[Case]:
         frame(65, blocks=start + run),
     )
     yield one("sec-006-content", "a consistent frame of 65 bytes for 64", "SEC-006", frame(content + b"\7"))
+    yield one("sec-006-content-less", "a consistent frame of 63 bytes for 64", "SEC-006", frame(content[:-1]))
     yield one("sec-006-hostile", "a content size of 2^62", "SEC-006", frame(2**62, size_bytes=8, blocks=start + run))
     yield one(
         "sec-007-window",

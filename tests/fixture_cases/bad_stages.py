@@ -129,7 +129,8 @@ def codebooks() -> Iterator[Case]:
     yield coded("cbk-001-entries-0", FORMAT, "no entries", "CBK-001", (2,), 0)
     yield coded("cbk-001-dim-limit", LIMIT, "dim 4,097", "CBK-001", (1,), 4_097)
     yield coded("cbk-001-entries-limit", LIMIT, "65,537 entries", "CBK-001", (2,), 65_537)
-    yield coded("cbk-001-dim-above-columns", FORMAT, "dim 7 of 6 columns", "CBK-001", (1,), 7)
+    above = tensor("a", "f32", [3, 6], Codebook(np.array([[0], [2], [1]]), table(1, 1, 3, 7)), layout=ROWS)
+    yield one("cbk-001-dim-above-columns", FORMAT, "dim 7 of 6 columns", "CBK-001", above)
     yield coded("cbk-001-entries-hostile", LIMIT, "2^63 entries", "CBK-001", (2,), 2**63)
     wide = Codebook(np.array([[0, 1, 2], [2, 1, 0]]), table(1, 1, 3, 2))
     ranges = tensor("a", "f32", [2, 6], wide, layout=Layout(n_row_axes=1, block_rows=1, block_columns=2))
@@ -200,6 +201,7 @@ def codebooks() -> Iterator[Case]:
         )
     yield coded("cbk-007-source", UNSUPPORTED, "an unknown source", "CBK-007", (3,), [3, 0])
     yield coded("cbk-007-table-f64", UNSUPPORTED, "a table of f64", "CBK-007", (3,), [0, 12])
+    yield coded("cbk-007-table-i64", UNSUPPORTED, "a table of i64, the dtype before f16", "CBK-007", (3,), [0, 8])
     yield coded("cbk-007-table-unknown", UNSUPPORTED, "a table of an unknown dtype", "CBK-007", (3,), [0, 40])
     yield coded("cbk-007-scale-i8", UNSUPPORTED, "scales of i8", "CBK-007", (7, 0), 2)
     yield values(

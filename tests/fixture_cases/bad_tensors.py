@@ -198,6 +198,7 @@ def kinds() -> Iterator[Case]:
         ("block-columns-text", (3,), [None, 1, 0, 4, "a"], "block_columns that is a string; block_rows is all rows"),
         ("stages-nil", (4,), None, "stages that are nil"),
         ("stage-integer", (4,), [0], "a stage that is an integer"),
+        ("stage-one", (4,), [1], "a stage that is 1"),
         ("stage-empty", (4,), [[]], "a stage without fields"),
         ("stage-id-nil", (4,), [[None, 0]], "a stage id that is nil"),
         ("stage-id-negative", (4,), [[-1, 0]], "a stage id that is negative"),

@@ -14,7 +14,7 @@ from vqmtensors import F32, Codebook, Layout, Scale, Tensor, edit, tensor, with_
 from fixture_cases import Case, invalid
 from fixture_cases.bases import ROWS, codes, table
 from fixture_cases.transforms import base, base_tensor, nearly_too_large
-from fixture_cases.trellises import model
+from fixture_cases.trellis_bases import model
 
 SIBLING = "; sibling: valid/transform.vqm"
 

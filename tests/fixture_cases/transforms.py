@@ -11,7 +11,7 @@ from vqmtrellis import Freq, Trellis
 
 from fixture_cases import Case, valid
 from fixture_cases.bases import ROWS, codes, scales, table
-from fixture_cases.trellises import coded, freq, model
+from fixture_cases.trellis_bases import coded, freq, model
 
 
 def matrix(seed: int, size: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from vqmtrellis import Freq, Trellis
 
 from fixture_cases import Case, valid
 from fixture_cases.bases import ROWS
-from fixture_cases.trellises import model
+from fixture_cases.trellis_bases import model
 
 
 def cases() -> list[Case]:
