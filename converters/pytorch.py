@@ -215,6 +215,9 @@ def _reason(err: Exception) -> str:
     if "UntypedStorage" in text:  # torch.load's own limit: it has old storage types for the old dtypes only
         return ("is a legacy PyTorch checkpoint with a dtype, such as float8 or uint16, that PyTorch reads safely from"
                 " its zip format only; load it in the program that wrote it and save it with torch.save")  # fmt: skip
+    if "nested jagged" in text:
+        return ("is a PyTorch checkpoint with a nested tensor; in the program that wrote it store the parts,"
+                " tensor.unbind(), under names of their own")  # fmt: skip
     names = re.findall(r"GLOBAL ([\w.]+)", text)
     if names or "nsupported" in text:
         what = f"the Python object {names[0]}" if names else "Python objects other than tensors"
@@ -314,6 +317,8 @@ def _count(value: Any) -> int:
 def _summary(value: Any) -> str:
     """A value in a few words."""
     if isinstance(value, torch.Tensor):
+        if value.is_nested:
+            return "nested tensor"
         return f"tensor of shape {tuple(value.shape)}"
     if isinstance(value, (Mapping, list, tuple)):
         kind = "dict" if isinstance(value, Mapping) else type(value).__name__
