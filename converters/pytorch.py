@@ -18,6 +18,7 @@ from vqformat.format.limits import MAX_NAME_NBYTES
 from .detect import detect_format
 from .sharding import check_shard, read_shards
 from .source import Source
+from .training import is_training_key
 
 try:
     import torch
@@ -32,7 +33,6 @@ OLDEST_TORCH = (2, 10)  # before: CVE-2025-32434 (code runs in spite of weights_
 
 # Where the state dict lies in a checkpoint, if several of its parts have tensors
 _STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "params")
-_TRAINING_PREFIXES = ("optim", "sched", "lr_sched", "scaler", "amp", "rng")  # state of a training run, no weights
 
 # Objects without weights that checkpoints often hold. The unpickler gets _LeftOut in their place: nothing of
 # theirs is imported or run. Any other name is refused by PyTorch.
@@ -273,7 +273,7 @@ def _flatten(path: Path, state: Any, notes: list[str], left_out: list[str]) -> d
                 if name in tensors:
                     raise ConversionError(f"{str(path)!r}: two tensors would have the name {name!r}")
                 tensors[name] = value
-            elif not _count(value) or str(key).lower().startswith(_TRAINING_PREFIXES):
+            elif not _count(value) or is_training_key(key):
                 left_out.append(f"left out {name!r} ({_summary(value)})")
             elif id(value) in visited:
                 left_out.append(f"left out {name!r}: it is the same object as {visited[id(value)]}")
