@@ -192,8 +192,9 @@ def _whole_folder(folder: Path) -> tuple[Kind, Path] | None:
         return "pytorch-distributed", folder
     if (folder / SAVED_MODEL).is_file():
         return "savedmodel", folder
-    if manifest_of(_json(folder / "model.json")) is not None:
-        return "tfjs", folder / "model.json"
+    for path in (folder / "model.json", *sorted(folder.glob("*weights_manifest.json"))):
+        if manifest_of(_json(path)) is not None:
+            return "tfjs", path
     index = latest_index(folder)
     return None if index is None else ("tensorflow", index)
 

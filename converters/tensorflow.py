@@ -208,9 +208,12 @@ class _Bundle:
                 "keras_api/metrics/")  # fmt: skip
         if _COUNTERS.fullmatch(name) and not entry.shape:
             return True
-        owner, _, slot = name.rpartition("/")
-        variable = self._entries.get(owner.encode())
-        return bool(_SLOTS.fullmatch(slot)) and variable is not None and variable.shape == entry.shape
+        *scopes, slot = name.split("/")
+        if not _SLOTS.fullmatch(slot):
+            return False
+        # A slot is named by the scope of the optimizer, if that has one, the variable and the slot
+        owners = (self._entries.get("/".join(scopes[i:]).encode()) for i in range(len(scopes)))
+        return any(owner is not None and owner.shape == entry.shape for owner in owners)
 
 
 def _n_shards(header: bytes) -> int:

@@ -132,8 +132,8 @@ TF2: Variables = {
 }  # fmt: skip
 TF1: Variables = {
     "dense/kernel": f4(1, 2), "dense/kernel/Adam": f4(3, 4), "dense/kernel/Adam_1": f4(5, 6),
-    "dense/kernel/ExponentialMovingAverage": f4(7, 8), "dense/Momentum": f4(9), "beta1_power": np.array(0.5, "<f4"),
-    "global_step": np.array(7, "<i8"),
+    "train/step_1/dense/kernel/RMSProp": f4(0, 0), "dense/kernel/ExponentialMovingAverage": f4(7, 8),
+    "dense/Momentum": f4(9), "beta1_power": np.array(0.5, "<f4"), "global_step": np.array(7, "<i8"),
 }  # fmt: skip
 
 

@@ -68,7 +68,7 @@ class TestReading:
         manifest = [{"paths": ["./a.bin"], "weights": [weight("a")]}, {"paths": ["b.bin"], "weights": [weight("b")]}]
         (tmp_path / "net-weights_manifest.json").write_text(json.dumps(manifest), encoding="utf-8-sig")
 
-        assert list(arrays_of(tmp_path / "net-weights_manifest.json")) == ["a", "b"]
+        assert list(arrays_of(tmp_path / "net-weights_manifest.json")) == list(arrays_of(tmp_path)) == ["a", "b"]
 
     @pytest.mark.parametrize(("dtype", "quantization", "data", "expected"), [
         ("float32", {"dtype": "uint8", "scale": 0.5, "min": -1}, b"\0\2\xff", [-1, 0, 126.5]),
