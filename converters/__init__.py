@@ -118,6 +118,7 @@ _READERS: dict[Kind, tuple[str, str]] = {
     "tfjs": ("tfjs", "open_tfjs"),
     "tflite": ("tflite", "open_tflite"),
     "flax": ("flax", "open_flax"),
+    "flax-index": ("flax", "open_sharded"),
 }
 _WITH_OPTIMIZER = ("pytorch", "keras", "keras-shards", "hdf5", "pytorch-distributed", "savedmodel", "tensorflow",
                    "flax")  # fmt: skip

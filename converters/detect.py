@@ -28,7 +28,7 @@ from .unread import check_regular, is_core_ml, other_folder, other_format
 Kind = Literal[
     "vqm", "pytorch", "pytorch-index", "torchscript", "safetensors", "safetensors-index", "keras", "keras-shards",
     "hdf5", "onnx", "gguf", "npz", "npy", "pytorch-distributed", "torch-export", "savedmodel", "tensorflow", "tfjs",
-    "tflite", "flax",
+    "tflite", "flax", "flax-index",
 ]  # fmt: skip
 
 READABLE = (
@@ -145,6 +145,8 @@ def _of_json(path: Path) -> Kind | None:
         return "keras-shards"
     if shards and all(shard.endswith((".bin", ".pt", ".pth")) for shard in shards):
         return "pytorch-index"
+    if shards and all(shard.endswith(".msgpack") for shard in shards):
+        return "flax-index"
     return "safetensors-index"
 
 
@@ -153,6 +155,7 @@ _IN_FOLDER: tuple[tuple[str, Kind], ...] = (
     ("*.safetensors.index.json", "safetensors-index"), ("*.safetensors", "safetensors"),
     ("*.bin.index.json", "pytorch-index"), ("pytorch_model.bin", "pytorch"),
     ("model.weights.json", "keras-shards"), ("model.weights.h5", "keras"), ("flax_model.msgpack", "flax"),
+    ("*.msgpack.index.json", "flax-index"),
 )  # fmt: skip
 
 
@@ -265,7 +268,7 @@ def _describe(head: bytes, size: int) -> str:
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return f"a web page or XML, not a checkpoint: perhaps a download that failed; {READABLE}"
     if start.startswith((b"{", b"[")):
-        return f"text that looks like JSON, without the weight_map of a sharded model; {READABLE}"
+        return f"text that looks like JSON, without the weight_map of a sharded model or a weightsManifest; {READABLE}"
     if _is_text(head):
         return f"a text file; {READABLE}"
     return f"no checkpoint that is known: {size} bytes that begin with {head[:8].hex(' ')}; {READABLE}"

@@ -21,6 +21,7 @@ from vqformat.format.limits import MAX_RANK, MAX_TENSORS
 
 from .msgpack_walk import Binary, Extension, Walker
 from .region import Region
+from .sharding import check_shard, read_shards
 from .source import Source, take_metadata
 from .training import is_training_key, without_state
 
@@ -60,6 +61,22 @@ def open_flax(path: Path, *, include_optimizer: bool = False) -> Source:
             raise
         raise ConversionError(f"{str(path)!r} is a MessagePack file, perhaps of Flax, that cannot be read:"
                               f" {err}") from err  # fmt: skip
+
+
+def open_sharded(index: Path) -> Source:
+    """Open a model in several files by its ``*.msgpack.index.json``, in which slashes join the keys.
+
+    Raises:
+        ConversionError: A shard is missing or damaged, or does not have what the index says.
+    """
+    notes: list[str] = []
+    tensors: list[SourceTensor] = []
+    for shard, placed in read_shards(index).items():
+        source = open_flax(index.parent / shard, include_optimizer=True)
+        names = {name.replace("/", ".") for name in placed}
+        check_shard(index, shard, names, [tensor.name for tensor in source.tensors], notes)
+        tensors += [tensor for tensor in source.tensors if tensor.name in names]
+    return Source("flax", tensors, {}, notes, {"format": "flax"})
 
 
 def _source(path: Path, stream: BinaryIO, tree: Any, *, include_optimizer: bool) -> Source:

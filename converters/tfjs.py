@@ -24,6 +24,7 @@ from .source import Source, take_metadata
 
 _MAX_JSON_NBYTES = 100_000_000  # a model's topology is in it
 _MAX_TEXT_NBYTES = 1 << 20
+_PIECE = 1 << 20  # elements that are float64 at once
 _LARGEST = 1 << 53  # of a size: JavaScript's numbers are exact so far
 
 # dtype in the manifest -> SPEC name; some are only what a weight is quantized to
@@ -194,11 +195,16 @@ def _loader(shards: _Shards, offset: int, dtype: str, shape: tuple[int, ...]) ->
 def _dequantizer(load: Callable[[], npt.NDArray[Any]], dtype: str, scale: float,
                  least: float) -> Callable[[], npt.NDArray[Any]]:  # fmt: skip
     def dequantize() -> npt.NDArray[Any]:
-        with np.errstate(all="ignore"):  # scale and minimum may be anything
-            values = load() * np.float64(scale) + np.float64(least)  # as TensorFlow.js does, in float64
-            if dtype == "i32":
-                values = np.floor(values + 0.5)  # JavaScript's Math.round
-            return values.astype(BY_NAME[dtype].numpy)
+        codes = load()
+        whole = np.empty(codes.shape, BY_NAME[dtype].numpy)
+        flat, flat_codes = whole.reshape(-1), codes.reshape(-1)
+        for start in range(0, flat.size, _PIECE):
+            with np.errstate(all="ignore"):  # scale and minimum may be anything
+                values = flat_codes[start : start + _PIECE] * np.float64(scale) + np.float64(least)  # as in JavaScript
+                if dtype == "i32":
+                    values = np.floor(values + 0.5)  # Math.round
+                flat[start : start + _PIECE] = values
+        return whole
 
     return dequantize
 

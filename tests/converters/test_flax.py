@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import struct
 import tracemalloc
 from pathlib import Path
@@ -76,6 +77,18 @@ class TestReading:
         tree = {"w": {"__msgpack_chunked_array__": True, "shape": {"0": 2, "1": 2}, "chunks": chunks}}
 
         assert arrays_of(write(tmp_path / "a", tree))["w"].tolist() == [[1, 2], [3, 4]]
+
+    @pytest.mark.parametrize("part", ["", "flax_model.msgpack.index.json"])
+    def test_shards(self, tmp_path: Path, part: str) -> None:
+        write(tmp_path / "flax_model-00001-of-00002.msgpack", {"a": {"w": array([1])}, "more": array([3])})
+        write(tmp_path / "flax_model-00002-of-00002.msgpack", {"a": {"b": array([2])}})
+        places = {"a/b": "flax_model-00002-of-00002.msgpack", "a/w": "flax_model-00001-of-00002.msgpack"}
+        (tmp_path / "flax_model.msgpack.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+        with open_source(tmp_path / part) as source:
+            assert [(tensor.name, tensor.load().tolist()) for tensor in source.tensors] == [("a.w", [1]), ("a.b", [2])]
+            assert source.notes == ["left out 'more' of 'flax_model-00001-of-00002.msgpack': the index does not place"
+                                    " it there"]  # fmt: skip
 
     @pytest.mark.parametrize("n", [1, 15, 16, 70_000])
     def test_lengths_of_all_sizes(self, tmp_path: Path, n: int) -> None:
