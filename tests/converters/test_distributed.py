@@ -162,7 +162,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(("options", "complaint"), REFUSED, ids=lambda value: str(value)[:50])
+    @pytest.mark.parametrize(("options", "complaint"), REFUSED,
+                             ids=[f"{i}-{text}" for i, (_, text) in enumerate(REFUSED)])  # fmt: skip
     def test_damage_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any],
                              complaint: str) -> None:  # fmt: skip
         monkeypatch.chdir(tmp_path)
