@@ -30,9 +30,10 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
     """Compress a checkpoint into a ``.vqm``.
 
     Args:
-        src: Checkpoint: PyTorch (zip, legacy, TorchScript), safetensors, Keras (``.keras``, ``.weights.h5``, legacy
-            ``.h5``), HDF5, ONNX, GGUF, NumPy archive or array, or another ``.vqm``. The format is detected from the
-            content. For a sharded model, the index or the folder.
+        src: Checkpoint: PyTorch (zip, legacy, TorchScript, distributed, torch.export), safetensors, Keras (``.keras``,
+            ``.weights.h5``, legacy ``.h5``), HDF5, TensorFlow (SavedModel, checkpoint, TensorFlow.js, ``.tflite``),
+            Flax, ONNX, GGUF, NumPy archive or array, or another ``.vqm``. The format is detected from the content. For
+            a sharded model, the index or the folder.
         dst: Path, or a binary stream.
         options: Options of the encoder. They can be given as keyword arguments instead, as for ``vqformat.save_file``.
         metadata: Added to the metadata of the checkpoint.
@@ -112,8 +113,17 @@ _READERS: dict[Kind, tuple[str, str]] = {
     "gguf": ("gguf", "open_gguf"),
     "npz": ("npz", "open_npz"),
     "npy": ("npz", "open_npy"),
+    "pytorch-distributed": ("distributed", "open_distributed"),
+    "torch-export": ("torch_export", "open_export"),
+    "savedmodel": ("tensorflow", "open_saved_model"),
+    "tensorflow": ("tensorflow", "open_tensorflow"),
+    "tfjs": ("tfjs", "open_tfjs"),
+    "tflite": ("tflite", "open_tflite"),
+    "flax": ("flax", "open_flax"),
+    "flax-index": ("flax", "open_sharded"),
 }
-_WITH_OPTIMIZER = ("pytorch", "keras", "keras-shards", "hdf5")
+_WITH_OPTIMIZER = ("pytorch", "keras", "keras-shards", "hdf5", "pytorch-distributed", "savedmodel", "tensorflow",
+                   "flax")  # fmt: skip
 
 
 def open_source(path: str | os.PathLike[str], *, include_optimizer: bool = False) -> Source:

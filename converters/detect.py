@@ -1,7 +1,8 @@
-"""Detection of the format of a file by its content. Its name matters only for ONNX, which has no signature."""
+"""Detection of the format of a file by its content. A name only says which checkpoint a file is a part of."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import zipfile
 from pathlib import Path
@@ -9,13 +10,32 @@ from typing import Any, Literal
 
 from vqformat.errors import ConversionError
 
+from .signs import (
+    DISTRIBUTED,
+    DISTRIBUTED_METADATA,
+    INDEX,
+    SAVED_MODEL,
+    TABLE_END,
+    TFLITE,
+    index_beside,
+    is_export,
+    is_msgpack,
+    latest_index,
+    manifest_of,
+)
+from .unread import check_regular, is_core_ml, other_folder, other_format
+
 Kind = Literal[
     "vqm", "pytorch", "pytorch-index", "torchscript", "safetensors", "safetensors-index", "keras", "keras-shards",
-    "hdf5", "onnx", "gguf", "npz", "npy",
+    "hdf5", "onnx", "gguf", "npz", "npy", "pytorch-distributed", "torch-export", "savedmodel", "tensorflow", "tfjs",
+    "tflite", "flax", "flax-index",
 ]  # fmt: skip
 
-READABLE = ("PyTorch checkpoints (.pt, .pth, .bin, also sharded; TorchScript), safetensors (also sharded), Keras"
-            " (.keras, .weights.h5, .h5), HDF5, ONNX, GGUF, NumPy .npz and .npy, and .vqm can be read")  # fmt: skip
+READABLE = (
+    "PyTorch checkpoints (.pt, .pth, .bin, also sharded or distributed; TorchScript, torch.export), safetensors (also"
+    " sharded), Keras (.keras, .weights.h5, .h5), HDF5, TensorFlow (SavedModel, checkpoint, TensorFlow.js, .tflite),"
+    " Flax .msgpack, ONNX, GGUF, NumPy .npz and .npy, and .vqm can be read"
+)
 MAX_JSON_NBYTES = 100_000_000
 
 _VQM = b"\x89VQM"
@@ -41,9 +61,15 @@ def detect_format(path: Path) -> tuple[Kind, Path]:
     """
     if path.is_dir():
         return _in_folder(path)
+    whole = _whole_of(path)
+    if whole is not None:
+        return whole
+    check_regular(path)
     with open(path, "rb") as stream:
         head = stream.read(512)
         size = stream.seek(0, 2)
+        stream.seek(max(0, size - len(TABLE_END)))
+        end = stream.read()
     if not head:
         raise ConversionError(f"{str(path)!r} is empty; {READABLE}")
     if head.startswith(_VQM):
@@ -56,34 +82,62 @@ def detect_format(path: Path) -> tuple[Kind, Path]:
         return "pytorch", path
     if head.startswith(b"GGUF"):
         return "gguf", path
+    if head[4:8] == TFLITE:
+        return "tflite", path
+    if end == TABLE_END:
+        return "tensorflow", path
+    if is_msgpack(head):
+        return "flax", path
     if hdf5_offset(path) is not None:
         return "hdf5", path
     if len(head) > 8 and head[8:9] in b"{ " and int.from_bytes(head[:8], "little") <= MAX_JSON_NBYTES:
         return "safetensors", path
-    if head.lstrip()[:1] == b"{":
-        kind = _of_index(path)
+    if head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"["):
+        kind = _of_json(path)
         if kind is not None:
             return kind, path
-    if _is_onnx(head) or path.suffix.lower() == ".onnx":
+    if path.suffix.lower() == ".onnx" or (_is_onnx(head) and not is_core_ml(head)):
         return "onnx", path
-    raise ConversionError(f"{str(path)!r} is {_describe(head, size)}")
+    raise ConversionError(f"{str(path)!r} is {other_format(path, head) or _describe(head, size)}")
+
+
+def _whole_of(path: Path) -> tuple[Kind, Path] | None:
+    """The checkpoint that a file is a part of, as its name says: a folder, or an index beside it."""
+    if path.name == DISTRIBUTED_METADATA or path.suffix == DISTRIBUTED:
+        if (path.parent / DISTRIBUTED_METADATA).is_file():
+            return "pytorch-distributed", path.parent
+        if path.is_file():
+            raise ConversionError(f"{str(path)!r} is a part of a PyTorch distributed checkpoint, whose"
+                                  f" {DISTRIBUTED_METADATA} is not beside it; fetch the whole folder")  # fmt: skip
+    if path.name == SAVED_MODEL and path.is_file():
+        return "savedmodel", path.parent
+    index = index_beside(path)
+    return None if index is None else ("tensorflow", index)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; an empty dict if there is none, or if the file is too large."""
-    if path.stat().st_size > MAX_JSON_NBYTES:
-        return {}
-    text = path.read_bytes()
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
+    value = _json(path)
     return value if isinstance(value, dict) else {}
 
 
-def _of_index(path: Path) -> Kind | None:
-    """The kind of sharded model of which a JSON file is the index, by the suffixes of the shards; None if of none."""
-    places = read_json(path).get("weight_map")
+def _json(path: Path) -> Any:
+    """The value in a JSON file; None if there is none, or if the file is too large."""
+    if not path.is_file() or path.stat().st_size > MAX_JSON_NBYTES:
+        return None
+    text = path.read_bytes()
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _of_json(path: Path) -> Kind | None:
+    """Which model a JSON file is the index of: TensorFlow.js's, or a sharded one, by the suffixes of its shards."""
+    value = _json(path)
+    if manifest_of(value) is not None:
+        return "tfjs"
+    places = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(places, dict):
         return None
     shards = [str(shard) for place in places.values() for shard in (place if isinstance(place, list) else [place])]
@@ -91,6 +145,8 @@ def _of_index(path: Path) -> Kind | None:
         return "keras-shards"
     if shards and all(shard.endswith((".bin", ".pt", ".pth")) for shard in shards):
         return "pytorch-index"
+    if shards and all(shard.endswith(".msgpack") for shard in shards):
+        return "flax-index"
     return "safetensors-index"
 
 
@@ -98,29 +154,52 @@ def _of_index(path: Path) -> Kind | None:
 _IN_FOLDER: tuple[tuple[str, Kind], ...] = (
     ("*.safetensors.index.json", "safetensors-index"), ("*.safetensors", "safetensors"),
     ("*.bin.index.json", "pytorch-index"), ("pytorch_model.bin", "pytorch"),
-    ("model.weights.json", "keras-shards"), ("model.weights.h5", "keras"),
+    ("model.weights.json", "keras-shards"), ("model.weights.h5", "keras"), ("flax_model.msgpack", "flax"),
+    ("*.msgpack.index.json", "flax-index"),
 )  # fmt: skip
 
 
-_SUFFIXES = (".keras", ".h5", ".hdf5", ".pt", ".pth", ".th", ".ckpt", ".onnx", ".gguf", ".npz", ".npy", ".vqm")
+_SUFFIXES = (".keras", ".h5", ".hdf5", ".pt", ".pth", ".th", ".ckpt", ".onnx", ".gguf", ".npz", ".npy", ".vqm",
+             ".pt2", ".tflite", ".msgpack")  # fmt: skip
 
 
 def _in_folder(folder: Path) -> tuple[Kind, Path]:
     for pattern, kind in _IN_FOLDER:
         files = sorted(folder.glob(pattern))
         if len(files) == 1:
-            if kind == "keras":  # an unpacked .keras has the configuration beside the weights
+            check_regular(files[0])
+            if kind == "keras":  # an unpacked .keras: the configuration lies beside the weights
                 return (kind, folder) if (folder / "config.json").is_file() else ("hdf5", files[0])
             return kind, files[0]
         if files:
             found = ", ".join(repr(file.name) for file in files[:8])
             raise ConversionError(f"{str(folder)!r} is a folder of {found}; give one of them")
+    whole = _whole_folder(folder)
+    if whole is not None:
+        return whole
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file())
     if len(files) == 1:
         return detect_format(files[0])
-    wanted = ", ".join([*(pattern for pattern, _ in _IN_FOLDER), *_SUFFIXES])
+    other = other_folder(folder)
+    if other is not None:
+        raise ConversionError(f"{str(folder)!r} is {other}")
+    wanted = ", ".join([*(pattern for pattern, _ in _IN_FOLDER), SAVED_MODEL, DISTRIBUTED_METADATA, "*" + INDEX,
+                        "model.json", *_SUFFIXES])  # fmt: skip
     raise ConversionError(f"{str(folder)!r} is a folder without a checkpoint that is known; give a file, or a folder"
                           f" with one of {wanted}")  # fmt: skip
+
+
+def _whole_folder(folder: Path) -> tuple[Kind, Path] | None:
+    """A checkpoint that is a folder, or that has an index in it of a name of its own."""
+    if (folder / DISTRIBUTED_METADATA).is_file() and any(folder.glob("*" + DISTRIBUTED)):
+        return "pytorch-distributed", folder
+    if (folder / SAVED_MODEL).is_file():
+        return "savedmodel", folder
+    for path in (folder / "model.json", *sorted(folder.glob("*weights_manifest.json"))):
+        if manifest_of(_json(path)) is not None:
+            return "tfjs", path
+    index = latest_index(folder)
+    return None if index is None else ("tensorflow", index)
 
 
 def _of_zip(path: Path) -> Kind:
@@ -137,6 +216,8 @@ def _of_zip(path: Path) -> Kind:
     tails = {name.split("/", 1)[-1] for name in names}
     if "data.pkl" in tails:
         return "torchscript" if "constants.pkl" in tails else "pytorch"
+    if is_export(names):
+        return "torch-export"
     if "config.json" in names and names_of_weights(names):
         return "keras"
     if any(name.endswith(".npy") for name in names):
@@ -187,7 +268,7 @@ def _describe(head: bytes, size: int) -> str:
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return f"a web page or XML, not a checkpoint: perhaps a download that failed; {READABLE}"
     if start.startswith((b"{", b"[")):
-        return f"text that looks like JSON, without the weight_map of a sharded model; {READABLE}"
+        return f"text that looks like JSON, without the weight_map of a sharded model or a weightsManifest; {READABLE}"
     if _is_text(head):
         return f"a text file; {READABLE}"
     return f"no checkpoint that is known: {size} bytes that begin with {head[:8].hex(' ')}; {READABLE}"

@@ -35,6 +35,19 @@ class Region:
         """The bytes of a file from an offset to its end."""
         return cls(path, f"{str(path)!r}", start, path.stat().st_size - start)
 
+    def part(self, start: int, size: int, member: str) -> Region:
+        """Some of the bytes, as a member of the archive that they all are.
+
+        Raises:
+            ValueError: They are not all there.
+        """
+        if not 0 <= start <= start + size <= self.size:
+            raise ValueError(f"{size} bytes of {member!r} at {start}, beyond the end at {self.size}")
+        label = f"{self.label}, member {member!r}"
+        if self.data is not None:
+            return Region(self.path, label, 0, size, member, self.data[start : start + size])
+        return Region(self.path, label, self.start + start, size, member)
+
     def fill(self, array: npt.NDArray[Any], offset: int) -> None:
         """Read bytes into an array in C order.
 

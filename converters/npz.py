@@ -62,7 +62,8 @@ def open_npy(path: Path) -> Source:
     notes: list[str] = []
     tensor = _tensor(path, path.stem, lambda: path.open("rb"), path.stat().st_size, notes)
     if tensor is None:
-        raise ConversionError(f"{str(path)!r} is a NumPy file without a numeric array: {notes[0]}")
+        raise ConversionError(f"{str(path)!r} is a NumPy file without a numeric array: {notes[0]}; save arrays of"
+                              " numbers with numpy.savez")  # fmt: skip
     return Source("npy", [tensor], {}, notes, {"format": "npy"})
 
 

@@ -18,6 +18,7 @@ from vqformat.format.limits import MAX_NAME_NBYTES
 from .detect import detect_format
 from .sharding import check_shard, read_shards
 from .source import Source
+from .training import is_training_key
 
 try:
     import torch
@@ -32,7 +33,6 @@ OLDEST_TORCH = (2, 10)  # older: CVE-2025-32434 (weights_only runs code), CVE-20
 
 # Keys of the state dict in a checkpoint, if several of its parts have tensors
 _STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "params")
-_TRAINING_PREFIXES = ("optim", "sched", "lr_sched", "scaler", "amp", "rng")  # training state, not weights
 
 # Classes and functions of objects without weights that are common in checkpoints. The unpickler gets _LeftOut instead,
 # so that none of their code is imported or run. PyTorch refuses all other names.
@@ -219,6 +219,9 @@ def _reason(err: Exception) -> str:
     if "UntypedStorage" in text:  # torch.load has legacy storage types only for old dtypes
         return ("is a legacy PyTorch checkpoint with a dtype, such as float8 or uint16, that PyTorch reads safely from"
                 " its zip format only; load it in the program that wrote it and save it with torch.save")  # fmt: skip
+    if "nested jagged" in text:
+        return ("is a PyTorch checkpoint with a nested tensor; in the program that wrote it store the parts,"
+                " tensor.unbind(), under names of their own")  # fmt: skip
     names = re.findall(r"GLOBAL ([\w.]+)", text)
     if names or "nsupported" in text:
         what = f"the Python object {names[0]}" if names else "Python objects other than tensors"
@@ -278,7 +281,7 @@ def _flatten(path: Path, state: Any, notes: list[str], left_out: list[str]) -> d
                 if name in tensors:
                     raise ConversionError(f"{str(path)!r}: two tensors would have the name {name!r}")
                 tensors[name] = value
-            elif not _count(value) or str(key).lower().startswith(_TRAINING_PREFIXES):
+            elif not _count(value) or is_training_key(key):
                 left_out.append(f"left out {name!r} ({_summary(value)})")
             elif id(value) in visited:
                 left_out.append(f"left out {name!r}: it is the same object as {visited[id(value)]}")
@@ -322,6 +325,8 @@ def _count(value: Any) -> int:
 def _summary(value: Any) -> str:
     """A description of a value in a few words."""
     if isinstance(value, torch.Tensor):
+        if value.is_nested:
+            return "nested tensor"
         return f"tensor of shape {tuple(value.shape)}"
     if isinstance(value, (Mapping, list, tuple)):
         kind = "dict" if isinstance(value, Mapping) else type(value).__name__

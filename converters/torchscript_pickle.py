@@ -33,19 +33,25 @@ class PickleError(Exception):
     """A pickle that cannot be that of a model. The message is the reason."""
 
 
-def unpickle(data: bytes) -> Any:
+def unpickle(data: bytes, *, known: Callable[[str, str], Any] | None = None,
+             opcodes: frozenset[str] = frozenset()) -> Any:  # fmt: skip
     """Load a pickle, with the classes below in place of its own.
+
+    Args:
+        known: What stands for a name of a module, asked before TorchScript's own names: a value, or ``Object`` for a
+            class of ``Object``'s, or None if it does not know the name.
+        opcodes: Those that are allowed besides the ones of PyTorch's own pickler.
 
     Raises:
         PickleError: It needs other objects than tensors and modules, or was not written by PyTorch.
         Exception: Any type that ``pickle`` raises for damaged data.
     """
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name not in _OPCODES:
+        if opcode.name not in _OPCODES and opcode.name not in opcodes:
             raise PickleError(f"its pickle has the opcode {opcode.name}, which PyTorch does not write")
         if opcode.name == "LONG_BINPUT" and (argument or 0) > len(data):  # the unpickler allocates a table of this size
             raise PickleError(f"its pickle counts {argument} objects in {len(data)} bytes")
-    return _Unpickler(data).load()
+    return _Unpickler(data, known).load()
 
 
 # The objects that the unpickler makes. A pickle may set attributes of objects. These are safe: tuples have no
@@ -82,7 +88,7 @@ class Object:
         self.state = state
 
 
-class _Function:
+class Function:
     """A function that a pickle may call."""
 
     __slots__ = ("_call",)
@@ -97,7 +103,7 @@ class _Function:
         raise PickleError("it changes a function")
 
 
-class Opaque(_Function):
+class Opaque(Function):
     """Placeholder for a value that is not supported; calling it returns itself."""
 
     __slots__ = ("what",)
@@ -115,11 +121,11 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, _grad: A
     return Tensor(storage, offset, shape, stride, bool(view.get("conj")), bool(view.get("neg")))
 
 
-_SAME = _Function(lambda value, *_: value)
+_SAME = Function(lambda value, *_: value)
 
 _GLOBALS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): dict,
-    ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): Function(_rebuild_tensor),
     ("torch._utils", "_rebuild_parameter"): _SAME,
     ("torch._utils", "_rebuild_qtensor"): Opaque("a quantized tensor"),
     ("torch.jit._pickle", "build_tensor_from_id"): Opaque("a tensor of an old archive"),
@@ -135,11 +141,17 @@ _GLOBALS: dict[tuple[str, str], Any] = {
 class _Unpickler(pickle.Unpickler):
     """Makes only the objects above: no name is imported, and no code is run."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, known: Callable[[str, str], Any] | None) -> None:
         super().__init__(io.BytesIO(data))
+        self._known = known
         self._classes: dict[tuple[str, str], type[Object]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        found = None if self._known is None else self._known(module, name)
+        if found is Object:
+            return self._class(module, name)
+        if found is not None:
+            return found
         if (module, name) in _GLOBALS:
             return _GLOBALS[module, name]
         if module == "torch" and name.endswith("Storage"):
@@ -147,6 +159,9 @@ class _Unpickler(pickle.Unpickler):
         if module != "__torch__" and not module.startswith("__torch__."):
             raise PickleError(f"it needs {module[:80]}.{name[:80]}; nothing but tensors is loaded, since a pickle can"
                                " run code")  # fmt: skip
+        return self._class(module, name)
+
+    def _class(self, module: str, name: str) -> type[Object]:
         if (module, name) not in self._classes:
             if len(self._classes) == _MAX_CLASSES:
                 raise PickleError(f"it has more than {_MAX_CLASSES} classes")

@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent / "converters")]
 
 SECONDS_PER_FILE = 10
 MEMORY_NBYTES = 1 << 30
@@ -64,7 +64,8 @@ def small_files(folder: Path) -> dict[str, Files]:
     np.savez(stream, a=values, b=np.arange(9))
     files = {"a.npz": stream.getvalue()}
     for name, make in (("HDF5", _hdf5_files), ("safetensors", _safetensors), ("PyTorch", _pytorch), ("ONNX", _onnx),
-                       ("GGUF", _gguf)):  # fmt: skip
+                       ("GGUF", _gguf), ("PyTorch's others", _pytorch_others), ("TensorFlow", _tensorflow),
+                       ("Flax", _flax)):  # fmt: skip
         try:
             made = make(values, folder)
         except ImportError as err:
@@ -195,6 +196,45 @@ def _gguf(values: Any, folder: Path) -> dict[str, Any]:
     return {"a.gguf": (folder / "a.gguf").read_bytes()}
 
 
+def _pytorch_others(values: Any, folder: Path) -> dict[str, Any]:
+    import test_distributed
+    import test_torch_export
+
+    checkpoint = test_distributed.sharded(folder / "distributed")
+    names = [".metadata", "__0_0.distcp", "__1_0.distcp"]
+    test_torch_export.archive(folder / "a.pt2", {"w": test_torch_export.described()})
+    old = {"serialized_exported_program.json": b"{}",
+           "serialized_state_dict.pt": test_torch_export.saved({"w": test_distributed.WHOLE})}  # fmt: skip
+    test_torch_export.write(folder / "old.pt2", old)
+    return {"distributed": {name: (checkpoint / name).read_bytes() for name in names},
+            "a.pt2": (folder / "a.pt2").read_bytes(), "old.pt2": (folder / "old.pt2").read_bytes()}  # fmt: skip
+
+
+def _tensorflow(values: Any, folder: Path) -> dict[str, Any]:
+    import test_tensorflow
+    import test_tflite
+
+    index = test_tensorflow.write(folder / "a", test_tensorflow.TF2)
+    data = (folder / "a.data-00000-of-00001").read_bytes()
+    manifest = [{"paths": ["a.bin"], "weights": [
+        {"name": "a", "shape": [20, 30], "dtype": "float32"},
+        {"name": "b", "shape": [4], "dtype": "float32", "quantization": {"dtype": "uint8", "scale": 0.5, "min": -1}}]}]
+    rows = test_tflite.rows_of([0, 1], [], [test_tflite.dense(2), test_tflite.csr([0, 1, 3], [2, 0, 1])])
+    tensors = [test_tflite.tensor("w", test_tflite.INT8, (3,), quantization=([0.5, 1, 2], [0, 0, 0], 0)),
+               test_tflite.tensor("s", buffer=2, sparsity=rows)]  # fmt: skip
+    return {"checkpoint": {"a.index": index.read_bytes(), "a.data-00000-of-00001": data},
+            "model.json": {"model.json": json.dumps({"weightsManifest": manifest}).encode(),
+                           "a.bin": values.tobytes() + bytes(4)},
+            "a.tflite": test_tflite.model(tensors, [b"\1\2\3", bytes(range(12))])}  # fmt: skip
+
+
+def _flax(values: Any, folder: Path) -> dict[str, Any]:
+    import test_flax
+
+    tree = {"params": {"w": test_flax.array(values)}, "b": test_flax.chunked(), "step": 3, "note": "x"}
+    return {"a.msgpack": test_flax.packed(tree)}
+
+
 WORDS = (b"\xff\xff\xff\xff", b"\xff" * 8, bytes(4), bytes(8), b"\x00\x00\x00\x80", b"\xff\xff\xff\x7f", b"\x01\0\0\0",
          b"\0\0\0\0\1\0\0\0", b"\xff\xff", b"\0\x10")  # fmt: skip
 
@@ -209,6 +249,8 @@ def mutate(files: Files, rng: np.random.Generator, others: list[bytes]) -> Files
         if changed is None:
             return None
         files[name] = changed
+    elif name == ".metadata" and rng.integers(3):
+        files[name] = mutate_pickle(data, rng)
     elif data.startswith(b"PK") and rng.integers(3):
         files[name] = mutate_zip(data, rng, others)
     elif data.startswith(b"{") and rng.integers(3):

@@ -40,7 +40,7 @@ def write_safetensors(stream: BinaryIO, tensors: list[SourceTensor], source: Sou
     lost = [key for key in source.metadata if key not in metadata and not key.startswith(RESERVED_PREFIX)]
     if lost:
         notes.append(f"safetensors metadata holds strings only: left out {', '.join(map(repr, lost))}")
-    if source.origin.get("format") == "pytorch":
+    if source.origin.get("format") in ("pytorch", "pytorch-distributed"):
         metadata.setdefault("format", "pt")  # the transformers library requires it
     order = sorted(tensors, key=lambda tensor: -BY_NAME[tensor.dtype].bits)
     offset = 0

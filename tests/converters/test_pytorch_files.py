@@ -607,3 +607,15 @@ def test_the_fixture_gives_the_checkpoint_that_the_spec_says(tmp_path: Path) -> 
     assert torch.load(tmp_path / "a.pt", weights_only=True) == {
         "epoch": 3, "loss": float("inf"), "model": {"w": torch.tensor([1.0])},
         "optimizer": {"state": {0: {"step": torch.tensor(7.0)}}, "betas": (0.9, 0.999)}}  # fmt: skip
+
+
+class TestNestedTensors:
+    @pytest.mark.parametrize("layout", ["strided", "jagged"])
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+    def test_their_parts_are_asked_for(self, tmp_path: Path, layout: str) -> None:
+        parts: list[Any] = [torch.ones(2, 3), torch.ones(4, 3)]
+        nested = torch.nested.nested_tensor(parts, layout=getattr(torch, layout))
+        torch.save({"nested": nested, "w": torch.ones(4)}, tmp_path / "a.pt")
+
+        with pytest.raises(ConversionError, match=r"nested tensor.*unbind"):
+            convert(tmp_path / "a.pt", tmp_path / "a.vqm")

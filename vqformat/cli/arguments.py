@@ -66,7 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     convert = add("convert", "convert", "compress a checkpoint to a .vqm file", _METHOD_HELP + _methods())
     kinds = ("PyTorch checkpoint or safetensors (a file, or the index or folder of a sharded model), Keras .keras,"
-             " .weights.h5 or .h5, HDF5, TorchScript, ONNX, GGUF, .npz, .npy, .vqm: the content tells; - is stdin")
+             " .weights.h5 or .h5, HDF5, TorchScript, torch.export, TensorFlow (SavedModel, checkpoint, TensorFlow.js,"
+             " .tflite), Flax .msgpack, ONNX, GGUF, .npz, .npy, .vqm: the content tells; - is stdin")
     convert.add_argument("source", metavar="SRC", type=_given, help=kinds)
     _add_output(convert, "FILE.vqm", "default: beside SRC, its suffix replaced by .vqm; - is stdout, and the table goes"
                 " to stderr", required=False)  # fmt: skip

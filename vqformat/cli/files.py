@@ -19,7 +19,8 @@ from .text import describe_error, escape
 STDIO = "-"
 _SUFFIXES = (".safetensors.index.json", ".safetensors", ".bin.index.json", ".pth.tar", ".pt.tar", ".pt", ".pth", ".th",
              ".tar", ".ckpt", ".bin", ".pkl", ".pickle", ".jit", ".npz", ".npy", ".weights.json", ".weights.h5", ".h5",
-             ".hdf5", ".keras", ".onnx", ".gguf", ".vqm")  # fmt: skip
+             ".hdf5", ".keras", ".onnx", ".gguf", ".vqm", ".pt2", ".distcp", ".tflite", ".msgpack", ".index",
+             "-weights_manifest.json", ".json")  # fmt: skip
 
 
 class FileError(Exception):

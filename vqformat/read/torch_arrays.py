@@ -102,6 +102,9 @@ def dtype_name(tensor: torch.Tensor, name: str) -> str:
     Raises:
         EncodeError: A ``.vqm`` cannot hold the tensor; the message says what to do.
     """
+    if tensor.is_nested:
+        raise EncodeError(f"tensor {name!r} is a nested tensor; store its parts, tensor.unbind(), under names of their"
+                          " own")  # fmt: skip
     if tensor.is_quantized:
         raise EncodeError(f"tensor {name!r} is a quantized tensor; store tensor.dequantize(), or tensor.int_repr() and"
                           " its scales")  # fmt: skip
