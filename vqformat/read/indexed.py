@@ -13,13 +13,14 @@ from ..decode import rans
 from ..decode.region import Region, part_of
 from ..decode.tables import Floats
 from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, allocate
-from ..errors import ChecksumError, FormatError, TensorNotFoundError, TruncatedError
+from ..errors import FormatError, TensorNotFoundError
 from ..format import container
 from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
-from ..format.container import CHUNK_HEAD_NBYTES, FOOTER_NBYTES, HEADER_NBYTES, ChunkHead
-from ..format.index import Entry, Index
+from ..format.container import CHUNK_HEAD_NBYTES, ChunkHead
+from ..format.index import Entry
 from ..format.records import AliasRecord, BookRecord, FreqRecord, TensorRecord
 from .budget import Budget
+from .footer import read_index
 from .random_access import PartInput, RandomInput
 from .shared_tables import book_values
 from .stored_tensor import ChunkSections, StoredTensor
@@ -50,46 +51,7 @@ class IndexedReader:
         self._books: dict[int, tuple[BookRecord, Floats]] = {}
         self._freqs: dict[int, tuple[FreqRecord, rans.Tables]] = {}
         self._last_spans: tuple[int, list[tuple[int, int]]] = -1, []
-        self.index = self._open()
-
-    def _open(self) -> Index:
-        size = self._input.nbytes
-        if size < HEADER_NBYTES + FOOTER_NBYTES:
-            start = self._input.read_at(0, min(size, HEADER_NBYTES), "the header")
-            if len(start) == HEADER_NBYTES:
-                container.check_header(start)
-            raise TruncatedError(f"a file of {size} bytes is too short for a .vqm", clause="REA-001", offset=size)
-        tail_offset = max(0, size - self.TAIL_NBYTES)
-        self._input.hold(b"tail", tail_offset, size)
-        tail = self._input.read_at(tail_offset, size - tail_offset, "the end of the file")
-        footer_offset = size - FOOTER_NBYTES
-        try:
-            header, index_offset = container.read_footer(tail[-FOOTER_NBYTES:], footer_offset)
-        except ChecksumError as err:
-            container.check_header(self._input.read_at(0, HEADER_NBYTES, "the header"))
-            if tail[-FOOTER_NBYTES:].startswith(container.MAGIC):
-                raise
-            raise TruncatedError("the file does not end in a footer: it is cut short or something follows it",
-                                 clause="FTR-002", offset=footer_offset) from err  # fmt: skip
-        container.check_header(header)
-        if self._input.read_at(0, HEADER_NBYTES, "the header") != header:
-            raise FormatError("the footer does not repeat the header", clause="FTR-002", offset=footer_offset)
-        if index_offset >= footer_offset:
-            raise FormatError(f"index_offset is {index_offset}, not below {footer_offset}", clause="FTR-003",
-                              offset=footer_offset)  # fmt: skip
-        if index_offset < tail_offset <= index_offset + self.HELD_NBYTES:
-            tail = self._input.read_at(index_offset, tail_offset - index_offset, "the index") + tail
-            tail_offset = index_offset
-        part = PartInput(self._input, index_offset, tail_offset, tail)
-        chunk = container.read_chunk_head(part)
-        if chunk.type != b"INDX" or part.offset != footer_offset:
-            raise FormatError(f"index_offset {index_offset} is not that of an INDX chunk before the footer",
-                              clause="FTR-003", offset=footer_offset)  # fmt: skip
-        index = Index.parse(chunk.meta)
-        if index.chunk_offsets[-1] != index_offset:
-            raise FormatError(f"the chunks of the index end at {index.chunk_offsets[-1]}, not at {index_offset}",
-                              clause="IDX-001", offset=index_offset)  # fmt: skip
-        return index
+        self.index = read_index(self._input, self.TAIL_NBYTES, self.HELD_NBYTES)
 
     def close(self) -> None:
         """Free what is held in memory. Tensors cannot be decoded any more."""
