@@ -195,10 +195,15 @@ class TrellisDecoder:
         rows, columns = self.row_classes, self.column_classes
         trellis = self.stage.trellis
         native.decode_trellis(
-            payload, self._native_slots, self.stage.tile, (0, 0) if trellis is None else (trellis.feedback, trellis.forward),
-            None if rows is None else rows[block.row : block.row_end],
-            None if columns is None else columns[block.column : block.column_end], self._values, out,
-        )  # fmt: skip
+            payload,
+            self._native_slots,
+            tile=self.stage.tile,
+            polynomials=(0, 0) if trellis is None else (trellis.feedback, trellis.forward),
+            row_classes=None if rows is None else rows[block.row : block.row_end],
+            column_classes=None if columns is None else columns[block.column : block.column_end],
+            values=self._values,
+            out=out,
+        )
 
 
 class Bands:

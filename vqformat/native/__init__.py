@@ -1,7 +1,7 @@
 """Kernels in C for what NumPy does slowly. Each has a twin in NumPy, which is the reference that one reads.
 
-A kernel gives the same bytes as its twin, with every instruction set. The extension module is optional: where it was not
-built, the twins are used. The environment variable ``VQFORMAT_BACKEND`` chooses: ``numpy``, ``native`` (with the best
+A kernel gives the same bytes as its twin, with every instruction set. The extension module is optional: where it was
+not built, the twins are used. The environment variable ``VQFORMAT_BACKEND`` chooses: ``numpy``, ``native`` (with the best
 instruction set of the processor), ``native-scalar``, ``native-avx2`` or ``native-avx512``.
 """
 
@@ -121,6 +121,7 @@ class TrellisSlots:
 def decode_trellis(
     payload: bytes,
     slots: TrellisSlots,
+    *,
     tile: tuple[int, int],
     polynomials: tuple[int, int],
     row_classes: npt.NDArray[np.uint8] | None,
