@@ -150,7 +150,7 @@ class TrellisDecoder:
         """Stages of the same kind can be decoded together."""
         return self.stage.trellis, self.slots.precision, self.slots.symbols.dtype
 
-    def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Iterable[Codes]:
+    def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Iterable[Codes | bytes]:
         """Decode the codes of blocks, together if they are bands of rows.
 
         Args:

@@ -8,6 +8,7 @@
 #include <Python.h>
 
 #include "trellis.h"
+#include "viterbi.h"
 
 static PyObject *py_trellis_decode(PyObject *self, PyObject *args)
 {
@@ -50,6 +51,29 @@ static PyObject *py_trellis_slots(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *py_viterbi_search(PyObject *self, PyObject *args)
+{
+    (void)self;
+    Search s;
+    int instruction_set, has_failed;
+    unsigned long long points, contexts, weights, costs, before, subsets, start, indices, books, end;
+    long long n_steps, n_sequences, n_costs;
+    if (!PyArg_ParseTuple(args, "iLLKKKKLiiKKKKKK", &instruction_set, &n_steps, &n_sequences, &points, &contexts,
+                          &weights, &costs, &n_costs, &s.reach, &s.n_states, &before, &subsets, &start, &indices,
+                          &books, &end))
+        return NULL;
+    s.n_steps = n_steps, s.n_sequences = n_sequences, s.n_costs = n_costs;
+    s.points = (const float *)(uintptr_t)points, s.contexts = (const uint8_t *)(uintptr_t)contexts;
+    s.weights = (const float *)(uintptr_t)weights, s.costs = (const float *)(uintptr_t)costs;
+    s.before = (const int32_t *)(uintptr_t)before, s.subsets = (const int32_t *)(uintptr_t)subsets;
+    s.start = (const uint8_t *)(uintptr_t)start, s.indices = (int32_t *)(uintptr_t)indices;
+    s.books = (uint8_t *)(uintptr_t)books, s.end = (uint8_t *)(uintptr_t)end;
+    Py_BEGIN_ALLOW_THREADS
+    has_failed = viterbi_search(&s, instruction_set);
+    Py_END_ALLOW_THREADS
+    return has_failed ? PyErr_NoMemory() : (Py_INCREF(Py_None), Py_None);
+}
+
 static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
 {
     (void)self, (void)args;
@@ -66,6 +90,7 @@ static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
 static PyMethodDef METHODS[] = {
     {"trellis_decode", py_trellis_decode, METH_VARARGS, "Decode a block of a trellis stage; see trellis.h."},
     {"trellis_slots", py_trellis_slots, METH_VARARGS, "Fill look-up tables by slot; see trellis.h."},
+    {"viterbi_search", py_viterbi_search, METH_VARARGS, "Find the paths with the least cost; see viterbi.h."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS, "Which of scalar, AVX2, AVX-512 the processor has."},
     {NULL, NULL, 0, NULL},
 };

@@ -8,22 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(_MSC_VER))
-#define HAS_X86
-#include <immintrin.h>
-#if defined(__GNUC__)
-#define TARGET(sets) __attribute__((target(sets)))
-#else
-#define TARGET(sets)
-#endif
-#endif
-#if defined(__GNUC__)
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-#elif defined(_MSC_VER)
-#define ALWAYS_INLINE __forceinline
-#else
-#define ALWAYS_INLINE inline
-#endif
+#include "instruction_sets.h"
 
 #define WIDTH 16 /* values of a lane that are gathered before they are written: a cache line */
 #define LOWEST 65536u /* the least value of x, and its last one */
@@ -96,7 +81,7 @@ static ALWAYS_INLINE void step_scalar(Lanes *l, int64_t first, int64_t last, con
 /* For each set of lanes that take a word: the number of the word that each of the eight takes. */
 static uint32_t word_of_lane[256][8];
 
-TARGET("avx2,popcnt")
+TARGET_AVX2
 static ALWAYS_INLINE void step_avx2(Lanes *l, int64_t first, int64_t last, const uint32_t *first_slot, int32_t offset,
                                     PARTS)
 {
@@ -156,7 +141,7 @@ static ALWAYS_INLINE void step_avx2(Lanes *l, int64_t first, int64_t last, const
     step_scalar(l, t, last, first_slot, offset, is_wide, has_book, has_trellis);
 }
 
-TARGET("avx512f,avx512bw,avx512vl,popcnt")
+TARGET_AVX512
 static ALWAYS_INLINE void step_avx512(Lanes *l, int64_t first, int64_t last, const uint32_t *first_slot,
                                       int32_t offset, PARTS)
 {
@@ -230,8 +215,8 @@ static ALWAYS_INLINE void step_avx512(Lanes *l, int64_t first, int64_t last, con
 
 KERNELS(scalar, )
 #ifdef HAS_X86
-KERNELS(avx2, TARGET("avx2,popcnt"))
-KERNELS(avx512, TARGET("avx512f,avx512bw,avx512vl,popcnt"))
+KERNELS(avx2, TARGET_AVX2)
+KERNELS(avx512, TARGET_AVX512)
 static Step *const STEPS[N_INSTRUCTION_SETS][8] = {NAMES(scalar), NAMES(avx2), NAMES(avx512)};
 #else
 static Step *const STEPS[N_INSTRUCTION_SETS][8] = {NAMES(scalar), NAMES(scalar), NAMES(scalar)};

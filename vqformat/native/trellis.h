@@ -5,8 +5,6 @@
 
 #include <stdint.h>
 
-enum { SCALAR, AVX2, AVX512, N_INSTRUCTION_SETS };
-
 /* What became of a payload: nothing, or the fault that was found. */
 enum { OK, STATE_TOO_LOW, WORDS_END, WORDS_LEFT, STATE_AT_END, NO_MEMORY, SLOTS_MISSING };
 
