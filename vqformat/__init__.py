@@ -18,6 +18,7 @@ from .errors import (
     UnsupportedError,
     VqmError,
 )
+from .native import backend
 from .numpy import load, load_file, save, save_file, verify
 from .read.safe_open import TensorInfo, safe_open
 from .read.streaming import stream
@@ -35,6 +36,7 @@ __all__ = [
     "TruncatedError",
     "UnsupportedError",
     "VqmError",
+    "backend",
     "load",
     "load_file",
     "safe_open",

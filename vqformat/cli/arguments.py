@@ -8,7 +8,7 @@ import re
 import textwrap
 from typing import Any
 
-from .. import __version__
+from .. import __version__, native
 from ..encode.options import PRESETS
 from ..encode.recipe import METHODS
 from ..format.container import MAJOR, MINOR
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Compressed model files (.vqm): write, inspect, check.",
         epilog="exit codes: 0 fine, 1 a bad file or failed work, 2 wrong usage",
     )
-    version = f"vqm {__version__}, format version {MAJOR}.{MINOR}"
+    version = f"vqm {__version__}, format version {MAJOR}.{MINOR}, backend {native.backend()}"
     parser.add_argument("--version", action="version", version=version)
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_VerbParser)
 

@@ -53,7 +53,7 @@ class GroupedTensor:
                     out = allocate(self.record)  # REA-002: only after the first group has been checked
                     self.decoder.decode_blocks(blocks, payloads, out)
                 else:
-                    workers.run(self.decode, blocks, sections, out, here=self.decoder.has_trellis)
+                    workers.run(self.decode, blocks, sections, out, here=self.decoder.is_stepwise)
         return allocate(self.record) if out is None else out
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .. import native
 from ..errors import FormatError
 from ..format.layout import ORDER_COLUMNS, ORDER_ROWS, Block
 from ..format.records import TensorRecord
@@ -106,9 +107,13 @@ class TensorDecoder:
                               clause="VAL-002")  # fmt: skip
 
     def bands(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Bands | None:
-        """The payloads of the only trellis stage; None if there is none or several, or blocks are not bands of rows."""
+        """The payloads of the only trellis stage, to be decoded together with others by NumPy.
+
+        None if there is none or several, blocks are not bands of rows, or kernels are in use, which decode them one by
+        one.
+        """
         found = [i for i, stage in enumerate(self._stages) if isinstance(stage, TrellisDecoder)]
-        if len(found) != 1 or self.record.layout.block_columns:
+        if native.is_used() or len(found) != 1 or self.record.layout.block_columns:
             return None
         stage = self._stages[found[0]]
         assert isinstance(stage, TrellisDecoder)
@@ -116,9 +121,9 @@ class TensorDecoder:
         return Bands(stage, blocks, [sections[first] for sections in payloads])
 
     @property
-    def has_trellis(self) -> bool:
-        """Whether there is a trellis stage. Its decoding is many short NumPy calls, which threads do not speed up."""
-        return any(isinstance(stage, TrellisStage) for stage in self.record.stages)
+    def is_stepwise(self) -> bool:
+        """Whether a trellis stage is decoded by NumPy: by many short calls, which threads do not speed up."""
+        return not native.is_used() and any(isinstance(stage, TrellisStage) for stage in self.record.stages)
 
     def group_size(self, most_elements: int) -> int:
         """How many blocks should be decoded together.
@@ -126,7 +131,7 @@ class TensorDecoder:
         Args:
             most_elements: Most elements of these blocks, if that is more than one block.
         """
-        if not self.has_trellis or self.record.layout.block_columns:
+        if not self.is_stepwise or self.record.layout.block_columns:
             return 1
         block = self.view.block(0)
         n_sequences = max(prod(stage.tile_grid(block)) for stage in self.record.stages

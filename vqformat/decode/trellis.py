@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .. import native
 from ..errors import FormatError
 from ..format.layout import Block, View
 from ..format.stages import CLASSES_COLUMNS, CLASSES_ROWS, ProgressionSource, TableSource, TransformSource, TrellisStage
@@ -67,13 +69,21 @@ class TransformDecoder:
         self._points = points.astype(dtype)
 
     def decode(self, codes: Codes, out: Floats) -> None:
-        """Write the values of whole groups of rows to ``out``, ``(n_rows, n_columns)``, the shape of ``codes``."""
+        """Write the values of whole groups of rows to ``out``.
+
+        Args:
+            codes: ``(n_rows, n_columns)``: the symbol of each coefficient, or as floats the coefficients themselves.
+            out: ``(n_rows, n_columns)``; it may be ``codes``.
+        """
         n_rows, n_columns = out.shape
         size = len(self._matrix)
         n = max(1, _TOGETHER // (size * n_columns)) * size
         for start in range(0, n_rows, n):
             rows = slice(start, start + n)
-            coefficients = np.take(self._points, codes[rows].astype(np.intp), mode="clip")
+            if codes.dtype == np.float32:
+                coefficients = codes[rows].astype(self._points.dtype, copy=False)
+            else:
+                coefficients = np.take(self._points, codes[rows].astype(np.intp), mode="clip")
             sums = np.matmul(self._matrix, coefficients.reshape(-1, size, n_columns))
             np.multiply(sums.reshape(-1, n_columns), self._step, out=out[rows], dtype=np.float32, casting="same_kind")
 
@@ -88,7 +98,7 @@ class TrellisDecoder:
     Attributes:
         bound: Upper bound of the magnitude of all values of the stage (SPEC 12.4). It may be infinite, see VAL-002.
         row_classes, column_classes: Class of each row (column) of the stored matrix; None without classes.
-        slots: Look-up tables of its contexts.
+        slots: Look-up tables of its contexts, for NumPy.
 
     Raises:
         FormatError: A value is not finite (CBK-008), or a context has no table (TRL-004).
@@ -117,42 +127,83 @@ class TrellisDecoder:
         if stage.first + n_contexts * stage.n_books > len(freq.frequencies):
             raise FormatError(f"{n_contexts} contexts from table {stage.first} on, but FREQ {stage.freq} has"
                               f" {len(freq.frequencies)} tables", clause="TRL-004")  # fmt: skip
-        self.slots = rans.Slots(freq, stage.first, n_contexts, stage.n_books, stage.trellis)
+        self._freq, self._n_contexts = freq, n_contexts
+        source = stage.source
+        self._values: Floats | tuple[int, float] = self._book  # of symbols, for the kernel
+        if isinstance(source, ProgressionSource):
+            self._values = stage.n_books * source.zero, float(tables.decode(of_source, "f32", "step")[0])
+        elif isinstance(source, TransformSource):
+            self._values = stage.n_books * source.zero, 1.0
+
+    @cached_property
+    def slots(self) -> rans.Slots:
+        stage = self.stage
+        return rans.Slots(self._freq, stage.first, self._n_contexts, stage.n_books, stage.trellis)
+
+    @cached_property
+    def _native_slots(self) -> native.TrellisSlots:
+        used = slice(self.stage.first, self.stage.first + self._n_contexts * self.stage.n_books)
+        return native.TrellisSlots.of(self._freq.frequencies[used], self._freq.precision, self.stage.n_books)
 
     @property
     def kind(self) -> tuple[object, ...]:
         """Stages of the same kind can be decoded together."""
         return self.stage.trellis, self.slots.precision, self.slots.symbols.dtype
 
-    def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Iterable[Codes]:
+    def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Iterable[Codes | bytes]:
         """Decode the codes of blocks, together if they are bands of rows.
 
         Args:
             payloads: For each block its one payload section.
 
         Returns:
-            For each block ``n_books · code + q`` of its elements, ``(n_rows, n_columns)``.
+            For each block ``n_books · code + q`` of its elements, ``(n_rows, n_columns)``; or its payload, if kernels
+            are in use.
 
         Raises:
             FormatError: A payload breaks a rule of SPEC 12.3.
         """
+        if native.is_used():
+            return [payload[0] for payload in payloads]
         if len({block.n_columns for block in blocks}) > 1 or blocks[0].column or blocks[-1].column:
             return [codes for block, payload in zip(blocks, payloads, strict=True)
                     for codes in decode_together([Bands(self, [block], [payload[0]])])[0]]  # fmt: skip
         return decode_together([Bands(self, blocks, [payload[0] for payload in payloads])])[0]
 
-    def decode(self, block: Block, codes: Codes, out: Floats) -> None:
-        """Write the values of a block to ``out``, ``(n_rows, n_columns)`` float32.
+    def decode(self, block: Block, codes: Codes | bytes, out: Floats) -> None:
+        """Write the values of a block to ``out``, ``(n_rows, n_columns)`` float32, C-contiguous.
 
         Args:
             codes: Of the block, as ``prepare`` returns them.
+
+        Raises:
+            FormatError: ``codes`` are a payload, which breaks a rule of SPEC 12.3.
         """
-        if self._transform is None:
+        if isinstance(codes, bytes):
+            self._decode_payload(block, codes, out)
+            if self._transform is not None:
+                self._transform.decode(out, out)
+        elif self._transform is None:
             np.take(self._book, codes.astype(np.intp), out=out, mode="clip")
         else:
             self._transform.decode(codes, out)
         if self._scales is not None:
             self._scales.multiply(block, out)
+
+    def _decode_payload(self, block: Block, payload: bytes, out: Floats) -> None:
+        """The values of a block by the kernel, without scales; of a transform the coefficients."""
+        rows, columns = self.row_classes, self.column_classes
+        trellis = self.stage.trellis
+        native.decode_trellis(
+            payload,
+            self._native_slots,
+            tile=self.stage.tile,
+            polynomials=(0, 0) if trellis is None else (trellis.feedback, trellis.forward),
+            row_classes=None if rows is None else rows[block.row : block.row_end],
+            column_classes=None if columns is None else columns[block.column : block.column_end],
+            values=self._values,
+            out=out,
+        )
 
 
 class Bands:

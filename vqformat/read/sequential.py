@@ -191,7 +191,7 @@ class SequentialReader:
         array: Array | None = None
         for blocks, sections in tensor.groups(MANY_ELEMENTS if self._in_batches else FEW_ELEMENTS):
             if array is not None:
-                workers.run(tensor.decode, blocks, sections, array, here=tensor.decoder.has_trellis)
+                workers.run(tensor.decode, blocks, sections, array, here=tensor.decoder.is_stepwise)
                 continue
             payloads = plain(sections)
             array = allocate(record)  # REA-002: only after the first group has been checked

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ... import native
 from ...decode.tables import Floats
 from ...format.stages import Trellis
 
@@ -89,6 +90,19 @@ def quantize(
     Returns:
         Index and codebook of each value, ``(n_steps, n_sequences)``, and the final states of the sequences.
     """
+    if native.is_used():
+        moves = _moves(trellis)
+        of_all = None if weights is None else np.ascontiguousarray(np.broadcast_to(weights, points.shape), np.float32)
+        return native.search_trellis(
+            np.ascontiguousarray(points, np.float32),
+            contexts=None if contexts is None else np.ascontiguousarray(contexts),
+            weights=of_all,
+            costs=np.ascontiguousarray(rates.costs),
+            reach=rates.reach,
+            before=moves.before.astype(np.int32).reshape(2, -1),
+            subsets=moves.subsets.astype(np.int32).reshape(2, -1),
+            start=start,
+        )
     n_sequences = points.shape[1]
     indices, books = np.empty(points.shape, np.int32), np.empty(points.shape, np.uint8)
     end = np.empty(n_sequences, np.uint8)

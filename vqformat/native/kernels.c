@@ -1,0 +1,104 @@
+/* The extension module vqformat.native._kernels: kernels in C for what NumPy does slowly.
+
+   Arrays come as addresses; vqformat/native/__init__.py has checked their dtypes and lengths. Kernels work without the
+   interpreter lock. The limited API of CPython 3.10 is used, so one build serves all later versions. */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030A0000
+#include <Python.h>
+
+#include "trellis.h"
+#include "viterbi.h"
+
+static PyObject *py_trellis_decode(PyObject *self, PyObject *args)
+{
+    (void)self;
+    TrellisBlock b;
+    int instruction_set, found;
+    unsigned long long payload, row_classes, column_classes, slots, book, out;
+    long long payload_nbytes, n_rows, n_columns, tile_rows, tile_columns, n_slots;
+    unsigned int feedback, forward;
+    if (!PyArg_ParseTuple(args, "iKLLLLLKKiiIIKiLKifK", &instruction_set, &payload, &payload_nbytes, &n_rows,
+                          &n_columns, &tile_rows, &tile_columns, &row_classes, &column_classes, &b.precision,
+                          &b.n_books, &feedback, &forward, &slots, &b.is_wide, &n_slots, &book, &b.zero, &b.step,
+                          &out))
+        return NULL;
+    b.payload = (const uint8_t *)(uintptr_t)payload, b.payload_nbytes = payload_nbytes;
+    b.n_rows = n_rows, b.n_columns = n_columns, b.tile_rows = tile_rows, b.tile_columns = tile_columns;
+    b.row_classes = (const uint8_t *)(uintptr_t)row_classes;
+    b.column_classes = (const uint8_t *)(uintptr_t)column_classes;
+    b.feedback = feedback, b.forward = forward;
+    b.slots = (const void *)(uintptr_t)slots, b.n_slots = n_slots;
+    b.book = (const float *)(uintptr_t)book, b.out = (float *)(uintptr_t)out;
+    Py_BEGIN_ALLOW_THREADS
+    found = trellis_decode(&b, instruction_set);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(found);
+}
+
+static PyObject *py_trellis_slots(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long frequencies, slots;
+    long long n_tables, entries;
+    int precision, n_books, is_wide;
+    if (!PyArg_ParseTuple(args, "KLLiiiK", &frequencies, &n_tables, &entries, &precision, &n_books, &is_wide, &slots))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    trellis_slots((const uint32_t *)(uintptr_t)frequencies, n_tables, entries, precision, n_books, is_wide,
+                  (void *)(uintptr_t)slots);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_viterbi_search(PyObject *self, PyObject *args)
+{
+    (void)self;
+    Search s;
+    int instruction_set, has_failed;
+    unsigned long long points, contexts, weights, costs, before, subsets, start, indices, books, end;
+    long long n_steps, n_sequences, n_costs;
+    if (!PyArg_ParseTuple(args, "iLLKKKKLiiKKKKKK", &instruction_set, &n_steps, &n_sequences, &points, &contexts,
+                          &weights, &costs, &n_costs, &s.reach, &s.n_states, &before, &subsets, &start, &indices,
+                          &books, &end))
+        return NULL;
+    s.n_steps = n_steps, s.n_sequences = n_sequences, s.n_costs = n_costs;
+    s.points = (const float *)(uintptr_t)points, s.contexts = (const uint8_t *)(uintptr_t)contexts;
+    s.weights = (const float *)(uintptr_t)weights, s.costs = (const float *)(uintptr_t)costs;
+    s.before = (const int32_t *)(uintptr_t)before, s.subsets = (const int32_t *)(uintptr_t)subsets;
+    s.start = (const uint8_t *)(uintptr_t)start, s.indices = (int32_t *)(uintptr_t)indices;
+    s.books = (uint8_t *)(uintptr_t)books, s.end = (uint8_t *)(uintptr_t)end;
+    Py_BEGIN_ALLOW_THREADS
+    has_failed = viterbi_search(&s, instruction_set);
+    Py_END_ALLOW_THREADS
+    return has_failed ? PyErr_NoMemory() : (Py_INCREF(Py_None), Py_None);
+}
+
+static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
+{
+    (void)self, (void)args;
+    int has_avx2 = 0, has_avx512 = 0;
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt");
+    has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                 __builtin_cpu_supports("avx512vl");
+#endif
+    return Py_BuildValue("(iii)", 1, has_avx2, has_avx512);
+}
+
+static PyMethodDef METHODS[] = {
+    {"trellis_decode", py_trellis_decode, METH_VARARGS, "Decode a block of a trellis stage; see trellis.h."},
+    {"trellis_slots", py_trellis_slots, METH_VARARGS, "Fill look-up tables by slot; see trellis.h."},
+    {"viterbi_search", py_viterbi_search, METH_VARARGS, "Find the paths with the least cost; see viterbi.h."},
+    {"instruction_sets", py_instruction_sets, METH_NOARGS, "Which of scalar, AVX2, AVX-512 the processor has."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_kernels", "Kernels in C.", 0, METHODS, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__kernels(void)
+{
+    trellis_start();
+    return PyModule_Create(&MODULE);
+}
