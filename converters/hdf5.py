@@ -29,7 +29,7 @@ from .hdf5_chunks import Chunks
 from .hdf5_layout import ASCII, UTF8, Attribute
 
 READY = b"\x89walk\r\n\x1a\n"  # begins the report; code of the site may print before it
-MAX_TOLD_NBYTES = 1 << 29  # of the report
+MAX_REPORT_NBYTES = 1 << 29  # output of the process
 SILENCE_S = 20.0  # a process that reports nothing for so long, or at most twice as long, is killed
 _PROGRAM = """import sys
 sys.path[:] = sys.argv[5:]
@@ -156,14 +156,15 @@ def _told(region: Region) -> Iterator[list[Any]]:
     try:
         threading.Thread(target=watch, daemon=True).start()
         assert process.stdout is not None
-        told_nbytes = 0
+        report_nbytes = 0
         rest: bytes | None = b""  # output before READY; None after it
         unpacker = msgpack.Unpacker(raw=False, max_buffer_size=1 << 28, use_list=True)
         while data := process.stdout.read1(1 << 16):  # type: ignore[attr-defined]
             heard.set()
-            told_nbytes += len(data)
-            if told_nbytes > MAX_TOLD_NBYTES:
-                raise ConversionError(f"{region.label}: all but its values takes more than {MAX_TOLD_NBYTES} bytes")
+            report_nbytes += len(data)
+            if report_nbytes > MAX_REPORT_NBYTES:
+                what = f"its structure and attributes take more than {MAX_REPORT_NBYTES} bytes"
+                raise ConversionError(f"{region.label}: {what}")
             if rest is not None:
                 rest += data
                 if READY not in rest:
@@ -184,16 +185,16 @@ def _told(region: Region) -> Iterator[list[Any]]:
                     case [str(), *_]:
                         yield message
                     case _:
-                        raise _damaged(region, "libhdf5 told nonsense of it")
+                        raise _damaged(region, "the process that reads it sent an invalid message")
         code = process.wait()
         if rest is not None and not is_late:
-            raise ImportError("h5py cannot be used; what is wrong is said by: python -c 'import h5py'")
+            raise ImportError("h5py cannot be used; to see why, run: python -c 'import h5py'")
         what = f"reading it took more than {SILENCE_S:.0f} s" if is_late else f"libhdf5 crashed on it, exit code {code}"
         raise _damaged(region, what)
     except (msgpack.UnpackException, ValueError) as err:
         if isinstance(err, ConversionError):
             raise
-        raise _damaged(region, "libhdf5 told nonsense of it") from err
+        raise _damaged(region, "the process that reads it sent an invalid message") from err
     finally:
         finished.set()
         process.kill()

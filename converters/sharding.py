@@ -44,7 +44,7 @@ def check_shard(index: Path, shard: str, placed: set[str], found: Iterable[str],
     found = list(found)
     lost = placed.difference(found)
     if lost:
-        raise ConversionError(f"{str(index)!r} says that {shard!r} has tensor {min(lost)!r}, but it has not")
+        raise ConversionError(f"{str(index)!r} says that {shard!r} has tensor {min(lost)!r}, but it is missing there")
     notes.extend(f"left out {name!r} of {shard!r}: the index does not place it there"
                  for name in found if name not in placed)  # fmt: skip
 

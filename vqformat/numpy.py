@@ -1,4 +1,4 @@
-"""The format for NumPy: the verbs of safetensors, with the same names and argument order."""
+"""The format for NumPy: the functions of safetensors, with the same names and argument order."""
 
 from __future__ import annotations
 

@@ -304,7 +304,7 @@ class TestShards:
     def test_missing_shards_and_tensors_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ConversionError, match=r"not beside it: 'm\.bin'"):
             open_source(write_sharded(tmp_path, places={"z": "m.bin"}))
-        with pytest.raises(ConversionError, match=rf"'{SHARDS[1]}' has tensor 'z', but it has not"):
+        with pytest.raises(ConversionError, match=rf"'{SHARDS[1]}' has tensor 'z', but it is missing there"):
             open_source(write_sharded(tmp_path, places={"z": SHARDS[1]}))
 
     @IS_ZIP

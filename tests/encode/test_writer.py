@@ -247,7 +247,7 @@ def test_the_report_is_there_at_the_end() -> None:
     layers = model()
     stream = io.BytesIO()
     with vqformat.writer(stream) as w:
-        with pytest.raises(ValueError, match="when the writer is closed"):
+        with pytest.raises(ValueError, match="after the writer is closed"):
             _ = w.report
         for name, tensors in layers.items():
             w.add_layer(name, tensors)

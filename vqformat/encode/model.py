@@ -80,7 +80,7 @@ def encode_model(
     if unused:
         near = difflib.get_close_matches(unused[0], names, n=3)
         hint = f"; near matches: {', '.join(map(repr, near))}" if near else ""
-        raise EncodeError(f"the pattern {unused[0]!r} matches no tensor that an earlier one does not{hint}")
+        raise EncodeError(f"the pattern {unused[0]!r} matches no tensor that earlier patterns leave{hint}")
     with open_writer(target, metadata, options, overwrite=overwrite) as writer:
         return ModelEncoder(tensors, options, metadata).write(writer)
 
@@ -159,7 +159,7 @@ class ModelEncoder:
         bearable = self._step * _BEARABLE / coarseness
         nbytes = report.file_nbytes + self.plan.steps.estimate(bearable) - self.plan.steps.estimate(self._step)
         report.note_ruined(f"this model will most likely not work: its weights are rounded {coarseness:.0f} times as"
-                           " coarsely as hardly any network minds; try a ratio of"
+                           " coarsely as most networks tolerate; try a ratio of"
                            f" {report.source_nbytes / nbytes:.2g}")  # fmt: skip
 
     def results(self, folder: str | None) -> Iterable[Result]:

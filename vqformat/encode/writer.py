@@ -144,7 +144,7 @@ class writer:
         report.notes.extend(self._notes)
         self._report = report
         for pattern in unused:  # not an error, since the file is complete and may have taken hours
-            note = f"the pattern {pattern!r} matched no tensor that an earlier one does not"
+            note = f"the pattern {pattern!r} matched no tensor that earlier patterns leave"
             report.notes.append(note)
             warnings.warn(note, stacklevel=3)
         return report
@@ -157,7 +157,7 @@ class writer:
             ValueError: The writer is not closed.
         """
         if self._report is None:
-            raise ValueError("the report is there when the writer is closed")
+            raise ValueError("the report is available only after the writer is closed")
         return self._report
 
     def _source_tensors(self, tensors: Mapping[str, Any], notes: list[str]) -> list[SourceTensor]:

@@ -265,7 +265,8 @@ class SequentialTensor(GroupedTensor):
 
     def passed(self) -> ValueError:
         """The error for a tensor that cannot be decoded any more."""
-        return ValueError(f"tensor {self.record.name!r} has passed: decode it before the stream goes on, and once")
+        return ValueError(f"tensor {self.record.name!r} can no longer be decoded:"
+                          " decode it once, before the next tensor is asked for")  # fmt: skip
 
     def skip(self) -> None:
         """Check the sections that have not been read, and drop them."""

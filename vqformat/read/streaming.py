@@ -197,7 +197,8 @@ class Layer(Mapping[str, Tensor]):
         raise self._passed()
 
     def _passed(self) -> ValueError:
-        return ValueError(f"layer {self.name!r} has passed: look into a layer before the stream goes on, and once")
+        return ValueError(f"layer {self.name!r} can no longer be read:"
+                          " read a layer once, before the next layer is asked for")  # fmt: skip
 
     def _pass_by(self) -> None:
         self._tensors = None

@@ -1,4 +1,4 @@
-"""The format for PyTorch: the verbs of ``safetensors.torch``, with the same names and argument order."""
+"""The format for PyTorch: the functions of ``safetensors.torch``, with the same names and argument order."""
 
 from __future__ import annotations
 
