@@ -21,7 +21,7 @@ def encode_exact(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTenso
     if len(splits) > 1 and array.size > 1 << 18:  # try on a part
         part = array.reshape(-1)[: 1 << 17]
         splits = (min(splits, key=lambda split: assemble_raw(name, dtype, part, split).stored_nbytes),)
-    return min((assemble_raw(name, dtype, array, split) for split in splits), key=_cost)
+    return min((assemble_raw(name, dtype, array, split) for split in splits), key=cost)
 
 
 def encode_raw(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor:
@@ -58,5 +58,6 @@ def _round_fraction(values: npt.NDArray[Any], word: np.dtype[Any], fraction_bits
     return np.where(is_rounded, rounded, values)
 
 
-def _cost(tensor: EncodedTensor) -> int:
+def cost(tensor: EncodedTensor) -> int:
+    """Bytes of the sections and of their entries in the table of the chunk."""
     return tensor.stored_nbytes + 8 * len(tensor.sections)
