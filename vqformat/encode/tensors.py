@@ -69,7 +69,8 @@ class TensorEncoder:
             # A mask or a table of positions is no weight that was dequantized: as bytes it is small enough
             is_weight = is_arithmetic and tensor.name not in self._plan.constants
             encode = exact.encode if is_weight else fine.encode_exact
-            return self._result(tensor, encode(tensor.name, tensor.dtype, array), math.inf)
+            thorough = self._options.preset == "small"
+            return self._result(tensor, encode(tensor.name, tensor.dtype, array, thorough=thorough), math.inf)
         if method is not None and quantize.is_vector_method(method):
             try:
                 return self._encode_by_method(tensor, array, method)

@@ -18,7 +18,7 @@ from ...errors import EncodeError
 from ...format import bits
 from ...format.chunkwriter import EncodedTensor
 from ...format.container import Section
-from ...format.dtypes import BY_NAME
+from ...format.dtypes import BY_NAME, DTYPES
 from ...format.limits import MAX_BLOCK_ELEMENTS
 from ...format.records import (
     ORDER_COLUMNS,
@@ -33,9 +33,10 @@ from ...format.records import (
     View,
     make_view,
 )
-from . import entropy
+from . import entropy, planes
 
 BLOCK_ELEMENTS = 1 << 18
+_SMALL_NUMBERS = tuple(dtype.name for dtype in DTYPES if dtype.bits == 8 and dtype.name != "bool")
 
 
 @dataclass
@@ -168,12 +169,15 @@ def assemble(
     return EncodedTensor(record, _store(resident, payloads, compress))
 
 
-def assemble_raw(name: str, dtype: str, array: npt.NDArray[Any], split: int, *, compress: bool = True) -> EncodedTensor:
+def assemble_raw(
+    name: str, dtype: str, array: npt.NDArray[Any], split: int, *, compress: bool = True, thorough: bool = False
+) -> EncodedTensor:
     """A tensor as bytes, every bit of it kept.
 
     Args:
         array: C-contiguous, of the dtype, little-endian.
         split: SPEC section 8.
+        thorough: Whether all kinds of frames are tried for floats and numbers of 8 bits, as they are for others.
     """
     info = BY_NAME[dtype]
     if not array.size:
@@ -192,7 +196,10 @@ def assemble_raw(name: str, dtype: str, array: npt.NDArray[Any], split: int, *, 
         block = view.block(i)
         start = block.row * view.n_columns + block.column
         payloads.append(raw.encode(flat[start : start + block.n_elements], info, split))
-    return EncodedTensor(record, _store([], payloads, compress))
+    if not compress or thorough or not (info.arithmetic or dtype in _SMALL_NUMBERS):
+        return EncodedTensor(record, _store([], payloads, compress))
+    kinds = [planes.sections(kind) for kind in zip(*payloads, strict=True)]
+    return EncodedTensor(record, [section for block in zip(*kinds, strict=True) for section in block])
 
 
 def _store(resident: list[bytes], payloads: list[list[bytes]], compress: bool) -> list[Section]:

@@ -57,7 +57,8 @@ def encode(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor | No
     if not np.isfinite(values).all():
         return None
     found = [assemble(name, dtype, array.shape, layout, [stage])
-             for layout, stage in [*_few_values(values, dtype), *_on_grid(values, dtype)]]  # fmt: skip
+             for layout, stage in [*_few_values(values, dtype), *_on_grid(values, dtype)]
+             if _gives_back(stage, make_view(values.shape, False, layout), values)]  # fmt: skip
     return min(found, key=lambda encoded: encoded.stored_nbytes, default=None)
 
 
@@ -65,9 +66,11 @@ def looks_dequantized(array: npt.NDArray[Any]) -> bool:
     """Whether values repeat within short runs, along rows or along columns: a look at some thousand elements."""
     flat = array.reshape(-1)
     runs = [_spread_runs(flat)]
+    if not runs[0].any():
+        return True
     if array.ndim > 1:
         matrix = array.reshape(-1, array.shape[-1])
-        every = max(1, matrix.shape[1] // _RUNS)
+        every = max(1, matrix.shape[1] // _RUNS) | 1  # odd: columns of zeros may come at even distances
         start = matrix.shape[0] // 2 // _RUN * _RUN
         runs.append(matrix[start : start + _RUN, ::every].T)
     return any(_share_repeated(run) >= _REPEATED for run in runs)
@@ -81,13 +84,19 @@ def _spread_runs(flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _share_repeated(runs: npt.NDArray[Any]) -> float:
-    """The share of values whose magnitude came before in their run; zeros count where there is nothing else."""
+    """The share of values, zeros apart, whose magnitude came before in their run."""
     magnitudes = np.sort(np.abs(runs.astype(np.float32)), axis=1)
     counted = magnitudes > 0
-    if not counted.any():
-        return 1.0
     repeated = (magnitudes[:, 1:] == magnitudes[:, :-1]) & counted[:, 1:]
-    return float(repeated.sum() / counted.sum())
+    return float(repeated.sum() / max(1, counted.sum()))
+
+
+def _gives_back(stage: QuantizedStage, view: View, values: npt.NDArray[Any]) -> bool:
+    """Whether a decoder makes of a stage the very bits of a tensor."""
+    with np.errstate(all="ignore"):
+        decoded = stage.values(view).astype(values.dtype)
+    words = f"<u{values.itemsize}"
+    return np.array_equal(decoded.reshape(-1).view(words), values.reshape(-1).view(words))
 
 
 Stages = list[tuple[Layout, QuantizedStage]]  # what would do
@@ -189,24 +198,24 @@ class Grouping:
 def _groupings(shape: tuple[int, ...]) -> Iterator[Grouping]:
     """Ways to group, those with the fewest scales first."""
     yield Grouping(min(1, len(shape) - 1), 0, 0)
-    sizes = [*range(1, len(shape))]
-    for n_row_axes in dict.fromkeys([*sizes[:1], *sizes[-1:]]):
+    if len(shape) < 2:
+        return
+    n_columns, n_rows = shape[-1], prod(shape[:-1])
+    for n_row_axes in dict.fromkeys((1, len(shape) - 1)):
         if prod(shape[:n_row_axes]) > 1:
             yield Grouping(n_row_axes, 1, 0)
-    if sizes and shape[-1] > 1:
-        yield Grouping(sizes[-1], 0, 1)
-    n_columns = shape[-1]
-    if sizes:
-        n_rows = prod(shape[:-1])
-        if n_rows > _SQUARE and n_columns > _SQUARE:
-            yield Grouping(sizes[-1], _SQUARE, _SQUARE)
-        for size in _GROUP_SIZES:
-            if n_columns > size:
-                yield Grouping(sizes[-1], 1, size)
-            if n_rows > size and n_columns > 1:
-                yield Grouping(sizes[-1], size, 1)
+    last = len(shape) - 1
+    if n_columns > 1:
+        yield Grouping(last, 0, 1)
+    if n_rows > _SQUARE and n_columns > _SQUARE:
+        yield Grouping(last, _SQUARE, _SQUARE)
+    for size in _GROUP_SIZES:
+        if n_columns > size:
+            yield Grouping(last, 1, size)
+        if n_rows > size and n_columns > 1:
+            yield Grouping(last, size, 1)
     for size in _FLAT_SIZES:
-        if prod(shape) > size and (not sizes or n_columns % size):
+        if prod(shape) > size and n_columns % size:
             yield Grouping(0, 0, size)
 
 
@@ -217,6 +226,8 @@ def _on_grid(values: npt.NDArray[Any], dtype: str) -> Stages:
         is_one = not grouping.rows and not grouping.columns
         if is_one and values.size > _FEW_ELEMENTS:
             continue  # a table of the values serves as well
+        if dtype == "bf16" and values.ndim == 1 and np.unique(values).size * 2 > values.size:
+            continue  # all bf16 of an octave are on a grid
         layout = Layout(n_row_axes=grouping.n_row_axes)
         matrix = view_matrix(values, layout)
         samples = grouping.samples(matrix, dtype)

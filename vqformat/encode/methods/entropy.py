@@ -16,7 +16,7 @@ from ...format.container import TABLE_ENTRY_NBYTES, Section
 Parameters = zstandard.ZstdCompressionParameters
 # Literals only, nearly: on the packed codes of weights ordinary levels lose 0.2-0.7 bit a weight below 4 bits to
 # spurious matches; these parameters stay within 1-2 % of the entropy.
-_LITERALS = zstandard.ZstdCompressionParameters(
+LITERALS = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_FAST, min_match=7, hash_log=6, chain_log=6, window_log=17, write_content_size=1
 )
 # What finds the structure that real weights also have: dead rows and columns, runs. Long matches, and prices of the
@@ -26,14 +26,21 @@ _MATCHES = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_BTULTRA2, search_log=3, hash_log=17, chain_log=17, window_log=20, min_match=6,
     target_length=64, write_content_size=1,
 )  # fmt: skip
+# Most of that in half the time.
+QUICKER_MATCHES = zstandard.ZstdCompressionParameters(
+    strategy=zstandard.STRATEGY_BTOPT, search_log=1, hash_log=15, chain_log=15, window_log=18, min_match=6,
+    target_length=32, write_content_size=1,
+)  # fmt: skip
 # What finds the short matches of structured integers.
 _SHORT_MATCHES = zstandard.ZstdCompressionParameters.from_level(16, window_log=20, write_content_size=1)
-_QUICK = (_LITERALS, _SHORT_MATCHES)
-_ALL = (_LITERALS, _MATCHES, _SHORT_MATCHES)
+# The same sooner, for comparisons of ways to split
+_TRIAL = zstandard.ZstdCompressionParameters.from_level(5, window_log=18, write_content_size=1)
+_QUICK = (LITERALS, _SHORT_MATCHES)
+_ALL = (LITERALS, _MATCHES, _SHORT_MATCHES)
 _SAMPLE = 1 << 16  # codes on which packings are compared
 _STRETCHES = 8  # that they come from
 _PLANES_GAIN = 0.01  # of the bytes, for which a second plane is accepted
-_SMALL_NBYTES = 1 << 13  # where matches are tried on every occasion
+SMALL_NBYTES = 1 << 13  # where matches are tried on every occasion
 _TINY_NBYTES = 1 << 10  # where long matches are not: models have thousands of such sections
 
 
@@ -45,21 +52,26 @@ def sections(payloads: Iterable[bytes]) -> list[Section]:
     best: list[Parameters] | None = None
     result = []
     for plain in payloads:
-        if len(plain) < _SMALL_NBYTES:
+        if len(plain) < SMALL_NBYTES:
             candidates = _QUICK if len(plain) < _TINY_NBYTES else _ALL
-            stored = min((_compress(plain, parameters) for parameters in candidates), key=len)
+            stored = min((compress(plain, parameters) for parameters in candidates), key=len)
         elif best is None:
-            frames = [_compress(plain, parameters) for parameters in _ALL]
+            frames = [compress(plain, parameters) for parameters in _ALL]
             stored = min(frames, key=len)
             # Literals cost an encoder next to nothing, so that the others have to earn their time
             pays = len(stored) < 0.999 * len(frames[0])
-            best = [_LITERALS, _ALL[frames.index(stored)]] if pays else [_LITERALS]
+            best = [LITERALS, _ALL[frames.index(stored)]] if pays else [LITERALS]
         else:
-            stored = min((_compress(plain, parameters) for parameters in best), key=len)
-        # A frame costs a decoder time: it must earn at least one part in 200 (and SEC-004 asks for less than plain).
-        is_frame = len(stored) < min(len(plain), 0.995 * len(plain) + 1)
-        result.append(Section(stored, is_zstd=True) if is_frame else Section(plain))
+            stored = min((compress(plain, parameters) for parameters in best), key=len)
+        result.append(as_section(plain, stored))
     return result
+
+
+def as_section(plain: bytes, stored: bytes) -> Section:
+    """A section of a frame if that is worth it, else of the plain bytes."""
+    # A frame costs a decoder time: it must earn at least one part in 200 (and SEC-004 asks for less than plain).
+    is_frame = len(stored) < min(len(plain), 0.995 * len(plain) + 1)
+    return Section(stored, is_zstd=True) if is_frame else Section(plain)
 
 
 class _Compressors(threading.local):
@@ -72,7 +84,8 @@ class _Compressors(threading.local):
 _compressors = _Compressors()
 
 
-def _compress(plain: bytes, parameters: Parameters) -> bytes:
+def compress(plain: bytes, parameters: Parameters) -> bytes:
+    """A zstd frame."""
     compressor = _compressors.by_parameters.get(id(parameters))
     if compressor is None:
         compressor = zstandard.ZstdCompressor(compression_params=parameters)
@@ -83,8 +96,13 @@ def _compress(plain: bytes, parameters: Parameters) -> bytes:
 
 def quick_nbytes(plain: bytes) -> int:
     """About the bytes that ``sections`` would store, found quickly."""
-    nbytes = min(len(plain), len(_compress(plain, _LITERALS)))
-    return min(nbytes, len(_compress(plain, _SHORT_MATCHES))) if len(plain) < _SMALL_NBYTES else nbytes
+    nbytes = min(len(plain), len(compress(plain, LITERALS)))
+    return min(nbytes, len(compress(plain, _SHORT_MATCHES))) if len(plain) < SMALL_NBYTES else nbytes
+
+
+def trial_nbytes(plain: bytes) -> int:
+    """About the bytes that the fewest of all kinds of frames take, for comparisons."""
+    return min(len(plain), len(compress(plain, LITERALS)), len(compress(plain, _TRIAL)))
 
 
 def choose_planes(codes: Codes, entries: int, *, compress: bool = True) -> Planes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from ...format.chunkwriter import EncodedTensor
@@ -15,20 +14,21 @@ _SMALL = 1 << 16  # elements of a tensor that is coded in both ways
 _PART = 1 << 17  # elements of a larger one that are tried as bytes
 
 
-def encode(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor:
+def encode(name: str, dtype: str, array: npt.NDArray[Any], *, thorough: bool = False) -> EncodedTensor:
     """Every bit kept, in the fewest bytes.
 
     Args:
         array: C-contiguous, of the dtype.
+        thorough: See ``fine.encode_exact``.
     """
     on_grid = dequantized.encode(name, dtype, array) if array.size else None
     if on_grid is None:
-        return fine.encode_exact(name, dtype, array)
+        return fine.encode_exact(name, dtype, array, thorough=thorough)
     if array.size > _SMALL:
         part = fine.encode_exact(name, dtype, array.reshape(-1)[:_PART])
         if part.stored_nbytes * array.size > on_grid.stored_nbytes * min(_PART, array.size):
             return on_grid
-    return min(on_grid, fine.encode_exact(name, dtype, array), key=_nbytes)
+    return min(on_grid, fine.encode_exact(name, dtype, array, thorough=thorough), key=_nbytes)
 
 
 def _nbytes(tensor: EncodedTensor) -> int:

@@ -7,21 +7,38 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...decode import raw
 from ...format.chunkwriter import EncodedTensor
-from ...format.dtypes import BY_NAME
+from ...format.dtypes import BY_NAME, DType
+from . import entropy
 from .assemble import assemble_raw
 
+_TRIED = 1 << 12  # elements on which ways to split are compared
+_TRIED_THOROUGHLY = 1 << 18  # of larger tensors half as many
 FRACTION_BITS = 8  # kept by ``fine``: relative error at most 2^-9, SQNR about 56 dB
 
 
-def encode_exact(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor:
-    """Every bit kept, in the fewest bytes: whole, in byte planes, or in planes with the exponent by itself."""
+def encode_exact(name: str, dtype: str, array: npt.NDArray[Any], *, thorough: bool = False) -> EncodedTensor:
+    """Every bit kept, in the fewest bytes: whole, in byte planes, or in planes with the exponent by itself.
+
+    Args:
+        thorough: Whether matches are searched in all that is no noise: 0.2 to 0.4 % smaller, 20 times as slow.
+    """
     info = BY_NAME[dtype]
     splits = (0, 1, 2) if info.arithmetic else (0, 1) if info.word_nbytes else (0,)
-    if len(splits) > 1 and array.size > 1 << 18:  # try on a part
-        part = array.reshape(-1)[: 1 << 17]
-        splits = (min(splits, key=lambda split: assemble_raw(name, dtype, part, split).stored_nbytes),)
-    return min((assemble_raw(name, dtype, array, split) for split in splits), key=cost)
+    if thorough and array.size > _TRIED_THOROUGHLY:
+        part = array.reshape(-1)[: _TRIED_THOROUGHLY // 2]
+        splits = (min(splits, key=lambda split: assemble_raw(name, dtype, part, split, thorough=True).stored_nbytes),)
+    elif not thorough and array.size > _TRIED:
+        start = (array.size - _TRIED) // 2
+        part = array.reshape(-1)[start : start + _TRIED]
+        splits = (min(splits, key=lambda split: _trial_nbytes(part, info, split)),)
+    return min((assemble_raw(name, dtype, array, split, thorough=thorough) for split in splits), key=cost)
+
+
+def _trial_nbytes(part: npt.NDArray[Any], info: DType, split: int) -> int:
+    """About the bytes that a part takes."""
+    return sum(map(entropy.trial_nbytes, raw.encode(part, info, split)))
 
 
 def encode_raw(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor:

@@ -53,8 +53,8 @@ class Units:
 
     @classmethod
     def table(cls, positive: Sequence[float], negative: Sequence[float], tops: Sequence[float]) -> Units:
-        values = np.array(sorted(positive))
-        return cls(tuple(tops), values, values if positive is negative else np.array(sorted(negative)))
+        values = np.sort(np.abs(positive))  # no -0
+        return cls(tuple(tops), values, values if positive is negative else np.sort(np.abs(negative)))
 
     def nearest(self, magnitudes: Doubles, is_negative: npt.NDArray[np.bool_]) -> Doubles:
         """The magnitude of the nearest unit of the same sign."""
@@ -134,7 +134,7 @@ class Groups:
         low, high = bounds(magnitudes, self.dtype)
         least, most = (bound / tops for bound in bounds(self.peaks, self.dtype))
         least = np.maximum(least, most / 4)  # of subnormal peaks the lower bound may be 0
-        for _ in range(_PASSES):
+        for _ in range(_PASSES if self.values.size else 0):
             of_low = units.nearest(low / most[:, None], is_negative)
             of_high = units.nearest(high / least[:, None], is_negative)
             is_certain = (of_low == of_high) & (of_high > 0)
@@ -155,14 +155,18 @@ class Groups:
 def largest_unit(group: Groups, units: Units) -> float | None:
     """The largest unit of one group, None if it is not on such a grid."""
     tops = np.array(units.tops)
-    repeated = Groups(np.broadcast_to(group.values[:, :_FIRST], (tops.size, min(_FIRST, group.values.shape[1]))),
-                      np.broadcast_to(group.peaks, tops.shape), group.dtype)  # fmt: skip
-    least, most = repeated.scale_bounds(units, tops)
-    for top in tops[least <= most]:
-        low, high = group.scale_bounds(units, np.array([top]))
-        if low[0] <= high[0]:
-            return float(top)
-    return None
+    n = group.values.shape[1]
+    for length in (_FIRST, 4 * _FIRST, n):
+        part = np.broadcast_to(group.values[:, :length], (tops.size, min(length, n)))
+        repeated = Groups(part, np.broadcast_to(group.peaks, tops.shape), group.dtype)
+        if units is INTEGERS and length == _FIRST:
+            may_fit = _may_fit(repeated, tops)
+            tops, repeated = tops[may_fit], repeated.part(may_fit)
+        least, most = repeated.scale_bounds(units, tops)
+        tops = tops[least <= most]
+        if not tops.size:
+            return None
+    return float(tops[0])
 
 
 def estimate_scales(sample: Groups, units: Units, likely: Sequence[float]) -> Doubles | None:
@@ -184,7 +188,7 @@ def estimate_scales(sample: Groups, units: Units, likely: Sequence[float]) -> Do
     for top in [*likely, *sorted(others, key=lambda top: abs(top - likely[0]))]:
         groups = open_groups
         if units is INTEGERS and top not in likely:
-            groups = groups[_may_fit(sample.part(groups), top)]
+            groups = groups[_may_fit(sample.part(groups), np.full(groups.size, top))]
         for start in range(0, groups.size, step):
             piece = groups[start : start + step]
             least, most = sample.part(piece).scale_bounds(units, np.full(piece.size, top))
@@ -199,9 +203,9 @@ def estimate_scales(sample: Groups, units: Units, likely: Sequence[float]) -> Do
     return None
 
 
-def _may_fit(sample: Groups, top: float) -> npt.NDArray[np.bool_]:
-    """Whether some values of each group may be integers, if the largest is ``top``: a quick look."""
-    ratios = np.abs(sample.values[:, :_QUICK].astype(np.float64)) * (top / sample.peaks)[:, None]
+def _may_fit(sample: Groups, tops: Doubles) -> npt.NDArray[np.bool_]:
+    """Whether some values of each group may be integers, if the largest are ``tops``: a quick look."""
+    ratios = np.abs(sample.values[:, :_QUICK].astype(np.float64)) * (tops / sample.peaks)[:, None]
     tolerances = ratios * 0.5 ** _ROUNDING[sample.dtype][0] + 1e-6
     off = np.abs(ratios - np.rint(ratios)) - tolerances
     fits: npt.NDArray[np.bool_] = off.max(axis=1) <= 0
