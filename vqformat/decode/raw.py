@@ -24,9 +24,10 @@ def encode(elements: npt.NDArray[Any], dtype: DType, split: int) -> list[bytes]:
         return [elements.tobytes()]
     words: npt.NDArray[Any] = elements.view(f"<u{dtype.word_nbytes}")
     if split == 2:  # RAW-004
-        words = words << 1 | words >> (8 * dtype.word_nbytes - 1)
-    planes = words.view(np.uint8).reshape(-1, dtype.word_nbytes)
-    return [planes[:, p].tobytes() for p in range(dtype.word_nbytes)]
+        sign = words >> (8 * dtype.word_nbytes - 1)
+        words = words << 1
+        words |= sign
+    return [(words >> 8 * p).astype(np.uint8).tobytes() for p in range(dtype.word_nbytes)]
 
 
 def decode(payloads: list[bytes], dtype: DType, split: int, out: npt.NDArray[Any]) -> None:

@@ -18,7 +18,7 @@ from ..format.records import AliasRecord
 from ..format.stage_summary import stage_summary
 from .budget_search import EXACT
 from .layers import Result
-from .methods import fast, fine, quantize
+from .methods import exact, fast, fine, quantize
 from .methods.assemble import QuantizedStage, assemble, sum_of_stages
 from .methods.layout import layout_for, reals, view_matrix
 from .methods.minifloat import encode_minifloat
@@ -76,7 +76,11 @@ class TensorEncoder:
             self._plan.reject_method(tensor, method, "it holds NaN, infinity or values beyond float32")
         is_exact = relative_step == EXACT if method is None else method.name == "lossless"
         if not is_arithmetic or is_exact:
-            return self._result(tensor, fine.encode_exact(tensor.name, tensor.dtype, array), math.inf)
+            # A mask or a table of positions is no weight that was dequantized: as bytes it is small enough
+            is_weight = is_arithmetic and tensor.name not in self._plan.constants
+            encode = exact.encode if is_weight else fine.encode_exact
+            thorough = self._options.preset == "small"
+            return self._result(tensor, encode(tensor.name, tensor.dtype, array, thorough=thorough), math.inf)
         if method is not None and quantize.is_vector_method(method):
             try:
                 return self._encode_by_method(tensor, array, method)

@@ -17,15 +17,16 @@ from ...decode.tables import Floats
 from ...errors import EncodeError
 from ...format import bits
 from ...format.chunkwriter import EncodedTensor
-from ...format.dtypes import BY_NAME
+from ...format.dtypes import BY_NAME, DTYPES
 from ...format.layout import ORDER_COLUMNS, ORDER_ROWS, Block, Layout, View, make_view
 from ...format.limits import MAX_BLOCK_ELEMENTS
 from ...format.records import TensorRecord
 from ...format.sections import Section
 from ...format.stages import CodebookStage, LowRankStage, PackedStage, RawStage
-from . import packing
+from . import packing, planes
 
 BLOCK_ELEMENTS = 1 << 18  # of a block, about
+_SMALL_NUMBERS = tuple(dtype.name for dtype in DTYPES if dtype.bits == 8 and dtype.name != "bool")
 
 
 @dataclass
@@ -166,13 +167,16 @@ def assemble(
     return EncodedTensor(record, _store(resident, payloads, compress))
 
 
-def assemble_raw(name: str, dtype: str, array: npt.NDArray[Any], split: int, *, compress: bool = True) -> EncodedTensor:
+def assemble_raw(
+    name: str, dtype: str, array: npt.NDArray[Any], split: int, *, compress: bool = True, thorough: bool = False
+) -> EncodedTensor:
     """Make an encoded tensor with a raw stage, which keeps every bit.
 
     Args:
         array: C-contiguous, little-endian, of the dtype.
         split: See SPEC section 8.
         compress: Whether sections may be zstd frames.
+        thorough: Whether all zstd parameters are tried for floats and numbers of 8 bits, as they are for others.
     """
     info = BY_NAME[dtype]
     if not array.size:
@@ -191,7 +195,10 @@ def assemble_raw(name: str, dtype: str, array: npt.NDArray[Any], split: int, *, 
         block = view.block(i)
         start = block.row * view.n_columns + block.column
         payloads.append(raw.encode(flat[start : start + block.n_elements], info, split))
-    return EncodedTensor(record, _store([], payloads, compress))
+    if not compress or thorough or not (info.arithmetic or dtype in _SMALL_NUMBERS):
+        return EncodedTensor(record, _store([], payloads, compress))
+    kinds = [planes.sections(kind) for kind in zip(*payloads, strict=True)]
+    return EncodedTensor(record, [section for block in zip(*kinds, strict=True) for section in block])
 
 
 def _store(resident: list[bytes], payloads: list[list[bytes]], compress: bool) -> list[Section]:

@@ -7,21 +7,38 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...decode import raw
 from ...format.chunkwriter import EncodedTensor
-from ...format.dtypes import BY_NAME
+from ...format.dtypes import BY_NAME, DType
+from . import packing
 from .assemble import assemble_raw
 
+_TRIED = 1 << 12  # elements on which splits are compared
+_TRIED_THOROUGHLY = 1 << 18  # a larger tensor is compared on half as many elements
 FRACTION_BITS = 8  # kept by ``encode_fine``: the relative error is at most 2^-9, the SQNR about 56 dB
 
 
-def encode_exact(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor:
-    """Encode a tensor losslessly, with the split of SPEC section 8 that takes the fewest bytes."""
+def encode_exact(name: str, dtype: str, array: npt.NDArray[Any], *, thorough: bool = False) -> EncodedTensor:
+    """Encode a tensor losslessly, with the split of SPEC section 8 that takes the fewest bytes.
+
+    Args:
+        thorough: Whether matches are searched in all planes but noise: 0.2 to 0.4 % smaller, 20 times as slow.
+    """
     info = BY_NAME[dtype]
     splits = (0, 1, 2) if info.arithmetic else (0, 1) if info.word_nbytes else (0,)
-    if len(splits) > 1 and array.size > 1 << 18:  # compare splits on a part
-        part = array.reshape(-1)[: 1 << 17]
-        splits = (min(splits, key=lambda split: assemble_raw(name, dtype, part, split).stored_nbytes),)
-    return min((assemble_raw(name, dtype, array, split) for split in splits), key=_cost)
+    if thorough and array.size > _TRIED_THOROUGHLY:
+        part = array.reshape(-1)[: _TRIED_THOROUGHLY // 2]
+        splits = (min(splits, key=lambda split: assemble_raw(name, dtype, part, split, thorough=True).stored_nbytes),)
+    elif not thorough and array.size > _TRIED:
+        start = (array.size - _TRIED) // 2
+        part = array.reshape(-1)[start : start + _TRIED]
+        splits = (min(splits, key=lambda split: _trial_nbytes(part, info, split)),)
+    return min((assemble_raw(name, dtype, array, split, thorough=thorough) for split in splits), key=cost)
+
+
+def _trial_nbytes(part: npt.NDArray[Any], info: DType, split: int) -> int:
+    """An estimate of the bytes that a part takes with a split."""
+    return sum(map(packing.trial_nbytes, raw.encode(part, info, split)))
 
 
 def encode_raw(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor:
@@ -59,5 +76,6 @@ def _round_fraction(values: npt.NDArray[Any], word: np.dtype[Any], fraction_bits
     return np.where(is_rounded, rounded, values)
 
 
-def _cost(tensor: EncodedTensor) -> int:
+def cost(tensor: EncodedTensor) -> int:
+    """Bytes of the sections and of their entries in the table of the chunk."""
     return tensor.stored_nbytes + 8 * len(tensor.sections)

@@ -1,0 +1,259 @@
+"""Lossless coding: grids that weights were dequantized from are found, and every bit is kept."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import vqformat
+from vqformat.encode.methods import dequantized, planes
+from vqformat.format.dtypes import of_array
+
+Array = npt.NDArray[Any]
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+N_ROWS, N_COLUMNS = 128, 384
+NF4 = np.array([
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+], np.float32)  # fmt: skip
+
+
+def weights(seed: int = 0) -> npt.NDArray[np.float32]:
+    return (0.02 * np.random.default_rng(seed).standard_normal((N_ROWS, N_COLUMNS))).astype(np.float32)
+
+
+def entropy_nbytes(codes: Array) -> float:
+    """Bytes that an ideal coder takes for the codes, each for itself."""
+    shares = np.unique(codes, return_counts=True)[1] / codes.size
+    return float(-(shares * np.log2(shares)).sum() * codes.size / 8)
+
+
+def as_groups(matrix: Array, rows: int, columns: int) -> Array:
+    """Groups of rows × columns on the axes 1 and 3."""
+    return matrix.reshape(matrix.shape[0] // rows, rows, matrix.shape[1] // columns, columns)
+
+
+def integers(peak: int) -> Callable[[Array], Array]:
+    return lambda ratios: np.rint(ratios * peak).astype(np.float32) + np.float32(0)
+
+
+def floats8(dtype: Any) -> Callable[[Array], Array]:
+    largest = float(ml_dtypes.finfo(dtype).max)
+    return lambda ratios: (ratios * largest).astype(dtype).astype(np.float32) + np.float32(0)
+
+
+def nf4(ratios: Array) -> Array:
+    return NF4[np.searchsorted((NF4[1:] + NF4[:-1]) / 2, ratios)]
+
+
+UNITS: dict[str, Callable[[Array], Array]] = {
+    "int8": integers(127), "int4": integers(7),
+    "ternary": lambda ratios: np.sign(np.rint(2.5 * ratios)) + np.float32(0),
+    "binary": lambda ratios: np.where(ratios < 0, -1, 1).astype(np.float32), "nf4": nf4,
+    "e4m3": floats8(ml_dtypes.float8_e4m3fn), "e5m2": floats8(ml_dtypes.float8_e5m2),
+}  # fmt: skip
+GROUPS = {"tensor": (N_ROWS, N_COLUMNS), "row": (1, N_COLUMNS), "column": (N_ROWS, 1), "128 of a row": (1, 128),
+          "64 of a row": (1, 64), "32 of a row": (1, 32), "64 of a column": (64, 1)}  # fmt: skip
+
+
+def dequantized_weights(kind: str, groups: str, dtype: Any, scale_dtype: Any) -> tuple[Array, float]:
+    """Weights, and the bytes of their codes and scales."""
+    grouped = as_groups(weights(), *GROUPS[groups])
+    peaks = np.abs(grouped).max(axis=(1, 3), keepdims=True)
+    units = UNITS[kind](grouped / peaks)
+    largest = np.abs(units).max(axis=(1, 3), keepdims=True)
+    scales = (peaks / largest).astype(scale_dtype).astype(np.float32)
+    values = (scales * units).astype(dtype).reshape(N_ROWS, N_COLUMNS)
+    return values, entropy_nbytes(units) + scales.size * np.dtype(scale_dtype).itemsize
+
+
+def saved(array: Array) -> bytes:
+    """The file; every bit of the tensor comes back."""
+    file = vqformat.save({"w": array}, lossless=True)
+    loaded = vqformat.load(file)["w"]
+    assert loaded.dtype == array.dtype and loaded.shape == array.shape
+    assert loaded.tobytes() == array.tobytes()
+    return file
+
+
+def method(array: Array) -> str:
+    return vqformat.save_file({"w": array}, io.BytesIO(), lossless=True).tensors[0].method
+
+
+def allowed(nbytes: float) -> float:
+    """5 % more than the entropy, and for the rest of the file 300 bytes, for a table as many as it may have."""
+    return 1.05 * nbytes + 300 + 512
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("kind", UNITS)
+def test_what_was_dequantized_takes_what_its_codes_and_scales_take(kind: str, groups: str) -> None:
+    values, nbytes = dequantized_weights(kind, groups, np.float32, np.float32)
+    assert len(saved(values)) <= allowed(nbytes)
+
+
+@pytest.mark.parametrize("dtypes", [("<f4", "<f2"), ("<f2", "<f2"), ("<f2", "<f4"), (BFLOAT16, BFLOAT16),
+                                    (BFLOAT16, "<f4")], ids=str)  # fmt: skip
+@pytest.mark.parametrize("groups", ["row", "64 of a row"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4", "e4m3"])
+def test_products_that_were_rounded_are_found_too(kind: str, groups: str, dtypes: tuple[Any, Any]) -> None:
+    values, nbytes = dequantized_weights(kind, groups, *dtypes)
+    assert len(saved(values)) <= allowed(nbytes)
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f2", BFLOAT16], ids=str)
+def test_asymmetric_grids_are_found(dtype: Any) -> None:
+    """As of GPTQ and AWQ: (q - zero) · scale in groups of 128."""
+    groups = weights().reshape(-1, 128)
+    low, high = groups.min(axis=1, keepdims=True), groups.max(axis=1, keepdims=True)
+    scales = ((high - low) / 15).astype(np.float16).astype(np.float32)
+    zeros = np.rint(-low / scales)
+    codes = np.clip(np.rint(groups / scales) + zeros, 0, 15) - zeros
+    values = (codes * scales).astype(dtype).reshape(N_ROWS, N_COLUMNS)
+    assert len(saved(values)) <= allowed(entropy_nbytes(codes) + 2 * scales.size)
+
+
+def test_scales_of_squares_are_found() -> None:
+    grouped = as_groups(np.concatenate([weights(i) for i in range(3)]), 128, 128)
+    scales = np.abs(grouped).max(axis=(1, 3), keepdims=True) / np.float32(448)
+    units = (grouped / scales).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) + np.float32(0)
+    values = (units * scales).astype(BFLOAT16).reshape(-1, N_COLUMNS)
+    assert len(saved(values)) <= allowed(entropy_nbytes(units) + 4 * scales.size)
+
+
+def test_scales_of_the_output_channels_of_a_kernel_are_found() -> None:
+    kernel = weights().reshape(64, 32, 6, 4)
+    for axes in ((0, 1, 2, 3), (2, 3, 1, 0)):  # as PyTorch and Keras have it
+        scales = np.abs(kernel).max(axis=(1, 2, 3), keepdims=True) / np.float32(127)
+        codes = np.rint(kernel / scales) + np.float32(0)
+        values = np.ascontiguousarray((codes * scales).transpose(axes))
+        assert len(saved(values)) <= allowed(entropy_nbytes(codes) + 4 * scales.size)
+
+
+def test_groups_that_go_over_the_ends_of_rows_are_found() -> None:
+    flat = weights().reshape(-1)[: 120 * 400]
+    groups = flat.reshape(-1, 64)
+    scales = np.abs(groups).max(axis=1, keepdims=True)
+    points = nf4(groups / scales)
+    assert len(saved((points * scales).reshape(120, 400))) <= allowed(entropy_nbytes(points) + 4 * scales.size)
+
+
+def test_the_sign_of_zero_is_a_code() -> None:
+    """Rounded as in training for quantization: -0.3 becomes -0."""
+    scales = np.abs(weights()).max(axis=1, keepdims=True) / np.float32(7)
+    codes = np.rint(weights() / scales)
+    is_signed = np.signbit(codes) & (codes == 0)
+    assert is_signed.any()
+    nbytes = entropy_nbytes(np.where(is_signed, np.float32(0.5), codes)) + 4 * scales.size
+    assert len(saved(codes * scales)) <= allowed(nbytes)
+
+
+def test_float64_that_holds_such_float32_is_on_the_grid_too() -> None:
+    values, nbytes = dequantized_weights("int8", "row", np.float32, np.float32)
+    assert len(saved(values.astype(np.float64))) <= allowed(nbytes)
+
+
+def test_rows_of_zeros_and_short_last_groups_do_no_harm() -> None:
+    values, _ = dequantized_weights("int8", "64 of a row", np.float32, np.float32)
+    values[::3] = 0
+    assert "scaled" in method(values) and "scaled" in method(values[:, :-7].copy())
+    saved(values)
+    saved(values[:, :-7].copy())
+
+
+@pytest.mark.parametrize("scale", [2.0**-149, 2.0**-140, 2.0**-130])
+def test_scales_that_are_subnormal_come_back(scale: float) -> None:
+    codes = np.rint(weights() * 1000)
+    saved(codes * np.float32(scale))
+
+
+@pytest.mark.parametrize("outlier", [np.nan, np.inf, -np.inf, 0.123456789, 1e-40, 3e38])
+def test_one_value_off_the_grid_leaves_the_tensor_as_bytes(outlier: float) -> None:
+    values, _ = dequantized_weights("int8", "row", np.float32, np.float32)
+    values[5, 7] = outlier
+    saved(values)
+    assert method(values).startswith("raw")
+
+
+def test_few_values_become_a_table() -> None:
+    values = np.random.default_rng(0).choice(np.array([0.1, 0.3, np.pi, -7e-5], np.float32), (64, 96))
+    assert method(values) == "codebook 4"
+    assert len(saved(values)) < 64 * 96 / 4 + 350
+
+
+def test_a_constant_takes_no_bytes_but_its_table() -> None:
+    assert len(saved(np.full((512, 512), -0.0, np.float32))) < 350
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_any_products_of_integers_and_scales_come_back(data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from([np.dtype("<f4"), np.dtype("<f2"), BFLOAT16, np.dtype("<f8")]))
+    shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=4, max_side=40))
+    peak = data.draw(st.sampled_from([1, 7, 127, 255]))
+    random = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    codes = random.integers(-peak, peak + 1, shape).astype(np.float32)
+    codes[random.random(shape) < 0.1] = -0.0
+    spread = data.draw(st.sampled_from([0, 1, 30]))
+    scales = np.exp(spread * random.standard_normal((shape[0], *[1] * (len(shape) - 1))))
+    with np.errstate(all="ignore"):
+        saved((codes * scales.astype(np.float32)).astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f2", BFLOAT16, "<f8"], ids=str)
+@pytest.mark.parametrize("shape", [(N_ROWS, N_COLUMNS), (64, 64, 3, 3), (40_000,), (3_000, 17)])
+def test_no_grid_is_looked_for_in_ordinary_weights(
+    shape: tuple[int, ...], dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("an ordinary tensor was looked at closely")
+
+    monkeypatch.setattr(dequantized, "_few_values", fail)
+    monkeypatch.setattr(dequantized, "_on_grid", fail)
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32).astype(dtype)
+    array.reshape(-1)[::3] = 0  # pruned
+    saved(array)
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "e4m3", "e5m2"])
+def test_numbers_of_8_bits_take_what_their_entropy_says(kind: str) -> None:
+    ratios = weights() / np.abs(weights()).max()
+    numbers = {"int8": np.rint(127 * ratios).astype(np.int8), "uint8": np.rint(127 * ratios + 128).astype(np.uint8),
+               "e4m3": (448 * ratios).astype(ml_dtypes.float8_e4m3fn),
+               "e5m2": ratios.astype(ml_dtypes.float8_e5m2)}[kind]  # fmt: skip
+    assert of_array(numbers, "w").bits == 8
+    assert len(saved(numbers)) <= 1.05 * entropy_nbytes(numbers.view(np.uint8)) + 300
+
+
+def test_preset_small_searches_more() -> None:
+    rows = np.repeat(np.random.default_rng(0).standard_normal((64, 2048)).astype(np.float32), 4, axis=0)
+    rows[::5] = np.random.default_rng(1).standard_normal((52, 2048))
+    thorough = vqformat.save({"w": rows}, lossless=True, preset="small")
+    assert np.array_equal(vqformat.load(thorough)["w"], rows)
+    assert len(thorough) <= len(saved(rows))
+
+
+@pytest.mark.parametrize("n", [64, 65, 1000, (1 << 17) - 1, 1 << 17, (1 << 17) + 1, (1 << 18) + 70])
+def test_frames_of_one_bit_are_zstd(n: int) -> None:
+    plain = np.random.default_rng(n).integers(0, 2, n).astype(np.uint8).tobytes()
+    frame = planes.one_bit_frame(plain)
+    assert zstandard.ZstdDecompressor().decompress(frame) == plain
+    assert len(frame) <= n / 8 + 80
+
+
+@pytest.mark.parametrize("dtype", ["<f2", BFLOAT16], ids=str)
+def test_float32_that_holds_shorter_floats_takes_a_bit_for_the_sign(dtype: Any) -> None:
+    """Signs fill a plane of their own then, whose bytes are 0 and 1."""
+    array = weights().astype(dtype)
+    assert len(saved(array.astype(np.float32))) <= 1.02 * len(saved(array)) + 300

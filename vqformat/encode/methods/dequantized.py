@@ -1,0 +1,325 @@
+"""Lossless coding of floats that were integers or small floats: their codes, their grid and its scales are stored.
+
+Such are weights that were dequantized, or trained for quantization. Every value that a decoder makes of the stage is
+compared with the tensor's; where one differs the tensor is none of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...decode import tables
+from ...decode.tables import Floats
+from ...format.chunkwriter import EncodedTensor
+from ...format.dtypes import BY_NAME
+from ...format.layout import Layout, View, make_view
+from ...format.stages import CodebookStage, ProgressionSource, Scale, TableSource
+from . import packing
+from .assemble import QuantizedStage, assemble
+from .grids import INTEGERS, KINDS, LARGEST_INTEGER, Groups, Units, estimate_scales, exact_scales, largest_unit
+from .layout import view_matrix
+from .scales import group_size
+
+DTYPES = ("f16", "bf16", "f32", "f64")
+_RUN, _RUNS = 32, 64  # elements of a run whose values are compared, and runs along an axis
+# Of the values of a run that another one has too. Groups of 32 integers up to 127 have a sixth; ordinary bf16 weights,
+# of which there are 128 in an octave, have 3 to 6 %, other floats fewer.
+_REPEATED = 0.08
+_SAMPLE = 256  # values of a group on which a grid is found
+_TRIED_GROUPS = 4
+_GROUP_SIZES = (256, 128, 64, 32, 16)
+_FLAT_SIZES = (4096, 2048, 1024, 512, 256, 128, 64)  # of groups that go over the ends of rows, as in bitsandbytes
+_SQUARE = 128
+_PIECE = 1 << 20
+_FEW_VALUES = 4096
+_FEW_ELEMENTS = 1 << 16  # of a tensor for which the bytes of a table matter
+
+
+def encode(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor | None:
+    """A tensor as codes of a grid, every bit kept; None if it is on no grid.
+
+    Args:
+        array: C-contiguous, of the dtype.
+    """
+    if dtype not in DTYPES or not looks_dequantized(array):
+        return None
+    values = array
+    if dtype == "f64":
+        with np.errstate(over="ignore"):
+            values = array.astype(np.float32)
+        if not np.array_equal(values.astype(np.float64), array):
+            return None
+    if not np.isfinite(values).all():
+        return None
+    found = [assemble(name, dtype, array.shape, layout, [stage])
+             for layout, stage in [*_few_values(values, dtype), *_on_grid(values, dtype)]
+             if _gives_back(stage, make_view(values.shape, False, layout), values)]  # fmt: skip
+    return min(found, key=lambda encoded: encoded.stored_nbytes, default=None)
+
+
+def looks_dequantized(array: npt.NDArray[Any]) -> bool:
+    """Whether values repeat within short runs, along rows or along columns: a look at some thousand elements."""
+    flat = array.reshape(-1)
+    runs = [_spread_runs(flat)]
+    if not runs[0].any():
+        return True
+    if array.ndim > 1:
+        matrix = array.reshape(-1, array.shape[-1])
+        every = max(1, matrix.shape[1] // _RUNS) | 1  # odd: columns of zeros may come at even distances
+        start = matrix.shape[0] // 2 // _RUN * _RUN
+        runs.append(matrix[start : start + _RUN, ::every].T)
+    return any(_share_repeated(run) >= _REPEATED for run in runs)
+
+
+def _spread_runs(flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    n_runs = flat.size // _RUN
+    if not n_runs:
+        return flat[None]
+    return flat[: n_runs * _RUN].reshape(n_runs, _RUN)[:: max(1, n_runs // _RUNS)]
+
+
+def _share_repeated(runs: npt.NDArray[Any]) -> float:
+    """The share of values, zeros apart, whose magnitude came before in their run."""
+    magnitudes = np.sort(np.abs(runs.astype(np.float32)), axis=1)
+    counted = magnitudes > 0
+    repeated = (magnitudes[:, 1:] == magnitudes[:, :-1]) & counted[:, 1:]
+    return float(repeated.sum() / max(1, counted.sum()))
+
+
+def _gives_back(stage: QuantizedStage, view: View, values: npt.NDArray[Any]) -> bool:
+    """Whether a decoder makes of a stage the very bits of a tensor."""
+    with np.errstate(all="ignore"):
+        decoded = stage.values(view).astype(values.dtype)
+    words = f"<u{values.itemsize}"
+    return np.array_equal(decoded.reshape(-1).view(words), values.reshape(-1).view(words))
+
+
+Stages = list[tuple[Layout, QuantizedStage]]  # what would do
+
+
+def _few_values(values: npt.NDArray[Any], dtype: str) -> Stages:
+    """A table of the values where there are few."""
+    words = values.reshape(-1).view(f"<u{values.itemsize}")
+    known = np.unique(words[:: max(1, words.size // _FEW_VALUES)])
+    if known.size > min(_FEW_VALUES // 4, words.size // 2 + 1):
+        return []
+    pieces = []
+    for start in range(0, words.size, _PIECE):
+        piece = words[start : start + _PIECE]
+        codes = np.minimum(np.searchsorted(known, piece), known.size - 1)
+        is_new = known[codes] != piece
+        if is_new.any():
+            return _few_values_at_length(values, dtype)
+        pieces.append(codes)
+    return _table_of(known, np.concatenate(pieces), values, dtype)
+
+
+def _few_values_at_length(values: npt.NDArray[Any], dtype: str) -> Stages:
+    """The same where a sample does not have all values."""
+    words = values.reshape(-1).view(f"<u{values.itemsize}")
+    known = np.unique(words[:_PIECE])
+    for start in range(_PIECE, words.size, _PIECE):
+        known = np.union1d(known, words[start : start + _PIECE])
+        if known.size > _FEW_VALUES:
+            return []
+    return _table_of(known, np.searchsorted(known, words), values, dtype)
+
+
+def _table_of(
+    known: npt.NDArray[Any], codes: npt.NDArray[Any], values: npt.NDArray[Any], dtype: str
+) -> Stages:
+    if known.size > _FEW_VALUES:
+        return []
+    entries = known.view(values.dtype).astype(np.float32)
+    order = np.lexsort((~np.signbit(entries), entries))  # -0 before 0
+    ranks = np.empty(order.size, np.intp)
+    ranks[order] = np.arange(order.size)
+    layout = Layout(n_row_axes=min(1, max(0, values.ndim - 1)))
+    return [(layout, _stage_of_table(entries[order], ranks[codes], make_view(values.shape, False, layout)))]
+
+
+def _stage_of_table(
+    entries: Floats, codes: npt.NDArray[Any], view: View, scale: Scale | None = None, of_scales: Sequence[bytes] = ()
+) -> QuantizedStage:
+    dtype = _narrowest(entries)
+    stage = CodebookStage(dim=1, entries=entries.size, source=TableSource(dtype), scale=scale)
+    matrix = packing.as_codes(codes, entries.size).reshape(view.n_rows, view.n_columns)
+    return QuantizedStage(stage, [tables.encode(entries, dtype), *of_scales], matrix)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Which elements have a scale in common: groups of rows × columns of a view, 0 for all of an axis."""
+
+    n_row_axes: int
+    rows: int
+    columns: int
+
+    def sizes(self, matrix: npt.NDArray[Any]) -> tuple[int, int]:
+        return self.rows or matrix.shape[0], self.columns or matrix.shape[1]
+
+    def samples(self, matrix: npt.NDArray[Any], dtype: str) -> list[Groups]:
+        """Samples of some groups that are not zero, from all over the tensor."""
+        rows, columns = self.sizes(matrix)
+        n_columns = -(-matrix.shape[1] // columns)
+        n_groups = -(-matrix.shape[0] // rows) * n_columns
+        found = []
+        for i in range(0, n_groups, max(1, n_groups // (4 * _TRIED_GROUPS))):
+            row, column = divmod(i * 31 % n_groups, n_columns)
+            group = matrix[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns].reshape(1, -1)
+            peak = np.abs(group.astype(np.float32)).max(axis=1).astype(np.float64)
+            if peak[0]:
+                found.append(Groups(group[:, :: max(1, group.size // _SAMPLE)], peak, dtype))
+            if len(found) == _TRIED_GROUPS:
+                break
+        return found
+
+    def split(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """All groups, ``(n_groups, rows · columns)``; those at the ends are filled up with zeros."""
+        rows, columns = self.sizes(matrix)
+        padding = [(0, -matrix.shape[0] % rows), (0, -matrix.shape[1] % columns)]
+        padded = np.pad(matrix, padding) if any(after for _, after in padding) else matrix
+        n_rows, n_columns = padded.shape[0] // rows, padded.shape[1] // columns
+        return padded.reshape(n_rows, rows, n_columns, columns).swapaxes(1, 2).reshape(-1, rows * columns)
+
+    def join(self, groups: npt.NDArray[Any], shape: tuple[int, int]) -> npt.NDArray[Any]:
+        """The matrix of this shape that was split."""
+        rows, columns = self.rows or shape[0], self.columns or shape[1]
+        n_rows, n_columns = -(-shape[0] // rows), -(-shape[1] // columns)
+        padded = groups.reshape(n_rows, n_columns, rows, columns).swapaxes(1, 2)
+        return padded.reshape(n_rows * rows, n_columns * columns)[: shape[0], : shape[1]]
+
+
+def _groupings(shape: tuple[int, ...]) -> Iterator[Grouping]:
+    """Ways to group, those with the fewest scales first."""
+    yield Grouping(min(1, len(shape) - 1), 0, 0)
+    if len(shape) < 2:
+        return
+    n_columns, n_rows = shape[-1], prod(shape[:-1])
+    for n_row_axes in dict.fromkeys((1, len(shape) - 1)):
+        if prod(shape[:n_row_axes]) > 1:
+            yield Grouping(n_row_axes, 1, 0)
+    last = len(shape) - 1
+    if n_columns > 1:
+        yield Grouping(last, 0, 1)
+    if n_rows > _SQUARE and n_columns > _SQUARE:
+        yield Grouping(last, _SQUARE, _SQUARE)
+    for size in _GROUP_SIZES:
+        if n_columns > size:
+            yield Grouping(last, 1, size)
+        if n_rows > size and n_columns > 1:
+            yield Grouping(last, size, 1)
+    for size in _FLAT_SIZES:
+        if prod(shape) > size and n_columns % size:
+            yield Grouping(0, 0, size)
+
+
+def _on_grid(values: npt.NDArray[Any], dtype: str) -> Stages:
+    """Grids: the one with the fewest scales, and if that has one scale only the next one too."""
+    found: Stages = []
+    for grouping in _groupings(values.shape) if values.ndim else ():
+        is_one = not grouping.rows and not grouping.columns
+        if is_one and values.size > _FEW_ELEMENTS:
+            continue  # a table of the values serves as well
+        if dtype == "bf16" and values.ndim == 1 and np.unique(values).size * 2 > values.size:
+            continue  # all bf16 of an octave are on a grid
+        layout = Layout(n_row_axes=grouping.n_row_axes)
+        matrix = view_matrix(values, layout)
+        samples = grouping.samples(matrix, dtype)
+        for units in KINDS if samples else ():
+            tops = [top for sample in samples for top in [largest_unit(sample, units)] if top is not None]
+            if len(tops) < len(samples):
+                continue
+            likely = sorted(set(tops), key=tops.count, reverse=True)
+            stage = _solve(matrix, dtype, grouping, units, likely=likely)
+            if stage is not None:
+                found.append((layout, stage))
+                break
+        if found and not is_one:
+            break
+    return found
+
+
+def _solve(
+    matrix: npt.NDArray[Any], dtype: str, grouping: Grouping, units: Units, *, likely: list[float]
+) -> QuantizedStage | None:
+    """The stage that gives all values, if there is one.
+
+    Args:
+        likely: The largest units to try first.
+    """
+    groups = Groups.of(grouping.split(matrix), dtype)
+    n = groups.values.shape[1]
+    about = estimate_scales(groups.part(slice(None), slice(None, None, max(1, n // _SAMPLE))), units, likely)
+    if about is None:
+        return None
+    scales = np.empty(about.shape[1], np.float32)
+    points, keys = np.empty(0, np.float32), np.empty(groups.values.shape, np.int16)
+    for start in range(0, scales.size, max(1, _PIECE // n)):
+        piece = slice(start, start + max(1, _PIECE // n))
+        found = exact_scales(groups.part(piece), units, about[:, piece])
+        if found is None:
+            return None
+        scales[piece] = found[0]
+        points, keys[piece] = _points(found[1], units)
+    codes = grouping.join(keys, (matrix.shape[0], matrix.shape[1]))
+    counts = np.bincount(codes.reshape(-1), minlength=points.size)
+    first, last = np.flatnonzero(counts)[[0, -1]]
+    largest = float(np.abs(points[counts > 0]).max())
+    with np.errstate(over="ignore"):
+        if not float(np.float32(largest) * scales.max()) <= BY_NAME[dtype].largest:  # VAL-002
+            return None
+    view = make_view(matrix.shape, False, Layout(n_row_axes=1))
+    zero = int(np.flatnonzero((points == 0) & ~np.signbit(points))[0])
+    scale = None
+    if scales.size > 1:
+        scale = Scale(_narrowest(scales), group_size(grouping.rows, view.n_rows),
+                      group_size(grouping.columns, view.n_columns))  # fmt: skip
+    of_scales = [] if scale is None else [tables.encode(scales, scale.dtype)]
+    has_negative_zero = counts[zero - 1] > 0
+    if units is INTEGERS and not has_negative_zero and np.count_nonzero(counts) > (last - first) * 0.8:
+        codes = np.where(codes >= zero, codes - 1, codes) if first < zero else codes  # no code for -0
+        zero, last = (zero - 1, last - 1) if first < zero else (zero, last)
+        step = np.float32(1) if scale is not None else scales[0]
+        stage = CodebookStage(dim=1, entries=int(last - first + 1), source=ProgressionSource(int(zero - first)),
+                              scale=scale)  # fmt: skip
+        packed = packing.as_codes(codes - first, stage.entries).reshape(view.n_rows, view.n_columns)
+        return QuantizedStage(stage, [tables.encode(np.array([step]), "f32"), *of_scales], packed)
+    used = np.flatnonzero(counts)
+    ranks = np.zeros(points.size, np.intp)
+    ranks[used] = np.arange(used.size)
+    entries = points[used] if scale is not None else points[used] * scales[0]
+    return _stage_of_table(entries, ranks[codes], view, scale, of_scales)
+
+
+def _points(signed: Floats, units: Units) -> tuple[Floats, npt.NDArray[np.int16]]:
+    """All units with signs, ascending, -0 before 0, and which each of these is."""
+    is_negative = np.signbit(signed)
+    if units.positive is None or units.negative is None:
+        magnitudes = np.arange(LARGEST_INTEGER + 1, dtype=np.float32)
+        positive = negative = magnitudes
+        found = np.abs(signed).astype(np.int16)
+        of_negative = found
+    else:
+        positive, negative = units.positive.astype(np.float32), units.negative.astype(np.float32)
+        found = np.searchsorted(positive, np.abs(signed)).astype(np.int16)
+        of_negative = np.searchsorted(negative, np.abs(signed)).astype(np.int16)
+    points = np.concatenate([-negative[::-1], positive])
+    zero = negative.size
+    keys: npt.NDArray[np.int16] = np.where(is_negative, np.int16(zero - 1) - of_negative, found + np.int16(zero))
+    return points, keys
+
+
+def _narrowest(values: Floats) -> str:
+    """The dtype of a table that holds these values exactly in the fewest bytes."""
+    with np.errstate(over="ignore"):
+        for dtype in ("f16", "bf16"):
+            if np.array_equal(tables.widen(tables.encode(values, dtype), dtype), values):
+                return dtype
+    return "f32"
