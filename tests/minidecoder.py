@@ -237,8 +237,8 @@ def codebook_stage(record: Any, view: View, books: Sequence[Book]) -> Stage:  # 
     source_id = id_of(source, "CBK-007", 0, 1, 2, 4)
     _, detail, *details = kind_of(source, list, 5 if source_id == 4 else 2)
     dtype = integer(detail, *TABLE_DTYPE) if source_id == 0 else F32
-    zero = detail if source_id == 1 else None
-    need(zero, "CBK-005", zero is None or abs(kind_of(zero, int)) <= 1 << 23)
+    zero = kind_of(detail, int) if source_id == 1 else None
+    need(zero, "CBK-005", zero is None or abs(zero) <= 1 << 23)
     book = (books[integer(detail, "BOK-001", most=len(books) - 1)] if source_id == 2 else
             float_codes(detail, *details) if source_id == 4 else None)
     integer(choice, "CBK-004", 0, 0, "unsupported")
@@ -298,8 +298,8 @@ def trellis_stage(record: Any, view: View, freqs: Sequence[Freq]) -> Stage:  # s
     _, source, trellis, scale, classes, freq, first, tile = kind_of(record, list, 8)
     kind = id_of(source, "CBK-007", 0, 1, 5)
     _, detail, *sizes = kind_of(source, list, 3 if kind == 5 else 2)
-    dtype, zero = (F32, detail) if kind else (integer(detail, *TABLE_DTYPE), None)
-    need(zero, "TRL-005", zero is None or abs(kind_of(zero, int)) <= 1 << 22)
+    dtype, zero = (F32, kind_of(detail, int)) if kind else (integer(detail, *TABLE_DTYPE), None)
+    need(zero, "TRL-005", zero is None or abs(zero) <= 1 << 22)
     size = integer(sizes[0], "TRL-006", 2, 128, "limit") if sizes else 1
     n_books, polynomials = (1, [0, 0]) if trellis is None else (2, kind_of(trellis, list, 2))
     feedback, forward = (integer(polynomial, "TRL-003", most=511) >> 1 for polynomial in polynomials)

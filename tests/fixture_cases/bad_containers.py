@@ -162,6 +162,8 @@ def chunks() -> Iterator[Case]:
     yield invalid(
         "chk-001-header-crc", CHECKSUM, "another CRC in a chunk header", "CHK-001", changed(model, 2, header_crc=0)
     )
+    yield invalid("chk-001-header-crc-high", CHECKSUM, "a CRC of a chunk header with all bits set", "CHK-001",
+                  changed(model, 2, header_crc=2**32 - 1))  # fmt: skip
     yield invalid("chk-002-digit", FORMAT, "a digit in a chunk type", "CHK-002", with_note(type=b"not3"))
     yield invalid("chk-002-digit-first", FORMAT, "a digit first in a chunk type", "CHK-002", with_note(type=b"3ote"))
     yield invalid(

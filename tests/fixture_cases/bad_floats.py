@@ -72,6 +72,7 @@ def floats() -> Iterator[Case]:
     yield field("met-008-floats-fields", FORMAT, "four fields of five", "MET-008", (3,), [4, 1, 2, 1])
     yield field("met-008-floats-fields-more", FORMAT, "six fields, not five", "MET-008", (3,), [4, 1, 2, 1, -1, 0])
     yield field("met-008-floats-true", FORMAT, "true as signed", "MET-008", (3, 1), True)
+    yield field("met-008-floats-exponent", FORMAT, "false as exponent", "MET-008", (3, 4), False)
     yield field("lyr-002-floats", FORMAT, "a section of steps", "LYR-002", (), base_floats().record[4][0],
                 struct.pack("<f", 1), base_floats().sections[0].stored)  # fmt: skip
     source = edit(base_codebook(), (4, 0, 3), [3, 1, 2, 1, -1])

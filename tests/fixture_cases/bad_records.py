@@ -113,6 +113,9 @@ def records() -> Iterator[Case]:
         zero,
     )
     yield one("ten-004-no-stage", FORMAT, "no stage", "TEN-004", replace(edit(a, (4,), []), sections=()))
+    no_stage = edit(raw("a", "f32", [1], bytes(4)), (4,), [])
+    yield one("ten-004-no-stage-f32", FORMAT, "no stage of a dtype of arithmetic stages", "TEN-004",
+              replace(no_stage, sections=()))  # fmt: skip
     yield one(
         "ten-004-seventeen-stages",
         LIMIT,
@@ -241,6 +244,9 @@ def layouts() -> Iterator[Case]:
         "LAY-002",
         replace(ordered, sections=(section(b"\1\0"), *ordered.sections)),
     )
+    one_column = raw("a", "u8", [2, 1], b"\1\0")
+    yield one("lay-002-order-column", FORMAT, "an order of a raw column; classes and data are alike", "LAY-002",
+              replace(edit(one_column, (3,), [None, 1, 1, 0, 0]), sections=one_column.sections * 2))  # fmt: skip
     yield layout("lay-003-bit-2", UNSUPPORTED, "bit 2 of order", "LAY-003", [None, 1, 4, 0, 0])
     yield layout("lay-003-large", UNSUPPORTED, "bit 40 of order", "LAY-003", [None, 1, 2**40, 0, 0])
     yield grid("lay-004-all-rows", FORMAT, "block_rows is the number of rows", "LAY-004", block_rows=3)

@@ -171,6 +171,9 @@ def codebooks() -> Iterator[Case]:
         "CBK-005",
         edit(with_section(progression, 1, section(b"\x04")), (4, 0, 1), 2),
     )
+    yield one("met-008-zero-true", FORMAT, "true as zero of a progression", "MET-008",
+              edit(progression, (4, 0, 3, 1), True))  # fmt: skip
+    yield one("met-008-zero-nil", FORMAT, "a zero that is nil", "MET-008", edit(progression, (4, 0, 3, 1), None))
     yield one(
         "cbk-005-zero",
         FORMAT,
@@ -257,6 +260,8 @@ def packings() -> Iterator[Case]:
     yield stored(
         "cod-003-base-1", "a plane of base 1 after a plane of base 3", "COD-003", ((3, 5), (1, 1)), good, bytes(6)
     )
+    yield stored("cod-003-base-1-first", "a plane of base 1 before a plane of base 3", "COD-003", ((1, 1), (3, 5)),
+                 bytes(6), good)  # fmt: skip
     yield stored("cod-003-base-257", "base 257", "COD-003", ((257, 1),), bytes(6))
     yield stored("cod-003-n-0", "no digits to a byte", "COD-003", ((3, 0),), good)
     yield stored("cod-003-n-6", "six digits of base 3 to a byte", "COD-003", ((3, 6),), b"\xc8")

@@ -57,12 +57,14 @@ def low_rank() -> Iterator[Case]:
     def stored(name: str, comment: str, clauses: str, position: int, data: bytes) -> Case:
         return one(name, FORMAT, comment, clauses, with_section(item, position, section(data)))
 
-    yield field("low-001-rank-0", FORMAT, "rank 0", "LOW-001", (1,), 0)
+    nothing = LowRank(np.zeros((4, 0), int), np.zeros((0, 5), int), 7, 3)
+    yield one("low-001-rank-0", FORMAT, "rank 0", "LOW-001", tensor("a", "f32", [4, 5], nothing, layout=ROWS))
     yield field("low-001-rank-limit", LIMIT, "rank 65,537", "LOW-001", (1,), 65_537)
-    yield field("low-001-entries-u-1", FORMAT, "entries_u 1", "LOW-001", (2, 0), 1)
-    yield field("low-001-entries-u-65536", FORMAT, "entries_u 65,536", "LOW-001", (2, 0), 65_536)
-    yield field("low-001-entries-v-1", FORMAT, "entries_v 1", "LOW-001", (3, 0), 1)
-    yield field("low-001-entries-v-65536", FORMAT, "entries_v 65,536", "LOW-001", (3, 0), 65_536)
+    for name, sizes in [("u-1", (1, 3)), ("u-65536", (65_536, 3)), ("v-1", (7, 1)), ("v-65536", (7, 65_536))]:
+        stage = LowRank(np.zeros((4, 3), int), np.zeros((3, 5), int), *sizes)
+        comment = f"entries_{name[0]} {max(sizes) if '65536' in name else 1:,}"
+        yield one(f"low-001-entries-{name}", FORMAT, comment, "LOW-001",
+                  tensor("a", "f32", [4, 5], stage, layout=ROWS))  # fmt: skip
     tall = tensor("a", "f32", [4, 2], LowRank(np.zeros((4, 3), int), np.zeros((3, 2), int), 16, 15), layout=ROWS)
     yield one("low-001-rank-above-columns", FORMAT, "rank 3 of 2 columns", "LOW-001", tall)
     flat = tensor("a", "f32", [4], LowRank(np.zeros((1, 2), int), np.zeros((2, 4), int), 16, 15))

@@ -222,6 +222,8 @@ def kinds() -> Iterator[Case]:
     yield one(
         "met-008-record-map", FORMAT, "a tensor record that is a map", "MET-008", replace(a, record={"name": "a"})
     )
+    yield one("met-008-record-text", FORMAT, "a tensor record that is a string of two characters", "MET-008",
+              a, replace(alias("b", a), record="ba"))  # fmt: skip
     yield one(
         "met-008-target",
         FORMAT,

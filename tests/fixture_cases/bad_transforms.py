@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from vqmbuilder import layr, section
@@ -34,6 +35,14 @@ def with_groups(size: int, layout: Layout = ROWS, tile: tuple[int, int] = (2, 2)
     return with_section(item, 0, section(item.sections[0].stored + bytes(size * size)))
 
 
+def last_band() -> Tensor:
+    """Bands of whole groups, and a last one that is shorter."""
+    whole = base(matrix=None, tile=(1, 2))
+    item = tensor("a", "f32", [7, 5], replace(whole, codes=codes(1, (7, 5), 5)),
+                  layout=Layout(n_row_axes=1, block_rows=3))  # fmt: skip
+    return with_section(edit(item, (4, 0, 1), [5, 2, 3]), 0, section(item.sections[0].stored + bytes(9)))
+
+
 def records() -> list[Case]:
     def changed(name: str, error: str, comment: str, path: Sequence[int], value: object, clauses: str) -> Case:
         return bad(name, error, comment + SIBLING, clauses, edit(base_tensor(), (4, 0, 1, *path), value))
@@ -48,6 +57,7 @@ def records() -> list[Case]:
         other("trl-006-size-4", "groups of 4 rows of 6", 4),
         other("trl-006-size-12", "a group of 12 rows of 6", 12),
         other("trl-006-bands", "bands of 2 rows, groups of 3", 3, Layout(n_row_axes=1, block_rows=2)),
+        bad("trl-006-last-band", "format", "bands of 3 rows of 7, groups of 3", "TRL-006", last_band()),
         other("trl-006-ranges", "ranges of 2 columns", 3, Layout(n_row_axes=1, block_rows=1, block_columns=2), (1, 1)),
         changed("trl-006-limit", "limit", "groups of 129 rows", (2,), 129, "TRL-006 LIM-001"),
         changed("trl-006-hostile", "limit", "groups of 2^64 - 1 rows", (2,), 2**64 - 1, "TRL-006 LIM-001"),

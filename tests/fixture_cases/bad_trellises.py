@@ -103,6 +103,7 @@ def records() -> Iterator[Case]:
 
     yield changed("trl-004-first", "first is the number of tables", "TRL-004", (6,), 2)
     yield changed("trl-004-first-books", "one table for two codebooks", "TRL-004", (6,), 1)
+    yield changed("met-008-trellis-zero-true", "true as zero", "MET-008 TRL-005", (1, 1), True)
     limits = "zero is {}; sibling: valid/trellis-zero-limits.vqm"
     yield changed("trl-005-zero", limits.format("2^22 + 1"), "TRL-005", (1, 1), 2**22 + 1)
     yield changed("trl-005-zero-negative", limits.format("-2^22 - 1"), "TRL-005", (1, 1), -(2**22) - 1)

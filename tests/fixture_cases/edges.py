@@ -104,6 +104,17 @@ def roundings() -> list[Case]:
                   Codebook(np.array([[1, 1]]), column(entry, 0), scale=Scale(np.array([scale], F32)))]  # fmt: skip
         return tensor("a", "f16", [2], *stages)
 
+    def second(first: float, stage: LowRank | Trellis) -> Tensor:
+        shape = [3, 3] if isinstance(stage, LowRank) else [2, 3]
+        return tensor("a", "f16", shape, Codebook(np.zeros(shape, int), column(first)), stage, layout=ROWS)
+
+    def product_3(a: float, b: float) -> LowRank:
+        return LowRank(np.full((3, 3), 3), np.full((3, 3), 4), 7, 9, np.array([a], F32), np.array([b], F32))
+
+    def scaled(step: float, scale: float) -> Trellis:
+        chosen = np.array([[0, 1, 2], [2, 0, 1]])
+        return Trellis(chosen, FREQ, (1, 3), step=step, zero=3, scale=Scale(np.array([scale], F32)))
+
     return [
         one("low-rank-of-the-integer", True, product(5, 26185, 22322, 8.906069706426933e-05, 0.2517283260822296)),
         one("low-rank-of-the-integer", False, product(2, 26567, 24444, 7.07362632965669e-05, 0.71315997838974)),
@@ -113,10 +124,18 @@ def roundings() -> list[Case]:
         one("progression", False, codebook(21, 23, 0.2649518549442291, 11775.7236328125)),
         one("of-the-second-stage", True, summed(6362.25830078125, 0.8416392803192139, 70288.7109375)),
         one("of-the-second-stage", False, summed(41711.4765625, 1.5494331121444702, 15365.9560546875)),
+        one("of-a-second-low-rank-stage", True,
+            second(2151.677490234375, product_3(0.6032246351242065, 2918.035888671875))),
+        one("of-a-second-low-rank-stage", False,
+            second(54844.98046875, product_3(1.7372161149978638, 170.69163513183594))),
+        one("of-a-second-trellis-stage", True, second(2619.46240234375, scaled(1.039404273033142, 8645.1357421875)),
+            FREQ),
+        one("of-a-second-trellis-stage", False, second(16185.853515625, scaled(1.7877484560012817, 3942.24072265625)),
+            FREQ),
         one("transform-of-the-integer", True, transform(2629294, 77, 8.98264715942787e-06, 6.766226768493652)),
         one("transform-of-the-integer", False, transform(2223015, 104, 2.659263373061549e-06, 23.8864803314209)),
         one("transform-of-the-step", False, transform(2 - 3306061, 48, 4.907400125375716e-06, 11.472784042358398)),
-    ]
+    ]  # fmt: skip
 
 
 def overflows() -> list[Case]:

@@ -65,6 +65,8 @@ def strings() -> list[Case]:
         valid("byte-order-mark", "U+FEFF at the beginning of strings is kept: in a key, a value, names, the generator",
               "MET-003 TEN-002",
               file(meta({"k": mark + "v", mark + "k": mark}, generator=mark), layr(mark + "l", *marked))),
+        valid("metadata-empty-key", "a map of two bytes for a pair, with nothing after it", "MET-004 MET-005",
+              file(meta({"": 0}))),
         valid("names-of-objects", "keys and names that JavaScript's objects have of their own", "MET-004 TEN-001",
               file(meta({**special, "inner": special}), layr("__proto__", *names))),
     ]  # fmt: skip

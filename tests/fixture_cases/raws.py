@@ -168,6 +168,8 @@ def raws() -> list[Case]:
             "LAY-004 RAW-004",
             file(layr("", raw("a", "bf16", [5, 3], matrix, split=2, layout=column))),
         ),
+        valid("raw-blocks-of-one-column", "ranges of one column: a block for each element", "LAY-004",
+              file(layr("", raw("a", "u16", [5, 3], matrix, layout=replace(column, block_columns=1))))),
         valid(
             "raw-one-row-blocks",
             "no row axes: one row, cut into ranges across the last axis",

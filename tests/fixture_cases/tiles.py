@@ -43,6 +43,7 @@ def tiles() -> list[Case]:
         of("tile-block", "one sequence for the block", (4, 5), (4, 5)),
         of("tile-64", "64 codes in one sequence, the most", (8, 8), (8, 8)),
         of("tile-128", "128 codes and 1 code in two sequences, the most", (1, 129), (1, 128)),
+        of("tile-128-rows", "128 codes and 1 code in two sequences below each other", (129, 1), (128, 1)),
         of("tiles", "tiles that are smaller at the right and at the bottom", (5, 7), (2, 3)),
         of("tiles-rows", "tiles of whole rows", (5, 3), (2, 3)),
         of("tiles-columns", "tiles of whole columns", (3, 7), (3, 2)),
