@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from vqformat.errors import ConversionError
 
+from .model_folder import check_regular, open_regular, read_file
+
 Kind = Literal[
     "vqm", "pytorch", "pytorch-index", "torchscript", "safetensors", "safetensors-index", "keras", "keras-shards",
     "hdf5", "onnx", "gguf", "npz", "npy",
@@ -37,11 +39,12 @@ def detect_format(path: Path) -> tuple[Kind, Path]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ConversionError: It has no supported format. The message says what it is and what can be done.
+        ConversionError: It is no regular file or has no supported format. The message says what it is and what can be
+            done.
     """
     if path.is_dir():
         return _in_folder(path)
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         head = stream.read(512)
         size = stream.seek(0, 2)
     if not head:
@@ -70,10 +73,12 @@ def detect_format(path: Path) -> tuple[Kind, Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty dict if there is none, or if the file is too large."""
-    if path.stat().st_size > MAX_JSON_NBYTES:
-        return {}
-    text = path.read_bytes()
+    """The JSON object in a file; an empty dict if there is none.
+
+    Raises:
+        ConversionError: It is no regular file, or too large.
+    """
+    text = read_file(path, MAX_JSON_NBYTES)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -109,6 +114,7 @@ def _in_folder(folder: Path) -> tuple[Kind, Path]:
     for pattern, kind in _IN_FOLDER:
         files = sorted(folder.glob(pattern))
         if len(files) == 1:
+            check_regular(files[0])
             if kind == "keras":  # an unpacked .keras has the configuration beside the weights
                 return (kind, folder) if (folder / "config.json").is_file() else ("hdf5", files[0])
             return kind, files[0]
