@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from vqformat.errors import ConversionError
 
+from .model_folder import check_regular, open_regular, read_file
 from .signs import (
     DISTRIBUTED,
     DISTRIBUTED_METADATA,
@@ -23,7 +24,7 @@ from .signs import (
     latest_index,
     manifest_of,
 )
-from .unread import check_regular, is_core_ml, other_folder, other_format
+from .unread import is_core_ml, other_folder, other_format
 
 Kind = Literal[
     "vqm", "pytorch", "pytorch-index", "torchscript", "safetensors", "safetensors-index", "keras", "keras-shards",
@@ -57,15 +58,15 @@ def detect_format(path: Path) -> tuple[Kind, Path]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ConversionError: It has no supported format. The message says what it is and what can be done.
+        ConversionError: It is no regular file or has no supported format. The message says what it is and what can be
+            done.
     """
     if path.is_dir():
         return _in_folder(path)
     whole = _whole_of(path)
     if whole is not None:
         return whole
-    check_regular(path)
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         head = stream.read(512)
         size = stream.seek(0, 2)
         stream.seek(max(0, size - len(TABLE_END)))
@@ -116,16 +117,20 @@ def _whole_of(path: Path) -> tuple[Kind, Path] | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty dict if there is none, or if the file is too large."""
+    """The JSON object in a file; an empty dict if there is none.
+
+    Raises:
+        ConversionError: It is no regular file, or too large.
+    """
     value = _json(path)
     return value if isinstance(value, dict) else {}
 
 
 def _json(path: Path) -> Any:
-    """The value in a JSON file; None if there is none, or if the file is too large."""
-    if not path.is_file() or path.stat().st_size > MAX_JSON_NBYTES:
+    """The value in a JSON file; None if there is none, or no such file."""
+    if not path.exists():
         return None
-    text = path.read_bytes()
+    text = read_file(path, MAX_JSON_NBYTES)
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -168,7 +173,7 @@ def _in_folder(folder: Path) -> tuple[Kind, Path]:
         files = sorted(folder.glob(pattern))
         if len(files) == 1:
             check_regular(files[0])
-            if kind == "keras":  # an unpacked .keras: the configuration lies beside the weights
+            if kind == "keras":  # an unpacked .keras has the configuration beside the weights
                 return (kind, folder) if (folder / "config.json").is_file() else ("hdf5", files[0])
             return kind, files[0]
         if files:

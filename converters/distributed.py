@@ -20,7 +20,7 @@ from vqformat.format.limits import MAX_TENSORS
 
 from .boxes import Box, check_boxes, put_together
 from .file_region import Region
-from .regular import beside, read_small
+from .model_folder import beside, read_small
 from .saved import Saved
 from .signs import DISTRIBUTED_METADATA
 from .source import Source

@@ -10,6 +10,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from .model_folder import open_regular
+
 
 @dataclass(frozen=True)
 class Region:
@@ -32,8 +34,13 @@ class Region:
 
     @classmethod
     def of_file(cls, path: Path, start: int = 0) -> Region:
-        """The bytes of a file from an offset to its end."""
-        return cls(path, f"{str(path)!r}", start, path.stat().st_size - start)
+        """The bytes of a file from an offset to its end.
+
+        Raises:
+            ConversionError: It is no regular file.
+        """
+        with open_regular(path) as stream:
+            return cls(path, f"{str(path)!r}", start, stream.seek(0, 2) - start)
 
     def part(self, start: int, size: int, member: str) -> Region:
         """Some of the bytes, as a member of the archive that they all are.

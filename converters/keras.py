@@ -17,6 +17,7 @@ from .file_region import Region
 from .hdf5 import Tree, read_tree
 from .hdf5_layout import TreeLayout
 from .keras_names import is_state, names_in_keras3, names_in_legacy
+from .model_folder import read_file
 from .source import Source
 from .zip_archive import Archive
 
@@ -70,7 +71,7 @@ def _files_below(folder: Path) -> Iterator[tuple[str, bytes]]:
                 if total > MAX_ORIGIN_NBYTES:
                     raise ConversionError(f"{str(folder)!r} has more than {MAX_ORIGIN_NBYTES} bytes beside its weights;"
                                           f" give {WEIGHTS} in it")  # fmt: skip
-                yield member, file.read_bytes()
+                yield member, read_file(file, MAX_ORIGIN_NBYTES)
 
 
 def open_hdf5(path: Path, *, include_optimizer: bool = False) -> Source:

@@ -6,7 +6,6 @@ are not safe for untrusted files.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from vqformat.format.bits import unpack_nibbles
 from vqformat.format.dtypes import BY_NAME
 from vqformat.format.limits import MAX_RANK
 
+from .model_folder import inside, open_regular, read_file
 from .source import Source
 
 try:
@@ -57,6 +57,7 @@ class Initializer:
     proto: TensorProto
     dtype: str
     shape: tuple[int, ...]
+    is_constant: bool
 
     @property
     def count(self) -> int:
@@ -68,26 +69,37 @@ class Initializer:
 
     def strip(self) -> None:
         """Remove the values from the proto; for external data also the reference to the file."""
-        for field in _FIELDS:
-            self.proto.ClearField(field)
-        if self.count:  # without elements raw_data may be set or not, and stays so
-            self.proto.ClearField("raw_data")
-        if self.proto.data_location == TensorProto.EXTERNAL:
-            self.proto.ClearField("data_location")
-            self.proto.ClearField("external_data")
+        remove_values(self.proto, has_elements=self.count > 0)
+
+    def put_outside(self, location: str, offset: int, length: int) -> None:
+        """Say in the proto that the values are in a file beside the model."""
+        self.proto.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", offset), ("length", length)):
+            self.proto.external_data.add(key=key, value=str(value))
+
+
+def remove_values(proto: TensorProto, *, has_elements: bool = True) -> None:
+    """Remove the values; for external data also the reference to the file."""
+    for field in _FIELDS:
+        proto.ClearField(field)
+    if has_elements:  # without elements raw_data may be set or not, and stays so
+        proto.ClearField("raw_data")
+    if proto.data_location == TensorProto.EXTERNAL:
+        proto.ClearField("data_location")
+        proto.ClearField("external_data")
 
 
 def open_onnx(path: Path) -> Source:
     """Open a model. It is read at once, except for external data.
 
     Raises:
-        ConversionError: It is damaged, or not an ONNX model, or its external data is not in a file beside it.
+        ConversionError: It is damaged, or not an ONNX model, or its external data is not in a file in its folder.
         EncodeError: A ``.vqm`` cannot hold a shape.
     """
     what = repr(str(path))
     if path.stat().st_size > MAX_NBYTES:
         raise ConversionError(f"{what} has more than the 2 GiB that an ONNX model can have")
-    return open_model(path, parse_model(path.read_bytes(), what))
+    return open_model(path, parse_model(read_file(path, MAX_NBYTES), what))
 
 
 def parse_model(data: bytes, what: str) -> ModelProto:
@@ -122,7 +134,7 @@ def initializers(model: ModelProto) -> tuple[list[Initializer], list[TensorProto
     reasons: set[str] = set()
     seen: Counter[str] = Counter()
 
-    def take(name: str, proto: TensorProto, others: list[TensorProto]) -> None:
+    def take(name: str, proto: TensorProto, others: list[TensorProto], *, is_constant: bool = False) -> None:
         reason = _why_left(name, proto)
         if reason:
             others.append(proto)
@@ -132,7 +144,7 @@ def initializers(model: ModelProto) -> tuple[list[Initializer], list[TensorProto
         while unique in taken:
             seen[name] += 1
             unique = f"{name}#{seen[name] + 1}"
-        taken[unique] = Initializer(unique, proto, _DTYPES[proto.data_type][0], tuple(proto.dims))
+        taken[unique] = Initializer(unique, proto, _DTYPES[proto.data_type][0], tuple(proto.dims), is_constant)
 
     for graph in _graphs(model):
         if isinstance(graph, GraphProto):
@@ -147,7 +159,8 @@ def initializers(model: ModelProto) -> tuple[list[Initializer], list[TensorProto
                 if attribute.HasField("t"):
                     count = prod(attribute.t.dims[:MAX_RANK])  # the product of many axes could take hours
                     if node.op_type == "Constant" and len(node.output) == 1 and count > _FEW:
-                        take(node.output[0], attribute.t, constants)  # exporters put weights of inner graphs here
+                        # exporters put weights of inner graphs here
+                        take(node.output[0], attribute.t, constants, is_constant=True)
                     else:
                         constants.append(attribute.t)
     return list(taken.values()), left, constants, reasons
@@ -201,7 +214,8 @@ def open_model(path: Path, model: ModelProto) -> Source:
         notes.append(f"{_of(left, 'initializer')} in the graph, not compressed: {', '.join(sorted(reasons))}")
     if constants:
         notes.append(f"{_of(constants, 'constant')} in nodes of the graph, not compressed")
-    outside = [proto for proto in left + constants if proto.data_location == TensorProto.EXTERNAL]
+    _embed(path, model, [*left, *constants, *_sparse_parts(model)])
+    outside = still_outside(left + constants)
     if outside:
         entries = [entry for proto in outside for entry in proto.external_data]
         places = sorted({repr(entry.value) for entry in entries if entry.key == "location"})
@@ -215,6 +229,22 @@ def open_model(path: Path, model: ModelProto) -> Source:
         notes.append(f"left out the graph: it has {len(graph):,} bytes without the initializers, and"
                      f" {MAX_GRAPH_NBYTES:,} are allowed; the .vqm cannot be extracted to .onnx")  # fmt: skip
     return Source("onnx", tensors, {}, notes, origin)
+
+
+def still_outside(protos: list[TensorProto]) -> list[TensorProto]:
+    """Those tensors whose values are in a file beside the model."""
+    return [proto for proto in protos if proto.data_location == TensorProto.EXTERNAL]
+
+
+def _sparse_parts(model: ModelProto) -> Iterator[TensorProto]:
+    """The indices of sparse initializers, and both parts of sparse constants; other functions have the rest."""
+    for graph in _graphs(model):
+        if isinstance(graph, GraphProto):
+            yield from (sparse.indices for sparse in graph.sparse_initializer)
+        for node in graph.node:
+            for attribute in node.attribute:
+                for sparse in [attribute.sparse_tensor] * attribute.HasField("sparse_tensor"):
+                    yield from (sparse.values, sparse.indices)
 
 
 def _output_axes(model: ModelProto) -> dict[str, int]:
@@ -246,12 +276,15 @@ def _loader(path: Path, each: Initializer) -> Callable[[], npt.NDArray[Any]]:
     check_shape(each.name, each.shape)
     dtype, shape, nbytes = each.dtype, each.shape, each.nbytes
     if each.proto.data_location == TensorProto.EXTERNAL:
-        file, offset = _outside(path, each, where)
+        file, offset, length = _outside(path, each.proto, where, nbytes)
+        if length != nbytes:
+            raise ConversionError(f"{where} of shape {shape} and dtype {dtype} needs {nbytes} bytes, but has {length}"
+                                  " outside the model")  # fmt: skip
 
         def load() -> npt.NDArray[Any]:
             data = np.fromfile(file, np.uint8, nbytes, offset=offset)
             if data.size < nbytes:
-                raise ConversionError(f"{file!r} became shorter while it was read")
+                raise ConversionError(f"{str(file)!r} became shorter while it was read")
             return _array(data, dtype, shape)
 
         return load
@@ -259,28 +292,56 @@ def _loader(path: Path, each: Initializer) -> Callable[[], npt.NDArray[Any]]:
     return lambda: _array(np.frombuffer(kept, np.uint8), dtype, shape)
 
 
-def _outside(path: Path, each: Initializer, where: str) -> tuple[str, int]:
-    """File and offset of external data. For safety, the file must be beside the model."""
-    entries = {entry.key: entry.value if isinstance(entry.value, str) else "" for entry in each.proto.external_data}
+def _entries(proto: TensorProto) -> dict[str, str]:
+    """Where external data is; a value that is no text becomes empty."""
+    return {entry.key: entry.value if isinstance(entry.value, str) else "" for entry in proto.external_data}
+
+
+def _outside(path: Path, proto: TensorProto, where: str, nbytes: int) -> tuple[Path, int, int]:
+    """File, offset and length of external data. For safety, the file must be in the folder of the model or below it.
+
+    Args:
+        nbytes: The length if the model does not tell it.
+    """
+    entries = _entries(proto)
     location = entries.get("location", "")
-    if location in ("", ".", "..") or "\0" in location or set(location) & set("/\\:"):
-        raise ConversionError(f"{where} has its data in {location!r}; a plain file name is allowed")
-    file = os.path.realpath(path.parent / location)
-    # Beside the model or, if that is a link, beside its target: download caches use links
-    beside = (os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path)))
-    if os.path.dirname(file) not in beside:
-        raise ConversionError(f"{where} has its data in {location!r}, a link that leads out of the folder")
-    if not os.path.isfile(file):
-        raise ConversionError(f"{where} has its data in {location!r}, which is not beside it")
-    numbers = [entries.get("offset", "0"), entries.get("length", str(each.nbytes))]
+    file = inside(path, location, f"{where} has its data in")
+    try:
+        with open_regular(file) as stream:
+            size = stream.seek(0, 2)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConversionError(f"{where} has its data in {location!r}, which is not beside it") from None
+    except ConversionError as err:
+        raise ConversionError(f"{where} has its data in another file, and {err}") from err
+    numbers = [entries.get("offset", "0"), entries.get("length", str(nbytes))]
     if not all(number.isascii() and number.isdecimal() and len(number) < 20 for number in numbers):
         raise ConversionError(f"{where} has offset and length {numbers} in {location!r}")
     offset, length = map(int, numbers)
-    size = os.path.getsize(file)
-    if length != each.nbytes or offset + length > size:
-        raise ConversionError(f"{where} of shape {each.shape} and dtype {each.dtype} needs {each.nbytes} bytes, but"
-                              f" lies in {length} at {offset} of {location!r}, which has {size}")  # fmt: skip
-    return file, offset
+    if offset + length > size:
+        raise ConversionError(f"{where} has its data in {length} bytes at {offset} of {location!r}, which has {size}")
+    return file, offset, length
+
+
+def _embed(path: Path, model: ModelProto, protos: list[TensorProto]) -> None:
+    """Put the external data of tensors that stay in the graph into it, unless they are too large together.
+
+    A tensor without a length is left as it is: the size of its dtype may be unknown.
+    """
+    places = []
+    for proto in protos:
+        if proto.data_location == TensorProto.EXTERNAL and "length" in _entries(proto):
+            where = f"{str(path)!r}: tensor {proto.name!r}"
+            places.append((proto, *_outside(path, proto, where, 0)))
+    if model.ByteSize() + sum(length for *_, length in places) > MAX_GRAPH_NBYTES:
+        return
+    for proto, file, offset, length in places:
+        with open_regular(file) as stream:
+            stream.seek(offset)
+            data = stream.read(length)
+        if len(data) < length:
+            raise ConversionError(f"{str(file)!r} became shorter while it was read")
+        remove_values(proto)
+        proto.raw_data = data
 
 
 def _inside(each: Initializer, where: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,24 +10,26 @@ from typing import Any
 from vqformat.errors import ConversionError
 
 from .detect import read_json
-
-_MAX_NAME_NBYTES = 255  # of a file, in most file systems
+from .model_folder import check_regular, inside
 
 
 def read_shards(index: Path) -> dict[str, set[str]]:
     """For each shard the names of its tensors. Shards are in the order of their names.
 
     Raises:
-        ConversionError: A shard is missing, or is not the name of a file beside the index.
+        ConversionError: A shard is missing, or is no file in the folder of the index or below it.
     """
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ConversionError(f"{str(index)!r} is no index of a sharded model: it has no weight_map")
-    shards: dict[str, set[str]] = {}
-    for shard in present_shards(index, {shard_name(index, place) for place in places.values()}):
-        shards[shard] = set()
-    for name, shard in places.items():
-        shards[shard].add(name)
+    paths: dict[str, str] = {}  # place in the index -> path, which is the same for "a" and "./a"
+    for place in places.values():
+        if not isinstance(place, str) or place not in paths:
+            inside(index, place, f"{str(index)!r} names the shard")
+            paths[place] = posixpath.normpath(place)
+    shards: dict[str, set[str]] = {shard: set() for shard in present_shards(index, set(paths.values()))}
+    for name, place in places.items():
+        shards[paths[place]].add(name)
     return shards
 
 
@@ -55,21 +58,26 @@ def shard_name(index: Path, shard: Any) -> str:
     Raises:
         ConversionError: It is not.
     """
-    is_name = isinstance(shard, str) and 0 < len(shard.encode(errors="replace")) <= _MAX_NAME_NBYTES
-    if not is_name or shard in (".", "..") or set(shard) & set("/\\:\0"):
-        raise ConversionError(f"{str(index)!r} names the shard {str(shard)[:100]!r}; a plain file name is allowed")
-    assert isinstance(shard, str)
-    return shard
+    where = f"{str(index)!r} names the shard"
+    inside(index, shard, where)
+    if "/" in shard:
+        raise ConversionError(f"{where} {shard[:100]!r}; a plain file name is allowed")
+    return str(shard)
 
 
 def present_shards(index: Path, shards: Iterable[str]) -> list[str]:
     """The shards in the order of their names.
 
     Raises:
-        ConversionError: One does not exist.
+        ConversionError: One does not exist, or is no regular file.
     """
     ordered = sorted(shards)
-    absent = [shard for shard in ordered if not (index.parent / shard).is_file()]
+    absent = []
+    for shard in ordered:
+        try:
+            check_regular(index.parent / shard)
+        except (FileNotFoundError, NotADirectoryError):
+            absent.append(shard)
     if absent:
         raise ConversionError(f"{str(index)!r} names shards that are not beside it: {', '.join(map(repr, absent))}")
     return ordered

@@ -8,7 +8,7 @@ from typing import Any
 
 from vqformat.errors import ConversionError
 
-from .regular import read_small
+from .model_folder import read_small
 
 TFLITE = b"TFL3"  # at byte 4
 TABLE_END = 0xDB4775248B80FB57.to_bytes(8, "little")  # ends the index of a TensorFlow checkpoint

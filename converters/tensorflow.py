@@ -25,8 +25,8 @@ from . import sstable
 from .boxes import Box, check_boxes, put_together
 from .crc32c import crc32c, mask
 from .file_region import Region
+from .model_folder import beside, read_small
 from .protobuf import fields, message, signed
-from .regular import beside, read_small
 from .signs import INDEX
 from .source import Source
 from .training import is_training_key, without_state

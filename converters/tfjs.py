@@ -18,7 +18,7 @@ from vqformat.format.dtypes import BY_NAME
 from vqformat.format.limits import MAX_RANK, MAX_TENSORS
 
 from .file_region import Region
-from .regular import beside, is_plain_name, read_small
+from .model_folder import beside, is_plain_name, read_small
 from .signs import manifest_of
 from .source import Source, take_metadata
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vqformat.errors import ConversionError
-
 from .protobuf import BYTES, varint
 
 _EXPORT = "export the model to ONNX, or save its weights with safetensors or numpy.savez"
@@ -31,17 +29,6 @@ _AT_4 = (
     (b"ORTM", "an ONNX Runtime model (.ort), made for one machine from an ONNX model: convert that .onnx file"),
     (b"ET12", "an ExecuTorch program (.pte): convert the model that it was made from, saved with torch.export.save"),
 )
-
-
-def check_regular(path: Path) -> None:
-    """Refuse a pipe or a device, before it is opened: it may give no bytes, or never end.
-
-    Raises:
-        ConversionError: This is one.
-    """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise ConversionError(f"{str(path)!r} is a pipe or a device, not a file; give - in its place and send the bytes"
-                              " to stdin, or store them in a file first")  # fmt: skip
 
 
 def other_format(path: Path, head: bytes) -> str | None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import pathlib
 import secrets
+import tempfile
 import weakref
+from collections.abc import Iterator
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 Path = str | os.PathLike[str]
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the errors of a disk, a quota or a file that is full
 
 
 class opened:
@@ -33,10 +38,49 @@ class opened:
             self._own.close()
 
 
+@contextlib.contextmanager
+def temporary_space() -> Iterator[None]:
+    """Context in which an error of a full disk names the system's folder for temporary files, and TMPDIR."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno not in _FULL or err.filename not in (None, tempfile.gettempdir()):
+            raise
+        advice = f"{err.strerror}; set TMPDIR to another folder for temporary files"
+        raise OSError(err.errno, advice, tempfile.gettempdir()) from err
+
+
+def name_full_disk(err: BaseException | None, path: Path) -> None:
+    """Give an error of a full disk the name of the file that was to be written, if it has no name."""
+    if isinstance(err, OSError) and err.errno in _FULL and err.filename is None:
+        err.filename = os.fspath(path)
+
+
+class _Written(io.FileIO):
+    """A new file that remembers why it could not be written, and names it as the user does.
+
+    Libraries turn this error into others: torch.save into a RuntimeError, h5py into an OSError without a number.
+    """
+
+    def __init__(self, path: pathlib.Path, asked: str) -> None:
+        self.error: OSError | None = None
+        self._asked = asked
+        super().__init__(path, "x+")
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as err:
+            err.filename = self._asked
+            self.error = err
+            raise
+
+
 class NewFile:
     """A file that is written under a temporary name in the same folder, and renamed when it is complete.
 
-    As a context manager it gives the stream. It calls ``commit`` at the end, or ``discard`` after an exception.
+    As a context manager it gives the stream. It calls ``commit`` at the end, or ``discard`` after an exception. If a
+    write failed, the error of the disk is raised in place of that exception.
 
     Args:
         path: The final name. A device or a pipe is written to directly. A symbolic link stays; its target is replaced.
@@ -48,6 +92,7 @@ class NewFile:
     """
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
+        self.asked = os.fspath(path)
         self._path = pathlib.Path(path).resolve()
         self._overwrite = overwrite
         self._temporary: pathlib.Path | None = None
@@ -60,11 +105,14 @@ class NewFile:
         # Not tempfile.mkstemp, whose files only the owner can read: here the umask decides
         self._temporary = self._path.with_name(f".{secrets.token_hex(8)}.vqm.tmp")
         try:
-            self.stream = open(self._temporary, "x+b")  # noqa: SIM115
+            self._written = _Written(self._temporary, self.asked)
         except PermissionError as err:
             raise PermissionError(err.errno, "nothing can be written to this folder", str(self._path.parent)) from err
         except FileNotFoundError as err:
             raise FileNotFoundError(err.errno, "there is no such folder", str(self._path.parent)) from err
+        except OSError as err:
+            raise OSError(err.errno, err.strerror, self.asked) from err
+        self.stream = cast(BinaryIO, io.BufferedRandom(self._written))
         # Removes the temporary file at the end of the program, too
         self._forget = weakref.finalize(self, _remove, self.stream, self._temporary, os.getpid())
 
@@ -79,17 +127,34 @@ class NewFile:
 
     def commit(self) -> None:
         """Rename the temporary file. If it replaces a file, it gets the permissions of that."""
+        self.complete()
+        self.rename()
+
+    def complete(self) -> None:
+        """Write everything to the disk and close the file, which keeps its temporary name."""
         try:
             self.stream.flush()
-            if self._temporary is None:
-                self.stream.close()
-                return
-            os.fsync(self.stream.fileno())
+            if self._temporary is not None:
+                os.fsync(self.stream.fileno())
             self.stream.close()
+        except BaseException as err:
+            self.discard()
+            if isinstance(err, OSError) and self._temporary is not None:
+                raise OSError(err.errno, err.strerror, self.asked) from err
+            raise
+
+    def rename(self) -> None:
+        """Give the complete file its name."""
+        if self._temporary is None:
+            return
+        try:
             self._check_absent()
             with contextlib.suppress(OSError):  # no file is replaced, or the file system has no permissions
                 os.chmod(self._temporary, self._path.stat().st_mode & 0o777)
-            os.replace(self._temporary, self._path)
+            try:
+                os.replace(self._temporary, self._path)
+            except OSError as err:
+                raise OSError(err.errno, err.strerror, self.asked) from err
             self._forget.detach()
         except BaseException:
             self.discard()
@@ -102,6 +167,13 @@ class NewFile:
         else:
             _close(self.stream)
 
+    def failure(self, err: BaseException | None) -> OSError | None:
+        """The error of the disk that is behind an exception; None if another error is."""
+        name_full_disk(err, self.asked)
+        if self._temporary is None or err is self._written.error or not isinstance(err, Exception):
+            return None
+        return self._written.error
+
     def __enter__(self) -> BinaryIO:
         return self.stream
 
@@ -110,8 +182,63 @@ class NewFile:
     ) -> None:
         if kind is None:
             self.commit()
-        else:
-            self.discard()
+            return
+        self.discard()
+        failure = self.failure(err)
+        if failure is not None:
+            raise failure from err
+
+
+class NewFiles:
+    """New files that belong together: none gets its name before all are complete. It is a context manager.
+
+    Args:
+        overwrite: Whether existing files may be replaced.
+    """
+
+    def __init__(self, *, overwrite: bool) -> None:
+        self._overwrite = overwrite
+        self._files: list[NewFile] = []
+
+    def open(self, path: Path) -> BinaryIO:
+        """Begin a file. The first one gets its name last, so that it is never there without the others.
+
+        Raises:
+            FileExistsError, OSError: As for ``NewFile``.
+        """
+        self._files.append(NewFile(path, overwrite=self._overwrite))
+        return self._files[-1].stream
+
+    def __enter__(self) -> NewFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._commit()
+        finally:
+            for file in self._files:
+                file.discard()  # has no effect on a file that has got its name
+        for file in self._files:
+            failure = file.failure(err)
+            if failure is not None:
+                raise failure from err
+
+    def _commit(self) -> None:
+        for file in self._files:
+            file.complete()
+        new: list[NewFile] = []
+        try:
+            for file in reversed(self._files):
+                is_new = not os.path.lexists(file.asked)
+                file.rename()
+                new += [file] * is_new
+        except BaseException:
+            for file in new:
+                os.unlink(file.asked)
+            raise
 
 
 def _remove(stream: BinaryIO, path: pathlib.Path, process: int) -> None:

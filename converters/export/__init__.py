@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO
 
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError, TensorNotFoundError
-from vqformat.files import NewFile
+from vqformat.files import NewFiles
 
 from ..source import Source
+from .data_file import DataFile
 
-Write = Callable[[BinaryIO, list[SourceTensor], Source, list[str]], None]
+Write = Callable[..., None]  # of a stream, the tensors, the source, and a list of notes to append to
 
 # Suffix (longer ones first) -> module and function that writes such a file and appends to a list of notes
 _WRITERS = {
@@ -50,7 +51,11 @@ def export(source: Source, dst: Path, *, names: Iterable[str] | None, overwrite:
     write = _writer(dst)  # before the file is created: it may need a package that is not installed
     tensors = select(source.tensors, names)
     notes: list[str] = []
-    with NewFile(dst, overwrite=overwrite) as stream:
+    with NewFiles(overwrite=overwrite) as files:
+        stream = files.open(dst)
+        # ONNX is the one format whose values may need a second file; beside a pipe there is none
+        if dst.name.lower().endswith(".onnx") and (dst.is_file() or not dst.exists()):
+            write = partial(write, data=DataFile(dst, files))
         write(stream, tensors, source, notes)
     return notes
 

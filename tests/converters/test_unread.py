@@ -102,7 +102,7 @@ def test_pickled_arrays(tmp_path: Path) -> None:
 def test_a_pipe_is_not_opened(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
 
-    assert "give - in its place" in message_of(tmp_path / name)
+    assert "give '-' as the file" in message_of(tmp_path / name)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name")

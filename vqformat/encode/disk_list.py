@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import tempfile
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar, cast, overload
+from typing import IO, Any, TypeVar, cast, overload
+
+from ..files import temporary_space
 
 _IN_MEMORY_NBYTES = 1 << 20
 T = TypeVar("T")
@@ -24,16 +27,25 @@ class DiskList(Sequence[T]):
 
     def __init__(self, items: Iterable[T] = (), *, folder: str | None) -> None:
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY_NBYTES, dir=folder)  # noqa: SIM115
+        self._is_in_folder = folder is not None
         self._offsets = [0]
-        self.close = weakref.finalize(self, self._file.close)
+        self.close = weakref.finalize(self, _close, self._file)
         for item in items:
             self.append(item)
 
     def append(self, item: T) -> None:
-        """Add an item at the end."""
-        self._file.seek(self._offsets[-1])
-        pickle.dump(item, self._file, protocol=5)
-        self._offsets.append(self._file.tell())
+        """Add an item at the end.
+
+        Raises:
+            OSError: The disk is full. Without a folder of its own, the error names TMPDIR.
+        """
+        with self._space():
+            self._file.seek(self._offsets[-1])
+            pickle.dump(item, self._file, protocol=5)
+            self._offsets.append(self._file.tell())
+
+    def _space(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._is_in_folder else temporary_space()
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -45,5 +57,11 @@ class DiskList(Sequence[T]):
     def __getitem__(self, at: int | slice) -> Any:
         if isinstance(at, slice):
             return [self[i] for i in range(*at.indices(len(self)))]
-        self._file.seek(self._offsets[:-1][at])
+        with self._space():  # seek writes what is in the buffer
+            self._file.seek(self._offsets[:-1][at])
         return cast(T, pickle.load(self._file))
+
+
+def _close(file: IO[bytes]) -> None:
+    with contextlib.suppress(OSError):  # on a full disk the rest of the buffer cannot be written, and nobody needs it
+        file.close()

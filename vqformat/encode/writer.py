@@ -208,8 +208,9 @@ class writer:
         """Context that discards the file after an exception."""
         try:
             yield
-        except BaseException:
+        except BaseException as err:
             self._discard()
+            self._chunks.name_full_disk(err)
             raise
 
     def _discard(self) -> None:
@@ -231,6 +232,7 @@ class writer:
     ) -> None:
         if kind is not None:
             self._discard()
+            self._chunks.name_full_disk(err)
         elif self._report is None:
             self._complete()
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from ..errors import EncodeError, FormatError
-from ..files import NewFile
+from ..files import NewFile, name_full_disk
 from ..version import __version__
 from . import container, metadata
 from .chunks import SharedRecords
@@ -81,6 +81,10 @@ class ChunkWriter:
     def folder(self) -> str | None:
         """The folder of the file, in which temporary files may be made; None for a stream, a device or a pipe."""
         return self._output.folder
+
+    def name_full_disk(self, err: BaseException | None) -> None:
+        """Give an error of a full disk, met in a temporary file of this folder, the name of the output."""
+        self._output.name_full_disk(err)
 
     def add_book(self, record: BookRecord, section: Section) -> int:
         """Write a shared codebook.
@@ -165,8 +169,9 @@ class ChunkWriter:
     ) -> None:
         if kind is None:
             self.close()
-        else:
-            self.discard()
+            return
+        self.discard()
+        self.name_full_disk(err)
 
 
 class _Output:
@@ -197,6 +202,10 @@ class _Output:
     @property
     def folder(self) -> str | None:
         return self._file.folder if self._file is not None else None
+
+    def name_full_disk(self, err: BaseException | None) -> None:
+        if self._file is not None:
+            name_full_disk(err, self._file.asked)
 
     def flush(self) -> None:
         self._stream.flush()
