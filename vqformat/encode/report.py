@@ -45,7 +45,7 @@ class Report:
     """What became of a model.
 
     Attributes:
-        source_nbytes: Bytes of the tensors uncompressed, aliases not counted.
+        source_nbytes: Bytes of the tensors in the source, aliases not counted: uncompressed, or quantized as they came.
         file_nbytes: Bytes of the file.
         section_nbytes: Of these, bytes of sections; the rest is overhead.
         sqnr_db: Of all tensors together that were coded coarsely; inf where none was.

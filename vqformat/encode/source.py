@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EncodeError
+from ..format.chunkwriter import EncodedTensor
 from ..format.dtypes import BY_NAME, of_array
 from ..format.limits import MAX_NAME_NBYTES, MAX_RANK
 from .methods.layout import reals
@@ -21,6 +22,24 @@ _LARGEST = float(np.finfo(np.float32).max) / 16  # room for sums of stages and f
 _SMALLEST = 2.0**-110  # of a tensor's largest magnitude: steps and scales far below it are still normal numbers
 _FEWEST_ROWS, _TALL = 4096, 8  # of a table: rows, and how many times more than columns
 _SHAPE_PRODUCT = 1 << 58  # its bytes, at 16 an element, still fit 64-bit integers of either sign
+
+
+@dataclass(frozen=True)
+class StoredForm:
+    """How a tensor is quantized in its source, where that can be kept to the bit.
+
+    Attributes:
+        name: Of the form, such as ``"Q4_0"``.
+        nbytes: In the source.
+        load: Its bytes in the source.
+        encode: The tensor, encoded so that ``load`` can be had from it again. Its record may be of another dtype and
+            shape.
+    """
+
+    name: str
+    nbytes: int
+    load: Callable[[], npt.NDArray[np.uint8]]
+    encode: Callable[[], EncodedTensor]
 
 
 @dataclass(frozen=True)
@@ -36,6 +55,7 @@ class SourceTensor:
         is_looked_up: Whether its rows are looked up one by one, if that is known.
         is_recurrent: Whether it is applied again and again along a sequence, if that is known.
         layer: Number and name of the layer of the file that it is to be in; None for one that goes by names.
+        form: How it is quantized already. It stays so, unless the options ask for another coding.
     """
 
     name: str
@@ -48,6 +68,7 @@ class SourceTensor:
     is_looked_up: bool = False
     is_recurrent: bool = False
     layer: tuple[int, str] | None = None
+    form: StoredForm | None = None
 
     @property
     def is_table(self) -> bool:
@@ -67,6 +88,11 @@ class SourceTensor:
     @property
     def nbytes(self) -> int:
         return BY_NAME[self.dtype].nbytes(self.n_elements)
+
+    @property
+    def source_nbytes(self) -> int:
+        """Bytes in the source: fewer than ``nbytes`` where it is quantized already."""
+        return self.nbytes if self.form is None else self.form.nbytes
 
 
 def source_tensors(tensors: Mapping[str, Array]) -> list[SourceTensor]:

@@ -45,6 +45,8 @@ def pack(codes: Codes, entries: int, planes: Planes) -> list[bytes]:
     """Pack codes ``(n_codes,)``, each below ``entries``, into the plain bytes of one section for each plane."""
     if not planes:
         return [_pack_dense(codes, code_width(entries))]
+    if len(planes) == 1:
+        return [_pack_digits(codes.astype(np.uint8), *planes[0])]
     sections = []
     rest = codes.astype(np.uint32)
     for base, per_byte in planes:

@@ -62,6 +62,15 @@ def sections(payloads: Iterable[bytes]) -> list[Section]:
     return result
 
 
+def literal_sections(payloads: Iterable[bytes]) -> list[Section]:
+    """Sections for payloads in which hardly anything repeats: many times as fast as ``sections``."""
+    result = []
+    for plain in payloads:
+        stored = _compress(plain, _LITERALS)
+        result.append(Section(stored, is_zstd=True) if len(stored) < 0.995 * len(plain) else Section(plain))
+    return result
+
+
 class _Compressors(threading.local):
     """Compressors by parameters, made once for each thread: they are costly to make and not to be shared."""
 
