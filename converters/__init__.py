@@ -19,7 +19,7 @@ from vqformat.encode.report import Report
 from vqformat.errors import ConversionError
 
 from .detect import Kind, detect_format
-from .source import Source
+from .source import Source, notes_on
 
 __all__ = ["Source", "convert", "extract", "open_source"]
 
@@ -59,7 +59,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
     with open_source(src, include_optimizer=include_optimizer) as source:
         stored = {**source.stored_metadata(), **(metadata or {})}
         report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite)
-        report.notes.extend(source.notes)
+        report.notes.extend([*source.notes, *notes_on(report, source.tensors, Path(src))])
     return report
 
 
@@ -68,13 +68,14 @@ def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: 
     """Write the tensors of a ``.vqm`` to a checkpoint of another format.
 
     Names, shapes and dtypes stay. If the source was of the same format, its layout comes back too: a state dict under
-    the keys where it lay, Keras's groups and configuration, ONNX's graph. Tied tensors are tied in a state dict and in
-    HDF5, and copies elsewhere. NumPy has no bfloat16, no 8-bit floats and nothing below 8 bits: those are widened, to
-    the same values. A state dict and an ONNX model are put together in memory; the others take one tensor at a time.
+    the keys where it lay, Keras's groups and configuration, ONNX's graph, GGUF's metadata and blocks. Tied tensors are
+    tied in a state dict and in HDF5, and copies elsewhere. NumPy has no bfloat16, no 8-bit floats and nothing below 8
+    bits: those are widened, to the same values. A state dict and an ONNX model are put together in memory; the others
+    take one tensor at a time.
 
     Args:
         dst: Its ending says the format: ``.pt``, ``.pth`` or ``.bin``, ``.safetensors``, ``.npz``, ``.h5`` or
-            ``.hdf5``; ``.keras``, ``.weights.h5`` and ``.onnx`` if the source was one.
+            ``.hdf5``; ``.keras``, ``.weights.h5``, ``.onnx`` and ``.gguf`` if the source was one.
         names: Names or patterns (``*``, ``?``, ``[…]``) of the tensors wanted; None for all.
         overwrite: Whether ``dst`` may be replaced.
 

@@ -34,10 +34,25 @@ def open_vqm(path: Path) -> Source:
             info = file.info(name)
             load = _loader(file, name)
             tensors.append(SourceTensor(name, info.dtype, info.shape, load, info.alias_of, is_exact=name in names))
+        if origin.get("format") == "gguf":
+            tensors = _with_blocks(file, tensors, origin.get("ggml_types"))
     except BaseException:
         file.close()
         raise
     return Source("vqm", tensors, metadata, [], origin, file.close)
+
+
+def _with_blocks(file: safe_open, tensors: list[SourceTensor], types: object) -> list[SourceTensor]:
+    """The tensors, those that have blocks of GGUF as quantized ones; without the gguf package as they are.
+
+    Args:
+        types: ``ggml_types`` of SPEC section 18; anybody may have written it.
+    """
+    try:
+        from .gguf_stored import with_blocks
+    except ImportError:
+        return tensors
+    return with_blocks(file, tensors, types)
 
 
 def _loader(file: safe_open, name: str) -> Callable[[], npt.NDArray[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +29,7 @@ _WRITERS = {
     ".safetensors": ("safetensors", "write_safetensors"),
     ".npz": ("npz", "write_npz"),
     ".onnx": ("onnx", "write_onnx"),
+    ".gguf": ("gguf", "write_gguf"),
 }
 SUFFIXES = tuple(_WRITERS)
 
@@ -79,5 +81,5 @@ def select(tensors: list[SourceTensor], names: Iterable[str] | None) -> list[Sou
         if tensor.name in wanted:
             first = kept.setdefault(tensor.alias_of or tensor.name, tensor.name)
             alias_of = None if first == tensor.name else first
-            result.append(SourceTensor(tensor.name, tensor.dtype, tensor.shape, tensor.load, alias_of))
+            result.append(replace(tensor, alias_of=alias_of))
     return result
