@@ -19,7 +19,7 @@ from vqformat.format.layout import Layout
 from vqformat.format.limits import MAX_RESIDENT_NBYTES
 from vqformat.format.records import TensorRecord
 from vqformat.format.sections import TABLE_ENTRY_NBYTES
-from vqformat.format.stages import CodebookStage, RawStage
+from vqformat.format.stages import CodebookStage, RawStage, Stage
 
 from .gguf_forms import FORMS, BlockForm, Bytes, Scales
 
@@ -55,7 +55,11 @@ def holds_blocks(record: TensorRecord, kind: str, shape: tuple[int, ...], block_
         return False
     expected = form.record(record.name, shape)
     layout = replace(record.layout, block_rows=0, block_columns=0)
-    return (record.stages, layout) == (expected.stages, expected.layout)
+    return layout == expected.layout and _without_planes(record) == _without_planes(expected)
+
+
+def _without_planes(record: TensorRecord) -> list[Stage]:
+    return [replace(stage, planes=()) if isinstance(stage, CodebookStage) else stage for stage in record.stages]
 
 
 def decode_blocks(kind: str, record: TensorRecord, sections: list[bytes]) -> Bytes:

@@ -174,19 +174,19 @@ def _join_tq2_0(parts: Parts) -> Bytes:
     return np.concatenate([np.bitwise_or.reduce(shifted, axis=2).reshape(-1, 64), _bytes(scales)], axis=1)
 
 
-_TERNARY = ((32, 5), (16, 5), (4, 4))  # of TQ1_0: bytes, digits of each
+# TQ1_0 has five digits of base 3, the first the highest, as a fraction: a byte is ceil(number · 256 / 243).
+_TERNARY = ((32, 5), (16, 5), (4, 4))  # bytes of a run, digits of each
+_DIGITS = np.array([[(byte * 3**i % 256) * 3 >> 8 for byte in range(256)] for i in range(5)], np.uint8)
+_FRACTIONS = np.array([-(-number * 256 // 243) for number in range(243)], np.uint8)
 
 
 def _split_tq1_0(blocks: Bytes) -> Parts:
     runs = []
     at = 0
     for n_bytes, n_digits in _TERNARY:
-        powers = np.array([3**i for i in range(n_digits)], np.uint8)[:, None]
-        shifted = blocks[:, None, at : at + n_bytes] * powers  # modulo 256: the digits before are lost
-        runs.append((shifted.astype(np.uint16) * np.uint16(3) >> np.uint16(8)).astype(np.uint8))
+        runs += [np.take(table, blocks[:, at : at + n_bytes]) for table in _DIGITS[:n_digits]]
         at += n_bytes
-    n = blocks.shape[0]
-    return [_scales(blocks[:, 52:])], np.concatenate([run.reshape(n, -1) for run in runs], axis=1)
+    return [_scales(blocks[:, 52:])], np.concatenate(runs, axis=1)
 
 
 def _join_tq1_0(parts: Parts) -> Bytes:
@@ -194,10 +194,12 @@ def _join_tq1_0(parts: Parts) -> Bytes:
     runs = []
     at = 0
     for n_bytes, n_digits in _TERNARY:
-        digits = codes[:, at : at + n_bytes * n_digits].reshape(-1, n_digits, n_bytes)
-        powers = np.array([81, 27, 9, 3, 1][:n_digits], np.uint16)[:, None]
-        number = (digits * powers).sum(axis=1, dtype=np.uint16)
-        runs.append(((number.astype(np.uint32) * 256 + 242) // 243).astype(np.uint8))
+        number = codes[:, at : at + n_bytes].copy()
+        for i in range(1, 5):
+            number *= np.uint8(3)
+            if i < n_digits:
+                number += codes[:, at + i * n_bytes : at + (i + 1) * n_bytes]
+        runs.append(np.take(_FRACTIONS, number))
         at += n_bytes * n_digits
     return np.concatenate([*runs, _bytes(scales)], axis=1)
 

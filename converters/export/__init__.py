@@ -41,7 +41,7 @@ def export(source: Source, dst: Path, *, names: Iterable[str] | None, overwrite:
         names: Names or patterns (``*``, ``?``, ``[…]``) of the tensors wanted; None for all.
 
     Returns:
-        Notes: what the format could not keep.
+        Notes: those of the source, and what the format could not keep.
 
     Raises:
         ConversionError: The format cannot hold a tensor, or is unknown.
@@ -50,7 +50,7 @@ def export(source: Source, dst: Path, *, names: Iterable[str] | None, overwrite:
     """
     write = _writer(dst)  # before a file is begun, since it may need a package that is not there
     tensors = select(source.tensors, names)
-    notes: list[str] = []
+    notes = list(source.notes)
     with NewFile(dst, overwrite=overwrite) as stream:
         write(stream, tensors, source, notes)
     return notes

@@ -162,6 +162,14 @@ class TestRefusals:
 
         assert peak < 1 << 20
 
+    def test_many_tensors_in_the_same_bytes(self, tmp_path: Path) -> None:
+        infos = [text(f"t{i}") + u32(1) + u64(1 << 16) + u32(0) + u64(32 * i) for i in range(300)]
+        head = b"GGUF" + u32(3) + u64(300) + u64(0) + b"".join(infos)
+        (tmp_path / "a.gguf").write_bytes(head + bytes(-len(head) % 32) + bytes((4 << 16) + 32 * 300))
+
+        with pytest.raises(ConversionError, match=r"tensor 't1' lies at 32, and tensor 't0' up to 262144"):
+            open_source(tmp_path / "a.gguf")
+
     def test_each_truncation_is_refused(self, tmp_path: Path) -> None:
         data = write(tmp_path / "a.gguf", {"w": W[:1, :8]}, {"general.name": "x", "tokens": ["a", "b"]}).read_bytes()
         arrays_of(tmp_path / "a.gguf")

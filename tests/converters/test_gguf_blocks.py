@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +240,15 @@ class TestAnew:
             (tensor,) = source.tensors
             assert (tensor.dtype, tensor.shape, tensor.source_nbytes) == ("f32", (4, 512), data.size)
             assert bits(tensor.load()) == bits(dequantized(data, "Q6_K"))
+
+
+def test_without_the_package_blocks_are_read_as_they_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = blocks_of("Q6_K", 4, 512)
+    convert(write(tmp_path / "a.gguf", {"w": data}, w=Kind["Q6_K"]), tmp_path / "a.vqm")
+    monkeypatch.setitem(sys.modules, "vqformat.converters.gguf_stored", None)
+
+    with open_source(tmp_path / "a.vqm") as source:
+        assert (source.tensors[0].load() == data.reshape(-1, 210).T).all()
+        assert len(source.notes) == 1 and "read as they are stored" in source.notes[0]
