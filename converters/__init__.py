@@ -19,7 +19,7 @@ from vqformat.encode.report import Report
 from vqformat.errors import ConversionError
 
 from .detect import Kind, detect_format
-from .source import Source
+from .source import Source, notes_on
 
 __all__ = ["Source", "convert", "extract", "open_source"]
 
@@ -60,7 +60,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
     with open_source(src, include_optimizer=include_optimizer) as source:
         stored = {**source.stored_metadata(), **(metadata or {})}
         report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite)
-        report.notes.extend(source.notes)
+        report.notes.extend([*source.notes, *notes_on(report, source.tensors, Path(src))])
     return report
 
 
@@ -69,7 +69,8 @@ def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: 
     """Write the tensors of a ``.vqm`` to a checkpoint of another format.
 
     Names, shapes and dtypes are kept. If the ``.vqm`` was made from a file of the same format, its structure is
-    restored: the keys that lead to a state dict, the groups and the configuration of Keras, the graph of ONNX. Tied
+    restored: the keys that lead to a state dict, the groups and the configuration of Keras, the graph of ONNX,
+    the metadata and blocks of GGUF. Tied
     tensors are tied in a state dict and in HDF5; in other formats they are copies. NumPy has no bfloat16, no 8-bit
     floats and no dtypes below 8 bits: these are converted to wider dtypes with the same values. A state dict and an
     ONNX model are assembled in memory; for the other formats one tensor at a time is in memory.
@@ -77,7 +78,8 @@ def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: 
     Args:
         src: Path of the ``.vqm``.
         dst: Path. Its suffix determines the format: ``.pt``, ``.pth`` or ``.bin``, ``.safetensors``, ``.npz``, ``.h5``
-            or ``.hdf5``; also ``.keras``, ``.weights.h5`` or ``.onnx``, if the ``.vqm`` was made from such a file.
+            or ``.hdf5``; also ``.keras``, ``.weights.h5``, ``.onnx`` or ``.gguf``, if the ``.vqm`` was made from such a
+            file.
         names: Names or patterns (``*``, ``?``, ``[…]``) of tensors; None for all.
         overwrite: Whether an existing ``dst`` may be replaced.
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from vqformat.encode.report import Report
 from vqformat.encode.source import SourceTensor
 
 RESERVED_PREFIX = "vqm."  # metadata keys of SPEC section 18
 ORIGIN_KEY = "vqm.source"
+
+
+_GROWTH_NBYTES = 4096  # what a .vqm of a small model may take more: its own tables
+# What became of quantized tensors -> what is said of them
+_ON_FORMS = {
+    "as values": "came quantized and stay so, without loss; a budget, a preset or a method codes their values anew",
+    "as u8": "came quantized and stay so, as u8 tensors of their blocks: extracted to the format of the source they"
+             " are these blocks, to another one float32 values; a budget, a preset or a method codes the values anew",
+    "anew": "came quantized, and are coded anew from the float32 values meant, which loses more",
+}  # fmt: skip
 
 
 @dataclass
@@ -49,6 +61,29 @@ class Source:
         exact = [tensor.name for tensor in self.tensors if tensor.is_exact]
         origin = {**self.origin, "exact": exact} if exact else self.origin
         return {**self.metadata, ORIGIN_KEY: origin} if origin else dict(self.metadata)
+
+
+def notes_on(report: Report, tensors: list[SourceTensor], path: Path) -> list[str]:
+    """What a user should know of tensors that came quantized, and of a file that grew.
+
+    Args:
+        path: The checkpoint.
+    """
+    kept: dict[str, list[str]] = {"as values": [], "as u8": [], "anew": []}
+    for tensor, result in zip(tensors, report.tensors, strict=True):
+        if tensor.form is not None:
+            is_kept = result.method.startswith(tensor.form.name)
+            what = "anew" if not is_kept else "as u8" if result.method.endswith("raw") else "as values"
+            kept[what].append(tensor.form.name)
+    notes = [f"{_counted(kept[what])} {text}" for what, text in _ON_FORMS.items() if kept[what]]
+    before = max(report.source_nbytes, path.stat().st_size if path.is_file() else 0)
+    if report.file_nbytes > before + _GROWTH_NBYTES:
+        notes.append(f"the file grew: {report.file_nbytes:,} bytes, from {before:,}")
+    return notes
+
+
+def _counted(kinds: list[str]) -> str:
+    return f"{len(kinds)} tensor{'s' * (len(kinds) > 1)} ({', '.join(sorted(set(kinds)))})"
 
 
 def take_metadata(metadata: dict[str, Any], notes: list[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib import import_module
@@ -29,6 +30,7 @@ _WRITERS = {
     ".safetensors": ("safetensors", "write_safetensors"),
     ".npz": ("npz", "write_npz"),
     ".onnx": ("onnx", "write_onnx"),
+    ".gguf": ("gguf", "write_gguf"),
 }
 SUFFIXES = tuple(_WRITERS)
 
@@ -41,7 +43,7 @@ def export(source: Source, dst: Path, *, names: Iterable[str] | None, overwrite:
         overwrite: Whether an existing file may be replaced.
 
     Returns:
-        Notes on what the format could not keep.
+        Notes of the source, and on what the format could not keep.
 
     Raises:
         ConversionError: The format is unknown, or cannot hold a tensor.
@@ -50,7 +52,7 @@ def export(source: Source, dst: Path, *, names: Iterable[str] | None, overwrite:
     """
     write = _writer(dst)  # before the file is created: it may need a package that is not installed
     tensors = select(source.tensors, names)
-    notes: list[str] = []
+    notes = list(source.notes)
     with NewFiles(overwrite=overwrite) as files:
         stream = files.open(dst)
         # ONNX is the one format whose values may need a second file; beside a pipe there is none
@@ -85,5 +87,5 @@ def select(tensors: list[SourceTensor], names: Iterable[str] | None) -> list[Sou
         if tensor.name in wanted:
             first = kept.setdefault(tensor.alias_of or tensor.name, tensor.name)
             alias_of = None if first == tensor.name else first
-            result.append(SourceTensor(tensor.name, tensor.dtype, tensor.shape, tensor.load, alias_of))
+            result.append(replace(tensor, alias_of=alias_of))
     return result

@@ -170,7 +170,7 @@ def test_version(run: Run) -> None:
         ["info", "x.vqm", "-q", "-v"],
         ["verify"],
         ["extract", "x.vqm"],
-        ["extract", "x.vqm", "-o", "out.gguf"],
+        ["extract", "x.vqm", "-o", "out.tflite"],
         ["extract", "x.vqm", "-o", "-"],
         ["diff", "a.vqm"],
         ["diff", "-", "-"],

@@ -692,7 +692,7 @@ class TestExtract:
 
     def test_an_unknown_ending_is_refused(self, vqm: Path) -> None:
         with pytest.raises(ConversionError, match=r"\.pt, .*\.safetensors, \.npz"):
-            extract(vqm, vqm.with_suffix(".gguf"))
+            extract(vqm, vqm.with_suffix(".tflite"))
 
     def test_only_a_vqm_is_extracted(self, tmp_path: Path) -> None:
         write_npz(tmp_path / "a.npz")

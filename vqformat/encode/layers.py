@@ -28,6 +28,7 @@ class Result:
         encoded: The tensor. A ``CodedTensor`` has no tables yet; they are made when its layer is written.
         layer: Number and name of its layer; None if the layer follows from the name of the tensor.
         energy, noise: Sums of squares of values and of errors, if the tensor was coded coarsely; else 0.
+        source_nbytes: Bytes of the tensor in the source.
     """
 
     encoded: EncodedTensor | AliasRecord | CodedTensor
@@ -36,6 +37,7 @@ class Result:
     layer: tuple[int, str] | None = None
     energy: float = 0.0
     noise: float = 0.0
+    source_nbytes: int = 0
 
 
 def layer_name(tensor: str) -> str:
@@ -76,13 +78,13 @@ class LayerWriter:
             self._layers.append(layer)
         self._results.append(result)
         self._nbytes += nbytes
-        self._note(result, nbytes)
+        self._note(result)
 
-    def _note(self, result: Result, nbytes: int) -> None:
+    def _note(self, result: Result) -> None:
         self._report.notes.extend(result.notes)
         self._energy, self._noise = self._energy + result.energy, self._noise + result.noise
         if not isinstance(result.encoded, AliasRecord):
-            self._report.source_nbytes += nbytes
+            self._report.source_nbytes += result.source_nbytes
 
     def close(self) -> Report:
         """Write the last layer, close the file, and return the report."""

@@ -103,6 +103,11 @@ class Options:
         return any(value is not None for value in (self.bits, self.ratio, self.size, self.sqnr, self.step))
 
     @property
+    def codes_anew(self) -> bool:
+        """Whether tensors that are quantized already are to be quantized again."""
+        return self.has_budget or self.preset != "default" or self.calibration is not None
+
+    @property
     def concerns_all(self) -> bool:
         """Whether the encoding of a tensor depends on all other tensors of the file."""
         has_shared = self.recipe is not None and any(method.get("share") for method in self.recipe.methods())

@@ -54,6 +54,11 @@ class Plan:
         Raises:
             EncodeError: The recipe has a method that cannot code the dtype of the tensor.
         """
+        method = self._asked_method(tensor)
+        is_kept = tensor.form is not None and not self.options.codes_anew
+        return quantize.LOSSLESS if method is None and is_kept else method
+
+    def _asked_method(self, tensor: SourceTensor) -> Method | None:
         if self.options.lossless or (tensor.is_exact and not self.is_named(tensor)):
             return quantize.LOSSLESS
         if tensor.name in self.constants and not self.is_named(tensor):

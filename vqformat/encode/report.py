@@ -47,7 +47,7 @@ class Report:
 
     Attributes:
         tensors: The reports on its tensors, in file order.
-        source_nbytes: Bytes of the uncompressed tensors, without aliases.
+        source_nbytes: Bytes of the tensors in the source, without aliases. Tensors may be quantized there.
         file_nbytes: Bytes of the file.
         section_nbytes: Bytes of all sections; the other bytes of the file are overhead.
         sqnr_db: SQNR in dB of all tensors that were coded coarsely; inf if there are none.

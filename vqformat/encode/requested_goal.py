@@ -21,7 +21,7 @@ class RequestedGoal:
     def __init__(self, tensors: Sequence[SourceTensor], options: Options) -> None:
         self._options = options
         self.n_weights = sum(prod(tensor.shape) for tensor in tensors if tensor.alias_of is None)
-        self.source_nbytes = sum(tensor.nbytes for tensor in tensors if tensor.alias_of is None)
+        self.source_nbytes = sum(tensor.source_nbytes for tensor in tensors if tensor.alias_of is None)
 
     def goal(self, *, has_steps: bool) -> Goal | None:
         """The goal; None if the options have none, or if there is nothing to choose.

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EncodeError
+from ..format.chunkwriter import EncodedTensor
 from ..format.dtypes import BY_NAME, of_array
 from ..format.limits import MAX_NAME_NBYTES, MAX_RANK
 from .methods.layout import reals
@@ -21,6 +22,24 @@ _LARGEST = float(np.finfo(np.float32).max) / 16  # so that sums of stages and pr
 _SMALLEST = 2.0**-110  # least value of a tensor's largest magnitude, so that its steps and scales are normal numbers
 _FEWEST_ROWS, _TALL = 4096, 8  # a table has at least so many rows, and so many times more rows than columns
 _SHAPE_PRODUCT = 1 << 58  # with 16 bytes an element, the size in bytes fits a signed 64-bit integer
+
+
+@dataclass(frozen=True)
+class StoredForm:
+    """How a tensor is quantized in its source, where that can be kept to the bit.
+
+    Attributes:
+        name: Of the form, such as ``"Q4_0"``.
+        nbytes: In the source.
+        load: Its bytes in the source.
+        encode: The tensor, encoded so that ``load`` can be had from it again. Its record may be of another dtype and
+            shape.
+    """
+
+    name: str
+    nbytes: int
+    load: Callable[[], npt.NDArray[np.uint8]]
+    encode: Callable[[], EncodedTensor]
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,7 @@ class SourceTensor:
         is_looked_up: Whether its rows are known to be looked up one by one.
         is_recurrent: Whether it is known to be the kernel of a recurrent layer.
         layer: Number and name of its layer in the file; None if the layer follows from its name.
+        form: How it is quantized in its source. It stays so, unless the options ask for another coding.
     """
 
     name: str
@@ -50,6 +70,7 @@ class SourceTensor:
     is_looked_up: bool = False
     is_recurrent: bool = False
     layer: tuple[int, str] | None = None
+    form: StoredForm | None = None
 
     @property
     def is_table(self) -> bool:
@@ -69,6 +90,11 @@ class SourceTensor:
     @property
     def nbytes(self) -> int:
         return BY_NAME[self.dtype].nbytes(self.n_elements)
+
+    @property
+    def source_nbytes(self) -> int:
+        """Bytes in the source: fewer than ``nbytes`` where it is quantized already."""
+        return self.nbytes if self.form is None else self.form.nbytes
 
 
 def source_tensors(tensors: Mapping[str, Array]) -> list[SourceTensor]:

@@ -31,7 +31,7 @@ from .shared_codebooks import SharedCodebooks
 from .small import small
 from .small.decorrelate import Hysteresis
 from .small.entropy_coding import CodedTensor
-from .source import SourceTensor, fits_float32, native
+from .source import SourceTensor, StoredForm, fits_float32, native
 
 Array = npt.NDArray[Any]
 _LEAST_SQNR_DB = 1.0  # least SQNR of a tensor on a grid; below it the tensor is nearly lost
@@ -65,16 +65,20 @@ class TensorEncoder:
         if tensor.alias_of is not None:
             report = TensorReport(tensor.name, tensor.dtype, tensor.shape, f"alias of {tensor.alias_of}", 0, math.nan)
             return Result(AliasRecord(tensor.name, tensor.alias_of), report, layer=tensor.layer)
+        method = self._plan.method(tensor)
+        is_exact = relative_step == EXACT if method is None else method.name == "lossless"
+        if tensor.form is not None and (is_exact or not BY_NAME[tensor.dtype].arithmetic):
+            return self._keep_form(tensor, tensor.form)
         array = native(tensor)
         if not array.size:
             return self._result(tensor, fine.encode_exact(tensor.name, tensor.dtype, array), math.nan)
-        method = self._plan.method(tensor)
         if method is not None and method.name == "raw":
             return self._result(tensor, fine.encode_raw(tensor.name, tensor.dtype, array), math.inf)
         is_arithmetic = BY_NAME[tensor.dtype].arithmetic and fits_float32(array)
         if not is_arithmetic and method is not None and method.name not in ("lossless", "fine"):
             self._plan.reject_method(tensor, method, "it holds NaN, infinity or values beyond float32")
-        is_exact = relative_step == EXACT if method is None else method.name == "lossless"
+        if not is_arithmetic and tensor.form is not None:
+            return self._keep_form(tensor, tensor.form)
         if not is_arithmetic or is_exact:
             # A mask or a table of positions is no weight that was dequantized: as bytes it is small enough
             is_weight = is_arithmetic and tensor.name not in self._plan.constants
@@ -92,6 +96,11 @@ class TensorEncoder:
         if method is None and not self._plan.is_coarse(tensor):
             return self.encode_short(tensor, array, relative_step)
         return self._encode_on_grid(tensor, array, method, relative_step)
+
+    def _keep_form(self, tensor: SourceTensor, form: StoredForm) -> Result:
+        """A tensor that is quantized already, as it is."""
+        encoded = form.encode()
+        return self._result(tensor, encoded, math.inf, f"{form.name} as {stage_summary(encoded.record)}")
 
     def encode_between(self, tensor: SourceTensor, step: float, *, by_entries: bool = False) -> Result:
         """Encode a tensor so that its size changes gradually with the step.
@@ -210,4 +219,4 @@ class TensorEncoder:
             method = method or stage_summary(encoded.record)
             report = replace(report, method=method, stored_nbytes=encoded.stored_nbytes)
         notes = (self._plan.rejected[tensor.name],) if tensor.name in self._plan.rejected else ()
-        return Result(encoded, report, notes, tensor.layer)
+        return Result(encoded, report, notes, tensor.layer, source_nbytes=tensor.source_nbytes)

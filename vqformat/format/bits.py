@@ -45,6 +45,8 @@ def pack(codes: Codes, entries: int, planes: Planes) -> list[bytes]:
     """Pack codes ``(n_codes,)``, each below ``entries``, into the plain bytes of one section for each plane."""
     if not planes:
         return [_pack_dense(codes, code_width(entries))]
+    if len(planes) == 1:
+        return [_pack_digits(codes.astype(np.uint8), *planes[0])]
     sections = []
     rest = codes.astype(np.uint32)
     for base, per_byte in planes:
@@ -127,10 +129,17 @@ def _unpack_words(payload: Bytes, n_codes: int, width: int) -> Codes:
 def _pack_digits(digits: Bytes, base: int, per_byte: int) -> bytes:
     if per_byte == 1:
         return digits.tobytes()
-    padded = np.zeros(-(-digits.size // per_byte) * per_byte, np.uint32)
-    padded[: digits.size] = digits
-    powers = base ** np.arange(per_byte, dtype=np.uint32)
-    return (padded.reshape(-1, per_byte) @ powers).astype(np.uint8).tobytes()
+    padded = digits
+    if digits.size % per_byte:
+        padded = np.zeros(-(-digits.size // per_byte) * per_byte, np.uint8)
+        padded[: digits.size] = digits
+    columns = padded.reshape(-1, per_byte).T
+    packed = columns[-1].copy()
+    for column in columns[-2::-1]:  # base ** per_byte is 256 or less, so that nothing overflows
+        packed *= np.uint8(base)
+        packed += column
+    data: bytes = packed.tobytes()
+    return data
 
 
 def _unpack_planes(payloads: list[Bytes], n_codes: int, entries: int, planes: Planes) -> Codes:

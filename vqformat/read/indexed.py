@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse
 from ..format.container import CHUNK_HEAD_NBYTES, ChunkHead
 from ..format.index import Entry
 from ..format.records import AliasRecord, BookRecord, FreqRecord, TensorRecord
+from ..format.stages import Size
 from .budget import Budget
 from .footer import read_index
 from .random_access import PartInput, RandomInput
@@ -212,6 +213,28 @@ class IndexedReader:
             array = self._decode(name, budget, threads, None)
         self._input.release(b"LAYR", self.HELD_NBYTES)
         return array
+
+    def sections(self, name: str, budget: Budget | None = None) -> tuple[TensorRecord, list[bytes]]:
+        """The record of a tensor, for an alias that of its target, and the plain bytes of all its sections.
+
+        Args:
+            budget: Limits on decoded bytes; None for the defaults.
+
+        Raises:
+            TensorNotFoundError: There is no tensor of this name.
+            VqmError: Its part of the file is refused.
+        """
+        with self._input.clearing_on_error():
+            record, chunk, first = self._locate(name)
+            (budget or Budget()).take(record)
+            if not record.stages:
+                return record, []
+            view = record.view()
+            sizes: list[Sequence[Size]] = [*record.resident_nbytes()]
+            for i in range(view.n_blocks):
+                sizes += record.payload_nbytes(view.block(i))
+            sections = ChunkSections(self._input, chunk, self._spans(chunk), first)
+            return record, [section.plain() for section in sections.read(0, sizes, f"tensor {name!r}")]
 
     def decode_into(self, name: str, out: Array, threads: int = 1) -> None:
         """Decode a tensor into an array of its shape and dtype, C-contiguous."""

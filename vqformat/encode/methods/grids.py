@@ -59,7 +59,7 @@ class Units:
     def nearest(self, magnitudes: Doubles, is_negative: npt.NDArray[np.bool_]) -> Doubles:
         """The magnitude of the nearest unit of the same sign."""
         if self.positive is None or self.negative is None:
-            return np.rint(magnitudes)
+            return np.minimum(np.rint(magnitudes), LARGEST_INTEGER)
         found: Doubles = self.positive[np.searchsorted(self._middles[0], magnitudes)]
         if self.positive is not self.negative:
             found = np.where(is_negative, self.negative[np.searchsorted(self._middles[1], magnitudes)], found)
@@ -68,7 +68,7 @@ class Units:
     def below(self, magnitudes: Doubles, is_negative: npt.NDArray[np.bool_]) -> Doubles:
         """The magnitude of the largest unit of the same sign that is not above."""
         if self.positive is None or self.negative is None:
-            return np.floor(magnitudes)
+            return np.minimum(np.floor(magnitudes), LARGEST_INTEGER)
         found: Doubles = self.positive[np.searchsorted(self.positive, magnitudes, side="right") - 1]
         if self.positive is not self.negative:
             of_negative = self.negative[np.searchsorted(self.negative, magnitudes, side="right") - 1]

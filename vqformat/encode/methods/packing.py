@@ -77,6 +77,11 @@ def as_section(plain: bytes, stored: bytes) -> Section:
     return Section(stored, is_zstd=True) if is_frame else Section(plain)
 
 
+def literal_sections(payloads: Iterable[bytes]) -> list[Section]:
+    """Make sections of payloads in which hardly anything repeats: many times as fast as ``sections``."""
+    return [as_section(plain, compress(plain, LITERALS)) for plain in payloads]
+
+
 class _Compressors(threading.local):
     """Compressors by parameters. Each thread has its own, because they cannot be shared and are costly to make."""
 
