@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or they wait for eac
 
 import hypothesis
 import pytest
+
+pytest_plugins = ["cli_runs"]  # its fixtures
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "fixtures"
@@ -52,6 +55,56 @@ def _seeded() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(0)
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """A server of files on this machine."""
+    from remote_files import Server
+
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def http(server: Any) -> Iterator[Any]:
+    """fsspec's file system; a server that does not answer ends the test."""
+    import aiohttp
+    import fsspec
+
+    files = fsspec.filesystem("http", skip_instance_cache=True,
+                              client_kwargs={"timeout": aiohttp.ClientTimeout(total=300)})  # fmt: skip
+    yield files
+    if files._session is not None:
+        files.close_session(files.loop, files._session)
+
+
+@pytest.fixture
+def remote(server: Any, http: Any) -> Callable[[bytes], Any]:
+    """Opens bytes over HTTP by fsspec, whose own reading ahead is off: every read is a request."""
+    return lambda data: http.open(server.url(data), "rb", cache_type="none")
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What streamed models decode during the test."""
+    from streamed_models import watch_decoding
+
+    return watch_decoding(monkeypatch)
 
 
 @pytest.fixture(scope="session")

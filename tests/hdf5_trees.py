@@ -14,7 +14,6 @@ from vqformat.converters import open_source
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed: pip install 'vqformat[keras]'")
 
-
 WEIGHTS = "model.weights.h5"
 
 

@@ -17,7 +17,6 @@ pytest.importorskip("h5py", reason="h5py is not installed: pip install 'vqformat
 keras = pytest.importorskip("keras", reason="Keras is not installed: pip install 'vqformat[test]'")
 L = keras.layers
 
-
 KINDS = ["keras", "folder", "weights", "shards", "h5"]
 FORMATS = {"keras": "keras", "folder": "keras", "weights": "keras-weights", "shards": "keras-weights",
            "h5": "keras-legacy"}  # fmt: skip

@@ -29,7 +29,6 @@ HANG_S = 3.0  # of silence, where a hang is a refusal like others
 CONVERTED: set[tuple[str, bytes]] = set()
 LONGEST_TEXT = 900
 
-
 pytestmark = pytest.mark.usefixtures("forked_libhdf5")
 
 

@@ -26,7 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:A total of .* objects could not be loaded"),
 ]
 
-
 BUILDERS_OF_OLD: dict[str, Callable[[Path], dict[str, Any]]] = {
     "keras-1-weights": lambda path: legacy_keras.keras_1(path, is_whole=False),
     "keras-1-whole": lambda path: legacy_keras.keras_1(path, is_whole=True),
