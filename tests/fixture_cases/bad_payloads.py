@@ -89,6 +89,8 @@ def payloads() -> Iterator[Case]:
         "ans-001-long", "a word more than there are codes", "ANS-001", good + bytes(4 * n + 2 * 14 + 2 - len(good))
     )
     yield bad("ans-001-hostile", "a payload of 2 GiB is announced", "ANS-001", section(good, length=2**31 - 2))
+    yield bad("ans-001-more", "4,094 bytes of a payload of at most 44 are announced", "ANS-001",
+              section(good, length=4_094))  # fmt: skip
     two = Freq(3, (bytes([1, 113]),))
     assert frequencies(3, two.tables[0]) == (1, 7)
     early = tensor("a", "f32", [1], Trellis(np.array([[1]]), two, (1, 1), step=0.5))
