@@ -22,6 +22,7 @@ class Source:
         metadata: The user's metadata.
         notes: What a user should know: what was left out, what is stored twice.
         origin: ``vqm.source`` of SPEC section 18.
+        left_out: Those of the notes that say that tensors are left out.
     """
 
     format: str
@@ -30,6 +31,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     origin: dict[str, Any] = field(default_factory=dict)
     closer: Callable[[], None] | None = None
+    left_out: list[str] = field(default_factory=list)
 
     def close(self) -> None:
         """Close the file; its tensors cannot be loaded any more."""

@@ -123,20 +123,20 @@ class TestPyTorch:
 
         report = convert(tmp_path / "a.pt", tmp_path / "a.vqm")
 
-        assert [tensor.name for tensor in report.tensors] == ["module.fc.weight", "module.fc.bias"]
+        names = [tensor.name for tensor in report.tensors]
+        assert names[:2] == ["module.fc.weight", "module.fc.bias"]
+        assert [name.rpartition(".")[2] for name in names[2:]] == ["best"]
         with vqformat.safe_open(tmp_path / "a.vqm") as file:
-            assert file.metadata() == {"vqm.source": {"format": "pytorch", "nesting": keys}}
-        assert any("optimizer" in note and "1 tensor" in note for note in report.notes)
-        assert any("epoch' (int 3)" in note for note in report.notes)
-        assert any("best' (tensor of shape ())" in note for note in report.notes)
+            assert file.metadata()["vqm.source"]["nesting"] == keys
+        assert len(keys) > 1 or [note for note in report.left_out if "optimizer" in note and "1 tensor" in note]
 
-    def test_several_state_dicts_are_joined_without_the_optimizer(self, tmp_path: Path) -> None:
+    def test_several_state_dicts_are_joined_and_a_name_alone_makes_no_optimizer(self, tmp_path: Path) -> None:
         save_torch(tmp_path / "a.pt", {"generator": {"w": torch.ones(2)}, "critic": {"w": torch.zeros(3)},
                                        "optim_g": {"m": torch.ones(2)}})  # fmt: skip
 
         with open_source(tmp_path / "a.pt") as source:
-            assert [tensor.name for tensor in source.tensors] == ["generator.w", "critic.w"]
-            assert "left out 'optim_g' (dict of 1 with 1 tensor)" in source.notes
+            assert [tensor.name for tensor in source.tensors] == ["generator.w", "critic.w", "optim_g.m"]
+            assert source.left_out == []
 
     def test_lists_and_single_tensors_get_names(self, tmp_path: Path) -> None:
         save_torch(tmp_path / "list.pt", [torch.ones(2), torch.zeros(3)])
@@ -184,14 +184,17 @@ class TestPyTorch:
         assert arrays_of(tmp_path / "b.pt")["w"].tolist() == list(range(1000))
 
     @IS_ZIP
-    def test_harmless_objects_are_left_out(self, tmp_path: Path, is_zip: bool) -> None:
+    def test_what_can_be_told_of_objects_is_kept(self, tmp_path: Path, is_zip: bool) -> None:
         checkpoint = {"state_dict": {"w": torch.ones(2)}, "acc": np.float64(0.9), "args": Namespace(lr=1),
                       "log": np.arange(3), "out": Path("runs/1"), "device": torch.device("cpu")}  # fmt: skip
         save_torch(tmp_path / "a.pt", checkpoint, is_zip)
 
-        with open_source(tmp_path / "a.pt") as source:
-            assert [tensor.name for tensor in source.tensors] == ["w"]
-            assert len(source.notes) == 5
+        convert(tmp_path / "a.pt", tmp_path / "a.vqm", lossless=True)
+        extract(tmp_path / "a.vqm", tmp_path / "b.pt")
+
+        found = torch.load(tmp_path / "b.pt", weights_only=True)
+        assert found.pop("state_dict")["w"].tolist() == [1, 1] and found.pop("log").tolist() == [0, 1, 2]
+        assert found == {"acc": 0.9, "args": {"lr": 1}, "out": "runs/1", "device": torch.device("cpu")}
 
     def test_a_flipped_bit_in_a_zip_file_is_found(self, tmp_path: Path) -> None:
         save_torch(tmp_path / "a.pt", {"w": torch.ones(1000)})
@@ -230,7 +233,8 @@ class TestPyTorch:
         found = torch.load(tmp_path / "b.pt", weights_only=True)["state_dict"]
         assert list(found) == list(expected) and "module.conv1.weight" in found
         assert all(torch_equal(found[name], expected[name]) for name in expected)
-        assert report.notes == ["left out 'best_prec1' (float 91.78000183105469)"]
+        assert report.notes == []
+        assert torch.load(tmp_path / "b.pt", weights_only=True)["best_prec1"] == 91.78000183105469
 
     def test_real_zip_checkpoint_loads_into_its_model(self, tmp_path: Path) -> None:
         source = data_file("lenet300_100_mnist.pt")
@@ -244,13 +248,6 @@ class TestPyTorch:
         assert {name: (t.shape, t.dtype) for name, t in found.items()} == {
             name: (t.shape, t.dtype) for name, t in expected.items()
         }
-
-    def test_torch_without_its_security_fixes_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        save_torch(tmp_path / "a.pt", {"w": torch.ones(2)})
-        monkeypatch.setattr(torch, "__version__", "2.9.1")
-
-        with pytest.raises(ImportError, match=r"pip install 'torch>=2\.10'"):
-            open_source(tmp_path / "a.pt")
 
 
 class Attack:
@@ -272,13 +269,6 @@ class TestHostileCheckpoints:
             open_source(tmp_path / "a.pt")
 
         assert not (tmp_path / "ran").exists()
-
-    @IS_ZIP
-    def test_a_whole_module_is_refused(self, tmp_path: Path, is_zip: bool) -> None:
-        save_torch(tmp_path / "a.pt", torch.nn.Linear(2, 2), is_zip)
-
-        with pytest.raises(ConversionError, match=r"torch\.nn\.modules\.linear\.Linear.*state_dict"):
-            open_source(tmp_path / "a.pt")
 
     def test_another_program_s_pickle_is_refused_and_not_run(self, tmp_path: Path) -> None:
         (tmp_path / "a.pkl").write_bytes(pickle.dumps(Attack(tmp_path / "ran")))
@@ -317,8 +307,8 @@ class TestHostileCheckpoints:
         save_torch(tmp_path / "a.pt", nested)
 
         with open_source(tmp_path / "a.pt") as source:
-            assert [tensor.name for tensor in source.tensors] == ["a." * 40 + "w", "a." * 40 + "v"]
-            assert "left out 'b': it is the same object as 'a'" in source.notes
+            assert len(source.tensors) < 20 and source.tensors[0].name == "a." * 40 + "w"
+            assert len({tensor.alias_of or tensor.name for tensor in source.tensors}) == 2
 
         for _ in range(30):
             nested = {"a": nested, "b": torch.ones(1)}
@@ -400,9 +390,7 @@ NO_CHECKPOINTS = {
     "no tensors": (lambda p: torch.save({"epoch": 3}, p), "without tensors"),
     "no arrays": (lambda p: np.savez(p.open("wb"), a=np.array(["x"])), "without numeric arrays"),
     "bf16 in npz": (lambda p: np.savez(p.open("wb"), a=np.ones(3, ml_dtypes.bfloat16)), "bytes without a meaning"),
-    "sparse": (lambda p: torch.save({"w": torch.eye(3).to_sparse()}, p), "to_dense"),
     "complex32": (lambda p: torch.save({"w": torch.empty(2, dtype=torch.complex32)}, p), "complex32"),
-    "legacy float8": (lambda p: write_legacy(p, torch.float8_e5m2), "zip format"),
     "zip 3/4": (truncated(write_zip, 0.75), "damaged or cut short"),
     "zip 99 %": (truncated(write_zip, 0.99), "damaged or cut short"),
     "legacy 0.3 %": (truncated(write_legacy, 0.003), "cut short"),
@@ -417,7 +405,7 @@ NO_CHECKPOINTS = {
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:Sparse.*:UserWarning", "ignore:ComplexHalf.*:UserWarning")
+@pytest.mark.filterwarnings("ignore:ComplexHalf.*:UserWarning")
 @pytest.mark.parametrize(("make", "message"), NO_CHECKPOINTS.values(), ids=NO_CHECKPOINTS)
 def test_what_is_no_checkpoint_is_refused_in_one_clear_error(tmp_path: Path, make: Any, message: str) -> None:
     make(tmp_path / "x.pt")
@@ -712,8 +700,6 @@ def test_convert_keeps_an_existing_file_unless_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("write", "package", "hint"), [
-    (write_zip, "torch", r"pip install 'vqformat\[torch\]'"),
-    (write_legacy, "torch", r"pip install 'vqformat\[torch\]'"),
     (write_safetensors, "safetensors", r"pip install 'vqformat\[safetensors\]'"),
 ])  # fmt: skip
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any, package: str,
@@ -727,14 +713,16 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         open_source(tmp_path / "a")
 
 
-def test_numpy_and_safetensors_need_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_npz(tmp_path / "a.npz")
     st.save_file({"w": torch.ones(3, dtype=torch.bfloat16)}, tmp_path / "a.safetensors")
+    write_zip(tmp_path / "zip.pt")
+    write_legacy(tmp_path / "legacy.pt")
     for module in [name for name in sys.modules if name.startswith("vqformat.converters.")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "torch", None)
 
-    for name in ("a.npz", "a.safetensors"):
+    for name in ("a.npz", "a.safetensors", "zip.pt", "legacy.pt"):
         convert(tmp_path / name, tmp_path / "a.vqm", overwrite=True)
         extract(tmp_path / "a.vqm", tmp_path / "b.npz", overwrite=True)
         extract(tmp_path / "a.vqm", tmp_path / "b.safetensors", overwrite=True)

@@ -52,6 +52,7 @@ class Report:
         notes: What a user should know: tensors left out, stored twice, a budget that was not met.
         missed: Those of the notes that say by how much a budget was missed.
         ruined: Those that say that the model will most likely not work any more.
+        left_out: Those that say that tensors of the source are not in the file.
     """
 
     tensors: list[TensorReport] = field(default_factory=list)
@@ -62,6 +63,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     ruined: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def note_missed(self, notes: Iterable[str]) -> None:
         """Add notes about a budget."""
