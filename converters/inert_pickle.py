@@ -256,7 +256,10 @@ def _add_items(machine: _Machine, _: Any) -> None:
 
 
 def _persistent(machine: _Machine, _: Any) -> None:
-    machine.stack.append(Persistent(machine.pop()))
+    id = machine.pop()
+    # Legacy files of PyTorch have the class of a module with its source code: ("module", class, file, code)
+    is_class = isinstance(id, tuple) and len(id) > 1 and id[0] == "module" and isinstance(id[1], Global)
+    machine.stack.append(id[1] if is_class else Persistent(id))
 
 
 def _put(machine: _Machine, argument: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,12 @@ def _numbers(parts: list[Any]) -> list[Any]:
 
 
 def _quantized(parts: list[Any]) -> torch.Tensor:
-    scheme, values, scale, zero_point, axis = parts
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch says that quantized tensors will go; these are what the source had
+        return _make_quantized(*parts)
+
+
+def _make_quantized(scheme: str, values: Any, scale: Any, zero_point: Any, axis: int | None) -> torch.Tensor:
     if scheme == "per_tensor_affine":
         return torch._make_per_tensor_quantized_tensor(values, float(scale), int(zero_point))
     if scheme not in ("per_channel_affine", "per_channel_affine_float_qparams") or type(axis) is not int:
