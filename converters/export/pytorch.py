@@ -39,9 +39,9 @@ def write_pytorch(stream: BinaryIO, tensors: list[SourceTensor], source: Source,
                          f" {state[tensor.name].dtype}")  # fmt: skip
     checkpoint: Any = state
     if is_whole and "checkpoint" in source.origin:
-        left_out: list[str] = []
+        left_out: list[tuple[str, str]] = []
         checkpoint = read_checkpoint(source.origin["checkpoint"], state, left_out)
-        notes.extend(f"left out {what}" for what in left_out)
+        notes.extend(f"left out {path!r}: {what}" for path, what in left_out)
     else:
         for key in reversed(nesting):
             checkpoint = {key: checkpoint}

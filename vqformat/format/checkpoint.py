@@ -151,14 +151,16 @@ def key_to_json(key: Any) -> Any:
     return plain_to_json(key)
 
 
-def from_json(text: str, tensors: Mapping[str, Any], specials: Mapping[str, Special], left_out: list[str]) -> Any:
+def from_json(
+    text: str, tensors: Mapping[str, Any], specials: Mapping[str, Special], left_out: list[tuple[str, str]]
+) -> Any:
     """The checkpoint of a structure that ``to_json`` wrote, or somebody else.
 
     Args:
         tensors: By name. One that the structure has twice is the same object twice.
         specials: For a tag that stands for an object of PyTorch, what makes it from the tag's content, whose parts are
             read. It raises ValueError, TypeError or RuntimeError for content that is wrong.
-        left_out: Gets a line for each value that the structure tells to be left out.
+        left_out: For each value that the structure tells to be left out, gets its keys joined by dots, and what it was.
 
     Raises:
         ConversionError: The text is no such structure, or names a tensor that is not there.
@@ -175,7 +177,9 @@ def from_json(text: str, tensors: Mapping[str, Any], specials: Mapping[str, Spec
 
 
 class _Reader:
-    def __init__(self, tensors: Mapping[str, Any], specials: Mapping[str, Special], left_out: list[str]) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Any], specials: Mapping[str, Special], left_out: list[tuple[str, str]]
+    ) -> None:
         self._tensors, self._specials, self._left_out = tensors, specials, left_out
         self._containers: list[Any] = []  # by number; NOTHING while a tuple or set is read
 
@@ -266,7 +270,7 @@ class _Reader:
         return self.read(content[1], keys)
 
     def _read_left_out(self, what: str, keys: list[Any]) -> Any:
-        self._left_out.append(f"{join_keys(keys)!r}: {what}" if keys else what)
+        self._left_out.append((join_keys(keys), what))
         return NOTHING
 
     def _read_bytes(self, text: str, _: list[Any]) -> bytes:
