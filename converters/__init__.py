@@ -61,6 +61,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
         stored = {**source.stored_metadata(), **(metadata or {})}
         report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite)
         report.notes.extend([*source.notes, *notes_on(report, source.tensors, Path(src))])
+        report.left_out.extend(source.left_out)
     return report
 
 

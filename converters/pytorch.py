@@ -1,338 +1,366 @@
-"""Reading PyTorch checkpoints, zip files and legacy pickles, without running code that is in them."""
+"""PyTorch checkpoints as a source: zip files and legacy pickles, read without running anything that is in them."""
 
 from __future__ import annotations
 
-import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
 from vqformat.encode.source import SourceTensor
-from vqformat.errors import ConversionError, EncodeError
+from vqformat.errors import ConversionError
+from vqformat.format.checkpoint import MAX_TEXT_NBYTES, Named, join_keys, plain_to_json, to_json
 from vqformat.format.limits import MAX_NAME_NBYTES
 
 from .detect import detect_format
+from .pytorch_storage import CheckpointFile, Tensor
+from .pytorch_training import find_training, items, tensors_in
+from .pytorch_values import Bare, Compound, HostileError, Interpreter, LeftOut
 from .sharding import check_shard, read_shards
 from .source import Source
-from .training import is_training_key
 
-try:
-    import torch
-except ImportError as err:
-    raise ImportError("PyTorch checkpoints need PyTorch; run: pip install 'vqformat[torch]'") from err
-
-from vqformat.torch import source_tensors, to_numpy
-
-from .pytorch_structure import MAX_DEPTH, to_json
-
-OLDEST_TORCH = (2, 10)  # older: CVE-2025-32434 (weights_only runs code), CVE-2026-24747 (heap corruption)
-
-# Keys of the state dict in a checkpoint, if several of its parts have tensors
-_STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "params")
-
-# Classes and functions of objects without weights that are common in checkpoints. The unpickler gets _LeftOut instead,
-# so that none of their code is imported or run. PyTorch refuses all other names.
-_HARMLESS = (
-    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct", "numpy.dtype", "numpy.ndarray", "argparse.Namespace",
-    "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath", "pathlib.PureWindowsPath",
-    "pathlib._local.PosixPath", "pathlib._local.WindowsPath", "datetime.datetime", "datetime.timedelta",
-)  # fmt: skip
-
-
-class _LeftOut:
-    """Placeholder for an object of a checkpoint that is not a tensor."""
-
-    def __new__(cls, *args: Any) -> _LeftOut:
-        return object.__new__(cls)
-
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
+_MAX_NOTES = 40  # of one kind
+_FEW = 256  # values that a container without tensors keeps where the metadata has no room for more
 
 
 def open_pytorch(path: Path, *, include_optimizer: bool = False) -> Source:
-    """Open a checkpoint. The tensors of a zip file are memory-mapped.
+    """Open a checkpoint; the tensors are read when they are asked for.
 
     Args:
-        include_optimizer: Whether everything beside the state dict is included. Then its tensors are exact, and
-            ``origin["checkpoint"]`` has the structure of the checkpoint.
+        include_optimizer: Whether the state of training, an optimizer's say, is kept too; its tensors are exact.
 
     Raises:
-        ConversionError: It is damaged, has no tensors, or cannot be loaded without running code.
-        ImportError: PyTorch is too old to read a checkpoint safely.
+        ConversionError: It is damaged, has no tensors, or would run code.
     """
-    checkpoint = _load(path)
-    notes: list[str] = []
-    left_out: list[str] = []
-    state, nesting = _find_state(checkpoint, left_out)
-    tensors = _flatten(path, state, notes, left_out)
-    origin: dict[str, Any] = {"format": "pytorch"}
-    if nesting:
-        origin["nesting"] = nesting
-    weights = set(tensors)
-    if include_optimizer:
-        try:
-            structure = to_json(checkpoint, tensors, notes)
-        except ConversionError as err:
-            raise ConversionError(f"{str(path)!r}: {err}") from err
-        if checkpoint is not state or left_out or notes:  # more than a plain state dict
-            origin["checkpoint"] = structure
-    else:
-        notes.extend(left_out)
-        if _count(checkpoint) > len({id(tensor) for tensor in tensors.values()}):
-            notes.append("--include-optimizer keeps what was left out")
-    if not tensors:
-        raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint without tensors: it holds {_summary(checkpoint)};"
-                              " save a state dict: torch.save(model.state_dict(), …)")  # fmt: skip
-    sources = [replace(source, is_exact=source.name not in weights) for source in _sources(path, tensors, notes)]
-    return Source("pytorch", sources, {}, notes, origin)
+    checkpoint = _Checkpoint(path, include_optimizer=include_optimizer)
+    sources = checkpoint.sources()
+    return Source("pytorch", sources, {}, checkpoint.notes, checkpoint.origin, left_out=checkpoint.left_out)
 
 
 def open_sharded(index: Path) -> Source:
-    """Open a sharded model by its ``*.bin.index.json``. Shards are in the order of their names; one is open at a time.
+    """Open a sharded model by its ``*.bin.index.json``: shards in order of their names.
 
     Raises:
-        ConversionError: A shard is missing or damaged, or lacks a tensor of the index.
-        ImportError: PyTorch is too old to read a checkpoint safely.
+        ConversionError: A shard is missing or damaged, or does not have what the index says.
     """
-    opened = _OpenShard()
     notes: list[str] = []
+    left_out: list[str] = []
     sources: list[SourceTensor] = []
     for shard, placed in read_shards(index).items():
         path = index.parent / shard
         kind, _ = detect_format(path)
         if kind != "pytorch":
             raise ConversionError(f"{str(path)!r} is of format {kind}; the shard of a PyTorch checkpoint was expected")
-        _check_zip(path)
-        tensors = opened.tensors(path, notes)
-        check_shard(index, shard, placed, tensors, notes)
-        wanted = {name: tensor for name, tensor in tensors.items() if name in placed}
-        sources.extend(replace(source, load=opened.loader(path, source.name))
-                       for source in _sources(path, wanted, notes))  # fmt: skip
-    return Source("pytorch", sources, {}, notes, {"format": "pytorch"}, opened.close)
+        checkpoint = _Checkpoint(path, include_optimizer=False)
+        check_shard(index, shard, placed, checkpoint.named, left_out)
+        sources.extend(checkpoint.sources(placed))
+        notes.extend(checkpoint.notes)
+        left_out.extend(checkpoint.left_out)
+    return Source("pytorch", sources, {}, [*left_out, *(note for note in notes if note not in left_out)],
+                  {"format": "pytorch"}, left_out=left_out)  # fmt: skip
 
 
-class _OpenShard:
-    """Keeps only the last shard open: a legacy shard is in memory, and the pages of a mapped one take memory, too."""
+@dataclass
+class _Place:
+    """A tensor, or one of several parts, where a checkpoint has it."""
 
-    def __init__(self) -> None:
-        self.close()
+    keys: list[Any]
+    value: Tensor | Compound
+    is_exact: bool
+    names: list[str] = field(default_factory=list)
 
-    def close(self) -> None:
-        self._path: Path | None = None
-        self._tensors: dict[str, torch.Tensor] = {}
+    def parts(self) -> Iterator[tuple[str, Tensor]]:
+        tensors = [self.value] if isinstance(self.value, Tensor) else self.value.parts
+        yield from zip(self.names, (part for part in tensors if isinstance(part, Tensor)), strict=True)
 
-    def tensors(self, path: Path, notes: list[str]) -> dict[str, torch.Tensor]:
-        if path != self._path:
-            self.close()  # before the next is loaded
-            self._tensors, self._path = _flatten(path, _load(path, is_checked=True), notes, notes), path
-        return self._tensors
-
-    def loader(self, path: Path, name: str) -> Callable[[], npt.NDArray[Any]]:
-        def load() -> npt.NDArray[Any]:
-            tensor = self.tensors(path, []).get(name)
-            if tensor is None:
-                raise ConversionError(f"{str(path)!r} changed while it was read: {name!r} is not there any more")
-            return to_numpy(tensor, name)
-
-        return load
+    def node(self) -> Any:
+        """The JSON of SPEC section 18."""
+        if isinstance(self.value, Tensor):
+            return {"tensor": self.names[0]}
+        names = iter(self.names)
+        return {self.value.tag: [{"tensor": next(names)} if isinstance(part, Tensor) else plain_to_json(part)
+                                 for part in self.value.parts]}  # fmt: skip
 
 
-def _sources(path: Path, tensors: Mapping[str, torch.Tensor], notes: list[str]) -> list[SourceTensor]:
-    try:
-        return source_tensors(tensors, notes)
-    except EncodeError as err:
-        raise ConversionError(f"{str(path)!r}: {err}") from err
+class _Checkpoint:
+    """A checkpoint whose tensors have names.
 
-
-def _load(path: Path, *, is_checked: bool = False) -> Any:
-    numbers = re.findall(r"\d+", torch.__version__)[:2]
-    if tuple(map(int, numbers)) < OLDEST_TORCH:
-        raise ImportError(f"PyTorch {torch.__version__} cannot read checkpoints safely (CVE-2026-24747); run:"
-                          f" pip install 'torch>={'.'.join(map(str, OLDEST_TORCH))}'")  # fmt: skip
-    can_map = _can_map(path) if is_checked else _check_zip(path)
-    try:
-        with torch.serialization.safe_globals([(_LeftOut, name) for name in _HARMLESS]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
-    except (OSError, MemoryError):
-        raise
-    except Exception as err:  # the unpickler of a damaged file raises anything: KeyError, EOFError, RuntimeError, …
-        raise ConversionError(f"{str(path)!r} {_reason(err)}") from err
-
-
-def _check_zip(path: Path) -> bool:
-    """Check the CRCs of a zip file, which torch.load does not check.
-
-    Returns:
-        Whether it can be memory-mapped, see ``_can_map``.
-
-    Raises:
-        ConversionError: A member is damaged.
+    Attributes:
+        named: Its tensors by name: those of the weights first.
+        notes: What a user should know.
+        left_out: Those of the notes that say that tensors are left out.
+        origin: ``vqm.source`` of SPEC section 18.
     """
-    for member, archive in _members(path):
-        if not member.CRC:  # torch.serialization.set_crc32_options(False) writes 0
-            continue
+
+    def __init__(self, path: Path, *, include_optimizer: bool) -> None:
+        self._file = CheckpointFile(path)
+        interpreter = Interpreter()
         try:
-            with archive.open(member) as stream:
-                while stream.read(1 << 20):
-                    pass
-        except Exception as err:  # besides BadZipFile: zlib.error, NotImplementedError, RuntimeError, OSError, …
-            raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint whose part {member.filename!r} is damaged"
-                                  f" ({err}); fetch or save it again") from err  # fmt: skip
-    return _can_map(path)
+            self._root = interpreter.interpret(self._file.root)
+            self._file.root = None  # frees what is not needed any more
+        except HostileError as err:
+            raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint that needs the Python object {err}, which can"
+                                  " run code and is never called; in the program that wrote it save a state dict:"
+                                  " torch.save(model.state_dict(), …)") from err  # fmt: skip
+        except ConversionError as err:
+            raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint that cannot be read: {err}") from err
+        for key, data in interpreter.arrays.items():
+            self._file.add(key, data)
+        self.notes = _few(interpreter.notes)
+        self.left_out = [note for note in self.notes if note.startswith("left out")]
+        self.named: dict[str, Tensor] = {}
+        self.origin: dict[str, Any] = {"format": "pytorch"}
+        self._exact: set[str] = set()
+        self._training = find_training(self._root)
+        self._skipped: set[int] = set() if include_optimizer else set(self._training)
+        self._nesting = self._find_nesting()
+        self._places: list[_Place] = []
+        self._dropped: dict[str, LeftOut] = {}
+        self._structure()
+        if not self.named:
+            raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint without tensors: it holds"
+                                  f" {_summary(self._root)}; save a state dict: torch.save(model.state_dict(),"
+                                  " …)")  # fmt: skip
+        self._note_what_is_left_out(include_optimizer=include_optimizer)
 
+    # Names
 
-def _can_map(path: Path) -> bool:
-    """Whether a checkpoint can be memory-mapped: it is a zip file without compressed members."""
-    methods = {member.compress_type for member, _ in _members(path)}
-    return methods == {zipfile.ZIP_STORED}
-
-
-def _members(path: Path) -> Iterator[tuple[zipfile.ZipInfo, zipfile.ZipFile]]:
-    """The members of a zip file, with the archive; none for a legacy file.
-
-    Raises:
-        ConversionError: It is a zip archive that is damaged.
-    """
-    try:
-        if not zipfile.is_zipfile(path):
-            return
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as err:
-        raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint and a zip archive that is damaged; fetch"
-                              " or save it again") from err  # fmt: skip
-    with archive:
-        for member in archive.infolist():
-            yield member, archive
-
-
-def _reason(err: Exception) -> str:
-    """The reason why a checkpoint was not loaded, and what to do."""
-    text = str(err)
-    if "UntypedStorage" in text:  # torch.load has legacy storage types only for old dtypes
-        return ("is a legacy PyTorch checkpoint with a dtype, such as float8 or uint16, that PyTorch reads safely from"
-                " its zip format only; load it in the program that wrote it and save it with torch.save")  # fmt: skip
-    if "nested jagged" in text:
-        return ("is a PyTorch checkpoint with a nested tensor; in the program that wrote it store the parts,"
-                " tensor.unbind(), under names of their own")  # fmt: skip
-    names = re.findall(r"GLOBAL ([\w.]+)", text)
-    if names or "nsupported" in text:
-        what = f"the Python object {names[0]}" if names else "Python objects other than tensors"
-        return (f"is a PyTorch checkpoint that needs {what}; nothing but tensors is loaded, since a pickle can run"
-                " code; in the program that wrote it save a state dict: torch.save(model.state_dict(), …)")  # fmt: skip
-    first = text.split(". ", 1)[0].splitlines()[0][:200] if text.strip() else type(err).__name__
-    return f"is a PyTorch checkpoint that is damaged or cut short ({first}); fetch or save it again"
-
-
-def _find_state(checkpoint: Any, left_out: list[str]) -> tuple[Any, list[str]]:
-    """The state dict in a checkpoint, and the keys that lead to it.
-
-    Args:
-        left_out: A line is appended for each part that is left out.
-    """
-    nesting: list[str] = []
-    state = checkpoint
-    while isinstance(state, Mapping) and len(nesting) < MAX_DEPTH:
-        key = next((key for key in _STATE_KEYS if isinstance(state.get(key), Mapping) and _count(state[key])), None)
-        if key is None:
-            branches = [key for key, value in state.items() if isinstance(value, Mapping) and _count(value)]
-            if len(branches) != 1 or any(isinstance(value, torch.Tensor) for value in state.values()):
+    def _find_nesting(self) -> list[str]:
+        """The keys that lead to the state dict, if there is one alone."""
+        nesting: list[str] = []
+        value = self._root
+        while isinstance(value, dict) and len(nesting) < 64:
+            branches = [key for key, item in value.items()
+                        if _id(item) not in self._training and not _is_number(item) and tensors_in(item, self._training)
+                        ]  # fmt: skip
+            if len(branches) != 1 or not isinstance(branches[0], str) or not isinstance(value[branches[0]], dict):
                 break
-            key = branches[0]
-            if not isinstance(key, str):
-                break
-        for other, value in state.items():
-            if other != key:
-                left_out.append(f"left out {_path(nesting, other)!r} ({_summary(value)})")
-        nesting.append(key)
-        state = state[key]
-    return state, nesting
+            nesting.append(branches[0])
+            value = value[branches[0]]
+        return nesting
 
+    def _structure(self) -> None:
+        """Name the tensors, and write down where each has its place."""
+        text = self._write(self._collect)
+        self._name()
+        if len(text) > MAX_TEXT_NBYTES:
+            self._skip_long()
+            self._places.clear()
+            self._dropped.clear()
+            self.named.clear()
+            self._write(self._collect)
+            self._name()
+        places = iter(self._places)
 
-def _flatten(path: Path, state: Any, notes: list[str], left_out: list[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict by name. The keys of nested ones are joined with dots.
+        def leaf(value: Any, keys: list[Any]) -> Any:
+            if isinstance(value, (Tensor, Compound)):
+                return next(places).node()
+            return _leaf_node(value)
 
-    Args:
-        notes: A line is appended for names that a user may not expect.
-        left_out: A line is appended for each value that is not a tensor of the model.
-    """
-    if isinstance(state, torch.Tensor):
-        notes.append("the checkpoint is a single tensor; its name is 'tensor'")
-        return {"tensor": state}
-    tensors: dict[str, torch.Tensor] = {}
-    visited = {id(state): "the checkpoint"}  # n nested shared containers could make 2^n names, or a cycle
+        text = self._write(leaf)
+        if len(text) > MAX_TEXT_NBYTES:
+            self.left_out.append(f"left out the structure of the checkpoint: it takes {len(text)} bytes, and at most"
+                                 f" {MAX_TEXT_NBYTES} are allowed; the names of the tensors stay")  # fmt: skip
+            self.notes.append(self.left_out[-1])
+        elif not self._is_plain():
+            self.origin["checkpoint"] = text
+        if self._nesting:
+            self.origin["nesting"] = self._nesting
 
-    def visit(container: Any, keys: list[str]) -> None:
-        if len(keys) > MAX_DEPTH:
-            raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint nested deeper than {MAX_DEPTH} levels")
-        for key, value in _items(container):
-            name = _path(keys, key)
-            if isinstance(value, torch.Tensor):
-                if len(name) > MAX_NAME_NBYTES:
-                    raise ConversionError(f"{str(path)!r}: the name {name[:40]!r}… is longer than {MAX_NAME_NBYTES}"
-                                          " bytes")  # fmt: skip
-                if name in tensors:
-                    raise ConversionError(f"{str(path)!r}: two tensors would have the name {name!r}")
-                tensors[name] = value
-            elif not _count(value) or is_training_key(key):
-                left_out.append(f"left out {name!r} ({_summary(value)})")
-            elif id(value) in visited:
-                left_out.append(f"left out {name!r}: it is the same object as {visited[id(value)]}")
+    def _write(self, leaf: Callable[[Any, list[Any]], Any]) -> str:
+        try:
+            return to_json(self._root, leaf, self._skipped)
+        except ConversionError as err:
+            raise ConversionError(f"{str(self._file.path)!r}: {err}") from err
+
+    def _collect(self, value: Any, keys: list[Any]) -> Any:
+        if isinstance(value, LeftOut):
+            self._dropped[join_keys(keys)] = value
+        if isinstance(value, (Tensor, Compound)):
+            is_exact = isinstance(value, Compound) and value.tag == "numbers"
+            self._places.append(_Place(list(keys), value, is_exact or self._is_training(keys)))
+            return {"tensor": join_keys(keys)}
+        return _leaf_node(value)
+
+    def _is_training(self, keys: list[Any]) -> bool:
+        value = self._root
+        for key in keys:
+            value = value.value if isinstance(value, Named) else value
+            if key == "_metadata" and not (isinstance(value, dict) and key in value):
+                return True
+            value = value[key]
+            if id(value) in self._training or (isinstance(value, Named) and id(value.value) in self._training):
+                return True
+        return False
+
+    def _name(self) -> None:
+        if isinstance(self._root, (Tensor, Compound)):
+            self.notes.append("the checkpoint is a single tensor; its name is 'tensor'")
+        depth = len(self._nesting)
+
+        def is_outside(place: _Place) -> bool:
+            return place.keys[:depth] != self._nesting or place.is_exact
+
+        taken: set[str] = set()
+        for place in sorted(self._places, key=is_outside):
+            keys = place.keys if place.keys[:depth] != self._nesting else place.keys[depth:]
+            suffixes = [""] if isinstance(place.value, Tensor) else place.value.suffixes
+            first = base = _as_name(keys)
+            n = 2
+            while any(f"{base}{suffix}" in taken for suffix in suffixes):
+                base, n = f"{first}#{n}", n + 1
+            place.names = [f"{base}{suffix}" for suffix in suffixes]
+            taken.update(place.names)
+            for name, tensor in place.parts():
+                self.named[name] = tensor
+                if place.is_exact or tensor.is_exact:
+                    self._exact.add(name)
+        value = self._root
+        for key in self._nesting:
+            value = value[key]
+        parts = [_as_name([key]) for key, item in items(value)
+                 if isinstance(item, (dict, list, tuple, Named)) and tensors_in(item, self._training)]  # fmt: skip
+        self.notes.extend(_few([f"the names of the tensors in {part!r} begin with {part + '.'!r}" for part in parts]))
+
+    def _is_plain(self) -> bool:
+        """Whether the nesting alone tells the structure, as the names are the keys of a state dict."""
+        value = self._root
+        for key in self._nesting:
+            if type(value) is not dict or any(id(item) not in self._skipped for other, item in value.items()
+                                              if other != key):  # fmt: skip
+                return False
+            value = value[key]
+        is_flat = isinstance(value, dict) and all(isinstance(item, Tensor) for item in value.values())
+        return is_flat and not hasattr(value, "_metadata") and list(value) == list(self.named)
+
+    def _skip_long(self) -> None:
+        """Leave out containers of many plain values, since the metadata of a .vqm has no room for them."""
+        pending: list[tuple[Any, list[Any]]] = [(self._root, [])]
+        seen: set[int] = set()
+        while pending:
+            value, keys = pending.pop()
+            if id(value) in seen or id(value) in self._skipped:
+                continue
+            seen.add(id(value))
+            inner = list(items(value))
+            is_long = len(inner) > _FEW or (isinstance(value, (str, bytes, set)) and len(value) > 16 * _FEW)
+            if is_long and not tensors_in(value) and keys:
+                self._skipped.add(id(value))
+                self.left_out.append(f"left out {join_keys(keys)!r} ({_summary(value)}): the metadata of a .vqm has no"
+                                     " room for it")  # fmt: skip
+                self.notes.append(self.left_out[-1])
             else:
-                visited[id(value)] = repr(name)
-                notes.append(f"the names of the tensors in {name!r} begin with {name + '.'!r}")
-                visit(value, [*keys, str(key)])
+                pending.extend((item, [*keys, key]) for key, item in inner)
 
-    visit(state, [])
-    return tensors
+    # Notes
+
+    def _note_what_is_left_out(self, *, include_optimizer: bool) -> None:
+        lost = _few([f"left out {path!r}: {value.what}" for path, value in self._dropped.items()])
+        self.left_out.extend(note for note, value in zip(lost, self._dropped.values(), strict=False)
+                             if value.has_tensors)  # fmt: skip
+        self.notes.extend(lost)
+        if include_optimizer or not self._training:
+            return
+        for keys, value in self._outermost_training():
+            note = f"left out {join_keys(keys)!r} ({_summary(value)}): {self._training[_id(value)]}"
+            self.notes.append(note)
+            if tensors_in(value):
+                self.left_out.append(note)
+        self.notes.append("--include-optimizer keeps what was left out of the state of training")
+
+    def _outermost_training(self) -> Iterator[tuple[list[Any], Any]]:
+        pending: list[tuple[list[Any], Any]] = [([], self._root)]
+        seen: set[int] = set()
+        while pending:
+            keys, value = pending.pop()
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            for key, item in items(value):
+                if _id(item) in self._training:
+                    yield [*keys, key], item
+                elif isinstance(item, (dict, list, tuple, Named)):
+                    pending.append(([*keys, key], item))
+
+    # Tensors
+
+    def sources(self, wanted: set[str] | None = None) -> list[SourceTensor]:
+        """The tensors for the encoder: those that share everything as aliases, with a note for those that overlap."""
+        found: list[SourceTensor] = []
+        first: dict[Any, str] = {}
+        extents: dict[str, list[tuple[int, int, int, str]]] = {}
+        for name, tensor in self.named.items():
+            if wanted is not None and name not in wanted:
+                continue
+            self._file.check(name, tensor)
+            target = name
+            if prod(tensor.shape):
+                target = first.setdefault(tensor.identity, name)
+                if target == name:
+                    key, start, end = self._file.extent(tensor)
+                    extents.setdefault(key, []).append((start, end, len(found), name))
+            found.append(SourceTensor(name, tensor.dtype, tensor.logical_shape, self._file.loader(name, tensor),
+                                      None if target == name else target, is_exact=name in self._exact))  # fmt: skip
+        self.notes.extend(_few(_overlaps(extents)))
+        return found
 
 
-def _items(container: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(container, Mapping):
-        yield from container.items()
-    elif isinstance(container, (list, tuple)):
-        yield from enumerate(container)
+def _leaf_node(value: Any) -> Any:
+    if isinstance(value, Bare):
+        return {value.tag: value.text}
+    return {"left_out": value.what} if isinstance(value, LeftOut) else {"left_out": type(value).__name__}
 
 
-def _path(keys: list[str], key: Any) -> str:
-    """Keys joined with dots. A name that is too long is cut, but stays too long, so that it is refused."""
-    return ".".join([*keys, str(key)])[: MAX_NAME_NBYTES + 1]
+def _id(value: Any) -> int:
+    return id(value.value) if isinstance(value, Named) else id(value)
 
 
-def _count(value: Any) -> int:
-    """Number of tensors in nested containers. Each object is counted once, also because of cycles."""
-    count = 0
-    seen: set[int] = set()
-    pending = [value]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, torch.Tensor):
-            count += id(item) not in seen
-            seen.add(id(item))
-        elif isinstance(item, (Mapping, list, tuple)) and id(item) not in seen:
-            seen.add(id(item))
-            pending.extend(inner for _, inner in _items(item))
-    return count
+def _is_number(value: Any) -> bool:
+    """Whether this is a tensor of one element, a measure say: it does not make a checkpoint one of several parts."""
+    return isinstance(value, Tensor) and isinstance(value.shape, tuple) and all(size == 1 for size in value.shape)
+
+
+def _as_name(keys: list[Any]) -> str:
+    """A tensor's name: keys joined by dots, with what no name may have replaced."""
+    text = ".".join(str(key)[: MAX_NAME_NBYTES + 1] if not isinstance(key, int) or key.bit_length() < 256 else "…"
+                    for key in keys)  # fmt: skip
+    data = text.replace("\0", "?").encode("utf-8", "replace")[: MAX_NAME_NBYTES - 64]  # room for suffixes
+    return data.decode("utf-8", "ignore") or "tensor"
+
+
+def _few(notes: list[str]) -> list[str]:
+    more = len(notes) - _MAX_NOTES
+    return notes if more <= 0 else [*notes[:_MAX_NOTES], f"and {more} more of this kind"]
+
+
+def _overlaps(by_storage: dict[str, list[tuple[int, int, int, str]]]) -> list[str]:
+    """A note for each tensor whose bytes overlap those of another.
+
+    Args:
+        by_storage: For each storage, for each of its tensors: start, end, position and name.
+    """
+    found = []
+    for extents in by_storage.values():
+        reach, other = 0, ""
+        for start, end, position, name in sorted(extents, key=lambda extent: (extent[0], extent[2])):
+            if start < reach:
+                found.append((position, f"{name!r} and {other!r} are views that overlap: each is stored on its own"))
+            if end > reach:
+                reach, other = end, name
+    return [note for _, note in sorted(found)]
 
 
 def _summary(value: Any) -> str:
-    """A description of a value in a few words."""
-    if isinstance(value, torch.Tensor):
-        if value.is_nested:
-            return "nested tensor"
-        return f"tensor of shape {tuple(value.shape)}"
-    if isinstance(value, (Mapping, list, tuple)):
-        kind = "dict" if isinstance(value, Mapping) else type(value).__name__
-        count = _count(value)
+    """A value in a few words."""
+    value = value.value if isinstance(value, Named) else value
+    if isinstance(value, Tensor):
+        return f"tensor of shape {value.shape}"
+    if isinstance(value, (dict, list, tuple)):
+        kind = "dict" if isinstance(value, dict) else type(value).__name__
+        count = len(tensors_in(value))
         return f"{kind} of {len(value)} with {count} tensor{'' if count == 1 else 's'}"
-    if isinstance(value, _LeftOut):
-        return "a Python object"
+    if isinstance(value, LeftOut):
+        return value.what
     text = repr(value) if isinstance(value, (bool, int, float, str, type(None))) else ""
     return f"{type(value).__name__} {text}" if 0 < len(text) <= 40 else type(value).__name__

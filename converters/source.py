@@ -35,6 +35,7 @@ class Source:
         notes: Notes for the user: what was left out, and what is stored twice.
         origin: The fields of ``vqm.source`` (SPEC section 18).
         closer: A function that closes the file; None if it needs no closing.
+        left_out: Those of the notes that say that tensors are left out.
     """
 
     format: str
@@ -43,6 +44,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     origin: dict[str, Any] = field(default_factory=dict)
     closer: Callable[[], None] | None = None
+    left_out: list[str] = field(default_factory=list)
 
     def close(self) -> None:
         """Close the file. Its tensors cannot be loaded any more."""

@@ -97,10 +97,33 @@ class Archive:
             data = self.read(name)
             return Region(self.path, label, 0, len(data), name, data)
         self._copy(name, None)
+        return Region(self.path, label, self._start(member), member.file_size, name)
+
+    def stored_at(self, name: str) -> int | None:
+        """Where in the file a member begins that is stored as it is; None for a compressed one.
+
+        The CRC is compared, unless it is 0: PyTorch can be told to compute none.
+
+        Raises:
+            ConversionError: The member is damaged.
+        """
+        member = self._members[name]
+        is_stored = member.compress_type == zipfile.ZIP_STORED
+        if is_stored and member.compress_size != member.file_size:
+            raise self.refuse(name, f"has {member.compress_size} bytes and should have {member.file_size}")
+        if member.CRC:
+            self._copy(name, None)
+        return self._start(member) if is_stored else None
+
+    def _start(self, member: zipfile.ZipInfo) -> int:
+        """Where the bytes of a stored member begin."""
         with open(self.path, "rb") as stream:
-            stream.seek(member.header_offset + 26)  # in the local header, which _copy has checked
-            start = member.header_offset + _HEADER_NBYTES + sum(struct.unpack("<HH", stream.read(4)))
-        return Region(self.path, label, start, member.file_size, name)
+            stream.seek(member.header_offset + 26)  # sizes of what follows the fixed part of the local header
+            sizes = stream.read(4)
+            start = member.header_offset + _HEADER_NBYTES + sum(struct.unpack("<HH", sizes)) if len(sizes) == 4 else 0
+            if not start or start + member.file_size > stream.seek(0, 2):
+                raise self.refuse(member.filename, "runs past the end of the file")
+        return start
 
     def open(self, name: str) -> BinaryIO:
         """A member as a seekable file; errors are those of ``region``."""

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError
+from vqformat.format.checkpoint import MAX_DEPTH
 
 from ..source import Source
 
@@ -16,8 +17,7 @@ except ImportError as err:
     raise ImportError("PyTorch checkpoints need PyTorch; run: pip install 'vqformat[torch]'") from err
 
 from vqformat.torch import from_numpy
-
-from ..pytorch_structure import MAX_DEPTH, from_json
+from vqformat.torch.checkpoint import read_checkpoint
 
 
 def write_pytorch(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
@@ -39,7 +39,9 @@ def write_pytorch(stream: BinaryIO, tensors: list[SourceTensor], source: Source,
                          f" {state[tensor.name].dtype}")  # fmt: skip
     checkpoint: Any = state
     if is_whole and "checkpoint" in source.origin:
-        checkpoint = from_json(source.origin["checkpoint"], state)
+        left_out: list[tuple[str, str]] = []
+        checkpoint = read_checkpoint(source.origin["checkpoint"], state, left_out)
+        notes.extend(f"left out {path!r}: {what}" for path, what in left_out)
     else:
         for key in reversed(nesting):
             checkpoint = {key: checkpoint}

@@ -100,13 +100,12 @@ class TestWholeCheckpoints:
         step(model, optimizer, scheduler)
 
     def test_weights_keep_their_names_and_the_others_are_named_by_their_keys(self, tmp_path: Path) -> None:
-        save(tmp_path / "a.pt", {"state_dict": {"w": torch.ones(3), "ema.w": torch.ones(1)},
-                                 "ema": {"w": torch.ones(2)},
+        save(tmp_path / "a.pt", {"state_dict": {"w": torch.ones(3), "state_dict.w": torch.ones(1)},
                                  "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}})  # fmt: skip
 
         with open_source(tmp_path / "a.pt", include_optimizer=True) as source:
             exact = {tensor.name: tensor.is_exact for tensor in source.tensors}
-        assert exact == {"w": False, "ema.w": False, "ema.w#2": True, "optimizer.state.0.exp_avg": True}
+        assert exact == {"w": False, "state_dict.w": False, "optimizer.state.0.exp_avg": True}
 
     @IS_ZIP
     def test_without_the_option_the_training_state_is_left_out_and_said_to_be(self, tmp_path: Path,
@@ -116,9 +115,10 @@ class TestWholeCheckpoints:
 
         found, notes, notes_back = round_trip(tmp_path / "a.pt", lossless=True)
 
-        assert equal(found, {"state_dict": dict(checkpoint["state_dict"])})
+        kept = {"epoch": 3, "state_dict": dict(checkpoint["state_dict"]), "loss": float("inf")}
+        assert equal(found, kept)
         assert any("left out 'optimizer' (dict of 2 with 12 tensors)" in note for note in notes)
-        assert "--include-optimizer keeps what was left out" in notes
+        assert any("--include-optimizer" in note for note in notes)
         assert notes_back == ["the state dict lies under 'state_dict', as in the source: torch.load(…)['state_dict']"]
 
     @pytest.mark.parametrize("value", [
@@ -134,13 +134,14 @@ class TestWholeCheckpoints:
         assert equal(found, checkpoint) and notes == []
 
     def test_what_is_no_plain_value_is_left_out_with_a_note(self, tmp_path: Path) -> None:
-        save(tmp_path / "a.pt", {"model": {"w": torch.ones(2)}, "log": [1, np.float64(2), 3], "dtype": torch.float32,
-                                 (1, 2): 3, "size": torch.Size([4])})  # fmt: skip
+        save(tmp_path / "a.pt", {"model": {"w": torch.ones(2)}, "log": [1, torch.relu, np.float64(3)], "loss": equal,
+                                 "dtype": torch.float32, (1, 2): 3, "size": torch.Size([4])})  # fmt: skip
 
-        found, notes, _ = round_trip(tmp_path / "a.pt", include_optimizer=True, lossless=True)
+        found, notes, notes_back = round_trip(tmp_path / "a.pt", lossless=True)
 
-        assert equal(found, {"model": {"w": torch.ones(2)}, "log": [1, None, 3], "size": (4,)})
-        assert len(notes) == 3 and all(note.startswith("left out") for note in notes)
+        assert equal(found, {"model": {"w": torch.ones(2)}, "log": [1, None, 3.0], "dtype": torch.float32,
+                             (1, 2): 3, "size": (4,)})  # fmt: skip
+        assert len(notes) == 2 and all(note.startswith("left out") for note in notes) and set(notes) < set(notes_back)
 
     def test_shared_and_cyclic_containers_end(self, tmp_path: Path) -> None:
         nested: Any = {"n": 1}
@@ -152,8 +153,11 @@ class TestWholeCheckpoints:
 
         found, notes, _ = round_trip(tmp_path / "a.pt", include_optimizer=True, lossless=True)
 
-        assert found["groups"] == [betas, betas] and found["deep"]["a"]["a"]
-        assert any("the same object is in the checkpoint elsewhere" in note for note in notes)
+        assert found["groups"] == [betas, betas] and notes == []
+        deep = found["deep"]
+        for _ in range(40):
+            deep = deep["b"]
+        assert deep["self"] is deep and deep["n"] == 1
 
         for _ in range(30):
             nested = {"a": nested}
@@ -275,19 +279,6 @@ class TestShards:
 
         assert list(found) == ["b", "a", "tied", "c"]
         assert found["a"].data_ptr() == found["tied"].data_ptr()
-
-    @IS_ZIP
-    def test_one_shard_is_open_at_a_time(self, tmp_path: Path, is_zip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        index = write_sharded(tmp_path, is_zip)
-        loaded: list[str] = []
-        load = torch.load
-        monkeypatch.setattr(torch, "load", lambda path, **options: (loaded.append(path.name), load(path, **options))[1])
-
-        with open_source(index) as source:
-            loaded.clear()
-            for tensor in source.tensors:
-                tensor.load()
-        assert loaded == list(SHARDS)
 
     @pytest.mark.parametrize("shard", ["../x.bin", "/x.bin", "sub/../../x.bin", "sub\\x.bin", "C:x.bin", "x\0.bin"])
     def test_a_shard_elsewhere_is_refused(self, tmp_path: Path, shard: str) -> None:
@@ -612,10 +603,14 @@ def test_the_fixture_gives_the_checkpoint_that_the_spec_says(tmp_path: Path) -> 
 class TestNestedTensors:
     @pytest.mark.parametrize("layout", ["strided", "jagged"])
     @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-    def test_their_parts_are_asked_for(self, tmp_path: Path, layout: str) -> None:
-        parts: list[Any] = [torch.ones(2, 3), torch.ones(4, 3)]
+    def test_their_parts_are_kept_and_the_class_is_named(self, tmp_path: Path, layout: str) -> None:
+        parts: list[Any] = [torch.ones(2, 3), torch.full((4, 3), 2.0)]
         nested = torch.nested.nested_tensor(parts, layout=getattr(torch, layout))
         torch.save({"nested": nested, "w": torch.ones(4)}, tmp_path / "a.pt")
 
-        with pytest.raises(ConversionError, match=r"nested tensor.*unbind"):
-            convert(tmp_path / "a.pt", tmp_path / "a.vqm")
+        report = convert(tmp_path / "a.pt", tmp_path / "a.vqm", lossless=True)
+
+        assert any("without the class" in note and "nested" in note for note in report.notes)
+        stored = [array.reshape(-1) for name, array in vqformat.load_file(tmp_path / "a.vqm").items()
+                  if name.startswith("nested.")]  # fmt: skip
+        assert any(values.tolist() == [1.0] * 6 + [2.0] * 12 for values in stored)

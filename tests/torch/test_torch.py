@@ -50,6 +50,18 @@ def test_importing_vqformat_imports_neither_torch_nor_the_encoder() -> None:
     assert result.stdout.strip() == "[]"
 
 
+class Extra(torch.nn.Linear):  # type: ignore[misc, name-defined]
+    def __init__(self, extra: Any) -> None:
+        super().__init__(2, 2)
+        self.extra = extra
+
+    def get_extra_state(self) -> Any:
+        return self.extra
+
+    def set_extra_state(self, state: Any) -> None:
+        self.extra = state
+
+
 class TestTensors:
     def test_save_and_load_keep_names_order_dtypes_and_bits(self, tmp_path: Path) -> None:
         tensors = {"b": torch.randn(3, 4), "a": torch.ones(2, dtype=torch.bfloat16), "n": torch.tensor(7)}
@@ -249,10 +261,50 @@ class TestModels:
 
         assert most == 1 and not alive
 
-    def test_more_than_tensors_cannot_be_saved(self, tmp_path: Path) -> None:
-        class Extra(torch.nn.Linear):  # type: ignore[misc, name-defined]
-            def get_extra_state(self) -> dict[str, int]:
-                return {"step": 3}
+    @pytest.mark.parametrize("extra", [{"step": 3, "scales": [1.5, (2, None)]}, b"x", "text", torch.arange(3.0), 7,
+                                       {"table": torch.arange(4.0), "dtype": torch.int8}], ids=str)  # fmt: skip
+    @pytest.mark.parametrize("load", [vt.load_model, vt.stream_model])
+    def test_plain_extra_states_come_back(self, tmp_path: Path, extra: Any, load: Any) -> None:
+        vt.save_model(Extra(extra), tmp_path / "a.vqm")
+        model = Extra(None)
+        load(model, tmp_path / "a.vqm")
 
-        with pytest.raises(EncodeError, match="'_extra_state' is a dict"):
-            vt.save_model(Extra(2, 2), tmp_path / "a.vqm")
+        assert repr(model.extra) == repr(extra)
+
+    def test_other_extra_states_are_left_out_and_said_to_be(self, tmp_path: Path) -> None:
+        report = vt.save_model(Extra({"object": object()}), tmp_path / "a.vqm", lossless=True)
+        assert report.notes == ["left out '_extra_state': a dict is no plain value"]
+
+        model = Extra("mine")
+        with pytest.warns(UserWarning, match=r"does not have '_extra_state'"):
+            assert vt.load_model(model, tmp_path / "a.vqm") == ([], [])
+        assert model.extra == "mine"
+
+    @pytest.mark.parametrize("load", [vt.load_model, vt.stream_model])
+    def test_the_versions_of_modules_come_back(self, tmp_path: Path, load: Any) -> None:
+        seen = []
+
+        class Versioned(torch.nn.Linear):  # type: ignore[misc, name-defined]
+            _version = 5
+
+            def _load_from_state_dict(self, state: Any, prefix: str, local: Any, *rest: Any) -> None:
+                seen.append(local.get("version"))
+                super()._load_from_state_dict(state, prefix, local, *rest)
+
+        vt.save_model(torch.nn.Sequential(Versioned(2, 2)), tmp_path / "a.vqm")
+        load(torch.nn.Sequential(Versioned(2, 2)), tmp_path / "a.vqm")
+
+        assert seen == [5]
+
+    def test_of_a_converted_checkpoint_the_state_dict_is_loaded(self, tmp_path: Path) -> None:
+        from vqformat.converters import convert
+
+        saved = seeded(1)
+        optimizer = torch.optim.SGD(saved.parameters(), 0.1, 0.9)
+        torch.save({"epoch": 3, "model": saved.state_dict(), "best": torch.tensor(0.5), "o": optimizer.state_dict()},
+                   tmp_path / "a.pt")  # fmt: skip
+        convert(tmp_path / "a.pt", tmp_path / "a.vqm", lossless=True, include_optimizer=True)
+        model = seeded(2)
+
+        assert vt.load_model(model, tmp_path / "a.vqm") == ([], [])
+        assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), model.parameters(), strict=True))

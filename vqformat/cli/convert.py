@@ -51,7 +51,7 @@ def run_convert(args: argparse.Namespace) -> int:
                          overwrite=args.force)  # fmt: skip
     seconds = time.monotonic() - start
     where: TextIO = sys.stderr if to_stdout else sys.stdout
-    _print_notes([*report.missed, *report.ruined] if args.quiet or args.json else report.notes)
+    _print_notes([*report.missed, *report.ruined, *report.left_out] if args.quiet or args.json else report.notes)
     if args.json:
         print(to_json(_report_json(args.source, STDIO if to_stdout else str(output), report)), file=where)
         return 0

@@ -54,6 +54,7 @@ class Report:
         notes: Notes for the user: tensors that were left out or stored twice, a budget that was missed.
         missed: Those of the notes that say that a budget was missed.
         ruined: Those of the notes that say that the model will most likely not work any more.
+        left_out: Those of the notes that say that tensors of the source are not in the file.
     """
 
     tensors: list[TensorReport] = field(default_factory=list)
@@ -64,6 +65,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     ruined: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def note_missed(self, notes: Iterable[str]) -> None:
         """Add notes on a budget that was missed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from ..read.torch_arrays import from_numpy as from_numpy
 from ..read.torch_arrays import memory_of as memory_of
 from ..read.torch_arrays import to_numpy as to_numpy
 from .calibration import calibrate as calibrate
+from .checkpoint import split_state
 from .correction import Corrector
 from .loading import Device
 from .loading import load_model as load_model
@@ -119,6 +121,8 @@ def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapp
                calibration: Calibration | None = None, **options: Unpack[FileOptions]) -> Report:  # fmt: skip
     """Compress the state dict of a model into a ``.vqm`` file. Tied weights are stored once and stay tied.
 
+    Versions of modules and extra states (``get_extra_state``) of plain values and tensors are kept, for ``load_model``.
+
     Args:
         calibration: The result of ``calibrate``. With it, the encoder compensates errors of weights by other weights,
             gives more bits to tensors to whose errors the outputs are sensitive, and corrects biases and
@@ -126,10 +130,10 @@ def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapp
         metadata, options: As for ``vqformat.save_file``.
 
     Returns:
-        A report on each tensor.
+        A report on each tensor. Its ``notes`` name extra states that were left out.
 
     Raises:
-        EncodeError: The state dict has a value that is not a tensor, or a tensor that cannot be written.
+        EncodeError: The state dict has a tensor that cannot be written.
     """
     calibrated: dict[str, Any] = {}
     if calibration is not None and not options.get("lossless"):
@@ -138,7 +142,9 @@ def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapp
     tables = [f"{name}.weight".lstrip(".") for name, module in model.named_modules()
               if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]  # fmt: skip
     notes: list[str] = []
-    return _save(source_tensors(model.state_dict(), notes, tables), notes, filename, metadata,
+    tensors, inner, origin = split_state(model.state_dict(), notes)
+    sources = [replace(source, is_exact=source.name in inner) for source in source_tensors(tensors, notes, tables)]
+    return _save(sources, notes, filename, {"vqm.source": origin, **(metadata or {})},
                  **(calibrated | options))  # type: ignore[arg-type]
 
 

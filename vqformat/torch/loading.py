@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, BinaryIO
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from ..files import Path
 from ..read.safe_open import safe_open
 from ..read.torch_arrays import identity, memory_format
-from .deferred_tensor import deferred_tensor
+from .checkpoint import saved_state
 
 Device = str | int | torch.device
 Members = dict[str, torch.Tensor | None]
@@ -21,7 +22,8 @@ def load_model(model: torch.nn.Module, filename: Path | BinaryIO, strict: bool =
 
     It calls ``model.load_state_dict``, with its hooks: tensors are converted to the dtypes of the model and copied to
     its devices. Parameters and buffers on the meta device are created on ``device``. Those that the file does not have
-    stay on the meta device.
+    stay on the meta device. Versions of modules and extra states come from the file. If an extra state could not be
+    kept when the file was written, a warning says so, and the model keeps its own.
 
     Args:
         filename: Path, or a binary file that can seek.
@@ -37,10 +39,11 @@ def load_model(model: torch.nn.Module, filename: Path | BinaryIO, strict: bool =
         VqmError: The file is refused.
     """
     with safe_open(filename, framework="pt") as file:
-        state = {name: deferred_tensor(file, name) for name in file}
+        state, lost = saved_state(file)
         replaced = leave_meta(model, device)
         result = model.load_state_dict(state, strict=False)
-        missing, unexpected = really_missing(model, result.missing_keys), list(result.unexpected_keys)
+        missing = really_missing(model, without_lost(result.missing_keys, lost))
+        unexpected = list(result.unexpected_keys)
         for name in missing:
             if name in replaced:
                 members, key, original = replaced[name]
@@ -48,6 +51,15 @@ def load_model(model: torch.nn.Module, filename: Path | BinaryIO, strict: bool =
     if strict and (missing or unexpected):
         raise RuntimeError(mismatch(type(model).__name__, missing, unexpected))
     return missing, unexpected
+
+
+def without_lost(missing: list[str], lost: set[str]) -> list[str]:
+    """The names that are missing, but for extra states that the file says it could not keep; a warning names those."""
+    told = [name for name in missing if name in lost]
+    if told:
+        warnings.warn(f"the file does not have {', '.join(map(repr, told))}: an extra state that is no plain value was"
+                      " left out when it was written", stacklevel=3)  # fmt: skip
+    return [name for name in missing if name not in lost]
 
 
 def leave_meta(model: torch.nn.Module, device: Device) -> dict[str, tuple[Members, str, torch.Tensor]]:

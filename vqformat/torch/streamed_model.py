@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..files import Path, opened
 from ..read.safe_open import safe_open
 from ..read.torch_arrays import torch_dtype
-from .deferred_tensor import deferred_tensor
-from .loading import Device, Members, leave_meta, mismatch, really_missing
+from .checkpoint import saved_state
+from .loading import Device, Members, leave_meta, mismatch, really_missing, without_lost
 from .module_patches import WeightSwap, patch
 from .streamed_weight import StreamedWeight
 from .weight_store import WeightStore
@@ -117,9 +117,12 @@ class _Streaming:
         replaced: dict[str, tuple[Members, str, Tensor]] = {}
         try:
             replaced = leave_meta(model, device)
-            state = {name: deferred_tensor(file, name) for name in file if name not in self._names}
+            state, lost = saved_state(file)
+            for name in self._names:
+                state.pop(name, None)
             result = model.load_state_dict(state, strict=False)
-            missing, unexpected = really_missing(model, result.missing_keys), list(result.unexpected_keys)
+            missing = really_missing(model, without_lost(result.missing_keys, lost))
+            unexpected = list(result.unexpected_keys)
             for name in missing:
                 if name in replaced:
                     of, key, original = replaced[name]

@@ -1,0 +1,349 @@
+"""The file of a PyTorch checkpoint: its pickle, and where the bytes of each storage are; zip and legacy, no PyTorch."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from vqformat.errors import ConversionError
+from vqformat.format.dtypes import BY_NAME
+from vqformat.format.limits import MAX_RANK
+
+from .inert_pickle import Call, Global, Persistent, PickleError, unpickle
+from .zip_archive import Archive
+
+_MAX_PICKLE_NBYTES = 1 << 30  # arrays of NumPy lie in it
+_LARGEST = (1 << 63) - 1  # size, stride or offset
+MAX_EXPANDED_NBYTES = 64 << 20  # of a tensor that repeats elements of its storage (stride 0), or
+MAX_EXPANSION = 4  # times the storage, if that is more
+
+# Name of a storage type, before "Storage" -> SPEC name
+_STORAGE_DTYPES = {
+    "Bool": "bool", "Byte": "u8", "Char": "i8", "UInt16": "u16", "Short": "i16", "UInt32": "u32", "Int": "i32",
+    "UInt64": "u64", "Long": "i64", "Half": "f16", "BFloat16": "bf16", "Float": "f32", "Double": "f64",
+    "ComplexFloat": "c64", "ComplexDouble": "c128", "QInt8": "i8", "QUInt8": "u8", "QInt32": "i32",
+    "Float8_e4m3fn": "f8_e4m3fn", "Float8_e5m2": "f8_e5m2", "Float8_e4m3fnuz": "f8_e4m3fnuz",
+    "Float8_e5m2fnuz": "f8_e5m2fnuz", "Float8_e8m0fnu": "f8_e8m0fnu",
+}  # fmt: skip
+# Name of a dtype of PyTorch -> SPEC name
+TORCH_DTYPES = {
+    "bool": "bool", "uint8": "u8", "int8": "i8", "uint16": "u16", "int16": "i16", "uint32": "u32", "int32": "i32",
+    "uint64": "u64", "int64": "i64", "float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64",
+    "complex64": "c64", "complex128": "c128", "qint8": "i8", "quint8": "u8", "qint32": "i32",
+    "float8_e4m3fn": "f8_e4m3fn", "float8_e5m2": "f8_e5m2", "float8_e4m3fnuz": "f8_e4m3fnuz",
+    "float8_e5m2fnuz": "f8_e5m2fnuz", "float8_e8m0fnu": "f8_e8m0fnu", "float4_e2m1fn_x2": "f4_e2m1fn",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Memory that tensors share.
+
+    Attributes:
+        dtype: Name in SPEC 7.1, or that of PyTorch if a ``.vqm`` has none; None for bytes of no dtype.
+        offset: Of the first byte, where this is a view of another storage.
+    """
+
+    key: str
+    dtype: str | None
+    offset: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A tensor of a checkpoint, nothing of it checked until ``CheckpointFile.check``; sizes and strides in elements."""
+
+    storage: Storage
+    dtype: str
+    offset: Any
+    shape: Any
+    stride: Any
+    is_conj: bool = False
+    is_neg: bool = False
+    is_exact: bool = False
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for two tensors that share everything."""
+        storage = self.storage
+        return (storage.key, storage.offset, self.dtype, self.offset, self.shape, self.stride, self.is_conj,
+                self.is_neg)  # fmt: skip
+
+    @property
+    def logical_shape(self) -> tuple[int, ...]:
+        """The shape in elements; PyTorch counts pairs of 4-bit elements along the last axis."""
+        shape: tuple[int, ...] = self.shape
+        return (*shape[:-1], 2 * shape[-1]) if self.dtype == "f4_e2m1fn" and shape else shape
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the bytes of a storage are."""
+
+    start: int
+    nbytes: int
+    member: str | None = None  # of a zip archive, compressed
+
+
+class CheckpointFile:
+    """A checkpoint whose pickle has been read; the file itself is opened again for each tensor.
+
+    Attributes:
+        root: What the pickle holds.
+
+    Raises:
+        ConversionError: It is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._places: dict[str, _Place] = {}
+        self._memory: dict[str, bytes] = {}
+        self._is_big_endian = False
+        self._inflated: tuple[str, bytes] | None = None  # the compressed member that was read last
+        with open(path, "rb") as stream:
+            is_zip = stream.read(2) == b"PK"
+        try:
+            self.root = self._open_zip() if is_zip else self._open_legacy()
+        except PickleError as err:
+            raise self.refuse(str(err)) from err
+
+    def refuse(self, why: str) -> ConversionError:
+        """The error for a checkpoint that is damaged; foreign names in it have any length and any characters."""
+        why = "".join(c if c.isprintable() else "?" for c in why[:500]) + "…" * (len(why) > 500)
+        return ConversionError(f"{str(self.path)!r} is a PyTorch checkpoint that is damaged or cut short ({why}); fetch"
+                               " or save it again")  # fmt: skip
+
+    # Zip files
+
+    def _open_zip(self) -> Any:
+        with Archive(self.path) as archive:
+            pickles = [name for name in archive.names() if name.rpartition("/")[2] == "data.pkl"]
+            if len(pickles) != 1:
+                raise self.refuse(f"it has {len(pickles)} members data.pkl")
+            top = pickles[0].removesuffix("data.pkl")
+            if archive.nbytes(pickles[0]) > _MAX_PICKLE_NBYTES:
+                raise self.refuse(f"its pickle has {archive.nbytes(pickles[0])} bytes; at most {_MAX_PICKLE_NBYTES} are"
+                                  " allowed")  # fmt: skip
+            if f"{top}byteorder" in archive.names() and archive.nbytes(f"{top}byteorder") < 16:
+                self._is_big_endian = self._member(archive, f"{top}byteorder").strip() == b"big"
+            for name in archive.names():
+                if name.startswith(f"{top}data/"):
+                    self._places[name.removeprefix(f"{top}data/")] = self._zip_place(archive, name)
+            pickled = self._member(archive, pickles[0])
+        return unpickle(io.BytesIO(pickled))
+
+    def _member(self, archive: Archive, name: str) -> bytes:
+        """A whole member, of which the CRC may be 0."""
+        start = archive.stored_at(name)
+        if start is None:
+            return archive.read(name)
+        with open(self.path, "rb") as stream:
+            stream.seek(start)
+            return stream.read(archive.nbytes(name))
+
+    def _zip_place(self, archive: Archive, name: str) -> _Place:
+        try:
+            start = archive.stored_at(name)
+        except ConversionError as err:
+            raise ConversionError(f"{str(self.path)!r} is a PyTorch checkpoint whose part {name!r} is damaged"
+                                  f" ({err}); fetch or save it again") from err  # fmt: skip
+        return _Place(start or 0, archive.nbytes(name), name if start is None else None)
+
+    # Legacy files: pickles of a magic number, a version, facts of the machine, the checkpoint and the keys of the
+    # storages; then the storages, each after the number of its elements
+
+    def _open_legacy(self) -> Any:
+        with open(self.path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            for _ in range(2):
+                unpickle(mapped)
+            facts = unpickle(mapped)
+            self._is_big_endian = isinstance(facts, dict) and facts.get("little_endian") is False
+            root = unpickle(mapped)
+            keys = unpickle(mapped)
+            position = mapped.tell()
+            if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+                raise self.refuse("it does not list its storages")
+            dtypes = _dtypes_of_storages(root)
+            for key in keys:
+                size = _itemsize(dtypes.get(key))
+                count = int.from_bytes(mapped[position : position + 8], "big" if self._is_big_endian else "little")
+                position += 8
+                if count * size > len(mapped) - position:
+                    raise self.refuse(f"storage {key!r} has {count} elements of {size} bytes, and"
+                                      f" {max(0, len(mapped) - position)} bytes are left")  # fmt: skip
+                self._places[key] = _Place(position, count * size)
+                position += count * size
+            if position < len(mapped) and zipfile.is_zipfile(self.path):
+                raise self.refuse("a zip archive follows its last storage: it is not told which of both is meant")
+        return root
+
+    def add(self, key: str, data: bytes) -> None:
+        """Take a storage that lies in the pickle, as the arrays of NumPy do."""
+        self._memory[key] = data
+
+    # Tensors
+
+    def check(self, name: str, tensor: Tensor) -> None:
+        """Raise ConversionError unless a tensor has a dtype of a ``.vqm`` and lies within its storage."""
+        shape, stride, offset = tensor.shape, tensor.stride, tensor.offset
+        if tensor.dtype not in BY_NAME:
+            raise ConversionError(f"{str(self.path)!r}: tensor {name!r} has dtype {tensor.dtype}, which a .vqm cannot"
+                                  " hold; convert it with tensor.to(…) first")  # fmt: skip
+        sizes = (offset, *shape, *stride) if isinstance(shape, tuple) and isinstance(stride, tuple) else ()
+        if not sizes or len(shape) != len(stride) or len(shape) > MAX_RANK or not all(
+                type(size) is int and 0 <= size <= _LARGEST for size in sizes):  # fmt: skip
+            raise self.refuse(f"tensor {name!r} has the offset {brief(offset)}, shape {brief(shape)} and strides"
+                              f" {brief(stride)}")  # fmt: skip
+        key = tensor.storage.key
+        if key not in self._places and key not in self._memory:
+            raise self.refuse(f"tensor {name!r} is in the storage {key[:80]!r}, which is not there")
+        have = len(self._memory[key]) if key in self._memory else self._places[key].nbytes
+        have = max(0, have - tensor.storage.offset)
+        needed = self._span(tensor)
+        if needed > have:
+            raise self.refuse(f"tensor {name!r} of shape {brief(shape)} needs {needed} bytes of its storage, which has"
+                              f" {have}")  # fmt: skip
+        nbytes = prod(shape) * _itemsize(tensor.dtype)
+        if nbytes > max(MAX_EXPANSION * have, MAX_EXPANDED_NBYTES):
+            raise ConversionError(f"{str(self.path)!r}: tensor {name!r} of shape {brief(shape)} is {nbytes} bytes that"
+                                  f" repeat {have}; at most {max(MAX_EXPANSION * have, MAX_EXPANDED_NBYTES)} are"
+                                  " allowed")  # fmt: skip
+
+    def extent(self, tensor: Tensor) -> tuple[str, int, int]:
+        """The storage's key, and offsets in it of a tensor's first byte and of the byte after its last."""
+        start = tensor.storage.offset + tensor.offset * _itemsize(tensor.dtype)
+        return tensor.storage.key, start, tensor.storage.offset + self._span(tensor)
+
+    def _span(self, tensor: Tensor) -> int:
+        if not prod(tensor.shape):
+            return 0
+        last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
+        return cast(int, tensor.offset + last + 1) * _itemsize(tensor.dtype)
+
+    def loader(self, name: str, tensor: Tensor) -> Callable[[], npt.NDArray[Any]]:
+        """What loads a tensor that has been checked."""
+        return lambda: self.load(name, tensor)
+
+    def load(self, name: str, tensor: Tensor) -> npt.NDArray[Any]:
+        """The values of a tensor that has been checked."""
+        info = BY_NAME[tensor.dtype]
+        if not prod(tensor.shape):
+            return np.empty(tensor.logical_shape, info.numpy)
+        _, start, end = self.extent(tensor)
+        data = self._read(tensor.storage.key, start, end - start)
+        if len(data) != end - start:
+            raise ConversionError(f"{str(self.path)!r} became shorter while {name!r} was read")
+        itemsize = _itemsize(tensor.dtype)
+        if self._is_big_endian and itemsize > 1 and tensor.storage.key not in self._memory:
+            size = itemsize // 2 if info.is_complex else itemsize
+            data = np.frombuffer(data, f">u{size}").astype(f"<u{size}").tobytes()
+        if tensor.dtype == "bool":
+            data = (np.frombuffer(data, np.uint8) != 0).tobytes()
+        strides = [step * itemsize for step in tensor.stride]
+        if tensor.dtype == "f4_e2m1fn":
+            pairs: npt.NDArray[Any] = np.ndarray(tensor.shape, np.uint8, data, strides=strides)
+            halves = np.stack([pairs & 15, pairs >> 4], axis=-1)
+            return halves.reshape(tensor.logical_shape).view(info.numpy)
+        array: npt.NDArray[Any] = np.ndarray(tensor.shape, info.numpy, data, strides=strides)
+        array = np.conj(array) if tensor.is_conj else array
+        return np.negative(array) if tensor.is_neg else array
+
+    def _read(self, key: str, start: int, nbytes: int) -> bytes:
+        if key in self._memory:
+            return self._memory[key][start : start + nbytes]
+        place = self._places[key]
+        if place.member is None:
+            with open(self.path, "rb") as stream:
+                stream.seek(place.start + start)
+                return stream.read(nbytes)
+        if self._inflated is None or self._inflated[0] != key:
+            self._inflated = None
+            with Archive(self.path) as archive:
+                self._inflated = key, archive.read(place.member)
+        return self._inflated[1][start : start + nbytes]
+
+
+def storage_of(value: Any) -> Storage | None:
+    """The storage that a persistent id describes; None if it does not."""
+    id = value.id if isinstance(value, Persistent) else None
+    if not isinstance(id, tuple) or len(id) < 5 or id[0] != "storage" or not isinstance(id[2], str):
+        return None
+    kind = id[1].name if isinstance(id[1], Global) else ""
+    if not kind.endswith("Storage"):
+        return None
+    dtype = None if kind == "UntypedStorage" else _STORAGE_DTYPES.get(kind[:-7], kind[:-7])
+    view = id[5] if len(id) > 5 else None
+    offset = 0
+    if isinstance(view, tuple) and len(view) == 3 and type(view[1]) is int and 0 <= view[1] <= _LARGEST:
+        offset = view[1] * _itemsize(dtype)
+    return Storage(id[2], dtype, offset)
+
+
+def size_of_storage(value: Persistent) -> Any:
+    """The number of elements that a persistent id gives."""
+    return value.id[4]
+
+
+def tensor_in(storage: Storage, offset: Any, shape: Any, stride: Any, dtype: str | None = None) -> Tensor:
+    """A tensor of a dtype that the storage has, or that is given."""
+    shape = tuple(shape) if isinstance(shape, list) else shape
+    stride = tuple(stride) if isinstance(stride, list) else stride
+    return Tensor(storage, dtype or storage.dtype or "u8", offset, shape, stride)
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """A tensor that is no weight."""
+    return replace(tensor, is_exact=True)
+
+
+def _itemsize(dtype: str | None) -> int:
+    return BY_NAME[dtype].numpy.itemsize if dtype in BY_NAME else 1
+
+
+def _dtypes_of_storages(root: Any) -> dict[str, str | None]:
+    """Dtypes of all storages of a legacy pickle by key; they say how large the elements are."""
+    found: dict[str, str | None] = {}
+    seen: set[int] = set()
+    pending = [root]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Persistent):
+            storage = storage_of(value)
+            if storage is not None:
+                found[storage.key] = storage.dtype
+            continue
+        if id(value) in seen:
+            continue
+        parts = _parts(value)
+        if parts:
+            seen.add(id(value))
+            pending.extend(parts)
+    return found
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, Call):
+        items = [part for pair in value.items.items() for part in pair] if value.items else []
+        return [value.function, value.arguments, value.state, *items, *value.elements]
+    if isinstance(value, Mapping):
+        return [part for pair in value.items() for part in pair]
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def brief(value: Any) -> str:
+    """A value of a pickle as text, however large or deep it is."""
+    if isinstance(value, tuple) and len(value) <= MAX_RANK:
+        inner = ", ".join(brief(item) if isinstance(item, int) else "…" for item in value)
+        return f"({inner}{',' * (len(value) == 1)})"
+    is_short = isinstance(value, str) or (isinstance(value, int) and -_LARGEST <= value <= _LARGEST)
+    return str(value) if is_short else f"a {type(value).__name__}"
