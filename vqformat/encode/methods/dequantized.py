@@ -36,6 +36,7 @@ _TRIED_GROUPS = 4
 _GROUP_SIZES = (256, 128, 64, 32, 16)
 _FLAT_SIZES = (4096, 2048, 1024, 512, 256, 128, 64)  # of groups that go over the ends of rows, as in bitsandbytes
 _SQUARE = 128
+_MOST_FAILED = 3  # grids that fit samples and not the tensor, until it is left as it is
 _PIECE = 1 << 20
 _FEW_VALUES = 4096
 _FEW_ELEMENTS = 1 << 16  # of a tensor for which the bytes of a table matter
@@ -223,6 +224,7 @@ def _groupings(shape: tuple[int, ...]) -> Iterator[Grouping]:
 def _on_grid(values: npt.NDArray[Any], dtype: str) -> Stages:
     """Grids: the one with the fewest scales, and if that has one scale only the next one too."""
     found: Stages = []
+    n_failed = 0
     for grouping in _groupings(values.shape) if values.ndim else ():
         is_one = not grouping.rows and not grouping.columns
         if is_one and values.size > _FEW_ELEMENTS:
@@ -241,7 +243,8 @@ def _on_grid(values: npt.NDArray[Any], dtype: str) -> Stages:
             if stage is not None:
                 found.append((layout, stage))
                 break
-        if found and not is_one:
+            n_failed += 1
+        if (found and not is_one) or n_failed >= _MOST_FAILED:
             break
     return found
 

@@ -20,7 +20,8 @@ _NOISE_BITS = 7.96  # of entropy for each byte, from which on a frame would not 
 _TRIED = 1 / 128  # of the bytes of a plane that are searched for matches as a trial
 _LEAST_TRIED, _MOST_TRIED = 1 << 11, 1 << 14
 _LEAST_BITS = 0.9  # of entropy of zeros and ones, from which on a bit each is good enough
-_PAYS = 0.85  # of the bytes of literals, below which all of a plane is searched
+_PAYS = 0.15  # of the bytes of literals that a trial has to save, so that all of a plane is searched
+_PAYS_IF_ODD = 0.05  # the same where literals take another number of bytes than their entropy
 _AS_COUNTED = (0.97, 1.1)  # sizes of Huffman codes over entropies where there is nothing else to find
 _SEARCHED = 1 / 16  # of the bytes of a plane that may be searched because of their size
 _BLOCK = 1 << 17  # the most that a zstd block holds
@@ -33,7 +34,7 @@ def sections(payloads: Sequence[bytes]) -> list[Section]:
         return packing.sections(payloads)
     nbytes = sum(map(len, payloads))
     n_searched = int(nbytes * _SEARCHED)
-    pays: bool | None = None
+    gain: float | None = None
     result = []
     for plain in payloads:
         if len(plain) < packing.SMALL_NBYTES:
@@ -47,12 +48,12 @@ def sections(payloads: Sequence[bytes]) -> list[Section]:
         if _is_binary(plain, counts) and bits > _LEAST_BITS:
             result.append(Section(one_bit_frame(plain), is_zstd=True))
             continue
-        if pays is None:
-            pays = _matches_pay(plain, nbytes)
         stored = packing.compress(plain, packing.LITERALS)
         expected = bits / 8 * len(plain)
-        is_odd = not _AS_COUNTED[0] * expected <= len(stored) <= _AS_COUNTED[1] * expected
-        if pays or (bits > 0 and is_odd and n_searched >= len(plain)):
+        is_odd = bits > 0 and not _AS_COUNTED[0] * expected <= len(stored) <= _AS_COUNTED[1] * expected
+        if gain is None:
+            gain = _trial_gain(plain, nbytes)
+        if gain > _PAYS or (is_odd and (gain > _PAYS_IF_ODD or n_searched >= len(plain))):
             n_searched -= len(plain)
             stored = min(stored, packing.compress(plain, packing.QUICKER_MATCHES), key=len)
         result.append(packing.as_section(plain, stored))
@@ -63,12 +64,17 @@ def _is_binary(plain: bytes, counts: npt.NDArray[np.intp]) -> bool:
     return not counts[2:].any() and np.frombuffer(plain, np.uint8).max() == 1
 
 
-def _matches_pay(plain: bytes, nbytes: int) -> bool:
-    """Whether a trial finds much more than a histogram tells."""
+def _trial_gain(plain: bytes, nbytes: int) -> float:
+    """What share of its bytes a search for matches saves, by a part.
+
+    Args:
+        nbytes: Of all blocks of the plane: more of them earn a larger part.
+    """
     length = min(max(int(nbytes * _TRIED), _LEAST_TRIED), _MOST_TRIED)
     start = (len(plain) - length) // 2
     part = plain[start : start + length]
-    return len(packing.compress(part, packing.QUICKER_MATCHES)) < _PAYS * len(packing.compress(part, packing.LITERALS))
+    found, literals = (len(packing.compress(part, how)) for how in (packing.QUICKER_MATCHES, packing.LITERALS))
+    return 1 - found / literals
 
 
 def _count(plain: bytes) -> npt.NDArray[np.intp]:
