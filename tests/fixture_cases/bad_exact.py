@@ -110,6 +110,10 @@ def index_kinds() -> Iterator[Case]:
     """Fields of INDX that are no bins, their content the same."""
     made = file(layr("", base_raw(), alias("b", base_raw())))
     fields = fields_of(made.build())
+    digest = fields_of(file().build())[0]
+    assert isinstance(digest, bytes)
+    yield invalid("met-008-index-digest-33", FORMAT, "a digest of 33 bytes, the last one too many", "MET-008 IDX-002",
+                  file(index={0: digest + b"\0"}))  # fmt: skip
     for position, name, value in [
         (0, "digest", fields[0].hex()),
         (1, "metadata", ["", {}]),
