@@ -74,7 +74,8 @@ def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: 
     the metadata and blocks of GGUF. Tied
     tensors are tied in a state dict and in HDF5; in other formats they are copies. NumPy has no bfloat16, no 8-bit
     floats and no dtypes below 8 bits: these are converted to wider dtypes with the same values. A state dict and an
-    ONNX model are assembled in memory; for the other formats one tensor at a time is in memory.
+    ONNX model of at most 2 GiB are assembled in memory; otherwise one tensor at a time is in memory. An ONNX model that
+    would have more keeps its values in a second file, ``model.onnx.data`` for ``model.onnx``.
 
     Args:
         src: Path of the ``.vqm``.
@@ -90,7 +91,7 @@ def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: 
     Raises:
         ConversionError: ``src`` is not a ``.vqm``, or the format of ``dst`` is unknown or cannot hold a tensor.
         TensorNotFoundError: A name or pattern matches no tensor.
-        FileExistsError: ``dst`` exists and ``overwrite`` is false.
+        FileExistsError: ``dst``, or the second file of an ONNX model, exists and ``overwrite`` is false.
     """
     from .export import export
 

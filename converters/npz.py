@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import zipfile
 from collections.abc import Callable
 from math import prod
@@ -13,12 +14,16 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from vqformat.encode.source import SourceTensor
+from vqformat.encode.source import SourceTensor, check_shape
 from vqformat.errors import ConversionError, EncodeError
 from vqformat.format.dtypes import of_array
 from vqformat.format.limits import MAX_RANK
 
+from .model_folder import open_regular
 from .source import Source
+from .zip_archive import leads_out
+
+_MAX_HEADER_NBYTES = 10_000  # of an array of numbers; NumPy has the same limit
 
 # Kinds of NumPy dtypes that cannot be tensors
 _NO_TENSORS = {"O": "pickled Python objects, which are never loaded", "S": "bytes", "U": "text", "M": "dates",
@@ -36,6 +41,9 @@ def open_npz(path: Path) -> Source:
         tensors: list[SourceTensor] = []
         notes: list[str] = []
         for member in archive.infolist():
+            if leads_out(member.orig_filename):
+                raise ConversionError(f"{str(path)!r}: member {member.orig_filename[:100]!r} has a name that leads out"
+                                      " of the archive; save the array under another name")  # fmt: skip
             if not member.filename.endswith(".npy"):
                 notes.append(f"left out {member.filename!r}: no NumPy array")
                 continue
@@ -60,7 +68,9 @@ def open_npy(path: Path) -> Source:
         ConversionError: It is damaged, or a ``.vqm`` cannot hold the array.
     """
     notes: list[str] = []
-    tensor = _tensor(path, path.stem, lambda: path.open("rb"), path.stat().st_size, notes)
+    with open_regular(path) as stream:
+        size = stream.seek(0, 2)
+    tensor = _tensor(path, path.stem, lambda: open_regular(path), size, notes)
     if tensor is None:
         raise ConversionError(f"{str(path)!r} is a NumPy file without a numeric array: {notes[0]}; save arrays of"
                               " numbers with numpy.savez")  # fmt: skip
@@ -83,6 +93,7 @@ def _tensor(path: Path, name: str, opener: Callable[[], IO[bytes]], size: int, n
         raise ConversionError(f"{str(path)!r}: array {name!r} has dtype {dtype}, bytes without a meaning (numpy.savez"
                               " writes bfloat16 and the like so); save it as float32, or use safetensors")  # fmt: skip
     try:
+        check_shape(name, shape)
         info = of_array(np.empty(0, dtype), name)
     except EncodeError as err:
         raise ConversionError(f"{str(path)!r}: {err}") from err
@@ -107,15 +118,25 @@ def _tensor(path: Path, name: str, opener: Callable[[], IO[bytes]], size: int, n
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = npy.read_magic(stream)
-    if version == (1, 0):
-        shape, fortran_order, dtype = npy.read_array_header_1_0(stream)
-    elif version in ((2, 0), (3, 0)):  # 3.0 differs only in Unicode names of fields
-        shape, fortran_order, dtype = npy.read_array_header_2_0(stream)
-    else:
+    magic = stream.read(npy.MAGIC_LEN)
+    version = npy.read_magic(io.BytesIO(magic))
+    if version not in ((1, 0), (2, 0), (3, 0)):
         raise ValueError(f"version {version} of the .npy format")
-    if len(shape) > MAX_RANK or any(size < 0 for size in shape):
-        raise ValueError(f"shape {shape}")
+    length = stream.read(2 if version == (1, 0) else 4)
+    nbytes = int.from_bytes(length, "little")
+    if nbytes > _MAX_HEADER_NBYTES:
+        raise ValueError(f"a header of {nbytes} bytes; at most {_MAX_HEADER_NBYTES} are read")
+    text = stream.read(nbytes)
+    if len(text) < nbytes:
+        raise ValueError(f"a header of {nbytes} bytes is announced, and {len(text)} are there")
+    # 3.0 differs from 2.0 only in Unicode names of fields
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    try:
+        shape, fortran_order, dtype = read(io.BytesIO(length + text))
+    except Exception as err:  # ast raises MemoryError and RecursionError for nested text, even if it is short
+        raise ValueError(f"its header cannot be read: {text[:100]!r}") from err
+    if len(shape) > MAX_RANK or any(type(size) is not int or size < 0 for size in shape):
+        raise ValueError(f"shape {str(shape)[:100]}")
     return shape, fortran_order, dtype
 
 
@@ -132,5 +153,7 @@ class _complaining:
         if not isinstance(err, Exception) or isinstance(err, MemoryError):
             return
         if isinstance(err, OSError) and err.errno != errno.EINVAL:  # EINVAL: an offset before the start
+            return
+        if isinstance(err, ConversionError):
             return
         raise ConversionError(f"{self._where} is damaged or cannot be read ({err}); save it again") from err

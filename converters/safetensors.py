@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,9 +82,9 @@ def _read(path: Path) -> tuple[list[SourceTensor], dict[str, Any]]:
 
 def _loader(path: Path, dtype: str, shape: tuple[int, ...], offset: int, nbytes: int) -> Callable[[], npt.NDArray[Any]]:
     def load() -> npt.NDArray[Any]:
-        if os.path.getsize(path) < offset + nbytes:
+        data = np.fromfile(path, np.uint8, nbytes, offset=offset)  # nbytes were in the file when it was opened
+        if data.size < nbytes:
             raise ConversionError(f"{str(path)!r} became shorter while it was read")
-        data = np.fromfile(path, np.uint8, nbytes, offset=offset)
         info = BY_NAME[dtype]
         if info.bits == 4:
             return unpack_nibbles(data, 2 * nbytes).view(info.numpy).reshape(shape)

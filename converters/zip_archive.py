@@ -160,3 +160,9 @@ def is_unsafe(name: str) -> bool:
     parts = name.removesuffix("/").split("/")  # the name of a folder ends in /
     leads_out = any(part in ("", ".", "..") for part in parts) or set(name) & set("\\\0") or ":" in parts[0]
     return bool(leads_out) or not 0 < len(name.encode(errors="replace")) <= _MAX_NAME_NBYTES
+
+
+def leads_out(name: str) -> bool:
+    """Whether this is an absolute name, or one with ``..``, on any system. Unlike ``is_unsafe`` it leaves ``w:0``."""
+    has_drive = name[1:2] == ":" and name[:1].isalpha() and name[2:3] in ("/", "\\")
+    return has_drive or name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/")

@@ -39,12 +39,17 @@ class opened:
 
 
 @contextlib.contextmanager
-def temporary_space() -> Iterator[None]:
-    """Context in which an error of a full disk names the system's folder for temporary files, and TMPDIR."""
+def temporary_space(folder: Path | None = None) -> Iterator[None]:
+    """Context in which an error of a full disk names the system's folder for temporary files, and TMPDIR.
+
+    Args:
+        folder: A folder made there. An error that names a file in it, or no file, is such an error.
+    """
     try:
         yield
     except OSError as err:
-        if err.errno not in _FULL or err.filename not in (None, tempfile.gettempdir()):
+        is_below = folder is not None and isinstance(err.filename, str) and err.filename.startswith(os.fspath(folder))
+        if err.errno not in _FULL or not (err.filename is None or is_below):
             raise
         advice = f"{err.strerror}; set TMPDIR to another folder for temporary files"
         raise OSError(err.errno, advice, tempfile.gettempdir()) from err

@@ -20,6 +20,7 @@ except ImportError as err:
                       " torch, tensorflow or jax") from err  # fmt: skip
 
 from .errors import ConversionError, EncodeError
+from .files import temporary_space
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -58,9 +59,10 @@ def save_model(model: keras.Model, filename: str | os.PathLike[str] | BinaryIO,
         raise EncodeError("the model has no variables yet; build it first: give it an Input, or call it on some data")
     with tempfile.TemporaryDirectory(prefix="vqm-") as folder:
         unpacked = Path(folder) / "model"
-        keras.saving.save_model(model, unpacked, zipped=False)
-        version = {"keras_version": keras.__version__}  # without the date: the same model makes the same bytes
-        (unpacked / "metadata.json").write_text(json.dumps(version))
+        with temporary_space(folder):
+            keras.saving.save_model(model, unpacked, zipped=False)
+            version = {"keras_version": keras.__version__}  # without the date: the same model makes the same bytes
+            (unpacked / "metadata.json").write_text(json.dumps(version))
         report: Report = convert(unpacked, filename, metadata=metadata, include_optimizer=include_optimizer,
                                  overwrite=overwrite, **options)  # fmt: skip
         return report
@@ -86,5 +88,6 @@ def load_weights(model: keras.Model, filename: str | os.PathLike[str], **keyword
                               " model a tensor is")  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="vqm-") as folder:
         weights = Path(folder) / f"model{_SUFFIXES[kind]}"
-        extract(filename, weights)
+        with temporary_space(folder):
+            extract(filename, weights)
         model.load_weights(weights, **keywords)

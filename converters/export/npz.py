@@ -13,6 +13,7 @@ from vqformat.errors import ConversionError
 from vqformat.format.dtypes import BY_NAME
 
 from ..source import Source
+from ..zip_archive import leads_out
 
 
 def write_npz(stream: BinaryIO, tensors: list[SourceTensor], source: Source, notes: list[str]) -> None:
@@ -21,12 +22,15 @@ def write_npz(stream: BinaryIO, tensors: list[SourceTensor], source: Source, not
     Dtypes that NumPy lacks are converted to wider ones with the same values.
 
     Raises:
-        ConversionError: A name has a character U+0000.
+        ConversionError: A name has a character U+0000, or would lead out of the folder where the archive is unpacked.
     """
     with zipfile.ZipFile(stream, "w") as archive:
         for tensor in tensors:
             if "\0" in tensor.name:
                 raise ConversionError(f"tensor {tensor.name!r}: a NumPy archive cannot hold a name with U+0000")
+            if leads_out(tensor.name + ".npy"):
+                raise ConversionError(f"tensor {tensor.name!r}: unpacking a NumPy archive with this name would write"
+                                      " outside its folder; extract to .safetensors or .pt")  # fmt: skip
             array = tensor.load()
             wide = numpy_dtype(tensor.dtype)
             if array.dtype != wide:

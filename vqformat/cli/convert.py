@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -15,6 +16,7 @@ from vqformat.converters.export import SUFFIXES
 from ..encode.calibration import Calibration
 from ..encode.recipe import Recipe
 from ..errors import EncodeError
+from ..files import name_full_disk
 from ..read.safe_open import safe_open
 from .arguments import UsageError
 from .files import STDIO, check_output, default_output, is_special, label, local_path, select, stdout
@@ -45,6 +47,7 @@ def run_convert(args: argparse.Namespace) -> int:
         start = time.monotonic()
         source = stack.enter_context(local_path(args.source))
         progress = stack.enter_context(progress_bar(quiet=args.quiet, unit=" weights"))
+        stack.enter_context(_naming_full_disk("stdout" if to_stdout else output))
         report = convert(source, target, recipe=recipe, bits=args.bits, ratio=args.ratio, size=args.size,
                          sqnr=args.sqnr, lossless=args.lossless, preset=preset, seed=args.seed, calibration=calibration,
                          progress=progress, include_optimizer=args.include_optimizer,
@@ -61,6 +64,16 @@ def run_convert(args: argparse.Namespace) -> int:
         print(f"{'stdout' if to_stdout else label(str(output))}: {count(report.source_nbytes)} bytes of tensors in"
               f" {count(report.file_nbytes)}, ratio {report.ratio:.2f}{took}", file=where)  # fmt: skip
     return 0
+
+
+@contextlib.contextmanager
+def _naming_full_disk(output: str | Path) -> Iterator[None]:
+    """Context in which an error of a full disk names the output, also if that is a stream without a name."""
+    try:
+        yield
+    except OSError as err:
+        name_full_disk(err, output)
+        raise
 
 
 def _recipe(args: argparse.Namespace) -> Recipe | None:

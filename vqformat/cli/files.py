@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import TensorNotFoundError, VqmError
+from ..files import temporary_space
 from .arguments import UsageError
 from .text import describe_error, escape
 
@@ -58,11 +59,15 @@ def local_path(file: str) -> Iterator[Path]:
     """Context that gives the path of a file; for ``-`` that of a temporary copy of stdin. Errors name the file."""
     if file != STDIO:
         with naming(file):
+            if is_special(Path(file)):
+                from vqformat.converters.model_folder import check_regular
+
+                check_regular(Path(file))  # a pipe would be waited for, and a device read without end
             yield Path(file)
         return
     with tempfile.TemporaryDirectory(prefix="vqm-") as folder:
         path = Path(folder) / "stdin"
-        with open(path, "wb") as copy:
+        with temporary_space(folder), open(path, "wb") as copy:
             shutil.copyfileobj(stdin(), copy)
         with naming(file, path):
             yield path
