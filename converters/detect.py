@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from vqformat.errors import ConversionError
 
-from .model_folder import check_regular, open_regular, read_file
-from .signs import (
+from .format_signatures import (
     DISTRIBUTED,
     DISTRIBUTED_METADATA,
     INDEX,
@@ -24,7 +23,8 @@ from .signs import (
     latest_index,
     manifest_of,
 )
-from .unread import is_core_ml, other_folder, other_format
+from .model_folder import check_regular, open_regular, read_file
+from .other_formats import is_core_ml, other_folder, other_format
 
 Kind = Literal[
     "vqm", "pytorch", "pytorch-index", "torchscript", "safetensors", "safetensors-index", "keras", "keras-shards",

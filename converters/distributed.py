@@ -18,15 +18,15 @@ from vqformat.errors import ConversionError, EncodeError
 from vqformat.format.dtypes import BY_NAME
 from vqformat.format.limits import MAX_TENSORS
 
-from .boxes import Box, check_boxes, put_together
 from .file_region import Region
+from .format_signatures import DISTRIBUTED_METADATA
 from .model_folder import beside, read_small
-from .saved import Saved
-from .signs import DISTRIBUTED_METADATA
+from .pytorch_saved import Saved
 from .source import Source
-from .strided import TORCH_DTYPES
+from .strided_storage import TORCH_DTYPES
+from .tensor_chunks import Box, check_boxes, put_together
 from .torchscript_pickle import Function, Object, PickleError, Tensor, unpickle
-from .training import is_training_key, without_state
+from .training_keys import is_training_key, without_state
 
 _WHAT = "a PyTorch distributed checkpoint"
 _MAX_METADATA_NBYTES = 256 << 20

@@ -23,7 +23,7 @@ from .file_region import Region
 from .msgpack_walk import Binary, Extension, Walker
 from .sharding import check_shard, read_shards
 from .source import Source, take_metadata
-from .training import is_training_key, without_state
+from .training_keys import is_training_key, without_state
 
 _NDARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # types of extensions
 _MAX_METADATA_LENGTH = 1 << 20  # names and values

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .crc32c import crc32c, mask
+from .format_signatures import TABLE_END
 from .protobuf import varint
-from .signs import TABLE_END
 
 _FOOTER_NBYTES = 48
 _TRAILER_NBYTES = 5  # of a block: type, CRC-32C

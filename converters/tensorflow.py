@@ -22,14 +22,14 @@ from vqformat.format.dtypes import BY_NAME
 from vqformat.format.limits import MAX_RANK, MAX_TENSORS
 
 from . import sstable
-from .boxes import Box, check_boxes, put_together
 from .crc32c import crc32c, mask
 from .file_region import Region
+from .format_signatures import INDEX
 from .model_folder import beside, read_small
 from .protobuf import fields, message, signed
-from .signs import INDEX
 from .source import Source
-from .training import is_training_key, without_state
+from .tensor_chunks import Box, check_boxes, put_together
+from .training_keys import is_training_key, without_state
 
 VARIABLES = Path("variables") / "variables.index"  # of a SavedModel
 _MAX_INDEX_NBYTES = 256 << 20

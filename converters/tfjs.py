@@ -18,8 +18,8 @@ from vqformat.format.dtypes import BY_NAME
 from vqformat.format.limits import MAX_RANK, MAX_TENSORS
 
 from .file_region import Region
+from .format_signatures import manifest_of
 from .model_folder import beside, is_plain_name, read_small
-from .signs import manifest_of
 from .source import Source, take_metadata
 
 _MAX_JSON_NBYTES = 100_000_000  # a model's topology is in it

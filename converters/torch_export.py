@@ -15,9 +15,9 @@ from vqformat.errors import ConversionError, EncodeError
 from vqformat.format.limits import MAX_TENSORS
 
 from .file_region import Region
-from .saved import Saved
+from .pytorch_saved import Saved
 from .source import Source
-from .strided import Strided, check_strided, read_strided
+from .strided_storage import Strided, check_strided, read_strided
 from .torchscript_pickle import Tensor
 from .zip_archive import Archive
 

@@ -1,4 +1,4 @@
-"""Which parts of a checkpoint are the state of a training run and no weights, told by the key of the part."""
+"""Which parts of a checkpoint are training state and not weights, by the key of the part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Formats that are told but not read: what each is, and what would help."""
+"""Formats that are recognized but not read: what each is, and what the user can do."""
 
 from __future__ import annotations
 

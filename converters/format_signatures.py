@@ -1,4 +1,4 @@
-"""Signs of formats: how a file or a folder is told, before a reader of the format looks into it."""
+"""Signatures of formats: how a file or a folder is recognized, before a reader of the format looks into it."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from .file_region import Region
-from .strided import TORCH_DTYPES, Strided, check_strided, read_strided
+from .strided_storage import TORCH_DTYPES, Strided, check_strided, read_strided
 from .torchscript_pickle import Function, PickleError, Storage, Tensor, unpickle
 
 _MAX_PICKLE_NBYTES = 64 << 20

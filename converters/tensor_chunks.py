@@ -1,4 +1,4 @@
-"""Parts of a tensor that together are the tensor: whether they fill it exactly, and how they are put together."""
+"""Chunks of a tensor: whether they fill it exactly, and how they are put together."""
 
 from __future__ import annotations
 
