@@ -217,7 +217,7 @@ def test_errors_are_small_where_inputs_are_alike() -> None:
 def test_small_kernels_are_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     net = {f"layer{i}.weight": kernels(32, 24, 3, 3, seed=i) for i in range(12)}
     file = io.BytesIO()
-    vqformat.save_file(net, file, preset="small", bits=3)
+    vqformat.save_file(net, file, preset="small", step=0.5)
     together: list[int] = []
     decode_together = batch.decode_together
     monkeypatch.setattr(batch, "decode_together",
@@ -232,19 +232,23 @@ def test_small_kernels_are_decoded_together(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 _FINGERPRINT = """
+import sys
 import zlib
 from test_transform import kernels, saved
-print([zlib.crc32(saved(kernels(300, 100, 3, 3), bits=bits)) for bits in (1, 3)])
+print(zlib.crc32(saved(kernels(300, 100, 3, 3), **{sys.argv[1]: float(sys.argv[2])})))
 """
 
 
-def test_bytes_do_not_depend_on_threads() -> None:
+@pytest.mark.parametrize(("option", "value"), some_of(
+    [("step", 0.5), ("step", 2.0), ("bits", 1.0), ("bits", 3.0)], [("step", 0.5)]
+))  # fmt: skip
+def test_bytes_do_not_depend_on_threads(option: str, value: float) -> None:
     def fingerprint(threads: int) -> str:
         names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
         room = Path(__file__).parent
         path = os.pathsep.join(map(str, (room, room.parent, room.parent.parent)))
         environment = os.environ | dict.fromkeys(names, str(threads)) | {"PYTHONPATH": path}
-        return subprocess.run([sys.executable, "-c", _FINGERPRINT], env=environment, check=True, capture_output=True,
-                              text=True).stdout  # fmt: skip
+        return subprocess.run([sys.executable, "-c", _FINGERPRINT, option, str(value)], env=environment,
+                              check=True, capture_output=True, text=True).stdout  # fmt: skip
 
     assert fingerprint(1) == fingerprint(3)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coding import written
-from examples import examples
+from examples import examples, some_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -150,7 +150,7 @@ def test_normal_weights_come_near_the_bound_of_shannon(step: float, gap_db: floa
     assert 6.0206 * rate - sqnr < gap_db
 
 
-@pytest.mark.parametrize("sqnr", [1.5, 3.0])
+@pytest.mark.parametrize("sqnr", some_of([1.5, 3.0], [3.0]))
 def test_at_low_rates_a_dearer_bit_makes_squared_errors_smaller(monkeypatch: pytest.MonkeyPatch, sqnr: float) -> None:
     weights = np.random.default_rng(0).laplace(size=(512, 512)).astype(np.float32)
 
@@ -349,7 +349,7 @@ def _net(n_tensors: int = 12) -> dict[str, np.ndarray]:
     return {f"layer{i}.weight": normal(*shape, seed=i) * 2.0**i for i, shape in enumerate(shapes)}
 
 
-@pytest.mark.parametrize("bits", [1.2, 2, 9])
+@pytest.mark.parametrize("bits", some_of([1.2, 2, 9], [2]))
 def test_tensors_read_together_are_those_read_one_by_one(bits: float, monkeypatch: pytest.MonkeyPatch) -> None:
     data = vqformat.save(_net(), preset="small", bits=bits)
 
