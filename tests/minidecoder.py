@@ -591,7 +591,7 @@ class Model:
         need(self.digest.hex(), "IDX-002 checksum", kind_of(digest, bytes, 32) == self.digest)
 
 
-def decode(stream: BinaryIO, *, max_tensor_bytes: int = 2**28, max_total_bytes: int = 2**28) -> Model:
+def decode(stream: BinaryIO, *, max_tensor_bytes: int = 2**32, max_total_bytes: int = 2**32) -> Model:
     """Decode a vqm file, testing every rule; the stream is read once, without seeking. LIM-002 is the caller's."""
     model = Model(stream, max_tensor_bytes, max_total_bytes)
     header = model.read(16)
