@@ -40,7 +40,7 @@ View = tuple[int, int, int, int]  # rows, columns, rows and columns of a block (
 # Sizes of the resident sections, number of sections for a block, what reads the resident sections and gives the bound
 # of VAL-002, what reads a block's payload and gives its elements' values
 Stage = tuple[list[int], int, Callable[[Read], float], Callable[[Read, range, range], list[float]]]
-Tensor = tuple[int, str, tuple[int, ...], bytes]  # position of its layer, dtype, shape, the decoded bytes of 7.1
+Tensor = tuple[str, tuple[int, ...], bytes, int]  # dtype, shape, the decoded bytes of 7.1, position of its layer
 
 
 class Refused(Exception):  # noqa: N818
@@ -572,9 +572,9 @@ class Model:
             self.budget -= plan.n_bytes
             self.index[plan.name] = plan.dtype, plan.shape, len(self.chunks), target
         for plan in plans:
-            data = b"" if plan.target is None else self.tensors[plan.target][-1]
+            data = b"" if plan.target is None else self.tensors[plan.target][2]
             data = plan.decode(self.section) if plan.n_sections else data
-            self.tensors[plan.name] = len(self.layers), DTYPES[plan.dtype], plan.shape, data
+            self.tensors[plan.name] = DTYPES[plan.dtype], plan.shape, data, len(self.layers)
         self.layers.append(name)
 
     def take_index(self, digest: Any, *found: Any) -> None:
@@ -619,7 +619,7 @@ def described(model: Model) -> dict[str, Any]:
 
     tensors = [{"name": name, "layer": layer, "dtype": dtype, "shape": tagged(shape),
                 "sha256": hashlib.sha256(data).hexdigest()}
-               for name, (layer, dtype, shape, data) in model.tensors.items()]
+               for name, (dtype, shape, data, layer) in model.tensors.items()]
     return {"generator": model.generator, "metadata": tagged(model.metadata), "layers": model.layers,
             "tensors": tensors}
 
