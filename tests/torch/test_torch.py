@@ -281,11 +281,12 @@ class TestModels:
         assert model.extra == "mine"
 
     @pytest.mark.parametrize("load", [vt.load_model, vt.stream_model])
-    def test_the_versions_of_modules_come_back(self, tmp_path: Path, load: Any) -> None:
+    @pytest.mark.parametrize("version", [1, 5])
+    def test_the_versions_of_modules_come_back(self, tmp_path: Path, load: Any, version: int) -> None:
         seen = []
 
         class Versioned(torch.nn.Linear):  # type: ignore[misc, name-defined]
-            _version = 5
+            _version = version
 
             def _load_from_state_dict(self, state: Any, prefix: str, local: Any, *rest: Any) -> None:
                 seen.append(local.get("version"))
@@ -294,7 +295,7 @@ class TestModels:
         vt.save_model(torch.nn.Sequential(Versioned(2, 2)), tmp_path / "a.vqm")
         load(torch.nn.Sequential(Versioned(2, 2)), tmp_path / "a.vqm")
 
-        assert seen == [5]
+        assert seen == [version]
 
     def test_of_a_converted_checkpoint_the_state_dict_is_loaded(self, tmp_path: Path) -> None:
         from vqformat.converters import convert

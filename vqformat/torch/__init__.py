@@ -144,8 +144,8 @@ def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapp
     notes: list[str] = []
     tensors, inner, origin = split_state(model.state_dict(), notes)
     sources = [replace(source, is_exact=source.name in inner) for source in source_tensors(tensors, notes, tables)]
-    return _save(sources, notes, filename, {"vqm.source": origin, **(metadata or {})},
-                 **(calibrated | options))  # type: ignore[arg-type]
+    whole = {**({"vqm.source": origin} if origin else {}), **(metadata or {})}
+    return _save(sources, notes, filename, whole, **(calibrated | options))  # type: ignore[arg-type]
 
 
 class writer(writer_of_arrays):

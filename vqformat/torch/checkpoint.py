@@ -50,10 +50,11 @@ def split_state(state: Mapping[str, Any], notes: list[str]) -> tuple[dict[str, t
 
     Returns:
         Tensors by name; the names of those in extra states; and ``vqm.source``, which has the other values and the
-        versions of the modules.
+        versions of the modules. It is empty if there is nothing but tensors and all versions are 1, as those of most
+        modules are: ``saved_state`` assumes so, and small files stay small.
     """
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    inner: set[str] = set()
+    inner = {name for name in tensors if name.rpartition(".")[2] == "_extra_state"}
     kept: OrderedDict[str, Any] = OrderedDict()
     for name, value in state.items():
         is_kept = isinstance(value, torch.Tensor) or _is_plain(value, 0)
@@ -63,6 +64,9 @@ def split_state(state: Mapping[str, Any], notes: list[str]) -> tuple[dict[str, t
     metadata = getattr(state, "_metadata", None)
     if _is_plain(metadata, 0) and metadata is not None:
         kept._metadata = metadata  # type: ignore[attr-defined]
+    versions = metadata.values() if isinstance(metadata, dict) else ()
+    if len(tensors) == len(state) and all(version == {"version": 1} for version in versions):
+        return tensors, inner, {}
 
     def leaf(value: Any, keys: list[Any]) -> Any:
         if isinstance(value, torch.Tensor):
@@ -109,10 +113,11 @@ def _is_plain(value: Any, depth: int) -> bool:
     return type(value) in (bool, int, float, str, bytes, complex, type(None)) and plain_to_json(value) is not NOTHING
 
 
-def saved_state(file: safe_open[torch.Tensor]) -> tuple[OrderedDict[str, Any], set[str]]:
+def saved_state(file: safe_open[torch.Tensor], model: torch.nn.Module) -> tuple[OrderedDict[str, Any], set[str]]:
     """The state dict in a file: tensors that are decoded when they are needed, extra states, and ``_metadata``.
 
-    If the file was made of a checkpoint with one state dict in it, what lies beside the state dict is not in it.
+    If the file was made of a checkpoint with one state dict in it, what lies beside the state dict is not in it. If the
+    file tells no versions, those of the modules of ``model`` that have had one version only are known.
 
     Returns:
         The state dict, and the names of extra states that are not in the file.
@@ -135,7 +140,11 @@ def saved_state(file: safe_open[torch.Tensor]) -> tuple[OrderedDict[str, Any], s
                 state._metadata = _checked_metadata(metadata)  # type: ignore[attr-defined]
             prefix = "".join(f"{key}." for key in nesting)
             return state, {path.removeprefix(prefix) for path, _ in left_out if path.startswith(prefix)}
-    return OrderedDict((name, tensors[name]) for name in file), set()
+    state = OrderedDict(_items_of({name: tensors[name] for name in file}))
+    modules = model.named_modules(remove_duplicate=False)
+    versions = {name: {"version": 1} for name, module in modules if module._version == 1}
+    state._metadata = versions  # type: ignore[attr-defined]
+    return state, set()
 
 
 def _items_of(state: dict[Any, Any]) -> Iterator[tuple[str, Any]]:

@@ -39,7 +39,7 @@ def load_model(model: torch.nn.Module, filename: Path | BinaryIO, strict: bool =
         VqmError: The file is refused.
     """
     with safe_open(filename, framework="pt") as file:
-        state, lost = saved_state(file)
+        state, lost = saved_state(file, model)
         replaced = leave_meta(model, device)
         result = model.load_state_dict(state, strict=False)
         missing = really_missing(model, without_lost(result.missing_keys, lost))

@@ -117,7 +117,7 @@ class _Streaming:
         replaced: dict[str, tuple[Members, str, Tensor]] = {}
         try:
             replaced = leave_meta(model, device)
-            state, lost = saved_state(file)
+            state, lost = saved_state(file, model)
             for name in self._names:
                 state.pop(name, None)
             result = model.load_state_dict(state, strict=False)
