@@ -56,6 +56,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
         raise TypeError(f"options and {', '.join(keywords)} exclude each other")
     if not overwrite and isinstance(dst, (str, os.PathLike)) and os.path.exists(dst):
         raise FileExistsError(f"{os.fspath(dst)!r} exists; it was not replaced")  # said before the work is done
+    _check_other(src, dst)
     with open_source(src, include_optimizer=include_optimizer) as source:
         stored = {**source.stored_metadata(), **(metadata or {})}
         report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite)
@@ -66,7 +67,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
 
 def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: Iterable[str] | None = None,
             overwrite: bool = False) -> list[str]:  # fmt: skip
-    """Write the tensors of a ``.vqm`` to a checkpoint of another format.
+    """Write the tensors of a ``.vqm``, or of a checkpoint that ``convert`` reads, to a checkpoint of another format.
 
     Names, shapes and dtypes stay. If the source was of the same format, its layout comes back too: a state dict under
     the keys where it lay, Keras's groups and configuration, ONNX's graph. Tied tensors are tied in a state dict and in
@@ -80,20 +81,25 @@ def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: 
         overwrite: Whether ``dst`` may be replaced.
 
     Returns:
-        Notes: what the format could not keep.
+        Notes: what was left out of ``src``, and what the format of ``dst`` could not keep.
 
     Raises:
-        ConversionError: ``src`` is no ``.vqm``, or the format of ``dst`` is unknown or cannot hold a tensor.
+        ConversionError: ``src`` cannot be read, or the format of ``dst`` is unknown or cannot hold a tensor.
         TensorNotFoundError: No tensor has one of the names.
         FileExistsError: ``dst`` exists and ``overwrite`` is false.
     """
     from .export import export
 
-    kind, path = detect_format(Path(src))
-    if kind != "vqm":
-        raise ConversionError(f"{str(path)!r} is of format {kind}, not a .vqm")
-    with open_source(path) as source:
-        return export(source, Path(dst), names=names, overwrite=overwrite)
+    _check_other(src, dst)
+    with open_source(src) as source:
+        return [*source.notes, *export(source, Path(dst), names=names, overwrite=overwrite)]
+
+
+def _check_other(src: str | os.PathLike[str], dst: Any) -> None:
+    """Raise ConversionError if source and destination are the same file."""
+    is_path = isinstance(dst, (str, os.PathLike))
+    if is_path and os.path.exists(src) and os.path.exists(dst) and os.path.samefile(src, dst):
+        raise ConversionError(f"{os.fspath(dst)!r} is the source itself; write to another file")
 
 
 # Kind -> module and function that opens it
