@@ -57,6 +57,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
         raise TypeError(f"options and {', '.join(keywords)} exclude each other")
     if not overwrite and isinstance(dst, (str, os.PathLike)) and os.path.exists(dst):
         raise FileExistsError(f"{os.fspath(dst)!r} exists; it was not replaced")  # before the work is done
+    _check_other(src, dst)
     with open_source(src, include_optimizer=include_optimizer) as source:
         stored = {**source.stored_metadata(), **(metadata or {})}
         report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite)
@@ -67,7 +68,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
 
 def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: Iterable[str] | None = None,
             overwrite: bool = False) -> list[str]:  # fmt: skip
-    """Write the tensors of a ``.vqm`` to a checkpoint of another format.
+    """Write the tensors of a ``.vqm``, or of a checkpoint that ``convert`` reads, to a checkpoint of another format.
 
     Names, shapes and dtypes are kept. If the ``.vqm`` was made from a file of the same format, its structure is
     restored: the keys that lead to a state dict, the groups and the configuration of Keras, the graph of ONNX,
@@ -86,20 +87,25 @@ def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: 
         overwrite: Whether an existing ``dst`` may be replaced.
 
     Returns:
-        Notes on what the format could not keep.
+        Notes on what was left out of ``src``, and on what the format of ``dst`` could not keep.
 
     Raises:
-        ConversionError: ``src`` is not a ``.vqm``, or the format of ``dst`` is unknown or cannot hold a tensor.
+        ConversionError: ``src`` cannot be read, or the format of ``dst`` is unknown or cannot hold a tensor.
         TensorNotFoundError: A name or pattern matches no tensor.
         FileExistsError: ``dst``, or the second file of an ONNX model, exists and ``overwrite`` is false.
     """
     from .export import export
 
-    kind, path = detect_format(Path(src))
-    if kind != "vqm":
-        raise ConversionError(f"{str(path)!r} is of format {kind}, not a .vqm")
-    with open_source(path) as source:
-        return export(source, Path(dst), names=names, overwrite=overwrite)
+    _check_other(src, dst)
+    with open_source(src) as source:
+        return [*source.notes, *export(source, Path(dst), names=names, overwrite=overwrite)]
+
+
+def _check_other(src: str | os.PathLike[str], dst: Any) -> None:
+    """Raise ConversionError if source and destination are the same file."""
+    is_path = isinstance(dst, (str, os.PathLike))
+    if is_path and os.path.exists(src) and os.path.exists(dst) and os.path.samefile(src, dst):
+        raise ConversionError(f"{os.fspath(dst)!r} is the source itself; write to another file")
 
 
 # Kind of file -> module and function that opens it

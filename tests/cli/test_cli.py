@@ -143,7 +143,7 @@ def test_errors_are_one_line(
 @pytest.mark.parametrize(
     ("error", "code", "text"), [(KeyboardInterrupt, 130, "vqm: interrupted\n"), (BrokenPipeError, 141, "")]
 )
-def test_interruptions(monkeypatch: pytest.MonkeyPatch, error: type, code: int, text: str) -> None:
+def test_interruptions(model: Path, monkeypatch: pytest.MonkeyPatch, error: type, code: int, text: str) -> None:
     def fail(stream: object) -> None:
         raise error
 
@@ -151,7 +151,7 @@ def test_interruptions(monkeypatch: pytest.MonkeyPatch, error: type, code: int, 
     monkeypatch.setattr(verbs, "_Contents", fail)
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setattr(sys, "stdout", io.StringIO())
-    assert (main(["info", __file__]), stderr.getvalue()) == (code, text)
+    assert (main(["info", str(model)]), stderr.getvalue()) == (code, text)
 
 
 def test_traceback_on_request(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

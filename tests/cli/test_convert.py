@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -266,8 +267,33 @@ def test_extract_does_not_overwrite(run: Run, model: Path, tmp_path: Path) -> No
     assert run("extract", model, "-o", output, "-f").code == 0
 
 
-def test_extract_of_something_else(run: Run, archive: Path, tmp_path: Path) -> None:
-    run("extract", archive, "-o", tmp_path / "out.npz").failed_with("net.npz: this is no .vqm file", "zip archive")
+def test_extract_of_a_checkpoint(run: Run, archive: Path, tmp_path: Path) -> None:
+    assert run("extract", archive, "-o", tmp_path / "out.npz").code == 0
+    with np.load(archive) as a, np.load(tmp_path / "out.npz") as b:
+        assert a.files == b.files and all(np.array_equal(a[name], b[name]) for name in a.files)
+
+
+def test_extract_of_what_cannot_be_read(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("no model")
+    run("extract", tmp_path / "x.txt", "-o", tmp_path / "out.npz").failed_with("text file")
+
+
+def test_info_of_several_files_of_any_kind(run: Run, model: Path, archive: Path) -> None:
+    result = run("info", model, archive)
+    assert f"file      {model}" in result.out and f"file      {archive}" in result.out
+    assert "times smaller than the tensors" in result.out and "format    npz" in result.out
+
+    documents = json.loads(run("info", model, archive, "--json").out)
+    assert [document["file"] for document in documents] == [str(model), str(archive)]
+
+
+def test_a_file_larger_than_its_source_is_said_to_be(run: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones(1, np.float32))
+
+    result = run("convert", tmp_path / "x.npy", "-q")
+
+    assert "the .vqm is larger than the source file" in result.err
+    assert "; the source file has 132 bytes, ratio 0." in run("convert", tmp_path / "x.npy", "-f").out
 
 
 @pytest.fixture

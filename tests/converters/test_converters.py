@@ -305,10 +305,11 @@ class TestVqm:
             assert file.info("b").alias_of == "a"
         assert (tmp_path / "b.vqm").stat().st_size < (tmp_path / "a.vqm").stat().st_size / 2
 
-    def test_a_vqm_may_replace_itself(self, tmp_path: Path) -> None:
+    def test_a_source_is_never_replaced(self, tmp_path: Path) -> None:
         vqformat.save_file({"w": np.arange(5)}, tmp_path / "a.vqm")
 
-        convert(tmp_path / "a.vqm", tmp_path / "a.vqm", overwrite=True)
+        with pytest.raises(ConversionError, match=r"a\.vqm' is the source itself"):
+            convert(tmp_path / "a.vqm", tmp_path / "a.vqm", overwrite=True)
 
         assert vqformat.load_file(tmp_path / "a.vqm")["w"].tolist() == [0, 1, 2, 3, 4]
 
@@ -358,10 +359,18 @@ class TestExtract:
         with pytest.raises(ConversionError, match=r"\.pt, .*\.safetensors, \.npz"):
             extract(vqm, vqm.with_suffix(".tflite"))
 
-    def test_only_a_vqm_is_extracted(self, tmp_path: Path) -> None:
-        write_npz(tmp_path / "a.npz")
-        with pytest.raises(ConversionError, match=r"not a \.vqm"):
-            extract(tmp_path / "a.npz", tmp_path / "b.pt")
+    def test_a_checkpoint_is_extracted_to_another_format(self, tmp_path: Path) -> None:
+        save_torch(tmp_path / "a.pt", {"net": {"w": torch.ones(3, dtype=torch.bfloat16)}, "epoch": 3,
+                                       "o": {"state": {0: {"exp_avg": torch.ones(2)}}}})  # fmt: skip
+
+        notes = extract(tmp_path / "a.pt", tmp_path / "b.safetensors")
+        extract(tmp_path / "a.pt", tmp_path / "b.pt")
+
+        assert st.load_file(tmp_path / "b.safetensors")["w"].tolist() == [1, 1, 1]
+        assert any("left out 'o'" in note for note in notes)
+        assert list(torch.load(tmp_path / "b.pt", weights_only=True)) == ["net", "epoch"]
+        with pytest.raises(ConversionError, match="source itself"):
+            extract(tmp_path / "a.pt", tmp_path / "a.pt", overwrite=True)
 
 
 def test_convert_keeps_an_existing_file_unless_asked(tmp_path: Path) -> None:

@@ -92,8 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
                          " and seed give the same bytes (default: 0)")  # fmt: skip
     _add_common(convert)
 
-    info = add("info", "inspect", "show what is in a .vqm file, without reading its data")
-    info.add_argument("file", type=_given, metavar="FILE", help="- is stdin")
+    info = add("info", "inspect", "show what is in a .vqm, or in any file that convert reads")
+    info.add_argument("file", type=_given, metavar="FILE", help="- is stdin; more files may follow")
     _add_names(info)
     _add_common(info)
 
@@ -101,7 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("files", type=_given, metavar="FILE", nargs="+", help="- is stdin")
     _add_common(verify)
 
-    extract = add("extract", "convert", "write the tensors of a .vqm file in another format")
+    extract = add("extract", "convert", "write the tensors of a .vqm, or of any file that convert reads, in another"
+                  " format")  # fmt: skip
     extract.add_argument("file", type=_given, metavar="FILE", help="- is stdin")
     _add_names(extract)
     _add_output(extract, "OUT", "its suffix tells the format: .pt (.pth, .bin), .safetensors,"

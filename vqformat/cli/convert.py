@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from vqformat.converters import convert, extract
-from vqformat.converters.export import SUFFIXES
+from vqformat.converters import convert, open_source
+from vqformat.converters.export import SUFFIXES, export
 
 from ..encode.calibration import Calibration
 from ..encode.recipe import Recipe
 from ..errors import EncodeError
 from ..files import name_full_disk
-from ..read.safe_open import safe_open
 from .arguments import UsageError
 from .files import STDIO, check_output, default_output, is_special, label, local_path, select, stdout
 from .progress import progress_bar
@@ -52,17 +51,26 @@ def run_convert(args: argparse.Namespace) -> int:
                          sqnr=args.sqnr, lossless=args.lossless, preset=preset, seed=args.seed, calibration=calibration,
                          progress=progress, include_optimizer=args.include_optimizer,
                          overwrite=args.force)  # fmt: skip
+        source_file_nbytes = _file_nbytes(source)
     seconds = time.monotonic() - start
     where: TextIO = sys.stderr if to_stdout else sys.stdout
     _print_notes([*report.missed, *report.ruined, *report.left_out] if args.quiet or args.json else report.notes)
+    is_told = not (args.quiet or args.json) and any(note.startswith("the file grew") for note in report.notes)
+    if 0 < source_file_nbytes < report.file_nbytes and not is_told:
+        _print_notes([f"the .vqm is larger than the source file: {count(report.file_nbytes)} bytes, not"
+                      f" {count(source_file_nbytes)}"])  # fmt: skip
     if args.json:
         print(to_json(_report_json(args.source, STDIO if to_stdout else str(output), report)), file=where)
         return 0
     if not args.quiet:
         print("\n".join(_report_table(report, verbose=args.verbose)), file=where)
+        than_source = ""
+        if source_file_nbytes:
+            than_source = (f"; the source file has {count(source_file_nbytes)} bytes, ratio"
+                           f" {source_file_nbytes / report.file_nbytes:.2f}")  # fmt: skip
         took = f" in {seconds:.1f} s" if args.verbose else ""
         print(f"{'stdout' if to_stdout else label(str(output))}: {count(report.source_nbytes)} bytes of tensors in"
-              f" {count(report.file_nbytes)}, ratio {report.ratio:.2f}{took}", file=where)  # fmt: skip
+              f" {count(report.file_nbytes)}, ratio {report.ratio:.2f}{than_source}{took}", file=where)  # fmt: skip
     return 0
 
 
@@ -74,6 +82,11 @@ def _naming_full_disk(output: str | Path) -> Iterator[None]:
     except OSError as err:
         name_full_disk(err, output)
         raise
+
+
+def _file_nbytes(source: Path) -> int:
+    """Bytes of the source file; 0 if the model is in several files."""
+    return source.stat().st_size if source.is_file() and source.suffix.lower() != ".json" else 0
 
 
 def _recipe(args: argparse.Namespace) -> Recipe | None:
@@ -139,16 +152,16 @@ def run_extract(args: argparse.Namespace) -> int:
         raise UsageError(f"-o {args.output!r}: the suffix tells the format: {', '.join(SUFFIXES)}")
     output = Path(args.output)
     check_output(output, args.file, force=args.force)
-    with local_path(args.file) as source:
-        with safe_open(source) as file:
-            names = select(file.keys(), args.names)
-        notes = extract(source, output, names=names if args.names else None, overwrite=args.force)
+    with local_path(args.file) as path, open_source(path) as source:
+        names = select([tensor.name for tensor in source.tensors], args.names)
+        notes = export(source, output, names=names if args.names else None, overwrite=args.force)
+    left_out, notes = source.left_out, [*source.notes, *notes]
     nbytes = output.stat().st_size
     if args.json:
         document = {"source": args.file, "output": str(output), "file_nbytes": nbytes, "names": names, "notes": notes}
         print(to_json(document))
-    elif not args.quiet:
-        _print_notes(notes)
+    _print_notes(left_out if args.quiet or args.json else notes)
+    if not (args.quiet or args.json):
         if args.verbose:
             print("\n".join(map(escape, names)))
         print(f"{label(str(output))}: {counted(len(names), 'tensor')}, {count(nbytes)} bytes")

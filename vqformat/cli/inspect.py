@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from ..errors import FormatError, VqmError
 from ..format import metadata
 from ..format.byte_stream import StreamInput
 from ..format.chunks import LayerInfo, SharedRecords, parse_book_chunk, parse_freq_chunk, parse_meta
 from ..format.container import HEADER_NBYTES, ChunkHead, read_chunk_head
+from ..format.dtypes import BY_NAME
 from ..format.records import AliasRecord, Record, TensorRecord
 from ..format.stage_summary import stage_summary
 from ..read.indexed import IndexedReader
@@ -113,24 +115,57 @@ class _Contents:
         return sum(tensor.n_elements for tensor in self.tensors if tensor.alias_of is None)
 
     @property
+    def tensors_nbytes(self) -> int:
+        """Bytes of the tensors, decoded."""
+        originals = (tensor for tensor in self.tensors if tensor.alias_of is None)
+        return sum(BY_NAME[tensor.dtype].nbytes(tensor.n_elements) for tensor in originals)
+
+    @property
     def overhead_nbytes(self) -> int:
         return self.file_nbytes - self.section_nbytes
 
 
 def run_info(args: argparse.Namespace) -> int:
-    """Run ``vqm info``: show the contents of a file."""
-    with local_path(args.file) as path, open(path, "rb") as stream:
-        contents = _Contents(stream)
-        chosen = set(select([tensor.name for tensor in contents.tensors], args.names))
+    """What is in files."""
+    # An argument after the first is a file if there is one of this name, and else the name of a tensor
+    files = [args.file, *(name for name in args.names if os.path.exists(name))]
+    names = [name for name in args.names if name not in files]
+    documents = []
+    for i, file in enumerate(files):
+        if i and not args.json:
+            print()
+        document = _describe(args, file, names)
+        if document is not None:
+            documents.append(document)
+    if args.json:
+        print(to_json(documents[0] if len(files) == 1 else documents))
+    return 0
+
+
+def _describe(args: argparse.Namespace, file: str, names: list[str]) -> dict[str, Any] | None:
+    """Print what is in a file, or return it for a JSON document."""
+    with local_path(file) as path:
+        if not _is_vqm(path):
+            describe = importlib.import_module(".inspect_source", __package__).describe_source
+            return cast("dict[str, Any] | None", describe(args, file, path, names))
+        with open(path, "rb") as stream:
+            contents = _Contents(stream)
+            chosen = set(select([tensor.name for tensor in contents.tensors], names))
     tensors = [tensor for tensor in contents.tensors if tensor.name in chosen]
     if args.json:
-        print(to_json(_info_json(args.file, contents, tensors)))
-        return 0
-    if not args.names:
-        print("\n".join(_summary(args.file, contents, verbose=args.verbose)))
+        return _info_json(file, contents, tensors)
+    if not names:
+        print("\n".join(_summary(file, contents, verbose=args.verbose)))
     if not args.quiet:
         print("\n".join(_tensor_table(tensors, verbose=args.verbose)))
-    return 0
+    return None
+
+
+def _is_vqm(path: Path) -> bool:
+    if path.is_dir():
+        return False
+    with open(path, "rb") as stream:
+        return stream.read(4) == b"\x89VQM"
 
 
 def _info_json(file: str, contents: _Contents, tensors: list[_Tensor]) -> dict[str, Any]:
@@ -154,6 +189,7 @@ def _summary(file: str, contents: _Contents, *, verbose: bool) -> list[str]:
     size = f"{count(contents.file_nbytes)} bytes, of which {count(contents.overhead_nbytes)} overhead ({overhead:.1%})"
     if contents.n_elements:
         size += f"; {8 * contents.file_nbytes / contents.n_elements:.3f} bits/weight"
+        size += f"; {contents.tensors_nbytes / contents.file_nbytes:.2f} times smaller than the tensors"
     lines = [f"file      {label(file)}",
              f"format    vqm {contents.version}, written by {escape(shorten(contents.generator))}",
              f"content   {', '.join(parts)}", f"size      {size}", f"digest    {contents.digest.hex()}"]  # fmt: skip
