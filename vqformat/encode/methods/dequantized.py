@@ -6,9 +6,7 @@ compared with the tensor's; where one differs the tensor is none of these.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from ...format.stages import CodebookStage, ProgressionSource, Scale, TableSourc
 from . import packing
 from .assemble import QuantizedStage, assemble
 from .grids import INTEGERS, KINDS, LARGEST_INTEGER, Groups, Units, estimate_scales, exact_scales, largest_unit
+from .groupings import SAMPLE, Grouping, groupings
 from .layout import view_matrix
 from .scales import group_size
 
@@ -31,14 +30,11 @@ _RUN, _RUNS = 32, 64  # elements of a run whose values are compared, and runs al
 # Of the values of a run that another one has too. Groups of 32 integers up to 127 have a sixth; ordinary bf16 weights,
 # of which there are 128 in an octave, have 3 to 6 %, other floats fewer.
 _REPEATED = 0.08
-_SAMPLE = 256  # values of a group on which a grid is found
-_TRIED_GROUPS = 4
-_GROUP_SIZES = (256, 128, 64, 32, 16)
-_FLAT_SIZES = (4096, 2048, 1024, 512, 256, 128, 64)  # of groups that go over the ends of rows, as in bitsandbytes
-_SQUARE = 128
+_SAMPLE_OF_FLOATS = 32  # fewer do on a grid of floats: the largest value and some others tell the scale
 _MOST_FAILED = 3  # grids that fit samples and not the tensor, until it is left as it is
 _PIECE = 1 << 20
 _FEW_VALUES = 4096
+_SHORT_TABLE_NBYTES = 1024  # of 256 values; where there are more a grid takes fewer bits
 _FEW_ELEMENTS = 1 << 16  # of a tensor for which the bytes of a table matter
 
 
@@ -58,8 +54,10 @@ def encode(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor | No
             return None
     if not np.isfinite(values).all():
         return None
-    found = [assemble(name, dtype, array.shape, layout, [stage])
-             for layout, stage in [*_few_values(values, dtype), *_on_grid(values, dtype)]
+    few, grids = _few_values(values, dtype), _on_grid(values, dtype)
+    if grids:
+        few = [(layout, stage) for layout, stage in few if len(stage.resident[0]) <= _SHORT_TABLE_NBYTES]
+    found = [assemble(name, dtype, array.shape, layout, [stage]) for layout, stage in [*few, *grids]
              if _gives_back(stage, make_view(values.shape, False, layout), values)]  # fmt: skip
     return min(found, key=lambda encoded: encoded.stored_nbytes, default=None)
 
@@ -154,78 +152,11 @@ def _stage_of_table(
     return QuantizedStage(stage, [tables.encode(entries, dtype), *of_scales], matrix)
 
 
-@dataclass(frozen=True)
-class Grouping:
-    """Which elements have a scale in common: groups of rows × columns of a view, 0 for all of an axis."""
-
-    n_row_axes: int
-    rows: int
-    columns: int
-
-    def sizes(self, matrix: npt.NDArray[Any]) -> tuple[int, int]:
-        return self.rows or matrix.shape[0], self.columns or matrix.shape[1]
-
-    def samples(self, matrix: npt.NDArray[Any], dtype: str) -> list[Groups]:
-        """Samples of some groups that are not zero, from all over the tensor."""
-        rows, columns = self.sizes(matrix)
-        n_columns = -(-matrix.shape[1] // columns)
-        n_groups = -(-matrix.shape[0] // rows) * n_columns
-        found = []
-        for i in range(0, n_groups, max(1, n_groups // (4 * _TRIED_GROUPS))):
-            row, column = divmod(i * 31 % n_groups, n_columns)
-            group = matrix[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns].reshape(1, -1)
-            peak = np.abs(group.astype(np.float32)).max(axis=1).astype(np.float64)
-            if peak[0]:
-                found.append(Groups(group[:, :: max(1, group.size // _SAMPLE)], peak, dtype))
-            if len(found) == _TRIED_GROUPS:
-                break
-        return found
-
-    def split(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """All groups, ``(n_groups, rows · columns)``; those at the ends are filled up with zeros."""
-        rows, columns = self.sizes(matrix)
-        padding = [(0, -matrix.shape[0] % rows), (0, -matrix.shape[1] % columns)]
-        padded = np.pad(matrix, padding) if any(after for _, after in padding) else matrix
-        n_rows, n_columns = padded.shape[0] // rows, padded.shape[1] // columns
-        return padded.reshape(n_rows, rows, n_columns, columns).swapaxes(1, 2).reshape(-1, rows * columns)
-
-    def join(self, groups: npt.NDArray[Any], shape: tuple[int, int]) -> npt.NDArray[Any]:
-        """The matrix of this shape that was split."""
-        rows, columns = self.rows or shape[0], self.columns or shape[1]
-        n_rows, n_columns = -(-shape[0] // rows), -(-shape[1] // columns)
-        padded = groups.reshape(n_rows, n_columns, rows, columns).swapaxes(1, 2)
-        return padded.reshape(n_rows * rows, n_columns * columns)[: shape[0], : shape[1]]
-
-
-def _groupings(shape: tuple[int, ...]) -> Iterator[Grouping]:
-    """Ways to group, those with the fewest scales first."""
-    yield Grouping(min(1, len(shape) - 1), 0, 0)
-    if len(shape) < 2:
-        return
-    n_columns, n_rows = shape[-1], prod(shape[:-1])
-    for n_row_axes in dict.fromkeys((1, len(shape) - 1)):
-        if prod(shape[:n_row_axes]) > 1:
-            yield Grouping(n_row_axes, 1, 0)
-    last = len(shape) - 1
-    if n_columns > 1:
-        yield Grouping(last, 0, 1)
-    if n_rows > _SQUARE and n_columns > _SQUARE:
-        yield Grouping(last, _SQUARE, _SQUARE)
-    for size in _GROUP_SIZES:
-        if n_columns > size:
-            yield Grouping(last, 1, size)
-        if n_rows > size and n_columns > 1:
-            yield Grouping(last, size, 1)
-    for size in _FLAT_SIZES:
-        if prod(shape) > size and n_columns % size:
-            yield Grouping(0, 0, size)
-
-
 def _on_grid(values: npt.NDArray[Any], dtype: str) -> Stages:
     """Grids: the one with the fewest scales, and if that has one scale only the next one too."""
     found: Stages = []
     n_failed = 0
-    for grouping in _groupings(values.shape) if values.ndim else ():
+    for grouping in groupings(values.shape) if values.ndim else ():
         is_one = not grouping.rows and not grouping.columns
         if is_one and values.size > _FEW_ELEMENTS:
             continue  # a table of the values serves as well
@@ -259,7 +190,8 @@ def _solve(
     """
     groups = Groups.of(grouping.split(matrix), dtype)
     n = groups.values.shape[1]
-    about = estimate_scales(groups.part(slice(None), slice(None, None, max(1, n // _SAMPLE))), units, likely)
+    every = max(1, n // (SAMPLE if units is INTEGERS else _SAMPLE_OF_FLOATS))
+    about = estimate_scales(groups.part(slice(None), slice(None, None, every)), units, likely)
     if about is None:
         return None
     scales = np.empty(about.shape[1], np.float32)
