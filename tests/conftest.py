@@ -132,3 +132,13 @@ def forked_libhdf5(_hdf5_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """HDF5 files are read by forks of one process, where this is possible; test_hdf5.py reads them as users do."""
     if _hdf5_server is not None:
         monkeypatch.setattr(import_module("vqformat.converters.hdf5"), "subprocess", _hdf5_server)
+
+
+@pytest.fixture
+def numpy_backend() -> Iterator[None]:
+    """The test is about how NumPy decodes; kernels decode each payload by itself."""
+    from vqformat import native
+
+    before = native.use("numpy")
+    yield
+    native.use(before)

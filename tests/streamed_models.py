@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vqformat.read import indexed
+from vqformat.read import indexed, stored_tensor
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'vqformat[torch]'")
 
@@ -102,7 +102,7 @@ class Decoded:
 def watch_decoding(monkeypatch: pytest.MonkeyPatch) -> Decoded:
     """Note what is decoded until the end of the test."""
     found = Decoded()
-    decode, values = indexed.IndexedReader._decode, indexed._StoredTensor.values
+    decode, values = indexed.IndexedReader._decode, stored_tensor.StoredTensor.values
 
     def counting_decode(self: Any, name: str, *rest: Any) -> Any:
         found.whole.append(name)
@@ -118,9 +118,9 @@ def watch_decoding(monkeypatch: pytest.MonkeyPatch) -> Decoded:
         found.pools.append(ThreadPoolExecutor(*args))
         return found.pools[-1]
 
-    monkeypatch.setattr("vqformat.torch.streamed.ThreadPoolExecutor", noted_pool)
+    monkeypatch.setattr("vqformat.torch.weight_store.ThreadPoolExecutor", noted_pool)
     monkeypatch.setattr(indexed.IndexedReader, "_decode", counting_decode)
-    monkeypatch.setattr(indexed._StoredTensor, "values", counting_values)
+    monkeypatch.setattr(stored_tensor.StoredTensor, "values", counting_values)
     return found
 
 

@@ -229,6 +229,7 @@ def test_components_are_found_in_little_memory(shape: tuple[int, int]) -> None:
     assert peak < 2 * matrix.nbytes
 
 
+@pytest.mark.usefixtures("numpy_backend")
 def test_small_tensors_with_components_are_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     net = {f"layer{i}.weight": with_components(100, 120, 2, share=0.9, seed=i) for i in range(12)}
     file = io.BytesIO()

@@ -214,6 +214,7 @@ def test_errors_are_small_where_inputs_are_alike() -> None:
     assert seen[0] > 1.2 * seen[1] > 1.4 * seen[2]
 
 
+@pytest.mark.usefixtures("numpy_backend")
 def test_small_kernels_are_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     net = {f"layer{i}.weight": kernels(32, 24, 3, 3, seed=i) for i in range(12)}
     file = io.BytesIO()

@@ -380,6 +380,7 @@ def test_a_fault_among_tensors_read_together_names_its_tensor() -> None:
     assert caught.value.clause == "ANS-002"
 
 
+@pytest.mark.usefixtures("numpy_backend")
 def test_what_waits_is_bounded_over_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     coarse, fine = _net(6), {f"fine{i}.weight": normal(30, 20, seed=i) for i in range(30)}
     data = [vqformat.save(coarse, preset="small", bits=1.5), vqformat.save(fine, preset="small", bits=8)]
