@@ -14,9 +14,10 @@ from vqformat.format.checkpoint import MAX_TEXT_NBYTES, Named, join_keys, plain_
 from vqformat.format.limits import MAX_NAME_NBYTES
 
 from .detect import detect_format
+from .pytorch_parts import Bare, Compound, HostileError, LeftOut
 from .pytorch_storage import CheckpointFile, Tensor
 from .pytorch_training import find_training, items, tensors_in
-from .pytorch_values import Bare, Compound, HostileError, Interpreter, LeftOut
+from .pytorch_values import Interpreter
 from .sharding import check_shard, read_shards
 from .source import Source
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from vqformat.format.checkpoint import Named
 
+from .pytorch_parts import Compound
 from .pytorch_storage import Tensor
-from .pytorch_values import Compound
 
 # What the optimizers of PyTorch keep for each parameter, and common others
 _SLOTS = frozenset({
