@@ -20,6 +20,7 @@ from .pytorch_training import find_training, items, tensors_in
 from .pytorch_values import Interpreter
 from .sharding import check_shard, read_shards
 from .source import Source
+from .strided_storage import overlap_notes
 
 _MAX_NOTES = 40  # of one kind
 _FEW = 256  # values that a container without tensors keeps where the metadata has no room for more
@@ -303,7 +304,7 @@ class _Checkpoint:
                     extents.setdefault(key, []).append((start, end, len(found), name))
             found.append(SourceTensor(name, tensor.dtype, tensor.logical_shape, self._file.loader(name, tensor),
                                       None if target == name else target, is_exact=name in self._exact))  # fmt: skip
-        self.notes.extend(_few(_overlaps(extents)))
+        self.notes.extend(_few(overlap_notes(extents)))
         return found
 
 
@@ -333,23 +334,6 @@ def _as_name(keys: list[Any]) -> str:
 def _few(notes: list[str]) -> list[str]:
     more = len(notes) - _MAX_NOTES
     return notes if more <= 0 else [*notes[:_MAX_NOTES], f"and {more} more of this kind"]
-
-
-def _overlaps(by_storage: dict[str, list[tuple[int, int, int, str]]]) -> list[str]:
-    """A note for each tensor whose bytes overlap those of another.
-
-    Args:
-        by_storage: For each storage, for each of its tensors: start, end, position and name.
-    """
-    found = []
-    for extents in by_storage.values():
-        reach, other = 0, ""
-        for start, end, position, name in sorted(extents, key=lambda extent: (extent[0], extent[2])):
-            if start < reach:
-                found.append((position, f"{name!r} and {other!r} are views that overlap: each is stored on its own"))
-            if end > reach:
-                reach, other = end, name
-    return [note for _, note in sorted(found)]
 
 
 def _summary(value: Any) -> str:

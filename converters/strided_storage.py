@@ -87,3 +87,20 @@ def read_strided(tensor: Strided, storage: Region) -> npt.NDArray[Any]:
     array: npt.NDArray[Any] = np.ndarray(tensor.shape, dtype, data.data, strides=strides)
     array = np.conj(array) if tensor.is_conj else array
     return np.negative(array) if tensor.is_neg else array
+
+
+def overlap_notes(by_storage: dict[str, list[tuple[int, int, int, str]]]) -> list[str]:
+    """A note for each tensor whose bytes overlap those of another.
+
+    Args:
+        by_storage: For each storage, for each of its tensors: start, end, position and name.
+    """
+    found = []
+    for extents in by_storage.values():
+        reach, other = 0, ""
+        for start, end, position, name in sorted(extents, key=lambda extent: (extent[0], extent[2])):
+            if start < reach:
+                found.append((position, f"{name!r} and {other!r} are views that overlap: each is stored on its own"))
+            if end > reach:
+                reach, other = end, name
+    return [note for _, note in sorted(found)]
