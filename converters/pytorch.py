@@ -36,8 +36,7 @@ def open_pytorch(path: Path, *, include_optimizer: bool = False) -> Source:
         ConversionError: It is damaged, has no tensors, or would run code.
     """
     checkpoint = _Checkpoint(path, include_optimizer=include_optimizer)
-    sources = checkpoint.sources()
-    return Source("pytorch", sources, {}, checkpoint.notes, checkpoint.origin, left_out=checkpoint.left_out)
+    return Source("pytorch", checkpoint.sources(), {}, checkpoint.notes, checkpoint.origin, left_out=checkpoint.left_out)
 
 
 def open_sharded(index: Path) -> Source:
