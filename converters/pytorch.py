@@ -35,8 +35,8 @@ def open_pytorch(path: Path, *, include_optimizer: bool = False) -> Source:
     Raises:
         ConversionError: It is damaged, has no tensors, or would run code.
     """
-    checkpoint = _Checkpoint(path, include_optimizer=include_optimizer)
-    return Source("pytorch", checkpoint.sources(), {}, checkpoint.notes, checkpoint.origin, left_out=checkpoint.left_out)
+    opened = _Checkpoint(path, include_optimizer=include_optimizer)
+    return Source("pytorch", opened.sources(), {}, opened.notes, opened.origin, left_out=opened.left_out)
 
 
 def open_sharded(index: Path) -> Source:
