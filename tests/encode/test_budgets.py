@@ -130,7 +130,7 @@ class TestAnyBudget:
         model = data.draw(random_models)
         check(model, *data.draw(budgets(model)), preset=preset)
 
-    @examples(2)
+    @examples(1)
     @given(data=st.data(), is_calibrated=st.booleans())
     def test_small(self, data: st.DataObject, is_calibrated: bool) -> None:
         model = data.draw(random_models)
