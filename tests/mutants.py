@@ -47,6 +47,7 @@ REWRITTEN = [
 class Mutant(NamedTuple):
     name: str
     line: int  # where the function begins that it changes; 0 outside functions
+    is_check: bool  # whether it changes a check of the file, and nothing that is done with it
     compile: Callable[[], Any]  # what is executed after the module as it is; call it before asking for the next mutant
 
 
@@ -263,7 +264,7 @@ def mutants(source: str) -> Iterator[Mutant]:
         assert source.count(old) == 1, f"{title}: the text occurs {source.count(old)} times"
         at = source[: source.index(old)].count("\n") + 1
         lines = [node.lineno for node in functions if node.lineno <= at <= (node.end_lineno or 0)]
-        yield Mutant(title, max(lines, default=0), partial(compile, source.replace(old, new), title, "exec"))
+        yield Mutant(title, max(lines, default=0), True, partial(compile, source.replace(old, new), title, "exec"))
     seen: Counter[str] = Counter()
     parts = [ast.Module([statement], []) for statement in tree.body]
     for place, module in [(place, part) for part in parts for place in places(part)]:
@@ -273,7 +274,8 @@ def mutants(source: str) -> Iterator[Mutant]:
             name = f"{place.scope or 'module'}: {_difference(old_text, _text(place))}"
             seen[name] += 1
             name += f" #{seen[name]}" if seen[name] > 1 else ""
-            yield Mutant(name, place.line, partial(_compiled, [module] if place.line else parts))
+            is_check = place.is_check or calls(place.node, "need", "integer", "kind_of", "id_of")
+            yield Mutant(name, place.line, is_check, partial(_compiled, [module] if place.line else parts))
             place.put(place.node)
 
 
