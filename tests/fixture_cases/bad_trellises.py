@@ -91,6 +91,7 @@ def records() -> Iterator[Case]:
         clauses = "TRL-003 MET-008" if name == "negative" else "TRL-003"
         yield one(f"trl-003-{name}", FORMAT, comment, clauses, stage.freq, tensor("a", "f32", [12], stage))
     yield coded("trl-004-classes-4", UNSUPPORTED, "bit 2 of classes", "TRL-004", (4,), 5)
+    yield coded("trl-004-classes-bit-2", UNSUPPORTED, "bit 2 of classes alone", "TRL-004", (4,), 4)
     yield coded("trl-004-classes-large", UNSUPPORTED, "bit 40 of classes", "TRL-004", (4,), 2**40)
     yield coded("trl-004-first-hostile", FORMAT, "first is 2^64 - 1", "TRL-004", (6,), 2**64 - 1)
     yield coded("trl-004-first-class", FORMAT, "the tables of the second context are not there", "TRL-004", (6,), 1)
