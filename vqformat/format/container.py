@@ -108,8 +108,11 @@ def pack_chunk_head(type: bytes, meta: bytes, sections: list[SectionEntry]) -> b
     return fixed + struct.pack("<I", zlib.crc32(fixed)) + body + struct.pack("<I", zlib.crc32(body))
 
 
-def read_chunk_head(source: Readable) -> ChunkHead:
+def read_chunk_head(source: Readable, n_before: int | None = None) -> ChunkHead:
     """Read a chunk up to its sections, at the current offset of a source (FIL-002, CHK-001..008).
+
+    Args:
+        n_before: Number of the chunks before it in the file, for FIL-001 and LIM-001; None if it is not known.
 
     Raises:
         FormatError: It breaks a rule.
@@ -134,10 +137,15 @@ def read_chunk_head(source: Readable) -> ChunkHead:
     if n_sections > limits.MAX_SECTIONS:
         raise LimitError(f"{where}: {n_sections} sections; at most {limits.MAX_SECTIONS} are allowed",
                          clause="CHK-006", offset=offset)  # fmt: skip
+    if n_before is not None and n_before >= limits.MAX_CHUNKS:
+        raise LimitError(f"more than {limits.MAX_CHUNKS} chunks", clause="LIM-001", offset=offset)
     body_nbytes = meta_stored + TABLE_ENTRY_NBYTES * n_sections
     body = source.read(body_nbytes + 4, f"the metadata of the {where}")
     check_crc(body[:-4], int.from_bytes(body[-4:], "little"), f"metadata and section table of the {where}", "CHK-007",
                offset)  # fmt: skip
+    if n_before is not None and (type == b"META") != (n_before == 0):
+        which = "a second META chunk" if n_before else f"the first chunk is {type.decode()}, not META"
+        raise FormatError(which, clause="FIL-001", offset=offset)
     if n_sections and type in (b"META", b"INDX"):
         raise FormatError(f"{where} has {n_sections} sections, not 0", clause="CHK-008", offset=offset)
     meta = body[:meta_stored]

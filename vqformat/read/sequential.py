@@ -13,8 +13,8 @@ from ..decode.batch import Batch
 from ..decode.block_groups import GroupedTensor, Sections, plain
 from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, TensorDecoder, allocate
 from ..decode.workers import Workers
-from ..errors import ChecksumError, FormatError, LimitError, TruncatedError
-from ..format import container, limits
+from ..errors import ChecksumError, FormatError, TruncatedError
+from ..format import container
 from ..format.byte_stream import StreamInput
 from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
 from ..format.container import FOOTER_NBYTES, HEADER_NBYTES, ChunkHead
@@ -70,10 +70,7 @@ class SequentialReader:
             self._input.hasher = hashlib.sha256()
         self._header = self._input.read(HEADER_NBYTES, "the header")
         container.check_header(self._header)
-        chunk = container.read_chunk_head(self._input)
-        if chunk.type != b"META":
-            raise FormatError(f"the first chunk is {chunk.type.decode()}, not META", clause="FIL-001",
-                              offset=chunk.offset)  # fmt: skip
+        chunk = container.read_chunk_head(self._input, 0)
         self.metadata = parse_meta(chunk.meta)
         self._note(chunk, [])
 
@@ -113,10 +110,8 @@ class SequentialReader:
     def _open_layers(self) -> Iterator[tuple[LayerInfo, Iterator[SequentialTensor]]]:
         while self.cut_at is None:
             digest = self._input.hasher.digest() if self._input.hasher is not None else b""  # type: ignore[attr-defined]
-            chunk = container.read_chunk_head(self._input)
+            chunk = container.read_chunk_head(self._input, len(self._index.chunk_types))
             match chunk.type:
-                case b"META":
-                    raise FormatError("a second META chunk", clause="FIL-001", offset=chunk.offset)
                 case b"INDX":
                     self._batch.flush()
                     self._finish(chunk, digest)
@@ -166,8 +161,6 @@ class SequentialReader:
         return LayerInfo(info.name if info is not None else "", there, [])
 
     def _note(self, chunk: ChunkHead, records: list[Record]) -> None:
-        if len(self._index.chunk_types) >= limits.MAX_CHUNKS - 1:  # INDX counts
-            raise LimitError(f"more than {limits.MAX_CHUNKS} chunks", clause="LIM-001", offset=chunk.offset)
         self._index.add_chunk(chunk.type, self._input.offset - chunk.offset, records, chunk.meta)
 
     def _read_book(self, chunk: ChunkHead) -> None:
