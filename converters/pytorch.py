@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from vqformat.encode.source import SourceTensor
+from vqformat.encode.source import SourceTensor, overlap_notes
 from vqformat.errors import ConversionError
 from vqformat.format.checkpoint import MAX_TEXT_NBYTES, Named, join_keys, plain_to_json, to_json
 from vqformat.format.limits import MAX_NAME_NBYTES
@@ -20,7 +20,6 @@ from .pytorch_training import find_training, items, tensors_in
 from .pytorch_values import Interpreter
 from .sharding import check_shard, read_shards
 from .source import Source
-from .strided_storage import overlap_notes
 
 _MAX_NOTES = 40  # of one kind
 _FEW = 256  # values that a container without tensors keeps where the metadata has no room for more

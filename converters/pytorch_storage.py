@@ -18,30 +18,18 @@ from vqformat.errors import ConversionError
 from vqformat.format.dtypes import BY_NAME
 from vqformat.format.limits import MAX_RANK
 
+from . import strided_storage
 from .inert_pickle import Call, Global, Persistent, PickleError, unpickle
+from .strided_storage import LARGEST, STORAGE_DTYPES, are_sizes, array_of, most_nbytes, n_spanned
 from .zip_archive import Archive
 
 _MAX_PICKLE_NBYTES = 1 << 30  # arrays of NumPy lie in it
-_LARGEST = (1 << 63) - 1  # size, stride or offset
-MAX_EXPANDED_NBYTES = 64 << 20  # of a tensor that repeats elements of its storage (stride 0), or
-MAX_EXPANSION = 4  # times the storage, if that is more
+_MAX_EXPANSION = 4  # bytes of a tensor that repeats elements of its storage, over those of the storage
 
-# Name of a storage type, before "Storage" -> SPEC name
-_STORAGE_DTYPES = {
-    "Bool": "bool", "Byte": "u8", "Char": "i8", "UInt16": "u16", "Short": "i16", "UInt32": "u32", "Int": "i32",
-    "UInt64": "u64", "Long": "i64", "Half": "f16", "BFloat16": "bf16", "Float": "f32", "Double": "f64",
-    "ComplexFloat": "c64", "ComplexDouble": "c128", "QInt8": "i8", "QUInt8": "u8", "QInt32": "i32",
-    "Float8_e4m3fn": "f8_e4m3fn", "Float8_e5m2": "f8_e5m2", "Float8_e4m3fnuz": "f8_e4m3fnuz",
-    "Float8_e5m2fnuz": "f8_e5m2fnuz", "Float8_e8m0fnu": "f8_e8m0fnu",
-}  # fmt: skip
+_STORAGE_DTYPES = {**STORAGE_DTYPES, "QInt8": "i8", "QUInt8": "u8", "QInt32": "i32"}
 # Name of a dtype of PyTorch -> SPEC name
-TORCH_DTYPES = {
-    "bool": "bool", "uint8": "u8", "int8": "i8", "uint16": "u16", "int16": "i16", "uint32": "u32", "int32": "i32",
-    "uint64": "u64", "int64": "i64", "float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64",
-    "complex64": "c64", "complex128": "c128", "qint8": "i8", "quint8": "u8", "qint32": "i32",
-    "float8_e4m3fn": "f8_e4m3fn", "float8_e5m2": "f8_e5m2", "float8_e4m3fnuz": "f8_e4m3fnuz",
-    "float8_e5m2fnuz": "f8_e5m2fnuz", "float8_e8m0fnu": "f8_e8m0fnu", "float4_e2m1fn_x2": "f4_e2m1fn",
-}  # fmt: skip
+TORCH_DTYPES = {**strided_storage.TORCH_DTYPES, "qint8": "i8", "quint8": "u8", "qint32": "i32",
+                "float4_e2m1fn_x2": "f4_e2m1fn"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -199,9 +187,7 @@ class CheckpointFile:
         if tensor.dtype not in BY_NAME:
             raise ConversionError(f"{str(self.path)!r}: tensor {name!r} has dtype {tensor.dtype}, which a .vqm cannot"
                                   " hold; convert it with tensor.to(…) first")  # fmt: skip
-        sizes = (offset, *shape, *stride) if isinstance(shape, tuple) and isinstance(stride, tuple) else ()
-        if not sizes or len(shape) != len(stride) or len(shape) > MAX_RANK or not all(
-                type(size) is int and 0 <= size <= _LARGEST for size in sizes):  # fmt: skip
+        if not (isinstance(shape, tuple) and isinstance(stride, tuple) and are_sizes(offset, shape, stride)):
             raise self.refuse(f"tensor {name!r} has the offset {brief(offset)}, shape {brief(shape)} and strides"
                               f" {brief(stride)}")  # fmt: skip
         key = tensor.storage.key
@@ -214,10 +200,10 @@ class CheckpointFile:
             raise self.refuse(f"tensor {name!r} of shape {brief(shape)} needs {needed} bytes of its storage, which has"
                               f" {have}")  # fmt: skip
         nbytes = prod(shape) * _itemsize(tensor.dtype)
-        if nbytes > max(MAX_EXPANSION * have, MAX_EXPANDED_NBYTES):
+        most = most_nbytes(have, _MAX_EXPANSION)
+        if nbytes > most:
             raise ConversionError(f"{str(self.path)!r}: tensor {name!r} of shape {brief(shape)} is {nbytes} bytes that"
-                                  f" repeat {have}; at most {max(MAX_EXPANSION * have, MAX_EXPANDED_NBYTES)} are"
-                                  " allowed")  # fmt: skip
+                                  f" repeat {have}; at most {most} are allowed")  # fmt: skip
 
     def extent(self, tensor: Tensor) -> tuple[str, int, int]:
         """The storage's key, and offsets in it of a tensor's first byte and of the byte after its last."""
@@ -225,10 +211,8 @@ class CheckpointFile:
         return tensor.storage.key, start, tensor.storage.offset + self._span(tensor)
 
     def _span(self, tensor: Tensor) -> int:
-        if not prod(tensor.shape):
-            return 0
-        last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
-        return cast(int, tensor.offset + last + 1) * _itemsize(tensor.dtype)
+        n = n_spanned(tensor.shape, tensor.stride)
+        return cast(int, tensor.offset + n) * _itemsize(tensor.dtype) if n else 0
 
     def loader(self, name: str, tensor: Tensor) -> Callable[[], npt.NDArray[Any]]:
         """What loads a tensor that has been checked."""
@@ -247,16 +231,11 @@ class CheckpointFile:
         if self._is_big_endian and itemsize > 1 and tensor.storage.key not in self._memory:
             size = itemsize // 2 if info.is_complex else itemsize
             data = np.frombuffer(data, f">u{size}").astype(f"<u{size}").tobytes()
-        if tensor.dtype == "bool":
-            data = (np.frombuffer(data, np.uint8) != 0).tobytes()
-        strides = [step * itemsize for step in tensor.stride]
         if tensor.dtype == "f4_e2m1fn":
-            pairs: npt.NDArray[Any] = np.ndarray(tensor.shape, np.uint8, data, strides=strides)
+            pairs = array_of(data, "u8", tensor.shape, tensor.stride, is_conj=False, is_neg=False)
             halves = np.stack([pairs & 15, pairs >> 4], axis=-1)
             return halves.reshape(tensor.logical_shape).view(info.numpy)
-        array: npt.NDArray[Any] = np.ndarray(tensor.shape, info.numpy, data, strides=strides)
-        array = np.conj(array) if tensor.is_conj else array
-        return np.negative(array) if tensor.is_neg else array
+        return array_of(data, tensor.dtype, tensor.shape, tensor.stride, is_conj=tensor.is_conj, is_neg=tensor.is_neg)
 
     def _read(self, key: str, start: int, nbytes: int) -> bytes:
         if key in self._memory:
@@ -284,7 +263,7 @@ def storage_of(value: Any) -> Storage | None:
     dtype = None if kind == "UntypedStorage" else _STORAGE_DTYPES.get(kind[:-7], kind[:-7])
     view = id[5] if len(id) > 5 else None
     offset = 0
-    if isinstance(view, tuple) and len(view) == 3 and type(view[1]) is int and 0 <= view[1] <= _LARGEST:
+    if isinstance(view, tuple) and len(view) == 3 and type(view[1]) is int and 0 <= view[1] <= LARGEST:
         offset = view[1] * _itemsize(dtype)
     return Storage(id[2], dtype, offset)
 
@@ -345,5 +324,5 @@ def brief(value: Any) -> str:
     if isinstance(value, tuple) and len(value) <= MAX_RANK:
         inner = ", ".join(brief(item) if isinstance(item, int) else "…" for item in value)
         return f"({inner}{',' * (len(value) == 1)})"
-    is_short = isinstance(value, str) or (isinstance(value, int) and -_LARGEST <= value <= _LARGEST)
+    is_short = isinstance(value, str) or (isinstance(value, int) and -LARGEST <= value <= LARGEST)
     return str(value) if is_short else f"a {type(value).__name__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -13,11 +14,60 @@ from vqformat.format.limits import MAX_RANK
 
 from .file_region import Region
 
-_LARGEST = (1 << 63) - 1  # size, stride or offset
+LARGEST = (1 << 63) - 1  # size, stride or offset
 _MAX_EXPANDED_NBYTES = 64 << 20  # of a tensor that repeats elements of its storage (stride 0)
 
 # Name of a dtype in PyTorch -> SPEC name. float4_e2m1fn_x2 is absent: an element of it is two values
 TORCH_DTYPES = {info.numpy_name: info.name for info in DTYPES if info.bits >= 8}
+# Name of a storage type in PyTorch, before "Storage" -> SPEC name
+STORAGE_DTYPES = {
+    "Bool": "bool", "Byte": "u8", "Char": "i8", "UInt16": "u16", "Short": "i16", "UInt32": "u32", "Int": "i32",
+    "UInt64": "u64", "Long": "i64", "Half": "f16", "BFloat16": "bf16", "Float": "f32", "Double": "f64",
+    "ComplexFloat": "c64", "ComplexDouble": "c128", "Float8_e4m3fn": "f8_e4m3fn", "Float8_e5m2": "f8_e5m2",
+    "Float8_e4m3fnuz": "f8_e4m3fnuz", "Float8_e5m2fnuz": "f8_e5m2fnuz", "Float8_e8m0fnu": "f8_e8m0fnu",
+}  # fmt: skip
+
+
+def are_sizes(offset: Any, shape: Any, stride: Any) -> bool:
+    """Whether these, from a file, can be the offset, shape and strides of a tensor."""
+    if not isinstance(shape, (tuple, list)) or not isinstance(stride, (tuple, list)):
+        return False
+    sizes = (offset, *shape, *stride)
+    return len(shape) == len(stride) and len(shape) <= MAX_RANK and all(
+        type(size) is int and 0 <= size <= LARGEST for size in sizes)  # fmt: skip
+
+
+def n_spanned(shape: Sequence[int], stride: Sequence[int]) -> int:
+    """Elements of the storage from the first to the last of a tensor."""
+    if not prod(shape):
+        return 0
+    return sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) + 1
+
+
+def most_nbytes(storage_nbytes: int, times: int = 1) -> int:
+    """The most bytes of a tensor in a storage, some elements of which it may repeat."""
+    return max(times * storage_nbytes, _MAX_EXPANDED_NBYTES)
+
+
+def array_of(
+    data: bytes | npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...], stride: Sequence[int], *, is_conj: bool,
+    is_neg: bool,
+) -> npt.NDArray[Any]:  # fmt: skip
+    """The array of a tensor.
+
+    Args:
+        data: The bytes that it spans, little-endian.
+        dtype: SPEC name.
+        stride: In elements.
+    """
+    numpy_dtype = BY_NAME[dtype].numpy
+    if dtype == "bool":  # any byte may be there
+        data = (np.frombuffer(data, np.uint8) != 0).view(np.uint8)
+    buffer = data if isinstance(data, bytes) else data.data
+    array: npt.NDArray[Any] = np.ndarray(shape, numpy_dtype, buffer,
+                                         strides=[step * numpy_dtype.itemsize for step in stride])  # fmt: skip
+    array = np.conj(array) if is_conj else array
+    return np.negative(array) if is_neg else array
 
 
 class Strided(NamedTuple):
@@ -38,11 +88,6 @@ class Strided(NamedTuple):
     def n_elements(self) -> int:
         return prod(self.shape)
 
-    @property
-    def n_spanned(self) -> int:
-        """Elements from the first to the last in the storage."""
-        last = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-        return last + 1 if self.n_elements else 0
 
 
 def check_strided(offset: Any, shape: Any, stride: Any, dtype: Any, nbytes: int, **flags: bool) -> Strided:
@@ -56,17 +101,16 @@ def check_strided(offset: Any, shape: Any, stride: Any, dtype: Any, nbytes: int,
         raise ValueError(f"it has dtype {str(dtype)[:40]}, which a .vqm cannot hold")
     if not isinstance(shape, (tuple, list)) or not isinstance(stride, (tuple, list)) or len(shape) > MAX_RANK:
         raise ValueError(f"its shape or its strides are no list of at most {MAX_RANK} sizes")
-    sizes = (offset, *shape, *stride)
-    if len(shape) != len(stride) or not all(type(size) is int and 0 <= size <= _LARGEST for size in sizes):
+    if not are_sizes(offset, shape, stride):
         raise ValueError("its offset, shape and strides do not fit each other, or are negative")
     tensor = Strided(dtype, offset, tuple(shape), tuple(stride), **flags)
     itemsize = info.numpy.itemsize
-    needed = (offset + tensor.n_spanned) * itemsize if tensor.n_elements else 0
+    needed = (offset + n_spanned(tensor.shape, tensor.stride)) * itemsize if tensor.n_elements else 0
     if needed > nbytes:
         raise ValueError(f"it has shape {tensor.shape} and needs {needed} bytes of its storage, which has {nbytes}")
-    if tensor.n_elements * itemsize > max(nbytes, _MAX_EXPANDED_NBYTES):
+    if tensor.n_elements * itemsize > most_nbytes(nbytes):
         raise ValueError(f"it has shape {tensor.shape}, {tensor.n_elements * itemsize} bytes that repeat {nbytes}; at"
-                         f" most {_MAX_EXPANDED_NBYTES} are allowed")  # fmt: skip
+                         f" most {most_nbytes(nbytes)} are allowed")  # fmt: skip
     return tensor
 
 
@@ -79,28 +123,6 @@ def read_strided(tensor: Strided, storage: Region) -> npt.NDArray[Any]:
     dtype = BY_NAME[tensor.dtype].numpy
     if not tensor.n_elements:
         return np.empty(tensor.shape, dtype)
-    data = np.empty(tensor.n_spanned * dtype.itemsize, np.uint8)
+    data = np.empty(n_spanned(tensor.shape, tensor.stride) * dtype.itemsize, np.uint8)
     storage.fill(data, tensor.offset * dtype.itemsize)
-    if tensor.dtype == "bool":
-        data = (data != 0).view(np.uint8)  # any byte may be there
-    strides = [step * dtype.itemsize for step in tensor.stride]
-    array: npt.NDArray[Any] = np.ndarray(tensor.shape, dtype, data.data, strides=strides)
-    array = np.conj(array) if tensor.is_conj else array
-    return np.negative(array) if tensor.is_neg else array
-
-
-def overlap_notes(by_storage: dict[str, list[tuple[int, int, int, str]]]) -> list[str]:
-    """A note for each tensor whose bytes overlap those of another.
-
-    Args:
-        by_storage: For each storage, for each of its tensors: start, end, position and name.
-    """
-    found = []
-    for extents in by_storage.values():
-        reach, other = 0, ""
-        for start, end, position, name in sorted(extents, key=lambda extent: (extent[0], extent[2])):
-            if start < reach:
-                found.append((position, f"{name!r} and {other!r} are views that overlap: each is stored on its own"))
-            if end > reach:
-                reach, other = end, name
-    return [note for _, note in sorted(found)]
+    return array_of(data, tensor.dtype, tensor.shape, tensor.stride, is_conj=tensor.is_conj, is_neg=tensor.is_neg)

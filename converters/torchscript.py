@@ -17,6 +17,7 @@ from vqformat.format.dtypes import BY_NAME
 from vqformat.format.limits import MAX_NAME_NBYTES, MAX_RANK, MAX_TENSORS
 
 from .source import Source
+from .strided_storage import LARGEST, are_sizes, array_of, most_nbytes, n_spanned
 from .torchscript_pickle import Object, Opaque, PickleError, Storage, Tensor, unpickle
 from .zip_archive import Archive
 
@@ -24,8 +25,6 @@ _MAX_PICKLE_NBYTES = 64 << 20
 _MAX_CODE_NBYTES = 16 << 20  # of one file
 _MAX_DEPTH = 64
 _LONGEST_TEXT = 500  # characters of an error or note
-_LARGEST = (1 << 63) - 1  # largest size or stride
-_MAX_EXPANDED_NBYTES = 64 << 20  # of a tensor that repeats elements of its storage (stride 0)
 
 
 def open_torchscript(path: Path) -> Source:
@@ -167,24 +166,21 @@ class _Model:
         if info is None:
             raise self._refuse(f"tensor {name!r} has dtype {storage.dtype.removesuffix('Storage')}, which a .vqm"
                                " cannot hold")  # fmt: skip
-        sizes = (tensor.offset, *shape, *stride) if isinstance(shape, tuple) and isinstance(stride, tuple) else ()
-        if not sizes or len(shape) != len(stride) or len(shape) > MAX_RANK or not all(
-                type(size) is int and 0 <= size <= _LARGEST for size in sizes):  # fmt: skip
+        if not (isinstance(shape, tuple) and isinstance(stride, tuple) and are_sizes(tensor.offset, shape, stride)):
             raise self._refuse(f"tensor {name!r} has offset {_brief(tensor.offset)}, shape {_brief(shape)} and strides"
                                f" {_brief(stride)}")  # fmt: skip
         member = self._member(storage)
         if member not in self._members:
             raise self._refuse(f"tensor {name!r} is in {member!r}, which is not there")
         have = self._archive.nbytes(member)
-        last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
         itemsize = info.numpy.itemsize
-        needed = (tensor.offset + last + 1) * itemsize if prod(shape) else 0
+        needed = (tensor.offset + n_spanned(shape, stride)) * itemsize if prod(shape) else 0
         if needed > have:
             raise self._refuse(f"tensor {name!r} of shape {_brief(shape)} needs {needed} bytes, but {member!r} has"
                                f" {have}; fetch or save it again")  # fmt: skip
-        if prod(shape) * itemsize > max(have, _MAX_EXPANDED_NBYTES):
+        if prod(shape) * itemsize > most_nbytes(have):
             raise self._refuse(f"tensor {name!r} of shape {_brief(shape)} is {prod(shape) * itemsize} bytes that repeat"
-                               f" {have}; at most {_MAX_EXPANDED_NBYTES} are allowed")  # fmt: skip
+                               f" {have}; at most {most_nbytes(have)} are allowed")  # fmt: skip
         return storage.dtype, shape
 
     def _member(self, storage: Storage) -> str:
@@ -196,18 +192,14 @@ class _Model:
         def load() -> npt.NDArray[Any]:
             if not prod(tensor.shape):
                 return np.empty(tensor.shape, dtype)
-            last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
+            nbytes = n_spanned(tensor.shape, tensor.stride) * dtype.itemsize
             stream = self._open(self._member(tensor.storage))
             stream.seek(tensor.offset * dtype.itemsize)
-            data = stream.read((last + 1) * dtype.itemsize)
-            if len(data) != (last + 1) * dtype.itemsize:
+            data = stream.read(nbytes)
+            if len(data) != nbytes:
                 raise ConversionError(f"{str(self._path)!r} became shorter while {name!r} was read")
-            if tensor.storage.dtype == "bool":
-                data = (np.frombuffer(data, np.uint8) != 0).tobytes()
-            strides = [step * dtype.itemsize for step in tensor.stride]
-            array: npt.NDArray[Any] = np.ndarray(tensor.shape, dtype, data, strides=strides)
-            array = np.conj(array) if tensor.is_conj else array
-            return np.negative(array) if tensor.is_neg else array
+            return array_of(data, tensor.storage.dtype, tensor.shape, tensor.stride, is_conj=tensor.is_conj,
+                            is_neg=tensor.is_neg)  # fmt: skip
 
         return load
 
@@ -250,5 +242,5 @@ def _brief(value: Any) -> str:
     """A short text for a value of a pickle of any size and depth."""
     if isinstance(value, tuple) and len(value) <= MAX_RANK:
         return f"({', '.join(_brief(item) if isinstance(item, int) else '…' for item in value)})"
-    is_short = isinstance(value, str) or (isinstance(value, int) and -_LARGEST <= value <= _LARGEST)
+    is_short = isinstance(value, str) or (isinstance(value, int) and -LARGEST <= value <= LARGEST)
     return str(value) if is_short else f"a {type(value).__name__}"

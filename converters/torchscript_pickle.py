@@ -8,17 +8,9 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-_MAX_CLASSES = 1 << 16
+from .strided_storage import STORAGE_DTYPES
 
-# Storage type -> dtype name in SPEC
-_DTYPES = {
-    "BoolStorage": "bool", "ByteStorage": "u8", "CharStorage": "i8", "UInt16Storage": "u16", "ShortStorage": "i16",
-    "UInt32Storage": "u32", "IntStorage": "i32", "UInt64Storage": "u64", "LongStorage": "i64", "HalfStorage": "f16",
-    "BFloat16Storage": "bf16", "FloatStorage": "f32", "DoubleStorage": "f64", "ComplexFloatStorage": "c64",
-    "ComplexDoubleStorage": "c128", "Float8_e4m3fnStorage": "f8_e4m3fn", "Float8_e5m2Storage": "f8_e5m2",
-    "Float8_e4m3fnuzStorage": "f8_e4m3fnuz", "Float8_e5m2fnuzStorage": "f8_e5m2fnuz",
-    "Float8_e8m0fnuStorage": "f8_e8m0fnu",
-}  # fmt: skip
+_MAX_CLASSES = 1 << 16
 
 # The opcodes that PyTorch's own pickler writes; a model needs no others
 _OPCODES = frozenset({
@@ -155,7 +147,7 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) in _GLOBALS:
             return _GLOBALS[module, name]
         if module == "torch" and name.endswith("Storage"):
-            return _DTYPES.get(name, name)
+            return STORAGE_DTYPES.get(name.removesuffix("Storage"), name)
         if module != "__torch__" and not module.startswith("__torch__."):
             raise PickleError(f"it needs {module[:80]}.{name[:80]}; nothing but tensors is loaded, since a pickle can"
                                " run code")  # fmt: skip

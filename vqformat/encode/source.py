@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -178,3 +178,20 @@ def fits_float32(array: Array) -> bool:
     if not (low > -_LARGEST and high < _LARGEST):  # also if one is NaN
         return False
     return low == high == 0 or max(-low, high) >= _SMALLEST
+
+
+def overlap_notes(by_storage: Mapping[Any, Sequence[tuple[int, int, int, str]]]) -> list[str]:
+    """A note for each tensor whose bytes overlap those of another.
+
+    Args:
+        by_storage: For each storage, for each of its tensors: start, end, position and name.
+    """
+    found = []
+    for extents in by_storage.values():
+        reach, other = 0, ""
+        for start, end, position, name in sorted(extents, key=lambda extent: (extent[0], extent[2])):
+            if start < reach:
+                found.append((position, f"{name!r} and {other!r} are views that overlap: each is stored on its own"))
+            if end > reach:
+                reach, other = end, name
+    return [note for _, note in sorted(found)]

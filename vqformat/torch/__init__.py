@@ -167,7 +167,7 @@ def source_tensors(
     Raises:
         EncodeError: A name is not a string, or a value is not a tensor that a ``.vqm`` can hold.
     """
-    from ..encode.source import SourceTensor
+    from ..encode.source import SourceTensor, overlap_notes
 
     if not isinstance(tensors, Mapping):
         raise EncodeError(f"tensors is a {type(tensors).__name__}, not a mapping from names to tensors, as state_dict()"
@@ -191,7 +191,7 @@ def source_tensors(
         sources.append(SourceTensor(name, dtype, logical_shape(tensor), _loader(tensor, name),
                                     None if target == name else target,
                                     is_looked_up=identity(tensor) in looked_up))  # fmt: skip
-    notes.extend(_overlaps(by_storage))
+    notes.extend(overlap_notes(by_storage))
     return sources
 
 
@@ -203,20 +203,3 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     """Addresses of the first byte of a tensor and of the byte after its last."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
-
-
-def _overlaps(by_storage: dict[int, list[tuple[int, int, int, str]]]) -> list[str]:
-    """A note for each tensor whose bytes overlap those of another.
-
-    Args:
-        by_storage: For each storage, for each of its tensors: start address, end address, position and name.
-    """
-    found = []
-    for extents in by_storage.values():
-        reach, other = 0, ""
-        for start, end, position, name in sorted(extents, key=lambda extent: (extent[0], extent[2])):
-            if start < reach:
-                found.append((position, f"{name!r} and {other!r} are views that overlap: each is stored on its own"))
-            if end > reach:
-                reach, other = end, name
-    return [note for _, note in sorted(found)]
