@@ -19,7 +19,7 @@ from vqformat.encode.report import Report
 from vqformat.errors import ConversionError
 
 from .detect import Kind, detect_format
-from .source import Source, notes_on
+from .source import Source, growth_notes, quantized_notes
 
 __all__ = ["Source", "convert", "extract", "open_source"]
 
@@ -61,8 +61,9 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
     with open_source(src, include_optimizer=include_optimizer) as source:
         stored = {**source.stored_metadata(), **(metadata or {})}
         report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite)
-        report.notes.extend([*source.notes, *notes_on(report, source.tensors, Path(src))])
         report.left_out.extend(source.left_out)
+        report.grown.extend(growth_notes(report, Path(src)))
+        report.notes.extend([*source.notes, *quantized_notes(report, source.tensors), *report.grown])
     return report
 
 
@@ -71,15 +72,14 @@ def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: 
     """Write the tensors of a ``.vqm``, or of a checkpoint that ``convert`` reads, to a checkpoint of another format.
 
     Names, shapes and dtypes are kept. If the ``.vqm`` was made from a file of the same format, its structure is
-    restored: the keys that lead to a state dict, the groups and the configuration of Keras, the graph of ONNX,
-    the metadata and blocks of GGUF. Tied
-    tensors are tied in a state dict and in HDF5; in other formats they are copies. NumPy has no bfloat16, no 8-bit
-    floats and no dtypes below 8 bits: these are converted to wider dtypes with the same values. A state dict and an
-    ONNX model of at most 2 GiB are assembled in memory; otherwise one tensor at a time is in memory. An ONNX model that
-    would have more keeps its values in a second file, ``model.onnx.data`` for ``model.onnx``.
+    restored: the keys that lead to a state dict, the groups and the configuration of Keras, the graph of ONNX, the
+    metadata and blocks of GGUF. Tied tensors are tied in a state dict and in HDF5; in other formats they are copies.
+    NumPy has no bfloat16, no 8-bit floats and no dtypes below 8 bits: these are converted to wider dtypes with the same
+    values. A state dict and an ONNX model of at most 2 GiB are assembled in memory; for others one tensor at a time is.
+    An ONNX model that would have more keeps its values in a second file, ``model.onnx.data`` for ``model.onnx``.
 
     Args:
-        src: Path of the ``.vqm``.
+        src: Path of the ``.vqm``, or of a checkpoint that ``convert`` reads.
         dst: Path. Its suffix determines the format: ``.pt``, ``.pth`` or ``.bin``, ``.safetensors``, ``.npz``, ``.h5``
             or ``.hdf5``; also ``.keras``, ``.weights.h5``, ``.onnx`` or ``.gguf``, if the ``.vqm`` was made from such a
             file.

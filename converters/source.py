@@ -14,7 +14,6 @@ RESERVED_PREFIX = "vqm."  # metadata keys of SPEC section 18
 ORIGIN_KEY = "vqm.source"
 
 
-_GROWTH_NBYTES = 4096  # what a .vqm of a small model may take more: its own tables
 # What became of quantized tensors -> what is said of them
 _ON_FORMS = {
     "as values": "came quantized and stay so, without loss; a budget, a preset or a method codes their values anew",
@@ -65,23 +64,23 @@ class Source:
         return {**self.metadata, ORIGIN_KEY: origin} if origin else dict(self.metadata)
 
 
-def notes_on(report: Report, tensors: list[SourceTensor], path: Path) -> list[str]:
-    """What a user should know of tensors that came quantized, and of a file that grew.
-
-    Args:
-        path: The checkpoint.
-    """
+def quantized_notes(report: Report, tensors: list[SourceTensor]) -> list[str]:
+    """What a user should know of tensors that came quantized."""
     kept: dict[str, list[str]] = {"as values": [], "as u8": [], "anew": []}
     for tensor, result in zip(tensors, report.tensors, strict=True):
         if tensor.form is not None:
             is_kept = result.method.startswith(tensor.form.name)
             what = "anew" if not is_kept else "as u8" if result.method.endswith("raw") else "as values"
             kept[what].append(tensor.form.name)
-    notes = [f"{_counted(kept[what])} {text}" for what, text in _ON_FORMS.items() if kept[what]]
-    before = max(report.source_nbytes, path.stat().st_size if path.is_file() else 0)
-    if report.file_nbytes > before + _GROWTH_NBYTES:
-        notes.append(f"the file grew: {report.file_nbytes:,} bytes, from {before:,}")
-    return notes
+    return [f"{_counted(kept[what])} {text}" for what, text in _ON_FORMS.items() if kept[what]]
+
+
+def growth_notes(report: Report, path: Path) -> list[str]:
+    """A note on a ``.vqm`` that is larger than its source, if that is a single file."""
+    before = path.stat().st_size if path.is_file() and path.suffix.lower() != ".json" else 0
+    if not 0 < before < report.file_nbytes:
+        return []
+    return [f"the .vqm is larger than the source file: {report.file_nbytes:,} bytes, not {before:,}"]
 
 
 def _counted(kinds: list[str]) -> str:

@@ -54,11 +54,8 @@ def run_convert(args: argparse.Namespace) -> int:
         source_file_nbytes = _file_nbytes(source)
     seconds = time.monotonic() - start
     where: TextIO = sys.stderr if to_stdout else sys.stdout
-    _print_notes([*report.missed, *report.ruined, *report.left_out] if args.quiet or args.json else report.notes)
-    is_told = not (args.quiet or args.json) and any(note.startswith("the file grew") for note in report.notes)
-    if 0 < source_file_nbytes < report.file_nbytes and not is_told:
-        _print_notes([f"the .vqm is larger than the source file: {count(report.file_nbytes)} bytes, not"
-                      f" {count(source_file_nbytes)}"])  # fmt: skip
+    always = [*report.missed, *report.ruined, *report.left_out, *report.grown]
+    _print_notes(always if args.quiet or args.json else report.notes)
     if args.json:
         print(to_json(_report_json(args.source, STDIO if to_stdout else str(output), report)), file=where)
         return 0

@@ -55,6 +55,7 @@ class Report:
         missed: Those of the notes that say that a budget was missed.
         ruined: Those of the notes that say that the model will most likely not work any more.
         left_out: Those of the notes that say that tensors of the source are not in the file.
+        grown: Those of the notes that say that the file is larger than its source.
     """
 
     tensors: list[TensorReport] = field(default_factory=list)
@@ -66,6 +67,7 @@ class Report:
     missed: list[str] = field(default_factory=list)
     ruined: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    grown: list[str] = field(default_factory=list)
 
     def note_missed(self, notes: Iterable[str]) -> None:
         """Add notes on a budget that was missed."""
