@@ -15,6 +15,7 @@ from vqformat.encode.source import SourceTensor, StoredForm, check_name, check_s
 from vqformat.errors import ConversionError
 from vqformat.format.dtypes import BY_NAME
 
+from .file_region import file_bytes
 from .gguf_blocks import encode_blocks
 from .gguf_forms import Bytes
 from .gguf_header import Header, TensorEntry, block_size, can_dequantize, dequantized, read_header
@@ -111,10 +112,10 @@ def _tensor(path: Path, header: Header, entry: TensorEntry) -> SourceTensor:
 
 
 def _read(path: Path, offset: int, nbytes: int) -> Bytes:
-    data = np.fromfile(path, np.uint8, nbytes, offset=offset)
-    if data.size < nbytes:
-        raise ConversionError(f"{str(path)!r} became shorter while it was read")
-    return data
+    try:
+        return file_bytes(path, offset, nbytes)
+    except ValueError as err:
+        raise ConversionError(f"{str(path)!r} became shorter while it was read") from err
 
 
 def _free_name(names: set[str]) -> str:

@@ -17,6 +17,7 @@ from vqformat.errors import ConversionError
 from vqformat.format.bits import unpack_nibbles
 from vqformat.format.dtypes import BY_NAME
 
+from .file_region import file_bytes
 from .model_folder import inside, open_regular
 
 MAX_GRAPH_NBYTES = 15 << 20  # leaves room for other metadata in META, which has at most 16 MiB
@@ -96,9 +97,10 @@ def loader(path: Path, each: Initializer) -> Callable[[], npt.NDArray[Any]]:
                                   " outside the model")  # fmt: skip
 
         def load() -> npt.NDArray[Any]:
-            data = np.fromfile(file, np.uint8, nbytes, offset=offset)
-            if data.size < nbytes:
-                raise ConversionError(f"{str(file)!r} became shorter while it was read")
+            try:
+                data = file_bytes(file, offset, nbytes)
+            except ValueError as err:
+                raise ConversionError(f"{str(file)!r} became shorter while it was read") from err
             return _array(data, dtype, shape)
 
         return load

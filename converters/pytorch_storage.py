@@ -19,6 +19,7 @@ from vqformat.format.dtypes import BY_NAME
 from vqformat.format.limits import MAX_RANK
 
 from . import strided_storage
+from .file_region import file_bytes
 from .inert_pickle import Call, Global, Persistent, PickleError, unpickle
 from .strided_storage import LARGEST, STORAGE_DTYPES, are_sizes, array_of, most_nbytes, n_spanned
 from .zip_archive import Archive
@@ -224,9 +225,10 @@ class CheckpointFile:
         if not prod(tensor.shape):
             return np.empty(tensor.logical_shape, info.numpy)
         _, start, end = self.extent(tensor)
-        data = self._read(tensor.storage.key, start, end - start)
-        if len(data) != end - start:
-            raise ConversionError(f"{str(self.path)!r} became shorter while {name!r} was read")
+        try:
+            data = self._read(tensor.storage.key, start, end - start)
+        except ValueError as err:
+            raise ConversionError(f"{str(self.path)!r} became shorter while {name!r} was read") from err
         itemsize = _itemsize(tensor.dtype)
         if self._is_big_endian and itemsize > 1 and tensor.storage.key not in self._memory:
             size = itemsize // 2 if info.is_complex else itemsize
@@ -237,14 +239,12 @@ class CheckpointFile:
             return halves.reshape(tensor.logical_shape).view(info.numpy)
         return array_of(data, tensor.dtype, tensor.shape, tensor.stride, is_conj=tensor.is_conj, is_neg=tensor.is_neg)
 
-    def _read(self, key: str, start: int, nbytes: int) -> bytes:
+    def _read(self, key: str, start: int, nbytes: int) -> bytes | npt.NDArray[np.uint8]:
         if key in self._memory:
             return self._memory[key][start : start + nbytes]
         place = self._places[key]
         if place.member is None:
-            with open(self.path, "rb") as stream:
-                stream.seek(place.start + start)
-                return stream.read(nbytes)
+            return file_bytes(self.path, place.start + start, nbytes)
         if self._inflated is None or self._inflated[0] != key:
             self._inflated = None
             with Archive(self.path) as archive:
