@@ -52,7 +52,8 @@ def open_npz(path: Path) -> Source:
                 continue
             name = member.filename.removesuffix(".npy")
             opener = _opener(archive, member)
-            tensor = _tensor(path, name, opener, partial(_read_member, opener), member.file_size, notes)
+            tensor = _tensor(path, name, opener, partial(_read_member, opener), size=member.file_size,
+                             notes=notes)  # fmt: skip
             if tensor is not None:
                 tensors.append(tensor)
         names = [tensor.name for tensor in tensors]
@@ -74,7 +75,7 @@ def open_npy(path: Path) -> Source:
     notes: list[str] = []
     with open_regular(path) as stream:
         size = stream.seek(0, 2)
-    tensor = _tensor(path, path.stem, lambda: open_regular(path), partial(file_bytes, path), size, notes)
+    tensor = _tensor(path, path.stem, lambda: open_regular(path), partial(file_bytes, path), size=size, notes=notes)
     if tensor is None:
         raise ConversionError(f"{str(path)!r} is a NumPy file without a numeric array: {notes[0]}; save arrays of"
                               " numbers with numpy.savez")  # fmt: skip
@@ -103,7 +104,7 @@ def _read_member(opener: Callable[[], IO[bytes]], offset: int, nbytes: int) -> n
 
 def _tensor(
     path: Path, name: str, opener: Callable[[], IO[bytes]], read: Callable[[int, int], npt.NDArray[np.uint8]],
-    size: int, notes: list[str],
+    *, size: int, notes: list[str],
 ) -> SourceTensor | None:  # fmt: skip
     """An array as a tensor, after its header has been read; None, and a note, if it is not a tensor.
 
