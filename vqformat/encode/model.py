@@ -24,6 +24,7 @@ from .options import Options
 from .plan import Plan
 from .report import Report
 from .requested_goal import RequestedGoal
+from .section_store import SectionStore
 from .sensitivity import Steps
 from .shared_codebooks import SharedCodebooks
 from .size_drafts import DraftedSteps
@@ -133,7 +134,7 @@ class ModelEncoder:
         self.tensors, self.options, self._metadata = tensors, options, metadata
         self.plan = Plan(tensors, options, is_part=is_part)
         self._books = SharedCodebooks()
-        self._tensors = TensorEncoder(self.plan, self._books)
+        self._tensors = TensorEncoder(self.plan, self._books, list)
         self._request = RequestedGoal(tensors, options)
         self._fixed: dict[str, Result] = {}  # with a budget: results that no step changes
         self._step = options.step or 0.0  # relative step of the results
@@ -169,6 +170,7 @@ class ModelEncoder:
             folder: Folder of temporary files that hold results of several passes; None for the system's.
         """
         self._folder = folder
+        self._tensors = TensorEncoder(self.plan, self._books, SectionStore(folder).collect)
         self._books.train(self.plan)
         self.plan.gather(self._encode_once)
         self._step = self.options.step or self.plan.steps.default

@@ -19,7 +19,7 @@ from ...format.dtypes import BY_NAME
 from ...format.layout import Layout, View, make_view
 from ...format.stages import CodebookStage, ProgressionSource, Scale, TableSource
 from . import packing
-from .assemble import QuantizedStage, assemble
+from .assemble import Collect, QuantizedStage, assemble
 from .grids import INTEGERS, KINDS, LARGEST_INTEGER, Groups, Units, estimate_scales, exact_scales, largest_unit
 from .groupings import SAMPLE, Grouping, groupings
 from .layout import view_matrix
@@ -38,11 +38,12 @@ _SHORT_TABLE_NBYTES = 1024  # of 256 values; where there are more a grid takes f
 _FEW_ELEMENTS = 1 << 16  # of a tensor for which the bytes of a table matter
 
 
-def encode(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor | None:
+def encode(name: str, dtype: str, array: npt.NDArray[Any], *, collect: Collect = list) -> EncodedTensor | None:
     """A tensor as codes of a grid, every bit kept; None if it is on no grid.
 
     Args:
         array: C-contiguous, of the dtype.
+        collect: See ``assemble.assemble``.
     """
     if dtype not in DTYPES or not looks_dequantized(array):
         return None
@@ -57,7 +58,7 @@ def encode(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor | No
     few, grids = _few_values(values, dtype), _on_grid(values, dtype)
     if grids:
         few = [(layout, stage) for layout, stage in few if len(stage.resident[0]) <= _SHORT_TABLE_NBYTES]
-    found = [assemble(name, dtype, array.shape, layout, [stage]) for layout, stage in [*few, *grids]
+    found = [assemble(name, dtype, array.shape, layout, [stage], collect=collect) for layout, stage in [*few, *grids]
              if _gives_back(stage, make_view(values.shape, False, layout), values)]  # fmt: skip
     return min(found, key=lambda encoded: encoded.stored_nbytes, default=None)
 

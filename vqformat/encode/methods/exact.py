@@ -9,26 +9,29 @@ import numpy.typing as npt
 from ...format.chunkwriter import EncodedTensor
 from ...format.metadata import pack
 from . import dequantized, fine
+from .assemble import Collect
 
 _SMALL = 1 << 16  # elements of a tensor that is coded in both ways
 _PART = 1 << 17  # elements of a larger one that are tried as bytes
 
 
-def encode(name: str, dtype: str, array: npt.NDArray[Any], *, thorough: bool = False) -> EncodedTensor:
+def encode(name: str, dtype: str, array: npt.NDArray[Any], *, thorough: bool = False,
+           collect: Collect = list) -> EncodedTensor:  # fmt: skip
     """Every bit kept, in the fewest bytes.
 
     Args:
         array: C-contiguous, of the dtype.
         thorough: See ``fine.encode_exact``.
+        collect: See ``assemble.assemble``.
     """
-    on_grid = dequantized.encode(name, dtype, array) if array.size else None
+    on_grid = dequantized.encode(name, dtype, array, collect=collect) if array.size else None
     if on_grid is None:
-        return fine.encode_exact(name, dtype, array, thorough=thorough)
+        return fine.encode_exact(name, dtype, array, thorough=thorough, collect=collect)
     if array.size > _SMALL:
         part = fine.encode_exact(name, dtype, array.reshape(-1)[:_PART])
         if part.stored_nbytes * array.size > on_grid.stored_nbytes * min(_PART, array.size):
             return on_grid
-    return min(on_grid, fine.encode_exact(name, dtype, array, thorough=thorough), key=_nbytes)
+    return min(on_grid, fine.encode_exact(name, dtype, array, thorough=thorough, collect=collect), key=_nbytes)
 
 
 def _nbytes(tensor: EncodedTensor) -> int:

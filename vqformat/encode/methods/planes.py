@@ -7,7 +7,6 @@ Searches for matches take 50 times as long as Huffman coding: they are made wher
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -28,36 +27,37 @@ _BLOCK = 1 << 17  # the most that a zstd block holds
 _LEAST_CODED = 64  # bytes of a block; decoders refuse four streams of a few
 
 
-def sections(payloads: Sequence[bytes]) -> list[Section]:
-    """Sections for the same plane of all blocks."""
-    if len(payloads[0]) < packing.SMALL_NBYTES:
-        return packing.sections(payloads)
-    nbytes = sum(map(len, payloads))
-    n_searched = int(nbytes * _SEARCHED)
-    gain: float | None = None
-    result = []
-    for plain in payloads:
+class PlaneMaker:
+    """Makes the sections for the same plane of all blocks, one after another.
+
+    Args:
+        nbytes: Plain bytes of all of them.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._nbytes = nbytes
+        self._n_searched = int(nbytes * _SEARCHED)
+        self._gain: float | None = None
+
+    def make(self, plain: bytes) -> Section:
+        """The section of the next block, given its plain bytes."""
         if len(plain) < packing.SMALL_NBYTES:
-            result += packing.sections([plain])
-            continue
+            return packing.SectionMaker().make(plain)
         counts = _count(plain)
         bits = _entropy(counts)
         if bits > _NOISE_BITS:
-            result.append(Section(plain))
-            continue
+            return Section(plain)
         if _is_binary(plain, counts) and bits > _LEAST_BITS:
-            result.append(Section(one_bit_frame(plain), is_zstd=True))
-            continue
+            return Section(one_bit_frame(plain), is_zstd=True)
         stored = packing.compress(plain, packing.LITERALS)
         expected = bits / 8 * len(plain)
         is_odd = bits > 0 and not _AS_COUNTED[0] * expected <= len(stored) <= _AS_COUNTED[1] * expected
-        if gain is None:
-            gain = _trial_gain(plain, nbytes)
-        if gain > _PAYS or (is_odd and (gain > _PAYS_IF_ODD or n_searched >= len(plain))):
-            n_searched -= len(plain)
+        if self._gain is None:
+            self._gain = _trial_gain(plain, self._nbytes)
+        if self._gain > _PAYS or (is_odd and (self._gain > _PAYS_IF_ODD or self._n_searched >= len(plain))):
+            self._n_searched -= len(plain)
             stored = min(stored, packing.compress(plain, packing.QUICKER_MATCHES), key=len)
-        result.append(packing.as_section(plain, stored))
-    return result
+        return packing.as_section(plain, stored)
 
 
 def _is_binary(plain: bytes, counts: npt.NDArray[np.intp]) -> bool:
