@@ -127,28 +127,34 @@ def orientations(values: ShortFloats, *, is_table: bool) -> list[Orientation]:
 
 def _sorted(plain: Orientation, values: ShortFloats) -> Orientation:
     """The same view with rows and columns sorted by their scale, in classes of half an octave."""
-    matrix = view_matrix(values, plain.layout)
     layout = plain.layout
-    of_rows, of_columns = _energies(matrix)
+    permuted = values if layout.axes is None else values.transpose(layout.axes)
+    if layout.axes == (1, 0):
+        of_columns, of_rows = _energies(values)
+    else:
+        of_rows, of_columns = _energies(permuted)
     return Orientation(
         Layout(layout.axes, layout.n_row_axes, ORDER_ROWS | ORDER_COLUMNS),
-        _classes(of_rows / matrix.shape[1]), _classes(of_columns / matrix.shape[0]),
+        _classes(of_rows / of_columns.size), _classes(of_columns / of_rows.size),
     )  # fmt: skip
 
 
-def _energies(matrix: ShortFloats) -> tuple[Floats, Floats]:
-    """Sums of squares of each row and of each column, computed in float32."""
-    if matrix.dtype == np.float32:
+def _energies(values: ShortFloats) -> tuple[Floats, Floats]:
+    """Sums of squares of each row and of each column of a matrix, computed in float32.
+
+    Args:
+        values: The rows are along the first axis.
+    """
+    n_rows = values.shape[0]
+    n_columns = values.size // n_rows
+    if values.dtype == np.float32 and values.flags.c_contiguous:
+        matrix = values.reshape(n_rows, n_columns)
         return np.einsum("ij,ij->i", matrix, matrix), np.einsum("ij,ij->j", matrix, matrix)
-    if not matrix.flags.c_contiguous:
-        of_columns, of_rows = _energies(np.ascontiguousarray(matrix.T))
-        return of_rows, of_columns
-    n_rows, n_columns = matrix.shape
     of_rows, of_columns = np.empty(n_rows, np.float32), np.zeros(n_columns, np.float32)
     at_once = max(1, _BAND // n_columns)
     left, right = (np.empty((at_once + 1, n_columns), np.float32) for _ in range(2))
     for start in range(0, n_rows, at_once):
-        band = matrix[start : start + at_once]
+        band = values[start : start + at_once].reshape(-1, n_columns)
         n = len(band) + 1
         left[1:n] = right[1:n] = band
         of_rows[start : start + at_once] = np.einsum("ij,ij->i", left[1:n], left[1:n])
