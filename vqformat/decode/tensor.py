@@ -20,7 +20,7 @@ from . import rans, raw
 from .codebook import CodebookDecoder
 from .lowrank import LowRankDecoder
 from .tables import Floats
-from .trellis import Bands, Codes, TrellisDecoder
+from .trellis import Bands, Codes, Places, TrellisDecoder
 
 # For each dtype the smallest float32 value that rounds to infinity in it
 _OVERFLOW = {"f16": np.float32(65520), "bf16": np.uint32(0x7F7F8000).view(np.float32)}
@@ -157,6 +157,9 @@ class TensorDecoder:
             place = self._place(block, out)
             if place is not None:
                 self._fill(block, of_stages, place)
+            elif self._putting is not None:
+                with naming(self.record.name, stage=0):
+                    self._putting.put(block, of_stages[0], self._places(block, out))
             else:
                 values = np.empty((block.n_rows, block.n_columns), np.float32)
                 self._fill(block, of_stages, values)
@@ -230,6 +233,25 @@ class TensorDecoder:
         if scratch is None or scratch.size < values.size:
             scratch = self._scratch.values = np.empty(values.size, np.float32)
         return scratch[: values.size].reshape(values.shape)
+
+    @property
+    def _putting(self) -> TrellisDecoder | None:
+        """The only stage, if it can put values in the places that the order of rows and columns gives them."""
+        stage = self._stages[0] if len(self._stages) == 1 else None
+        is_float32 = self.stored_dtype == np.float32
+        return stage if is_float32 and isinstance(stage, TrellisDecoder) and stage.puts else None
+
+    def _places(self, block: Block, out: npt.NDArray[Any]) -> Places:
+        """Where the values of a block go in the tensor (SPEC 7.2)."""
+        of_rows, of_columns = self.offsets
+        rows: slice | Order = slice(block.row, block.row_end)
+        columns: slice | Order = slice(block.column, block.column_end)
+        if self.row_order is not None:
+            rows = self.row_order[rows]
+        if self.column_order is not None:
+            columns = self.column_order[columns]
+        return Places(np.ascontiguousarray(of_rows[rows], np.int64), np.ascontiguousarray(of_columns[columns], np.int64),
+                      self._reals(out).reshape(-1))  # fmt: skip
 
     def _reals(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The array of the tensor with the elements of the view: reals, with one axis more, if they are pairs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -42,6 +43,26 @@ def entries_of(stage: TrellisStage, section: bytes) -> Floats:
             return points_of(stage, zero).astype(np.float32) * tables.decode(section, "f32", "step")
         case TransformSource(zero):
             return points_of(stage, zero).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the values of a block go in a flat array.
+
+    Attributes:
+        rows: ``(n_rows,)``: where each row begins in ``out``.
+        columns: ``(n_columns,)``: what each column adds to that; None for its number.
+        out: ``(n,)``, contiguous.
+    """
+
+    rows: npt.NDArray[np.int64]
+    columns: npt.NDArray[np.int64] | None
+    out: Floats
+
+    @classmethod
+    def of_matrix(cls, out: Floats) -> Places:
+        """The places of a C-contiguous matrix that is the block."""
+        return cls(np.arange(len(out), dtype=np.int64) * out.shape[1], None, out.reshape(-1))
 
 
 class TransformDecoder:
@@ -180,9 +201,11 @@ class TrellisDecoder:
             FormatError: ``codes`` are a payload, which breaks a rule of SPEC 12.3.
         """
         if isinstance(codes, bytes):
-            self._decode_payload(block, codes, out)
+            self._decode_payload(block, codes, Places.of_matrix(out))
             if self._transform is not None:
                 self._transform.decode(out, out)
+            elif self.puts:
+                return  # the kernel has multiplied by the scales
         elif self._transform is None:
             np.take(self._book, codes.astype(np.intp), out=out, mode="clip")
         else:
@@ -190,8 +213,24 @@ class TrellisDecoder:
         if self._scales is not None:
             self._scales.multiply(block, out)
 
-    def _decode_payload(self, block: Block, payload: bytes, out: Floats) -> None:
-        """The values of a block by the kernel, without scales; of a transform the coefficients."""
+    @property
+    def puts(self) -> bool:
+        """Whether ``put`` can be called."""
+        return native.is_used() and self._transform is None and (self._scales is None or self._scales.are_of_rows)
+
+    def put(self, block: Block, payload: bytes, places: Places) -> None:
+        """Write the values of a block to their places, if ``puts``.
+
+        Args:
+            payload: Of the block, as ``prepare`` returns it.
+
+        Raises:
+            FormatError: ``payload`` breaks a rule of SPEC 12.3.
+        """
+        self._decode_payload(block, payload, places)
+
+    def _decode_payload(self, block: Block, payload: bytes, places: Places) -> None:
+        """Write the values of a block by the kernel, without scales unless ``puts``; of a transform the coefficients."""
         rows, columns = self.row_classes, self.column_classes
         trellis = self.stage.trellis
         native.decode_trellis(
@@ -202,7 +241,11 @@ class TrellisDecoder:
             row_classes=None if rows is None else rows[block.row : block.row_end],
             column_classes=None if columns is None else columns[block.column : block.column_end],
             values=self._values,
-            out=out,
+            row_scales=self._scales.of_rows(block) if self._scales is not None and self.puts else None,
+            row_places=places.rows,
+            column_places=places.columns,
+            n_columns=block.n_columns,
+            out=places.out,
         )
 
 

@@ -127,9 +127,13 @@ def decode_trellis(
     row_classes: npt.NDArray[np.uint8] | None,
     column_classes: npt.NDArray[np.uint8] | None,
     values: npt.NDArray[np.float32] | tuple[int, float],
+    row_scales: npt.NDArray[np.float32] | None,
+    row_places: npt.NDArray[np.int64],
+    column_places: npt.NDArray[np.int64] | None,
+    n_columns: int,
     out: npt.NDArray[np.float32],
 ) -> None:
-    """Decode a block of a trellis stage (SPEC 12.1 to 12.4, without scales).
+    """Decode a block of a trellis stage (SPEC 12.1 to 12.4) and put its values in their places.
 
     Args:
         payload: The plain payload of the block; its size obeys ANS-001.
@@ -138,17 +142,25 @@ def decode_trellis(
         row_classes, column_classes: Of the rows and columns of the block.
         values: The value of each symbol ``n_books · code + q``; or z and step of a progression, whose value is
             ``(symbol − z) · step``.
-        out: ``(n_rows, n_columns)``, C-contiguous.
+        row_scales: ``(n_rows,)``; None without scales.
+        row_places: ``(n_rows,)``: where each row begins in ``out``.
+        column_places: ``(n_columns,)``: what each column adds to that; None for its number.
+        out: C-contiguous. Only the places are written.
 
     Raises:
         FormatError: The payload breaks a rule of SPEC 12.3.
     """
     assert _kernels is not None and out.dtype == np.float32 and slots.table.size <= 1 << 22
-    n_rows, n_columns = out.shape
+    n_rows, n_elements = row_places.size, row_places.size * n_columns
+    last_column = n_columns - 1 if column_places is None else int(column_places.max())
+    assert int(row_places.min()) >= 0 and int(row_places.max()) + last_column < out.size
+    assert column_places is None or (column_places.size == n_columns and int(column_places.min()) >= 0)
+    assert row_scales is None or (row_scales.size == n_rows and row_scales.dtype == np.float32)
+    assert all(places is None or places.dtype == np.int64 for places in (row_places, column_places))
     data = np.frombuffer(payload, np.uint8)
     height, width = min(tile[0], n_rows), min(tile[1], n_columns)
     n_sequences = -(-n_rows // height) * -(-n_columns // width)
-    assert 4 * n_sequences <= data.size <= 4 * n_sequences + 2 * out.size and out.size <= 1 << 22
+    assert 4 * n_sequences <= data.size <= 4 * n_sequences + 2 * n_elements and n_elements <= 1 << 22
     assert all(classes is None or classes.size == n
                for classes, n in ((row_classes, n_rows), (column_classes, n_columns)))  # fmt: skip
     table, zero, step = (None, *values) if isinstance(values, tuple) else (values, 0, 0.0)
@@ -156,7 +168,7 @@ def decode_trellis(
         _instruction_set(), _address(data), data.size, n_rows, n_columns, height, width, _address(row_classes),
         _address(column_classes), slots.precision, slots.n_books, polynomials[0] >> 1, polynomials[1] >> 1,
         _address(slots.table), slots.table.itemsize == 8, slots.table.size, _address(table), zero, float(step),
-        _address(out),
+        _address(row_places), _address(column_places), _address(row_scales), _address(out),
     )  # fmt: skip
     if found in _FAULTS:
         clause, message = _FAULTS[found]

@@ -15,13 +15,13 @@ static PyObject *py_trellis_decode(PyObject *self, PyObject *args)
     (void)self;
     TrellisBlock b;
     int instruction_set, found;
-    unsigned long long payload, row_classes, column_classes, slots, book, out;
+    unsigned long long payload, row_classes, column_classes, slots, book, row_places, column_places, row_scales, out;
     long long payload_nbytes, n_rows, n_columns, tile_rows, tile_columns, n_slots;
     unsigned int feedback, forward;
-    if (!PyArg_ParseTuple(args, "iKLLLLLKKiiIIKiLKifK", &instruction_set, &payload, &payload_nbytes, &n_rows,
+    if (!PyArg_ParseTuple(args, "iKLLLLLKKiiIIKiLKifKKKK", &instruction_set, &payload, &payload_nbytes, &n_rows,
                           &n_columns, &tile_rows, &tile_columns, &row_classes, &column_classes, &b.precision,
                           &b.n_books, &feedback, &forward, &slots, &b.is_wide, &n_slots, &book, &b.zero, &b.step,
-                          &out))
+                          &row_places, &column_places, &row_scales, &out))
         return NULL;
     b.payload = (const uint8_t *)(uintptr_t)payload, b.payload_nbytes = payload_nbytes;
     b.n_rows = n_rows, b.n_columns = n_columns, b.tile_rows = tile_rows, b.tile_columns = tile_columns;
@@ -30,6 +30,8 @@ static PyObject *py_trellis_decode(PyObject *self, PyObject *args)
     b.feedback = feedback, b.forward = forward;
     b.slots = (const void *)(uintptr_t)slots, b.n_slots = n_slots;
     b.book = (const float *)(uintptr_t)book, b.out = (float *)(uintptr_t)out;
+    b.row_places = (const int64_t *)(uintptr_t)row_places, b.column_places = (const int64_t *)(uintptr_t)column_places;
+    b.row_scales = (const float *)(uintptr_t)row_scales;
     Py_BEGIN_ALLOW_THREADS
     found = trellis_decode(&b, instruction_set);
     Py_END_ALLOW_THREADS
