@@ -157,9 +157,8 @@ class TensorDecoder:
             place = self._place(block, out)
             if place is not None:
                 self._fill(block, of_stages, place)
-            elif self._putting is not None:
-                with naming(self.record.name, stage=0):
-                    self._putting.put(block, of_stages[0], self._places(block, out))
+            elif self._last_puts:
+                self._put(block, of_stages, out)
             else:
                 values = np.empty((block.n_rows, block.n_columns), np.float32)
                 self._fill(block, of_stages, values)
@@ -216,33 +215,37 @@ class TensorDecoder:
                 raw.decode(of_stages[0], self.record.dtype_info, stage.split, out.reshape(-1))
             return
         values = out if out.dtype == np.float32 else np.empty(out.shape, np.float32)
-        with np.errstate(all="ignore"):  # subnormals must not raise, whatever the caller has set
-            for i, (decoder, of_stage) in enumerate(zip(self._stages, of_stages, strict=True)):
-                with naming(self.record.name, stage=i):
-                    if i == 0:
-                        decoder.decode(block, of_stage, values)
-                    else:
-                        addend = self._scratch_like(values)
-                        decoder.decode(block, of_stage, addend)
-                        np.add(values, addend, out=values)
-            if values is not out:
+        self._add_up(block, of_stages, values)
+        if values is not out:
+            with np.errstate(all="ignore"):
                 out[...] = values  # VAL-001: NumPy rounds to nearest, ties to even
 
-    def _scratch_like(self, values: Floats) -> Floats:
-        scratch: Floats | None = getattr(self._scratch, "values", None)
-        if scratch is None or scratch.size < values.size:
-            scratch = self._scratch.values = np.empty(values.size, np.float32)
-        return scratch[: values.size].reshape(values.shape)
+    def _add_up(self, block: Block, of_stages: Sequence[Any], out: Floats) -> None:
+        """Write the sum of the first stages, as many as ``of_stages``, to ``out``, ``(n_rows, n_columns)``."""
+        with np.errstate(all="ignore"):  # subnormals must not raise, whatever the caller has set
+            for i, (decoder, of_stage) in enumerate(zip(self._stages, of_stages, strict=False)):
+                with naming(self.record.name, stage=i):
+                    if i == 0:
+                        decoder.decode(block, of_stage, out)
+                    elif not isinstance(decoder, CodebookDecoder) and decoder.can_add:
+                        decoder.decode(block, of_stage, out, adds=True)
+                    else:
+                        addend = self._scratch_like(out)
+                        decoder.decode(block, of_stage, addend)
+                        np.add(out, addend, out=out)
 
     @property
-    def _putting(self) -> TrellisDecoder | None:
-        """The only stage, if it can put values in the places that the order of rows and columns gives them."""
-        stage = self._stages[0] if len(self._stages) == 1 else None
-        is_float32 = self.stored_dtype == np.float32
-        return stage if is_float32 and isinstance(stage, TrellisDecoder) and stage.puts else None
+    def _last_puts(self) -> bool:
+        """Whether the last stage can put values in the places that the order of rows and columns gives them."""
+        last = self._stages[-1] if self._stages else None
+        return isinstance(last, TrellisDecoder) and last.can_add and self.stored_dtype == np.float32
 
-    def _places(self, block: Block, out: npt.NDArray[Any]) -> Places:
-        """Where the values of a block go in the tensor (SPEC 7.2)."""
+    def _put(self, block: Block, of_stages: Sequence[Any], out: npt.NDArray[Any]) -> None:
+        """Decode a block into its places in the tensor (SPEC 7.2), if ``_last_puts``."""
+        values: Floats | None = None
+        if len(of_stages) > 1:
+            values = np.empty((block.n_rows, block.n_columns), np.float32)
+            self._add_up(block, of_stages[:-1], values)
         of_rows, of_columns = self.offsets
         rows: slice | Order = slice(block.row, block.row_end)
         columns: slice | Order = slice(block.column, block.column_end)
@@ -250,8 +253,18 @@ class TensorDecoder:
             rows = self.row_order[rows]
         if self.column_order is not None:
             columns = self.column_order[columns]
-        return Places(np.ascontiguousarray(of_rows[rows], np.int64), np.ascontiguousarray(of_columns[columns], np.int64),
-                      self._reals(out).reshape(-1))  # fmt: skip
+        places = Places(np.ascontiguousarray(of_rows[rows], np.int64),
+                        np.ascontiguousarray(of_columns[columns], np.int64), self._reals(out).reshape(-1))  # fmt: skip
+        last = self._stages[-1]
+        assert isinstance(last, TrellisDecoder)
+        with naming(self.record.name, stage=len(of_stages) - 1):
+            last.put(block, of_stages[-1], places, values)
+
+    def _scratch_like(self, values: Floats) -> Floats:
+        scratch: Floats | None = getattr(self._scratch, "values", None)
+        if scratch is None or scratch.size < values.size:
+            scratch = self._scratch.values = np.empty(values.size, np.float32)
+        return scratch[: values.size].reshape(values.shape)
 
     def _reals(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The array of the tensor with the elements of the view: reals, with one axis more, if they are pairs."""

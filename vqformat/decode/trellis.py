@@ -59,11 +59,6 @@ class Places:
     columns: npt.NDArray[np.int64] | None
     out: Floats
 
-    @classmethod
-    def of_matrix(cls, out: Floats) -> Places:
-        """The places of a C-contiguous matrix that is the block."""
-        return cls(np.arange(len(out), dtype=np.int64) * out.shape[1], None, out.reshape(-1))
-
 
 class TransformDecoder:
     """Computes the values of each group of rows from transform coefficients (SPEC 12.5).
@@ -191,21 +186,28 @@ class TrellisDecoder:
                     for codes in decode_together([Bands(self, [block], [payload[0]])])[0]]  # fmt: skip
         return decode_together([Bands(self, blocks, [payload[0] for payload in payloads])])[0]
 
-    def decode(self, block: Block, codes: Codes | bytes, out: Floats) -> None:
+    @property
+    def can_add(self) -> bool:
+        """Whether ``put`` can be called, and ``decode`` to add."""
+        return native.is_used() and self._transform is None and (self._scales is None or self._scales.are_of_rows)
+
+    def decode(self, block: Block, codes: Codes | bytes, out: Floats, *, adds: bool = False) -> None:
         """Write the values of a block to ``out``, ``(n_rows, n_columns)`` float32, C-contiguous.
 
         Args:
             codes: Of the block, as ``prepare`` returns them.
+            adds: Whether the values are added to those in ``out``, if ``can_add``.
 
         Raises:
             FormatError: ``codes`` are a payload, which breaks a rule of SPEC 12.3.
         """
         if isinstance(codes, bytes):
-            self._decode_payload(block, codes, Places.of_matrix(out))
+            places = Places(np.arange(block.n_rows, dtype=np.int64) * block.n_columns, None, out.reshape(-1))
+            self.put(block, codes, places, out if adds else None)
+            if self.can_add:
+                return
             if self._transform is not None:
                 self._transform.decode(out, out)
-            elif self.puts:
-                return  # the kernel has multiplied by the scales
         elif self._transform is None:
             np.take(self._book, codes.astype(np.intp), out=out, mode="clip")
         else:
@@ -213,24 +215,16 @@ class TrellisDecoder:
         if self._scales is not None:
             self._scales.multiply(block, out)
 
-    @property
-    def puts(self) -> bool:
-        """Whether ``put`` can be called."""
-        return native.is_used() and self._transform is None and (self._scales is None or self._scales.are_of_rows)
-
-    def put(self, block: Block, payload: bytes, places: Places) -> None:
-        """Write the values of a block to their places, if ``puts``.
+    def put(self, block: Block, payload: bytes, places: Places, addend: Floats | None) -> None:
+        """Write the values of a block to their places by the kernel; without scales, or coefficients, unless ``can_add``.
 
         Args:
             payload: Of the block, as ``prepare`` returns it.
+            addend: ``(n_rows, n_columns)``, C-contiguous: what is added to the values; None for nothing.
 
         Raises:
             FormatError: ``payload`` breaks a rule of SPEC 12.3.
         """
-        self._decode_payload(block, payload, places)
-
-    def _decode_payload(self, block: Block, payload: bytes, places: Places) -> None:
-        """Write the values of a block by the kernel, without scales unless ``puts``; of a transform the coefficients."""
         rows, columns = self.row_classes, self.column_classes
         trellis = self.stage.trellis
         native.decode_trellis(
@@ -241,7 +235,8 @@ class TrellisDecoder:
             row_classes=None if rows is None else rows[block.row : block.row_end],
             column_classes=None if columns is None else columns[block.column : block.column_end],
             values=self._values,
-            row_scales=self._scales.of_rows(block) if self._scales is not None and self.puts else None,
+            row_scales=self._scales.of_rows(block) if self._scales is not None and self.can_add else None,
+            addend=addend,
             row_places=places.rows,
             column_places=places.columns,
             n_columns=block.n_columns,

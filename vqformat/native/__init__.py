@@ -128,6 +128,7 @@ def decode_trellis(
     column_classes: npt.NDArray[np.uint8] | None,
     values: npt.NDArray[np.float32] | tuple[int, float],
     row_scales: npt.NDArray[np.float32] | None,
+    addend: npt.NDArray[np.float32] | None,
     row_places: npt.NDArray[np.int64],
     column_places: npt.NDArray[np.int64] | None,
     n_columns: int,
@@ -143,6 +144,7 @@ def decode_trellis(
         values: The value of each symbol ``n_books · code + q``; or z and step of a progression, whose value is
             ``(symbol − z) · step``.
         row_scales: ``(n_rows,)``; None without scales.
+        addend: ``(n_rows, n_columns)``, C-contiguous: what is added to the values; None for nothing. It may be ``out``.
         row_places: ``(n_rows,)``: where each row begins in ``out``.
         column_places: ``(n_columns,)``: what each column adds to that; None for its number.
         out: C-contiguous. Only the places are written.
@@ -155,6 +157,7 @@ def decode_trellis(
     last_column = n_columns - 1 if column_places is None else int(column_places.max())
     assert int(row_places.min()) >= 0 and int(row_places.max()) + last_column < out.size
     assert column_places is None or (column_places.size == n_columns and int(column_places.min()) >= 0)
+    assert addend is None or (addend.shape == (n_rows, n_columns) and addend.dtype == np.float32)
     assert row_scales is None or (row_scales.size == n_rows and row_scales.dtype == np.float32)
     assert all(places is None or places.dtype == np.int64 for places in (row_places, column_places))
     data = np.frombuffer(payload, np.uint8)
@@ -168,13 +171,40 @@ def decode_trellis(
         _instruction_set(), _address(data), data.size, n_rows, n_columns, height, width, _address(row_classes),
         _address(column_classes), slots.precision, slots.n_books, polynomials[0] >> 1, polynomials[1] >> 1,
         _address(slots.table), slots.table.itemsize == 8, slots.table.size, _address(table), zero, float(step),
-        _address(row_places), _address(column_places), _address(row_scales), _address(out),
+        _address(row_places), _address(column_places), _address(row_scales), _address(addend),
+        _address(out),
     )  # fmt: skip
     if found in _FAULTS:
         clause, message = _FAULTS[found]
         raise FormatError(message, clause=clause)
     if found:
         raise MemoryError("no memory for the lanes of a trellis stage")
+
+
+def decode_low_rank(
+    left: npt.NDArray[np.float32],
+    right: npt.NDArray[np.float32],
+    row_scales: npt.NDArray[np.float32],
+    column_scales: npt.NDArray[np.float32] | None,
+    out: npt.NDArray[np.float32],
+    *,
+    adds: bool,
+) -> None:
+    """Compute a block of a low-rank stage (SPEC 11).
+
+    Args:
+        left, right: ``(n_rows, rank)`` and ``(rank, n_columns)``: integers, all sums of whose products are at most 2²⁴.
+        row_scales, column_scales: Of each row (column); None if all are 1.
+        out: ``(n_rows, n_columns)``, C-contiguous.
+        adds: Whether the values are added to those in ``out``.
+    """
+    assert _kernels is not None and out.shape == (left.shape[0], right.shape[1]) and left.shape[1] == right.shape[0]
+    assert all(array.dtype == np.float32 for array in (left, right, row_scales, out))
+    assert row_scales.size == out.shape[0] and (column_scales is None or column_scales.size == out.shape[1])
+    _kernels.lowrank_decode(
+        _instruction_set(), *out.shape, left.shape[1], _address(left), _address(right), _address(row_scales),
+        _address(column_scales), adds, _address(out),
+    )  # fmt: skip
 
 
 def search_trellis(

@@ -7,6 +7,7 @@
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
 
+#include "lowrank.h"
 #include "trellis.h"
 #include "viterbi.h"
 
@@ -15,13 +16,14 @@ static PyObject *py_trellis_decode(PyObject *self, PyObject *args)
     (void)self;
     TrellisBlock b;
     int instruction_set, found;
-    unsigned long long payload, row_classes, column_classes, slots, book, row_places, column_places, row_scales, out;
+    unsigned long long payload, row_classes, column_classes, slots, book, row_places, column_places, row_scales,
+        addend, out;
     long long payload_nbytes, n_rows, n_columns, tile_rows, tile_columns, n_slots;
     unsigned int feedback, forward;
-    if (!PyArg_ParseTuple(args, "iKLLLLLKKiiIIKiLKifKKKK", &instruction_set, &payload, &payload_nbytes, &n_rows,
+    if (!PyArg_ParseTuple(args, "iKLLLLLKKiiIIKiLKifKKKKK", &instruction_set, &payload, &payload_nbytes, &n_rows,
                           &n_columns, &tile_rows, &tile_columns, &row_classes, &column_classes, &b.precision,
                           &b.n_books, &feedback, &forward, &slots, &b.is_wide, &n_slots, &book, &b.zero, &b.step,
-                          &row_places, &column_places, &row_scales, &out))
+                          &row_places, &column_places, &row_scales, &addend, &out))
         return NULL;
     b.payload = (const uint8_t *)(uintptr_t)payload, b.payload_nbytes = payload_nbytes;
     b.n_rows = n_rows, b.n_columns = n_columns, b.tile_rows = tile_rows, b.tile_columns = tile_columns;
@@ -31,7 +33,7 @@ static PyObject *py_trellis_decode(PyObject *self, PyObject *args)
     b.slots = (const void *)(uintptr_t)slots, b.n_slots = n_slots;
     b.book = (const float *)(uintptr_t)book, b.out = (float *)(uintptr_t)out;
     b.row_places = (const int64_t *)(uintptr_t)row_places, b.column_places = (const int64_t *)(uintptr_t)column_places;
-    b.row_scales = (const float *)(uintptr_t)row_scales;
+    b.row_scales = (const float *)(uintptr_t)row_scales, b.addend = (const float *)(uintptr_t)addend;
     Py_BEGIN_ALLOW_THREADS
     found = trellis_decode(&b, instruction_set);
     Py_END_ALLOW_THREADS
@@ -49,6 +51,26 @@ static PyObject *py_trellis_slots(PyObject *self, PyObject *args)
     Py_BEGIN_ALLOW_THREADS
     trellis_slots((const uint32_t *)(uintptr_t)frequencies, n_tables, entries, precision, n_books, is_wide,
                   (void *)(uintptr_t)slots);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_lowrank_decode(PyObject *self, PyObject *args)
+{
+    (void)self;
+    LowRankBlock b;
+    int instruction_set;
+    unsigned long long left, right, row_scales, column_scales, out;
+    long long n_rows, n_columns, rank;
+    if (!PyArg_ParseTuple(args, "iLLLKKKKiK", &instruction_set, &n_rows, &n_columns, &rank, &left, &right, &row_scales,
+                          &column_scales, &b.adds, &out))
+        return NULL;
+    b.n_rows = n_rows, b.n_columns = n_columns, b.rank = rank;
+    b.left = (const float *)(uintptr_t)left, b.right = (const float *)(uintptr_t)right;
+    b.row_scales = (const float *)(uintptr_t)row_scales, b.column_scales = (const float *)(uintptr_t)column_scales;
+    b.out = (float *)(uintptr_t)out;
+    Py_BEGIN_ALLOW_THREADS
+    lowrank_decode(&b, instruction_set);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -82,9 +104,9 @@ static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
     int has_avx2 = 0, has_avx512 = 0;
 #if defined(__x86_64__) && defined(__GNUC__)
     __builtin_cpu_init();
-    has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt");
+    has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
     has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                 __builtin_cpu_supports("avx512vl");
+                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 #endif
     return Py_BuildValue("(iii)", 1, has_avx2, has_avx512);
 }
@@ -92,6 +114,7 @@ static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
 static PyMethodDef METHODS[] = {
     {"trellis_decode", py_trellis_decode, METH_VARARGS, "Decode a block of a trellis stage; see trellis.h."},
     {"trellis_slots", py_trellis_slots, METH_VARARGS, "Fill look-up tables by slot; see trellis.h."},
+    {"lowrank_decode", py_lowrank_decode, METH_VARARGS, "Compute a block of a low-rank stage; see lowrank.h."},
     {"viterbi_search", py_viterbi_search, METH_VARARGS, "Find the paths with the least cost; see viterbi.h."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS, "Which of scalar, AVX2, AVX-512 the processor has."},
     {NULL, NULL, 0, NULL},

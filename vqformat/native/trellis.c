@@ -393,6 +393,9 @@ static void put_runs(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to
             if (b->row_scales)
                 for (int j = 0; j < WIDTH; j++)
                     by_lane[k][j] *= b->row_scales[row];
+            const float *const addend = b->addend + row * b->n_columns + a * b->tile_columns + from;
+            for (int j = 0; b->addend && j < n; j++)
+                by_lane[k][j] += addend[j];
             if (n == WIDTH)
                 memcpy(out, by_lane[k], sizeof by_lane[k]);
             else if (n > 0)
@@ -412,11 +415,16 @@ static void put_singly(const Lanes *l, int64_t i, int64_t down, int64_t from, in
     for (int64_t j = from; j < to; j++)
         for (int64_t a = 0; a < n_across && a * b->tile_columns + j < b->n_columns; a++) {
             float *const out = b->out + b->column_places[a * b->tile_columns + j];
-            const float *values = l->values + (j - from) * l->stride + a;
+            float *values = l->values + (j - from) * l->stride + a;
             if (row_scales)
                 for (int64_t d = 0; d < down; d++)
-                    out[row_places[d * height]] = values[d * n_across] * row_scales[d * height];
-            else if (!is_even)
+                    values[d * n_across] *= row_scales[d * height];
+            if (b->addend) {
+                const float *addend = b->addend + i * b->n_columns + a * b->tile_columns + j;
+                for (int64_t d = 0; d < down; d++, addend += height * b->n_columns)
+                    values[d * n_across] += *addend;
+            }
+            if (!is_even)
                 for (int64_t d = 0; d < down; d++)
                     out[row_places[d * height]] = values[d * n_across];
             else if (height == 1 && n_across == 1)

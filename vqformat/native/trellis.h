@@ -29,6 +29,7 @@ typedef struct {
     const int64_t *row_places;    /* where each row of the block begins in out, in elements */
     const int64_t *column_places; /* what each column adds to that; NULL: its number in the block */
     const float *row_scales;      /* a factor for each row of the block, or NULL */
+    const float *addend;          /* (n_rows, n_columns): what is added to the values, or NULL */
     float *out;
 } TrellisBlock;
 
