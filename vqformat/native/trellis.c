@@ -22,7 +22,8 @@ typedef struct {
     int64_t n, n_across;        /* lanes, and those beside each other */
     int64_t stride;
     uint32_t *x, *state;        /* SPEC 12.3, 12.2; the state is shifted left by P */
-    uint32_t *first_slot;       /* first slot of each lane's context */
+    const void *slots;          /* of the class of the column, if all lanes are in the same column */
+    uint32_t *first_slot;       /* first slot of each lane's context, from there */
     uint32_t *row_slot, *column_slot; /* what the class of the row (column) adds to it */
     float *values;              /* of the last steps: (WIDTH, stride), fewer rows if a tile has fewer columns */
     uint32_t flips[4];          /* by the lowest bits of a symbol, 2 · parity + q: what a step flips in the state */
@@ -50,7 +51,7 @@ static ALWAYS_INLINE void run_scalar(Lanes *l, int64_t first, int64_t last, cons
     const uint32_t mask = (1u << precision) - 1, book_bit = 1u << precision;
     const int32_t zero = b->zero;
     const float size = b->step, *book = b->book;
-    const void *const slots = b->slots;
+    const void *const slots = l->slots;
     const uint32_t flips[4] = {l->flips[0], l->flips[1], l->flips[2], l->flips[3]};
     const uint8_t *next = l->next, *const end = l->end;
     uint32_t *const xs = l->x, *const states = l->state;
@@ -193,7 +194,7 @@ static ALWAYS_INLINE void step_avx2(Lanes *l, int64_t first, int64_t last, const
                                     PARTS)
 {
     const TrellisBlock *b = l->block;
-    const Common c = {l->x, l->state, b->slots, b->book, _mm_cvtsi32_si128(b->precision),
+    const Common c = {l->x, l->state, l->slots, b->book, _mm_cvtsi32_si128(b->precision),
                       _mm256_set1_epi32((1 << b->precision) - 1), _mm256_set1_epi32(1 << b->precision),
                       _mm256_set1_epi32(b->zero), _mm256_set1_ps(b->step),
                       _mm256_broadcast_ps((const __m128 *)l->flips), all_lanes()};
@@ -254,7 +255,7 @@ static ALWAYS_INLINE void step_avx512(Lanes *l, int64_t first, int64_t last, con
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
     const __m512 size = _mm512_set1_ps(b->step);
-    const int *const slots = b->slots;
+    const void *const slots = l->slots;
     const float *const book = b->book;
     const uint8_t *next = l->next, *const end = l->end;
     uint32_t *const xs = l->x, *const states = l->state;
@@ -362,12 +363,16 @@ static int are_slots_there(const TrellisBlock *b)
     return ((row + column + 1) * b->n_books) << b->precision <= b->n_slots;
 }
 
-/* The first slot of the context of each lane in its column ``j``. */
+/* Find the first slots of the lanes for their columns ``j``. */
 static void find_slots(Lanes *l, int64_t down, int64_t across, int64_t j)
 {
     const TrellisBlock *b = l->block;
     for (int64_t a = 0; a < across; a++)
         l->column_slot[a] = (uint32_t)(b->column_classes[a * b->tile_columns + j] * b->n_books) << b->precision;
+    if (l->n_across == 1) {
+        l->slots = (const char *)b->slots + (size_t)l->column_slot[0] * (b->is_wide ? 8 : 4);
+        return;
+    }
     for (int64_t d = 0; d < down; d++)
         for (int64_t a = 0; a < across; a++)
             l->first_slot[d * l->n_across + a] = l->row_slot[d] + l->column_slot[a];
@@ -406,24 +411,41 @@ static void put_runs(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to
     }
 }
 
+/* Add what belongs to the columns ``from`` to ``to`` of row ``i`` of the tiles to their values. */
+static void add_to_values(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to, Turn *turn)
+{
+    const TrellisBlock *b = l->block;
+    const int64_t next_lane = b->tile_rows * b->n_columns; /* if tiles are below each other only */
+    int64_t t = 0;
+    if (l->n_across == 1 && to - from == WIDTH)
+        for (float of_steps[WIDTH][WIDTH]; t + WIDTH <= down; t += WIDTH) {
+            turn(b->addend + i * b->n_columns + t * next_lane + from, next_lane, of_steps);
+            for (int j = 0; j < WIDTH; j++)
+                for (int k = 0; k < WIDTH; k++)
+                    l->values[j * l->stride + t + k] += of_steps[j][k];
+        }
+    for (; t < down * l->n_across; t++) {
+        const int64_t row = t / l->n_across * b->tile_rows + i, first = t % l->n_across * b->tile_columns;
+        for (int64_t j = from; j < to && first + j < b->n_columns; j++)
+            l->values[(j - from) * l->stride + t] += b->addend[row * b->n_columns + first + j];
+    }
+}
+
 /* The same where the values of a row are not beside each other. ``is_even`` says that the next row is the next place. */
-static void put_singly(const Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to, int is_even)
+static void put_singly(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to, int is_even, Turn *turn)
 {
     const TrellisBlock *b = l->block;
     const int64_t height = b->tile_rows, n_across = l->n_across, *const row_places = b->row_places + i;
-    const float *const row_scales = b->row_scales ? b->row_scales + i : NULL;
+    for (int64_t j = 0; b->row_scales && j < to - from; j++)
+        for (int64_t d = 0; d < down; d++)
+            for (int64_t a = 0; a < n_across; a++)
+                l->values[j * l->stride + d * n_across + a] *= b->row_scales[d * height + i];
+    if (b->addend)
+        add_to_values(l, i, down, from, to, turn);
     for (int64_t j = from; j < to; j++)
         for (int64_t a = 0; a < n_across && a * b->tile_columns + j < b->n_columns; a++) {
             float *const out = b->out + b->column_places[a * b->tile_columns + j];
-            float *values = l->values + (j - from) * l->stride + a;
-            if (row_scales)
-                for (int64_t d = 0; d < down; d++)
-                    values[d * n_across] *= row_scales[d * height];
-            if (b->addend) {
-                const float *addend = b->addend + i * b->n_columns + a * b->tile_columns + j;
-                for (int64_t d = 0; d < down; d++, addend += height * b->n_columns)
-                    values[d * n_across] += *addend;
-            }
+            const float *values = l->values + (j - from) * l->stride + a;
             if (!is_even)
                 for (int64_t d = 0; d < down; d++)
                     out[row_places[d * height]] = values[d * n_across];
@@ -457,7 +479,7 @@ static int decode_lanes(Lanes *l, int64_t n_down, int64_t n_steps, Step *step, T
     for (int64_t i = 0; i < height; i++) {
         const int64_t down = i < last_height ? n_down : n_down - 1;
         const uint32_t *first_slot = NULL;
-        if (b->row_classes || b->column_classes) {
+        if (b->row_classes || (b->column_classes && n_across > 1)) {
             first_slot = l->first_slot;
             for (int64_t d = 0; b->row_classes && d < down; d++)
                 l->row_slot[d] = (uint32_t)(b->row_classes[d * height + i] * b->n_books) << b->precision;
@@ -478,7 +500,7 @@ static int decode_lanes(Lanes *l, int64_t n_down, int64_t n_steps, Step *step, T
                         step(l, d * n_across, d * n_across + across, first_slot, out);
             }
             if (b->column_places)
-                put_singly(l, i, down, from, to, is_even);
+                put_singly(l, i, down, from, to, is_even, turn);
             else
                 put_runs(l, i, down, from, to, turn);
         }
@@ -509,7 +531,7 @@ int trellis_decode(const TrellisBlock *b, int instruction_set)
         return NO_MEMORY;
     }
     Lanes lanes = {.block = b, .next = b->payload + 4 * n, .end = b->payload + b->payload_nbytes, .n = n,
-                   .n_across = n_across, .stride = stride, .x = memory, .state = memory + stride,
+                   .n_across = n_across, .stride = stride, .slots = b->slots, .x = memory, .state = memory + stride,
                    .first_slot = memory + 2 * stride, .row_slot = memory + 3 * stride,
                    .column_slot = memory + 3 * stride + n_down, .values = values};
     for (uint32_t i = 0; i < 4; i++)
