@@ -12,6 +12,7 @@ from .. import native
 from ..format import bits
 from ..format.layout import Block, View
 from ..format.stages import LowRankStage
+from ..native import decoding
 from . import tables
 from .tables import Floats
 
@@ -81,7 +82,7 @@ class LowRankDecoder:
         rows = np.arange(block.row, block.row_end) // (stage.row_scale.size or block.row_end)
         of_rows = self._row_scales[rows]
         if self.can_add and out.flags.c_contiguous:
-            native.decode_low_rank(left, self._right, of_rows, self._of_columns, out, adds=adds)
+            decoding.decode_low_rank(left, self._right, of_rows, self._of_columns, out, adds=adds)
             return
         if self._dtype is np.float32 and out.flags.c_contiguous:
             np.matmul(left, self._right, out=out)

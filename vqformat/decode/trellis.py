@@ -15,12 +15,13 @@ from .. import native
 from ..errors import FormatError
 from ..format.layout import Block, View
 from ..format.stages import CLASSES_COLUMNS, CLASSES_ROWS, ProgressionSource, TableSource, TransformSource, TrellisStage
+from ..native import decoding
 from . import rans, tables
 from .tables import Floats
+from .transform import TransformDecoder
 
 _RESTS = np.uint32(1 << 30)  # marks, in place of a first slot, a row or column that a tile does not have
 _SLOTS = 1 << 18  # first slots that are computed together
-_TOGETHER = 1 << 18  # elements that are transformed together
 
 Codes = npt.NDArray[Any]
 
@@ -58,50 +59,6 @@ class Places:
     rows: npt.NDArray[np.int64]
     columns: npt.NDArray[np.int64] | None
     out: Floats
-
-
-class TransformDecoder:
-    """Computes the values of each group of rows from transform coefficients (SPEC 12.5).
-
-    Args:
-        section: Plain section of the source: the step, then the matrix.
-        points: The integer of each code, at ``n_books · code + q``.
-
-    Attributes:
-        bound: Upper bound of the magnitude of all values.
-
-    Raises:
-        FormatError: The step is not finite (CBK-008).
-    """
-
-    def __init__(self, source: TransformSource, section: bytes, points: Floats) -> None:
-        self._step = tables.decode(section[:4], "f32", "step")[0]
-        matrix = np.frombuffer(section, np.int8, offset=4).reshape(source.size, source.size)
-        largest_sum = float(tables.largest(points)) * int(np.abs(matrix.astype(np.intp)).sum(axis=0).max())
-        self.bound = np.float32(largest_sum) * np.abs(self._step)
-        # Sums of integers below 2^24 (float32) or 2^53 (float64) are exact in any order; float32 is twice as fast
-        dtype = np.float32 if largest_sum <= tables.EXACT_IN_FLOAT32 else np.float64
-        self._matrix = np.ascontiguousarray(matrix.T, dtype)
-        self._points = points.astype(dtype)
-
-    def decode(self, codes: Codes, out: Floats) -> None:
-        """Write the values of whole groups of rows to ``out``.
-
-        Args:
-            codes: ``(n_rows, n_columns)``: the symbol of each coefficient, or as floats the coefficients themselves.
-            out: ``(n_rows, n_columns)``; it may be ``codes``.
-        """
-        n_rows, n_columns = out.shape
-        size = len(self._matrix)
-        n = max(1, _TOGETHER // (size * n_columns)) * size
-        for start in range(0, n_rows, n):
-            rows = slice(start, start + n)
-            if codes.dtype == np.float32:
-                coefficients = codes[rows].astype(self._points.dtype, copy=False)
-            else:
-                coefficients = np.take(self._points, codes[rows].astype(np.intp), mode="clip")
-            sums = np.matmul(self._matrix, coefficients.reshape(-1, size, n_columns))
-            np.multiply(sums.reshape(-1, n_columns), self._step, out=out[rows], dtype=np.float32, casting="same_kind")
 
 
 class TrellisDecoder:
@@ -157,9 +114,9 @@ class TrellisDecoder:
         return rans.Slots(self._freq, stage.first, self._n_contexts, stage.n_books, stage.trellis)
 
     @cached_property
-    def _native_slots(self) -> native.TrellisSlots:
+    def _native_slots(self) -> decoding.TrellisSlots:
         used = slice(self.stage.first, self.stage.first + self._n_contexts * self.stage.n_books)
-        return native.TrellisSlots.of(self._freq.frequencies[used], self._freq.precision, self.stage.n_books)
+        return decoding.TrellisSlots.of(self._freq.frequencies[used], self._freq.precision, self.stage.n_books)
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -216,7 +173,9 @@ class TrellisDecoder:
             self._scales.multiply(block, out)
 
     def put(self, block: Block, payload: bytes, places: Places, addend: Floats | None) -> None:
-        """Write the values of a block to their places by the kernel; without scales, or coefficients, unless ``can_add``.
+        """Write the values of a block to their places by the kernel; without scales unless ``can_add``.
+
+        Of a transform it writes the coefficients.
 
         Args:
             payload: Of the block, as ``prepare`` returns it.
@@ -227,7 +186,7 @@ class TrellisDecoder:
         """
         rows, columns = self.row_classes, self.column_classes
         trellis = self.stage.trellis
-        native.decode_trellis(
+        decoding.decode_trellis(
             payload,
             self._native_slots,
             tile=self.stage.tile,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 ORDER_ROWS, ORDER_COLUMNS = 1, 2  # bits of order
@@ -73,6 +74,7 @@ class View:
         return Block(index * rows, min((index + 1) * rows, self.n_rows), 0, self.n_columns)
 
 
+@lru_cache(maxsize=256)
 def make_view(shape: tuple[int, ...], as_pairs: bool, layout: Layout) -> View:
     """The view of a tensor.
 

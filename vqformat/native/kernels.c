@@ -7,7 +7,9 @@
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
 
+#include "codebook.h"
 #include "lowrank.h"
+#include "scatter.h"
 #include "trellis.h"
 #include "viterbi.h"
 
@@ -55,6 +57,34 @@ static PyObject *py_trellis_slots(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *py_codebook_decode(PyObject *self, PyObject *args)
+{
+    (void)self;
+    CodebookBlock b;
+    int instruction_set, is_sound;
+    unsigned long long planes, book, steps, row_group, column_group, scales, row_scale, out;
+    long long n_rows, n_columns, dim, n_subvectors, entries, n_groups, zero, scale_columns, first_column;
+    if (!PyArg_ParseTuple(args, "iLLLLLiiKKLLKKKKKLLiK", &instruction_set, &n_rows, &n_columns, &dim, &n_subvectors,
+                          &entries, &b.n_planes, &b.width, &planes, &book, &n_groups, &zero, &steps, &row_group,
+                          &column_group, &scales, &row_scale, &scale_columns, &first_column, &b.adds, &out))
+        return NULL;
+    const int64_t *plane = (const int64_t *)(uintptr_t)planes; /* address, length, base, digits of each */
+    for (int p = 0; p < MOST_PLANES && p < (b.n_planes ? b.n_planes : 1); p++, plane += 4) {
+        b.section[p] = (const uint8_t *)(uintptr_t)plane[0], b.section_nbytes[p] = plane[1];
+        b.base[p] = (int)plane[2], b.per_byte[p] = (int)plane[3];
+    }
+    b.n_rows = n_rows, b.n_columns = n_columns, b.dim = dim, b.n_subvectors = n_subvectors, b.entries = entries;
+    b.book = (const float *)(uintptr_t)book, b.steps = (const float *)(uintptr_t)steps;
+    b.n_groups = n_groups, b.zero = zero;
+    b.row_group = (const int64_t *)(uintptr_t)row_group, b.column_group = (const int64_t *)(uintptr_t)column_group;
+    b.scales = (const float *)(uintptr_t)scales, b.row_scale = (const int64_t *)(uintptr_t)row_scale;
+    b.scale_columns = scale_columns, b.first_column = first_column, b.out = (float *)(uintptr_t)out;
+    Py_BEGIN_ALLOW_THREADS
+    is_sound = codebook_decode(&b, instruction_set);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(is_sound);
+}
+
 static PyObject *py_lowrank_decode(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -71,6 +101,24 @@ static PyObject *py_lowrank_decode(PyObject *self, PyObject *args)
     b.out = (float *)(uintptr_t)out;
     Py_BEGIN_ALLOW_THREADS
     lowrank_decode(&b, instruction_set);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_scatter(PyObject *self, PyObject *args)
+{
+    (void)self;
+    ScatterBlock b;
+    int instruction_set;
+    unsigned long long values, row_places, column_places, out;
+    long long n_rows, n_columns;
+    if (!PyArg_ParseTuple(args, "iLLiKKKK", &instruction_set, &n_rows, &n_columns, &b.itemsize, &values, &row_places, &column_places, &out))
+        return NULL;
+    b.n_rows = n_rows, b.n_columns = n_columns, b.values = (const void *)(uintptr_t)values;
+    b.row_places = (const int64_t *)(uintptr_t)row_places, b.column_places = (const int64_t *)(uintptr_t)column_places;
+    b.out = (void *)(uintptr_t)out;
+    Py_BEGIN_ALLOW_THREADS
+    scatter(&b, instruction_set);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -114,7 +162,9 @@ static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
 static PyMethodDef METHODS[] = {
     {"trellis_decode", py_trellis_decode, METH_VARARGS, "Decode a block of a trellis stage; see trellis.h."},
     {"trellis_slots", py_trellis_slots, METH_VARARGS, "Fill look-up tables by slot; see trellis.h."},
+    {"codebook_decode", py_codebook_decode, METH_VARARGS, "Decode a block of a codebook stage; see codebook.h."},
     {"lowrank_decode", py_lowrank_decode, METH_VARARGS, "Compute a block of a low-rank stage; see lowrank.h."},
+    {"scatter", py_scatter, METH_VARARGS, "Put the values of a block in their places; see scatter.h."},
     {"viterbi_search", py_viterbi_search, METH_VARARGS, "Find the paths with the least cost; see viterbi.h."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS, "Which of scalar, AVX2, AVX-512 the processor has."},
     {NULL, NULL, 0, NULL},

@@ -9,8 +9,9 @@
 #include <string.h>
 
 #include "instruction_sets.h"
+#include "transpose.h"
 
-enum { WIDTH = 16 }; /* steps whose values are put in place together: a cache line */
+enum { WIDTH = SIDE }; /* steps whose values are put in place together: a cache line */
 static const uint32_t LOWEST = 65536; /* the least value of x, and its last one */
 
 /* The lanes of a block, while it is decoded. Rows of arrays have ``stride`` elements: a vector that begins at the last
@@ -31,9 +32,6 @@ typedef struct {
 
 /* One step of the lanes first to last - 1. ``first_slot`` may be NULL; ``out`` has a place for each lane. */
 typedef void Step(Lanes *lanes, int64_t first, int64_t last, const uint32_t *first_slot, float *out);
-
-/* The values of WIDTH lanes in WIDTH steps, by lane. */
-typedef void Turn(const float *values, int64_t stride, float (*by_lane)[WIDTH]);
 
 static uint32_t read_u16(const uint8_t *p) { return p[0] | (uint32_t)p[1] << 8; }
 static uint32_t read_u32(const uint8_t *p) { return read_u16(p) | read_u16(p + 2) << 16; }
@@ -92,13 +90,6 @@ static ALWAYS_INLINE void step_scalar(Lanes *l, int64_t first, int64_t last, con
         run_scalar(l, first, last, first_slot, out, is_wide, has_book, has_trellis, 0);
     else
         run_scalar(l, first, last, first_slot, out, is_wide, has_book, has_trellis, 1);
-}
-
-static void turn_scalar(const float *values, int64_t stride, float (*by_lane)[WIDTH])
-{
-    for (int k = 0; k < WIDTH; k++)
-        for (int j = 0; j < WIDTH; j++)
-            by_lane[k][j] = values[j * stride + k];
 }
 
 #ifdef HAS_X86
@@ -215,34 +206,6 @@ static ALWAYS_INLINE void step_avx2(Lanes *l, int64_t first, int64_t last, const
         step_scalar(l, t, last, first_slot, out, is_wide, has_book, has_trellis);
 }
 
-/* The values of eight lanes in eight steps, by lane. */
-TARGET_AVX2
-static ALWAYS_INLINE void turn_eight(const float *values, int64_t stride, float (*by_lane)[WIDTH])
-{
-    __m256 a[8], b[8];
-    for (int j = 0; j < 4; j++) { /* step j and step j + 4 of four lanes */
-        const float *one = values + j * stride, *other = one + 4 * stride;
-        a[j] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(one)), _mm_loadu_ps(other), 1);
-        a[j + 4] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(one + 4)), _mm_loadu_ps(other + 4), 1);
-    }
-    for (int half = 0; half < 8; half += 4) {
-        b[0] = _mm256_unpacklo_ps(a[half], a[half + 1]), b[1] = _mm256_unpackhi_ps(a[half], a[half + 1]);
-        b[2] = _mm256_unpacklo_ps(a[half + 2], a[half + 3]), b[3] = _mm256_unpackhi_ps(a[half + 2], a[half + 3]);
-        _mm256_storeu_ps(by_lane[half], _mm256_shuffle_ps(b[0], b[2], 0x44));
-        _mm256_storeu_ps(by_lane[half + 1], _mm256_shuffle_ps(b[0], b[2], 0xEE));
-        _mm256_storeu_ps(by_lane[half + 2], _mm256_shuffle_ps(b[1], b[3], 0x44));
-        _mm256_storeu_ps(by_lane[half + 3], _mm256_shuffle_ps(b[1], b[3], 0xEE));
-    }
-}
-
-TARGET_AVX2
-static void turn_avx2(const float *values, int64_t stride, float (*by_lane)[WIDTH])
-{
-    for (int j = 0; j < WIDTH; j += 8)
-        for (int k = 0; k < WIDTH; k += 8)
-            turn_eight(values + j * stride + k, stride, (float(*)[WIDTH])(by_lane[k] + j));
-}
-
 TARGET_AVX512
 static ALWAYS_INLINE void step_avx512(Lanes *l, int64_t first, int64_t last, const uint32_t *first_slot, float *out,
                                       PARTS)
@@ -318,10 +281,8 @@ KERNELS(scalar, )
 KERNELS(avx2, TARGET_AVX2)
 KERNELS(avx512, TARGET_AVX512)
 static Step *const STEPS[N_INSTRUCTION_SETS][8] = {NAMES(scalar), NAMES(avx2), NAMES(avx512)};
-static Turn *const TURNS[N_INSTRUCTION_SETS] = {turn_scalar, turn_avx2, turn_avx2};
 #else
 static Step *const STEPS[N_INSTRUCTION_SETS][8] = {NAMES(scalar), NAMES(scalar), NAMES(scalar)};
-static Turn *const TURNS[N_INSTRUCTION_SETS] = {turn_scalar, turn_scalar, turn_scalar};
 #endif
 
 void trellis_start(void)
@@ -379,14 +340,14 @@ static void find_slots(Lanes *l, int64_t down, int64_t across, int64_t j)
 }
 
 /* Put the values of row ``i`` of the tiles, from column ``from`` to column ``to``, in their places: runs of a row. */
-static void put_runs(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to, Turn *turn)
+static void put_runs(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to, Transpose *transpose)
 {
     const TrellisBlock *b = l->block;
     float by_lane[WIDTH][WIDTH];
     int64_t d = 0, a = 0;
     for (int64_t t = 0; t < down * l->n_across; t += WIDTH) {
         if (to - from == WIDTH)
-            turn(l->values + t, l->stride, by_lane);
+            transpose(l->values + t, l->stride, by_lane);
         else
             for (int k = 0; k < WIDTH; k++)
                 for (int64_t j = 0; j < to - from; j++)
@@ -412,14 +373,14 @@ static void put_runs(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to
 }
 
 /* Add what belongs to the columns ``from`` to ``to`` of row ``i`` of the tiles to their values. */
-static void add_to_values(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to, Turn *turn)
+static void add_to_values(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to, Transpose *transpose)
 {
     const TrellisBlock *b = l->block;
     const int64_t next_lane = b->tile_rows * b->n_columns; /* if tiles are below each other only */
     int64_t t = 0;
     if (l->n_across == 1 && to - from == WIDTH)
         for (float of_steps[WIDTH][WIDTH]; t + WIDTH <= down; t += WIDTH) {
-            turn(b->addend + i * b->n_columns + t * next_lane + from, next_lane, of_steps);
+            transpose(b->addend + i * b->n_columns + t * next_lane + from, next_lane, of_steps);
             for (int j = 0; j < WIDTH; j++)
                 for (int k = 0; k < WIDTH; k++)
                     l->values[j * l->stride + t + k] += of_steps[j][k];
@@ -432,7 +393,7 @@ static void add_to_values(Lanes *l, int64_t i, int64_t down, int64_t from, int64
 }
 
 /* The same where the values of a row are not beside each other. ``is_even`` says that the next row is the next place. */
-static void put_singly(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to, int is_even, Turn *turn)
+static void put_singly(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to, int is_even, Transpose *transpose)
 {
     const TrellisBlock *b = l->block;
     const int64_t height = b->tile_rows, n_across = l->n_across, *const row_places = b->row_places + i;
@@ -441,7 +402,7 @@ static void put_singly(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t 
             for (int64_t a = 0; a < n_across; a++)
                 l->values[j * l->stride + d * n_across + a] *= b->row_scales[d * height + i];
     if (b->addend)
-        add_to_values(l, i, down, from, to, turn);
+        add_to_values(l, i, down, from, to, transpose);
     for (int64_t j = from; j < to; j++)
         for (int64_t a = 0; a < n_across && a * b->tile_columns + j < b->n_columns; a++) {
             float *const out = b->out + b->column_places[a * b->tile_columns + j];
@@ -465,7 +426,7 @@ static int are_rows_even(const TrellisBlock *b)
     return 1;
 }
 
-static int decode_lanes(Lanes *l, int64_t n_down, int64_t n_steps, Step *step, Turn *turn)
+static int decode_lanes(Lanes *l, int64_t n_down, int64_t n_steps, Step *step, Transpose *transpose)
 {
     const TrellisBlock *b = l->block;
     const int64_t height = b->tile_rows, width = b->tile_columns, n_across = l->n_across;
@@ -500,9 +461,9 @@ static int decode_lanes(Lanes *l, int64_t n_down, int64_t n_steps, Step *step, T
                         step(l, d * n_across, d * n_across + across, first_slot, out);
             }
             if (b->column_places)
-                put_singly(l, i, down, from, to, is_even, turn);
+                put_singly(l, i, down, from, to, is_even, transpose);
             else
-                put_runs(l, i, down, from, to, turn);
+                put_runs(l, i, down, from, to, transpose);
         }
         if (l->is_short)
             return WORDS_END;
@@ -537,7 +498,7 @@ int trellis_decode(const TrellisBlock *b, int instruction_set)
     for (uint32_t i = 0; i < 4; i++)
         lanes.flips[i] = (((0u - (i & 1)) & b->feedback) ^ ((0u - (i >> 1)) & b->forward)) << b->precision;
     const int kernel = (b->is_wide ? 4 : 0) + (b->book ? 2 : 0) + (b->n_books == 2);
-    int found = decode_lanes(&lanes, n_down, n_steps, STEPS[instruction_set][kernel], TURNS[instruction_set]);
+    int found = decode_lanes(&lanes, n_down, n_steps, STEPS[instruction_set][kernel], transposer(instruction_set));
     free(allocated), free(values);
     return found;
 }

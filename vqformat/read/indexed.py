@@ -314,7 +314,7 @@ class IndexedReader:
             return
         with self._input.clearing_on_error():
             stored = self._stored(record, chunk, first)
-        if stored.decoder.stored_dtype != record.dtype_info.numpy:  # blocks may separate real and imaginary parts
+        if stored.decoder.placement.stored_dtype != record.dtype_info.numpy:  # blocks may part pairs of reals
             yield (), self.tensor(name, budget, threads)
             return
         with self._input.clearing_on_error():
