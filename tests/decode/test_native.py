@@ -7,6 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from vqmtrellis import Freq, Trellis
 
 import vqformat
 from vqformat import VqmError, native
+from vqformat.native.crc import crc32
 
 KERNELS = [name for name in native.available() if name != "numpy"]
 needs_kernels = pytest.mark.skipif(not KERNELS, reason="the kernels were not built: there was no compiler")
@@ -211,3 +213,11 @@ def test_the_environment_chooses_the_backend() -> None:
     code, message = said("native-mmx")
     assert code == 1
     assert "native-mmx" in message and "numpy" in message
+
+
+@given(st.binary(max_size=3000), st.integers(0, 2**32 - 1))
+def test_the_crc_is_that_of_zlib(data: bytes, before: int) -> None:
+    for backend in native.available():
+        native.use(backend)
+        assert crc32(data, before) == zlib.crc32(data, before)
+        assert crc32(memoryview(data * 3)[1:]) == zlib.crc32((data * 3)[1:])

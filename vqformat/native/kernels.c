@@ -8,6 +8,7 @@
 #include <Python.h>
 
 #include "codebook.h"
+#include "crc.h"
 #include "lowrank.h"
 #include "scatter.h"
 #include "trellis.h"
@@ -146,6 +147,26 @@ static PyObject *py_viterbi_search(PyObject *self, PyObject *args)
     return has_failed ? PyErr_NoMemory() : (Py_INCREF(Py_None), Py_None);
 }
 
+static PyObject *py_crc32(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long bytes;
+    long long n;
+    unsigned int crc;
+    if (!PyArg_ParseTuple(args, "KLI", &bytes, &n, &crc))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    crc = crc_of((const uint8_t *)(uintptr_t)bytes, n, crc);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromUnsignedLong(crc);
+}
+
+static PyObject *py_has_crc32(PyObject *self, PyObject *args)
+{
+    (void)self, (void)args;
+    return PyBool_FromLong(has_crc32());
+}
+
 static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
 {
     (void)self, (void)args;
@@ -163,6 +184,8 @@ static PyMethodDef METHODS[] = {
     {"trellis_decode", py_trellis_decode, METH_VARARGS, "Decode a block of a trellis stage; see trellis.h."},
     {"trellis_slots", py_trellis_slots, METH_VARARGS, "Fill look-up tables by slot; see trellis.h."},
     {"codebook_decode", py_codebook_decode, METH_VARARGS, "Decode a block of a codebook stage; see codebook.h."},
+    {"crc32", py_crc32, METH_VARARGS, "The CRC-32 of bytes; see crc.h."},
+    {"has_crc32", py_has_crc32, METH_NOARGS, "Whether the processor has what it needs."},
     {"lowrank_decode", py_lowrank_decode, METH_VARARGS, "Compute a block of a low-rank stage; see lowrank.h."},
     {"scatter", py_scatter, METH_VARARGS, "Put the values of a block in their places; see scatter.h."},
     {"viterbi_search", py_viterbi_search, METH_VARARGS, "Find the paths with the least cost; see viterbi.h."},
