@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import native
 from ..format.stages import TransformSource
+from ..native.decoding import decode_low_rank
 from . import tables
 from .tables import Floats
 
@@ -36,8 +38,8 @@ class TransformDecoder:
         largest_sum = float(tables.largest(points)) * int(np.abs(matrix.astype(np.intp)).sum(axis=0).max())
         self.bound = np.float32(largest_sum) * np.abs(self._step)
         # Sums of integers below 2^24 (float32) or 2^53 (float64) are exact in any order; float32 is twice as fast
-        dtype = np.float32 if largest_sum <= tables.EXACT_IN_FLOAT32 else np.float64
-        self._matrix = np.ascontiguousarray(matrix.T, dtype)
+        dtype: type[np.float32] | type[np.float64] = np.float32 if largest_sum <= tables.EXACT_IN_FLOAT32 else np.float64
+        self._matrix: npt.NDArray[Any] = np.ascontiguousarray(matrix.T, dtype)
         self._points = points.astype(dtype)
 
     def decode(self, codes: Codes, out: Floats) -> None:
@@ -49,6 +51,13 @@ class TransformDecoder:
         """
         n_rows, n_columns = out.shape
         size = len(self._matrix)
+        if native.is_used() and codes.dtype == self._matrix.dtype == np.float32:
+            steps = np.full(size, self._step, np.float32)
+            coefficients = np.empty((size, n_columns), np.float32)
+            for row in range(0, n_rows, size):
+                coefficients[...] = codes[row : row + size]
+                decode_low_rank(self._matrix, coefficients, steps, None, out[row : row + size], adds=False)
+            return
         n = max(1, _TOGETHER // (size * n_columns)) * size
         for start in range(0, n_rows, n):
             rows = slice(start, start + n)
