@@ -257,3 +257,90 @@ def test_float32_that_holds_shorter_floats_takes_a_bit_for_the_sign(dtype: Any) 
     """Signs fill a plane of their own then, whose bytes are 0 and 1."""
     array = weights().astype(dtype)
     assert len(saved(array.astype(np.float32))) <= 1.02 * len(saved(array)) + 300
+
+
+def pruned(share: float, dtype: Any = np.float32, *, signed: bool = False) -> Array:
+    """Weights of which a share is zero, at random places; signed where they were multiplied by a mask."""
+    mask = np.random.default_rng(5).random((N_ROWS, N_COLUMNS)) >= share
+    values = weights() * mask
+    return (values if signed else values + np.float32(0)).astype(dtype)
+
+
+def stored_apart(array: Array) -> float:
+    """Bytes of what is not zero, stored by itself, and of a bit for each element that says whether it is zero."""
+    is_zero = array == 0
+    sign_nbytes = is_zero.sum() / 8 if np.signbit(array[is_zero]).any() else 0
+    share = is_zero.mean()
+    mark_bits = -(share * np.log2(share) + (1 - share) * np.log2(1 - share))
+    return len(vqformat.save({"w": array[~is_zero]}, lossless=True)) + mark_bits * array.size / 8 + sign_nbytes
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["", "signed"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", ["<f4", "<f2", BFLOAT16, "<f8"], ids=str)
+def test_zeros_take_what_their_places_take(dtype: Any, share: float, signed: bool) -> None:
+    array = pruned(share, dtype, signed=signed)
+    assert len(saved(array)) <= 1.02 * stored_apart(array) + 200
+
+
+@pytest.mark.parametrize("dtype", ["<i4", "<u2", "<c8"], ids=str)
+def test_zeros_of_other_dtypes_are_stored_apart(dtype: str) -> None:
+    noise = np.random.default_rng(6).integers(0, 256, (N_ROWS * N_COLUMNS, 8), np.uint8).view(dtype)[:, 0]
+    array = np.where(pruned(0.5).reshape(-1) == 0, np.zeros((), dtype), noise)
+    assert len(saved(array)) <= 0.6 * array.nbytes
+    assert method(array).endswith("without zeros")
+
+
+def test_a_part_of_a_tensor_with_zeros_is_read_by_its_blocks() -> None:
+    """Blocks without zeros, with nothing else, and with both; the last one is shorter."""
+    array = np.concatenate([weights(i) for i in range(15)])
+    array[: array.shape[0] // 3] *= np.random.default_rng(8).random((array.shape[0] // 3, N_COLUMNS)) < 0.2
+    array[-200:] = 0
+    with vqformat.safe_open(io.BytesIO(saved(array))) as file:
+        assert "without zeros" in file.info("w").method
+        for index in (slice(0, 3), slice(600, 900), slice(-201, None), (slice(None, None, 97), 5)):
+            assert file.get_slice("w")[index].tobytes() == array[index].tobytes()
+    with vqformat.stream(io.BytesIO(saved(array))) as layers:
+        assert next(iter(layers))["w"].tobytes() == array.tobytes()
+    vqformat.verify(io.BytesIO(saved(array)))
+
+
+@given(hnp.arrays(np.uint32, st.integers(1, 300), elements=st.sampled_from([0, 1 << 31, 1, 0x3F800000, 0xFFC00001])))
+@settings(max_examples=30, deadline=None)
+def test_words_are_kept_to_the_bit_beside_zeros(words: Array) -> None:
+    saved(words.view(np.float32))
+
+
+def test_only_a_file_with_zeros_stored_apart_is_of_version_1_2(tmp_path: Any) -> None:
+    for array, minor in ((weights(), 0), (pruned(0.5), 2)):
+        vqformat.save_file({"w": array}, tmp_path / "w.vqm", lossless=True)
+        file = (tmp_path / "w.vqm").read_bytes()
+        assert file == vqformat.save({"w": array}, lossless=True)
+        assert file[10:12] == bytes([minor, 0])
+        vqformat.verify(tmp_path / "w.vqm")
+
+
+def test_a_pipe_gets_the_version_that_was_known_at_its_beginning() -> None:
+    class Pipe(io.RawIOBase):
+        def __init__(self) -> None:
+            self.data = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            self.data += bytes(data)
+            return len(data)
+
+    pipe = Pipe()
+    vqformat.save_file({"w": pruned(0.5)}, pipe, lossless=True)
+    assert pipe.data[10:12] == b"\0\0"
+    vqformat.verify(io.BytesIO(pipe.data))
+    assert vqformat.load(pipe.data)["w"].tobytes() == pruned(0.5).tobytes()
+
+
+def test_lossy_presets_store_no_zeros_apart() -> None:
+    """Readers of version 1.1 read them."""
+    tensors = {"w": pruned(0.5), "bias": np.zeros(300, np.float32), "ids": np.zeros(900, np.int64)}
+    for preset in ("default", "small", "fast"):
+        assert vqformat.save(tensors, preset=preset)[10:12] == b"\1\0"

@@ -84,7 +84,8 @@ class TensorEncoder:
             is_weight = is_arithmetic and tensor.name not in self._plan.constants
             encode = exact.encode if is_weight else fine.encode_exact
             thorough = self._options.preset == "small"
-            return self._result(tensor, encode(tensor.name, tensor.dtype, array, thorough=thorough), math.inf)
+            encoded = encode(tensor.name, tensor.dtype, array, thorough=thorough, may_be_sparse=self._options.lossless)
+            return self._result(tensor, encoded, math.inf)
         if method is not None and quantize.is_vector_method(method):
             try:
                 return self._encode_by_method(tensor, array, method)

@@ -22,7 +22,7 @@ from ...format.layout import ORDER_COLUMNS, ORDER_ROWS, Block, Layout, View, mak
 from ...format.limits import MAX_BLOCK_ELEMENTS
 from ...format.records import TensorRecord
 from ...format.sections import Section
-from ...format.stages import CodebookStage, LowRankStage, PackedStage, RawStage
+from ...format.stages import CodebookStage, LowRankStage, PackedStage, RawStage, SparseStage
 from . import packing, planes
 
 BLOCK_ELEMENTS = 1 << 18  # of a block, about
@@ -168,15 +168,17 @@ def assemble(
 
 
 def assemble_raw(
-    name: str, dtype: str, array: npt.NDArray[Any], split: int, *, compress: bool = True, thorough: bool = False
-) -> EncodedTensor:
-    """Make an encoded tensor with a raw stage, which keeps every bit.
+    name: str, dtype: str, array: npt.NDArray[Any], split: int, *, compress: bool = True, thorough: bool = False,
+    is_sparse: bool = False,
+) -> EncodedTensor:  # fmt: skip
+    """Make an encoded tensor with a raw or sparse raw stage, which keeps every bit.
 
     Args:
         array: C-contiguous, little-endian, of the dtype.
         split: See SPEC section 8.
         compress: Whether sections may be zstd frames.
         thorough: Whether all zstd parameters are tried for floats and numbers of 8 bits, as they are for others.
+        is_sparse: Whether zeros are stored apart (SPEC 8.1).
     """
     info = BY_NAME[dtype]
     if not array.size:
@@ -187,14 +189,16 @@ def assemble_raw(
     layout = choose_blocks(layout, view.n_rows, view.n_columns)
     if not layout.block_rows:
         layout = Layout()
-    record = TensorRecord(name, dtype, array.shape, layout, (RawStage(split),))
-    view = record.view()
+    view = make_view(array.shape, False, layout)
     flat = array.reshape(-1)
+    encode = raw.encode_sparse if is_sparse else raw.encode
     payloads = []
     for i in range(view.n_blocks):
         block = view.block(i)
         start = block.row * view.n_columns + block.column
-        payloads.append(raw.encode(flat[start : start + block.n_elements], info, split))
+        payloads.append(encode(flat[start : start + block.n_elements], info, split))
+    stage = SparseStage(split, tuple(len(block[-1]) for block in payloads)) if is_sparse else RawStage(split)
+    record = TensorRecord(name, dtype, array.shape, layout, (stage,))
     if not compress or thorough or not (info.arithmetic or dtype in _SMALL_NUMBERS):
         return EncodedTensor(record, _store([], payloads, compress))
     kinds = [planes.sections(kind) for kind in zip(*payloads, strict=True)]

@@ -30,7 +30,7 @@ _LEAST_CODED = 64  # bytes of a block; decoders refuse four streams of a few
 
 def sections(payloads: Sequence[bytes]) -> list[Section]:
     """Sections for the same plane of all blocks."""
-    if len(payloads[0]) < packing.SMALL_NBYTES:
+    if max(map(len, payloads)) < packing.SMALL_NBYTES:
         return packing.sections(payloads)
     nbytes = sum(map(len, payloads))
     n_searched = int(nbytes * _SEARCHED)
