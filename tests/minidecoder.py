@@ -15,7 +15,7 @@ import zlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate, product, repeat, zip_longest
+from itertools import accumulate, product, zip_longest
 from typing import Any, BinaryIO
 
 import zstandard
@@ -165,6 +165,11 @@ def starts_of_codes(data: bytes, precision: int) -> array[int]:  # section 6: on
     frequencies = [w and 1 + w * rest // total for w in weights]
     frequencies[weights.index(max(weights))] += (1 << precision) - sum(frequencies)
     return array("H", accumulate(frequencies, initial=0))
+
+
+def column(values: Sequence[int]) -> bytes:  # MET-009: there is one way to write it
+    width = next(width for width in (1, 2, 4, 8) if max(values, default=0) < 1 << 8 * width)
+    return b"".join(value.to_bytes(width, "little") for value in values)
 
 
 class Codes:  # section 10
@@ -406,13 +411,13 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
         if self.is_sparse:
             _, self.split, counts = kind_of(stages[0], list, 3)
             need(record, "SPA-001 unsupported", integer(self.split) in (1, 2), "SPA-001", self.bits > 8)
-            width = len(kind_of(counts, bytes)) / n_blocks
-            need((width, n_blocks), "MET-009", width in (1, 2, 4, 8))
-            self.counts = [int.from_bytes(counts[i * int(width):][:int(width)], "little") for i in range(n_blocks)]
-            need(max(self.counts), "MET-009", width == 1 or max(self.counts) >> 4 * int(width))
+            width = len(kind_of(counts, bytes)) // n_blocks
+            need(counts, "MET-009", width)  # before a list of so many
+            values = [int.from_bytes(counts[i * width:(i + 1) * width], "little") for i in range(n_blocks)]
             per_element = self.bits // 8 // WORD_NBYTES[self.dtype]
-            need(self.counts, "SPA-002", all(count <= len(r) * len(c) * per_element
-                                             for count, (r, c) in zip(self.counts, self.blocks(), strict=True)))
+            need(values, "MET-009", counts == column(values), "SPA-002",
+                 all(m <= len(r) * len(c) * per_element for m, (r, c) in zip(values, self.blocks(), strict=True)))
+            self.counts = iter(values)
         elif self.is_raw:
             self.split = integer(kind_of(stages[0], list, 2)[1], "RAW-001", 0, 2, "unsupported")
             need(record, "RAW-001", self.split == 0 or self.bits > 8)
@@ -433,11 +438,12 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
                          for n, size in zip(self.view, self.block, strict=False))
         return product(rows, columns)
 
-    def raw_block(self, read: Read, n: int, count: int) -> bytes:  # section 8; 4-bit elements come one to a byte
+    def raw_block(self, read: Read, n: int) -> bytes:  # section 8; 4-bit elements come one to a byte
         nbytes = n_words = ceil_div(n * self.bits, 8 * self.k)
         if self.is_sparse:  # SPA-003
-            marks, signs, nbytes = self.flags(read, n_words), self.flags(read, n_words - count), count
-            need((marks, count), "SPA-004", sum(marks) == count)
+            nbytes = next(self.counts)
+            marks, signs = self.flags(read, n_words), self.flags(read, n_words - nbytes)
+            need((marks, nbytes), "SPA-004", sum(marks) == nbytes)
         planes = [read(nbytes) for _ in range(self.k)]
         if self.k == 1 and self.bits != 4 and self.dtype != BOOL:
             return planes[0]
@@ -472,9 +478,7 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
 
     def decode(self, read: Read) -> bytes:  # in the order of 7.3
         if self.is_raw:  # LAY-002: its blocks follow each other in C order
-            counts = self.counts if self.is_sparse else repeat(0)
-            raw = b"".join(self.raw_block(read, len(r) * len(c), m)
-                           for m, (r, c) in zip(counts, self.blocks(), strict=False))
+            raw = b"".join(self.raw_block(read, len(r) * len(c)) for r, c in self.blocks())
             pairs = zip_longest(raw[::2], raw[1::2], fillvalue=0)
             return bytes(low | high << 4 for low, high in pairs) if self.bits == 4 else raw
         orders: list[Sequence[int]] = [sorted(range(n), key=read(n).__getitem__) if self.order >> i & 1 else range(n)
@@ -606,10 +610,6 @@ class Model:
         self.layers.append(name)
 
     def take_index(self, digest: Any, *found: Any) -> None:
-        def column(values: Sequence[int]) -> bytes:  # MET-009: there is one way to write it
-            width = next(width for width in (1, 2, 4, 8) if max(values, default=0) < 1 << 8 * width)
-            return b"".join(value.to_bytes(width, "little") for value in values)
-
         dtypes, shapes, chunks, targets = zip(*self.index.values(), strict=True) if self.index else [()] * 4
         expected = [self.index_metadata, b"".join(kind for kind, _ in self.chunks), column([n for _, n in self.chunks]),
                     b"".join(name.encode() + b"\0" for name in self.index), bytes(dtypes), bytes(map(len, shapes)),

@@ -69,6 +69,8 @@ def counts() -> Iterator[Case]:
     yield changed("spa-002-fewer", FORMAT, "counts of two of three blocks", "MET-009", (2,), bytes([4, 0]))
     yield changed("spa-002-none", FORMAT, "no counts", "MET-009", (2,), b"")
     yield changed("spa-002-three-bytes", FORMAT, "counts of three bytes", "MET-009", (2,), bytes([4, 0, 0] * 3))
+    yield one("spa-002-hostile", FORMAT, "2^57 blocks, and counts of three", "MET-009",
+              edit(edit(base_sparse(), (2,), [1 << 57, 1]), (3, 3), 1))  # fmt: skip
     yield changed("spa-002-wide", FORMAT, "counts in more bytes than they need", "MET-009", (2,),
                   np.array([4, 0, 2], "<u2").tobytes())  # fmt: skip
 

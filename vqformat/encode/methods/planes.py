@@ -20,6 +20,7 @@ _NOISE_BITS = 7.96  # of entropy for each byte, from which on a frame would not 
 _TRIED = 1 / 128  # of the bytes of a plane that are searched for matches as a trial
 _LEAST_TRIED, _MOST_TRIED = 1 << 11, 1 << 14
 _LEAST_BITS = 0.9  # of entropy of zeros and ones, from which on a bit each is good enough
+_LOCAL_PAYS = 0.998  # of the bytes with a table for each 128 KiB that those with more tables have to stay below
 _PAYS = 0.15  # of the bytes of literals that a trial has to save, so that all of a plane is searched
 _PAYS_IF_ODD = 0.05  # the same where literals take another number of bytes than their entropy
 _AS_COUNTED = (0.97, 1.1)  # sizes of Huffman codes over entropies where there is nothing else to find
@@ -35,6 +36,7 @@ def sections(payloads: Sequence[bytes]) -> list[Section]:
     nbytes = sum(map(len, payloads))
     n_searched = int(nbytes * _SEARCHED)
     gain: float | None = None
+    literals = [packing.LITERALS, packing.LOCAL_LITERALS]
     result = []
     for plain in payloads:
         if len(plain) < packing.SMALL_NBYTES:
@@ -48,7 +50,10 @@ def sections(payloads: Sequence[bytes]) -> list[Section]:
         if _is_binary(plain, counts) and bits > _LEAST_BITS:
             result.append(Section(one_bit_frame(plain), is_zstd=True))
             continue
-        stored = packing.compress(plain, packing.LITERALS)
+        frames = [packing.compress(plain, how) for how in literals]
+        stored = min(frames, key=len)
+        if len(frames[-1]) > _LOCAL_PAYS * len(frames[0]):  # as in most tensors: not tried on their other blocks
+            literals = literals[:1]
         expected = bits / 8 * len(plain)
         is_odd = bits > 0 and not _AS_COUNTED[0] * expected <= len(stored) <= _AS_COUNTED[1] * expected
         if gain is None:
