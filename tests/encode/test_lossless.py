@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import vqformat
-from vqformat.encode.methods import dequantized, planes
+from vqformat import native
+from vqformat.decode import raw
+from vqformat.encode.methods import dequantized, huffman
 from vqformat.format.dtypes import of_array
 
 Array = npt.NDArray[Any]
@@ -244,12 +246,74 @@ def test_preset_small_searches_more() -> None:
     assert len(thorough) <= len(saved(rows))
 
 
-@pytest.mark.parametrize("n", [64, 65, 1000, (1 << 17) - 1, 1 << 17, (1 << 17) + 1, (1 << 18) + 70])
+LENGTHS = (1, 63, 64, 65, 1000, (1 << 17) - 1, 1 << 17, (1 << 17) + 1, (1 << 18) + 70)
+
+
+def huffman_frame(symbols: Array) -> bytes:
+    """The same from each backend, and zstd reads it."""
+    frames = set()
+    before = native.backend()
+    for backend in native.available():
+        native.use(backend)
+        frames.add(huffman.frame(symbols.astype(np.uint8).tobytes()))
+    native.use(before)
+    (frame,) = frames
+    assert frame is not None
+    assert zstandard.ZstdDecompressor().decompress(frame) == symbols.astype(np.uint8).tobytes()
+    return frame
+
+
+@pytest.mark.parametrize("n", LENGTHS)
 def test_frames_of_one_bit_are_zstd(n: int) -> None:
-    plain = np.random.default_rng(n).integers(0, 2, n).astype(np.uint8).tobytes()
-    frame = planes.one_bit_frame(plain)
-    assert zstandard.ZstdDecompressor().decompress(frame) == plain
-    assert len(frame) <= n / 8 + 80
+    assert len(huffman_frame(np.random.default_rng(n).integers(0, 2, n))) <= n / 8 + 80
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("p", [0.02, 0.4, 0.9])
+def test_frames_of_huffman_codes_are_zstd(n: int, p: float) -> None:
+    """Their codes have 1 to 11 bits: at 0.9 the rarest would have more."""
+    symbols = np.minimum(np.random.default_rng(n).geometric(p, n), 128)
+    n_blocks = -(-n // (1 << 17))
+    assert len(huffman_frame(symbols)) <= min(1.1 * entropy_nbytes(symbols) + n / 9 * (p == 0.9), n) + 90 * n_blocks
+
+
+def test_frames_of_runs_and_of_noise_are_zstd() -> None:
+    runs = np.repeat([7, 9], 1 << 17)
+    assert len(huffman_frame(runs)) == 9 + 2 * 4
+    noise = np.random.default_rng(0).integers(0, 128, 200)
+    assert len(huffman_frame(noise)) == 9 + 3 + 200
+
+
+@given(hnp.arrays(np.uint8, st.integers(64, 400), elements=st.integers(0, 128)))
+@settings(max_examples=50, deadline=None)
+def test_any_bytes_up_to_128_make_a_frame(symbols: Array) -> None:
+    huffman_frame(symbols)
+
+
+def test_a_frame_of_huffman_codes_needs_small_bytes() -> None:
+    assert huffman.frame(bytes([1, 2, 129])) is None
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 31, 129])
+def test_code_lengths_are_those_of_a_complete_code_of_at_most_11_bits(n: int) -> None:
+    counts = np.zeros(256, np.uint32)
+    counts[:n] = np.minimum(2.0 ** np.arange(n), 1e6)  # the worst case for Huffman codes
+    lengths = huffman.code_lengths(counts)
+    assert lengths[n:].max(initial=0) == 0 and lengths[:n].min() >= 1 and lengths.max() <= 11
+    assert sum(2.0 ** -lengths[:n].astype(float)) == 1
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<u8"])
+@pytest.mark.parametrize("split", [1, 2])
+def test_kernels_split_words_as_numpy_does(dtype: str, split: int) -> None:
+    words = np.random.default_rng(1).integers(0, 256, 9001 * np.dtype(dtype).itemsize, np.uint8).view(dtype)
+    found = []
+    before = native.backend()
+    for backend in native.available():
+        native.use(backend)
+        found.append(raw.encode(words, of_array(words, "w"), split))
+    native.use(before)
+    assert all(planes_of == found[0] for planes_of in found)
 
 
 @pytest.mark.parametrize("dtype", ["<f2", BFLOAT16], ids=str)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import native
 from ..errors import FormatError
 from ..format.bits import pack_nibbles, unpack_nibbles
 from ..format.dtypes import DType
@@ -36,6 +37,8 @@ def encode_sparse(elements: npt.NDArray[Any], dtype: DType, split: int) -> list[
 
 def _planes(words: npt.NDArray[Any], split: int) -> list[bytes]:
     nbytes = words.itemsize
+    if native.is_used():
+        return [plane.tobytes() for plane in native.split_planes(words, rotates=split == 2)]
     if split == 2:  # RAW-004
         sign = words >> (8 * nbytes - 1)
         words = words << 1

@@ -169,7 +169,7 @@ def assemble(
 
 def assemble_raw(
     name: str, dtype: str, array: npt.NDArray[Any], split: int, *, compress: bool = True, thorough: bool = False,
-    is_sparse: bool = False,
+    is_quick: bool = False, is_sparse: bool = False,
 ) -> EncodedTensor:  # fmt: skip
     """Make an encoded tensor with a raw or sparse raw stage, which keeps every bit.
 
@@ -178,6 +178,7 @@ def assemble_raw(
         split: See SPEC section 8.
         compress: Whether sections may be zstd frames.
         thorough: Whether all zstd parameters are tried for floats and numbers of 8 bits, as they are for others.
+        is_quick: See ``planes.sections``.
         is_sparse: Whether zeros are stored apart (SPEC 8.1).
     """
     info = BY_NAME[dtype]
@@ -201,7 +202,7 @@ def assemble_raw(
     record = TensorRecord(name, dtype, array.shape, layout, (stage,))
     if not compress or thorough or not (info.arithmetic or dtype in _SMALL_NUMBERS):
         return EncodedTensor(record, _store([], payloads, compress))
-    kinds = [planes.sections(kind) for kind in zip(*payloads, strict=True)]
+    kinds = [planes.sections(kind, is_quick=is_quick) for kind in zip(*payloads, strict=True)]
     return EncodedTensor(record, [section for block in zip(*kinds, strict=True) for section in block])
 
 

@@ -15,15 +15,16 @@ _PART = 1 << 17  # elements of a larger one that are tried as bytes
 
 
 def encode(
-    name: str, dtype: str, array: npt.NDArray[Any], *, thorough: bool = False, may_be_sparse: bool = False
+    name: str, dtype: str, array: npt.NDArray[Any], *, thorough: bool = False, is_lossless: bool = False
 ) -> EncodedTensor:
     """Every bit kept, in the fewest bytes.
 
     Args:
         array: C-contiguous, of the dtype.
-        thorough, may_be_sparse: See ``fine.encode_exact``.
+        thorough: See ``fine.encode_exact``.
+        is_lossless: Whether all of the file is: see ``fine.encode_lossless``.
     """
-    as_bytes = partial(fine.encode_exact, name, dtype, thorough=thorough, may_be_sparse=may_be_sparse)
+    as_bytes = partial(fine.encode_lossless if is_lossless else fine.encode_exact, name, dtype, thorough=thorough)
     on_grid = dequantized.encode(name, dtype, array) if array.size else None
     if on_grid is None:
         return as_bytes(array)
