@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import lcm
 from typing import Any
@@ -139,6 +139,7 @@ def assemble(
     row_classes: npt.NDArray[np.uint8] | None = None,
     column_classes: npt.NDArray[np.uint8] | None = None,
     compress: bool = True,
+    is_quick: bool = False,
 ) -> EncodedTensor:
     """Make an encoded tensor from quantized stages.
 
@@ -147,6 +148,7 @@ def assemble(
         stages: In order. Their codes are those of stored rows and columns.
         row_classes, column_classes: Classes, if ``layout.order`` has the bits for them.
         compress: Whether sections may be zstd frames.
+        is_quick: Whether payloads are searched for matches only where a trial says that they pay.
 
     Raises:
         EncodeError: A block would exceed the limit of LAY-005.
@@ -164,7 +166,8 @@ def assemble(
         resident += q.resident_sections()
     blocks = [view.block(i) for i in range(view.n_blocks)]
     payloads = [[section for q in stages for section in q.payload(block)] for block in blocks]
-    return EncodedTensor(record, _store(resident, payloads, compress))
+    as_sections = planes.sections if is_quick else packing.sections
+    return EncodedTensor(record, _store(resident, payloads, compress, as_sections))
 
 
 def assemble_raw(
@@ -206,10 +209,13 @@ def assemble_raw(
     return EncodedTensor(record, [section for block in zip(*kinds, strict=True) for section in block])
 
 
-def _store(resident: list[bytes], payloads: list[list[bytes]], compress: bool) -> list[Section]:
-    """The sections in file order. The n-th payload sections of all blocks are compressed with the same parameters."""
+def _store(
+    resident: list[bytes], payloads: list[list[bytes]], compress: bool,
+    as_sections: Callable[[Sequence[bytes]], list[Section]] = packing.sections,
+) -> list[Section]:  # fmt: skip
+    """The sections in file order. The n-th payload sections of all blocks are compressed together."""
     if not compress:
         return [Section(plain) for plain in resident + [p for block in payloads for p in block]]
     stored = [packing.sections([plain])[0] for plain in resident]
-    kinds = [packing.sections(kind) for kind in zip(*payloads, strict=True)]
+    kinds = [as_sections(kind) for kind in zip(*payloads, strict=True)]
     return stored + [section for block in zip(*kinds, strict=True) for section in block]
