@@ -65,7 +65,7 @@ def test_version(run: Run) -> None:
     result = run("--version")
     assert result.code == 0
     assert result.out.startswith("vqm 0.")
-    assert "format version 1.1" in result.out
+    assert "format version 1.2" in result.out
 
 
 @pytest.mark.parametrize(

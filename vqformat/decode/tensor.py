@@ -14,7 +14,7 @@ from .. import native
 from ..errors import FormatError
 from ..format.layout import Block
 from ..format.records import TensorRecord
-from ..format.stages import CodebookStage, LowRankStage, RawStage, SharedSource, TrellisStage
+from ..format.stages import CodebookStage, LowRankStage, RawStage, SharedSource, SparseStage, TrellisStage
 from . import rans, raw
 from .codebook import CodebookDecoder
 from .lowrank import LowRankDecoder
@@ -185,9 +185,10 @@ class TensorDecoder:
         """Decode a block into ``out``, in stored order, ``(n_rows, n_columns)``, C-contiguous."""
         if self.record.is_raw:
             stage = self.record.stages[0]
-            assert isinstance(stage, RawStage)
+            assert isinstance(stage, (RawStage, SparseStage))
+            decode = raw.decode if isinstance(stage, RawStage) else raw.decode_sparse
             with naming(self.record.name):
-                raw.decode(of_stages[0], self.record.dtype_info, stage.split, out.reshape(-1))
+                decode(of_stages[0], self.record.dtype_info, stage.split, out.reshape(-1))
             return
         values = out if out.dtype == np.float32 else self._scratch_of("values", block)
         self._add_up(block, of_stages, values)

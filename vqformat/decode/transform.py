@@ -38,7 +38,7 @@ class TransformDecoder:
         largest_sum = float(tables.largest(points)) * int(np.abs(matrix.astype(np.intp)).sum(axis=0).max())
         self.bound = np.float32(largest_sum) * np.abs(self._step)
         # Sums of integers below 2^24 (float32) or 2^53 (float64) are exact in any order; float32 is twice as fast
-        dtype: type[np.float32] | type[np.float64] = np.float32 if largest_sum <= tables.EXACT_IN_FLOAT32 else np.float64
+        dtype = np.dtype(np.float32 if largest_sum <= tables.EXACT_IN_FLOAT32 else np.float64)
         self._matrix: npt.NDArray[Any] = np.ascontiguousarray(matrix.T, dtype)
         self._points = points.astype(dtype)
 

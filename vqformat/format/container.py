@@ -17,7 +17,7 @@ from .sections import SECTION_IS_ZSTD, TABLE_ENTRY_NBYTES, SectionEntry
 from .zstd_frame import decompress
 
 MAGIC = b"\x89VQM\r\n\x1a\n"
-MAJOR, MINOR = 1, 1  # format version; a file without features of 1.1 is written as 1.0 (EXT-003)
+MAJOR, MINOR = 1, 2  # format version
 HEADER_NBYTES = 16
 FOOTER_NBYTES = 28
 CHUNK_HEAD_NBYTES = 24

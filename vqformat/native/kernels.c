@@ -10,6 +10,7 @@
 #include "codebook.h"
 #include "crc.h"
 #include "lowrank.h"
+#include "planes.h"
 #include "scatter.h"
 #include "trellis.h"
 #include "viterbi.h"
@@ -167,6 +168,47 @@ static PyObject *py_has_crc32(PyObject *self, PyObject *args)
     return PyBool_FromLong(has_crc32());
 }
 
+static PyObject *py_planes_split(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long words, planes;
+    long long n;
+    int width, rotates;
+    if (!PyArg_ParseTuple(args, "KLiiK", &words, &n, &width, &rotates, &planes))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    planes_split((const void *)(uintptr_t)words, n, width, rotates, (uint8_t *)(uintptr_t)planes);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_planes_count(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long data, counts;
+    long long n;
+    if (!PyArg_ParseTuple(args, "KLK", &data, &n, &counts))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    planes_count((const uint8_t *)(uintptr_t)data, n, (uint32_t *)(uintptr_t)counts);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_planes_huffman(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long data, codes, stream;
+    long long n, nbytes;
+    if (!PyArg_ParseTuple(args, "KLKK", &data, &n, &codes, &stream))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    nbytes = planes_huffman((const uint8_t *)(uintptr_t)data, n, (const uint32_t *)(uintptr_t)codes,
+                            (uint8_t *)(uintptr_t)stream);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLongLong(nbytes);
+}
+
 static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
 {
     (void)self, (void)args;
@@ -181,6 +223,9 @@ static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
 }
 
 static PyMethodDef METHODS[] = {
+    {"planes_split", py_planes_split, METH_VARARGS, "Split words into byte planes; see planes.h."},
+    {"planes_count", py_planes_count, METH_VARARGS, "Count the values of bytes; see planes.h."},
+    {"planes_huffman", py_planes_huffman, METH_VARARGS, "Write a Huffman stream; see planes.h."},
     {"trellis_decode", py_trellis_decode, METH_VARARGS, "Decode a block of a trellis stage; see trellis.h."},
     {"trellis_slots", py_trellis_slots, METH_VARARGS, "Fill look-up tables by slot; see trellis.h."},
     {"codebook_decode", py_codebook_decode, METH_VARARGS, "Decode a block of a codebook stage; see codebook.h."},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import lcm
 from typing import Any
@@ -22,7 +22,7 @@ from ...format.layout import ORDER_COLUMNS, ORDER_ROWS, Block, Layout, View, mak
 from ...format.limits import MAX_BLOCK_ELEMENTS
 from ...format.records import TensorRecord
 from ...format.sections import Section
-from ...format.stages import CodebookStage, LowRankStage, PackedStage, RawStage
+from ...format.stages import CodebookStage, LowRankStage, PackedStage, RawStage, SparseStage
 from . import packing, planes
 
 BLOCK_ELEMENTS = 1 << 18  # of a block, about
@@ -139,6 +139,7 @@ def assemble(
     row_classes: npt.NDArray[np.uint8] | None = None,
     column_classes: npt.NDArray[np.uint8] | None = None,
     compress: bool = True,
+    is_quick: bool = False,
 ) -> EncodedTensor:
     """Make an encoded tensor from quantized stages.
 
@@ -147,6 +148,7 @@ def assemble(
         stages: In order. Their codes are those of stored rows and columns.
         row_classes, column_classes: Classes, if ``layout.order`` has the bits for them.
         compress: Whether sections may be zstd frames.
+        is_quick: Whether payloads are searched for matches only where a trial says that they pay.
 
     Raises:
         EncodeError: A block would exceed the limit of LAY-005.
@@ -164,19 +166,23 @@ def assemble(
         resident += q.resident_sections()
     blocks = [view.block(i) for i in range(view.n_blocks)]
     payloads = [[section for q in stages for section in q.payload(block)] for block in blocks]
-    return EncodedTensor(record, _store(resident, payloads, compress))
+    as_sections = planes.sections if is_quick else packing.sections
+    return EncodedTensor(record, _store(resident, payloads, compress, as_sections))
 
 
 def assemble_raw(
-    name: str, dtype: str, array: npt.NDArray[Any], split: int, *, compress: bool = True, thorough: bool = False
-) -> EncodedTensor:
-    """Make an encoded tensor with a raw stage, which keeps every bit.
+    name: str, dtype: str, array: npt.NDArray[Any], split: int, *, compress: bool = True, thorough: bool = False,
+    is_quick: bool = False, is_sparse: bool = False,
+) -> EncodedTensor:  # fmt: skip
+    """Make an encoded tensor with a raw or sparse raw stage, which keeps every bit.
 
     Args:
         array: C-contiguous, little-endian, of the dtype.
         split: See SPEC section 8.
         compress: Whether sections may be zstd frames.
         thorough: Whether all zstd parameters are tried for floats and numbers of 8 bits, as they are for others.
+        is_quick: See ``planes.sections``.
+        is_sparse: Whether zeros are stored apart (SPEC 8.1).
     """
     info = BY_NAME[dtype]
     if not array.size:
@@ -187,24 +193,29 @@ def assemble_raw(
     layout = choose_blocks(layout, view.n_rows, view.n_columns)
     if not layout.block_rows:
         layout = Layout()
-    record = TensorRecord(name, dtype, array.shape, layout, (RawStage(split),))
-    view = record.view()
+    view = make_view(array.shape, False, layout)
     flat = array.reshape(-1)
+    encode = raw.encode_sparse if is_sparse else raw.encode
     payloads = []
     for i in range(view.n_blocks):
         block = view.block(i)
         start = block.row * view.n_columns + block.column
-        payloads.append(raw.encode(flat[start : start + block.n_elements], info, split))
+        payloads.append(encode(flat[start : start + block.n_elements], info, split))
+    stage = SparseStage(split, tuple(len(block[-1]) for block in payloads)) if is_sparse else RawStage(split)
+    record = TensorRecord(name, dtype, array.shape, layout, (stage,))
     if not compress or thorough or not (info.arithmetic or dtype in _SMALL_NUMBERS):
         return EncodedTensor(record, _store([], payloads, compress))
-    kinds = [planes.sections(kind) for kind in zip(*payloads, strict=True)]
+    kinds = [planes.sections(kind, is_quick=is_quick) for kind in zip(*payloads, strict=True)]
     return EncodedTensor(record, [section for block in zip(*kinds, strict=True) for section in block])
 
 
-def _store(resident: list[bytes], payloads: list[list[bytes]], compress: bool) -> list[Section]:
-    """The sections in file order. The n-th payload sections of all blocks are compressed with the same parameters."""
+def _store(
+    resident: list[bytes], payloads: list[list[bytes]], compress: bool,
+    as_sections: Callable[[Sequence[bytes]], list[Section]] = packing.sections,
+) -> list[Section]:  # fmt: skip
+    """The sections in file order. The n-th payload sections of all blocks are compressed together."""
     if not compress:
         return [Section(plain) for plain in resident + [p for block in payloads for p in block]]
     stored = [packing.sections([plain])[0] for plain in resident]
-    kinds = [packing.sections(kind) for kind in zip(*payloads, strict=True)]
+    kinds = [as_sections(kind) for kind in zip(*payloads, strict=True)]
     return stored + [section for block in zip(*kinds, strict=True) for section in block]

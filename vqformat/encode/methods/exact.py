@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
 
 from ...format.chunkwriter import EncodedTensor
-from ...format.metadata import pack
 from . import dequantized, fine
 
 _SMALL = 1 << 16  # elements of a tensor that is coded in both ways
 _PART = 1 << 17  # elements of a larger one that are tried as bytes
 
 
-def encode(name: str, dtype: str, array: npt.NDArray[Any], *, thorough: bool = False) -> EncodedTensor:
+def encode(
+    name: str, dtype: str, array: npt.NDArray[Any], *, thorough: bool = False, is_lossless: bool = False
+) -> EncodedTensor:
     """Every bit kept, in the fewest bytes.
 
     Args:
         array: C-contiguous, of the dtype.
         thorough: See ``fine.encode_exact``.
+        is_lossless: Whether all of the file is: see ``fine.encode_lossless``.
     """
+    as_bytes = partial(fine.encode_lossless if is_lossless else fine.encode_exact, name, dtype, thorough=thorough)
     on_grid = dequantized.encode(name, dtype, array) if array.size else None
     if on_grid is None:
-        return fine.encode_exact(name, dtype, array, thorough=thorough)
+        return as_bytes(array)
     if array.size > _SMALL:
-        part = fine.encode_exact(name, dtype, array.reshape(-1)[:_PART])
+        part = as_bytes(array.reshape(-1)[:_PART], thorough=False)
         if part.stored_nbytes * array.size > on_grid.stored_nbytes * min(_PART, array.size):
             return on_grid
-    return min(on_grid, fine.encode_exact(name, dtype, array, thorough=thorough), key=_nbytes)
-
-
-def _nbytes(tensor: EncodedTensor) -> int:
-    """Bytes of the sections, their entries in the table and the record, which count where tensors are small."""
-    return fine.cost(tensor) + len(pack(tensor.record.to_metadata()))
+    return min(on_grid, as_bytes(array), key=fine.nbytes)
