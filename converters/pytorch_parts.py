@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .inert_pickle import Call, Global
-from .pytorch_storage import TORCH_DTYPES
+from .pickled_tensors import TORCH_DTYPES
 
 
 class LeftOut:
@@ -49,10 +49,6 @@ class Bare:
         self.tag, self.text = tag, text
 
 
-class HostileError(Exception):
-    """A checkpoint would run code; the message names it."""
-
-
 def unwrapped(call: Call) -> Call:
     """Calls of the functions that make an object of a class that is their argument, as calls of the class."""
     function, arguments = call.function, call.arguments
@@ -72,26 +68,6 @@ def unwrapped(call: Call) -> Call:
         made.items.update(call.items)
         made.elements.extend(call.elements)
     return made
-
-
-def size_of(value: Any) -> Any:
-    """The tuple in a torch.Size."""
-    if isinstance(value, Call) and isinstance(value.arguments, tuple) and len(value.arguments) == 1:
-        value = value.arguments[0]
-    return tuple(value) if isinstance(value, list) else value
-
-
-def attributes_of(state: Any) -> Any:
-    """The dict of an object's attributes, of which some may be in slots; of a dict that is an object, its items."""
-    if isinstance(state, tuple) and len(state) == 2 and all(part is None or isinstance(part, dict) for part in state):
-        return {**(state[0] or {}), **(state[1] or {})}
-    if isinstance(state, Call) and isinstance(state.function, Global) and state.function.name == "OrderedDict":
-        items = dict(state.items)
-        if isinstance(state.arguments, tuple) and state.arguments and isinstance(state.arguments[0], list):
-            items = {pair[0]: pair[1] for pair in state.arguments[0] if isinstance(pair, list) and len(pair) == 2
-                     and isinstance(pair[0], str)} | items  # fmt: skip
-        return items
-    return state
 
 
 def numbers_of(values: list[Any]) -> np.ndarray[Any, Any] | None:

@@ -16,8 +16,8 @@ from vqformat.format.checkpoint import NOTHING, Named, join_keys, key_to_json, p
 from vqformat.format.dtypes import of_array
 
 from .inert_pickle import Call
-from .pytorch_parts import Bare, Compound, LeftOut, attributes_of, bytes_of, dtype_of, size_of
-from .pytorch_storage import TORCH_DTYPES, Storage, Tensor, exact, storage_of, tensor_in
+from .pickled_tensors import Storage, Tensor, attributes_of, exact, name_of_dtype, rebuilt, size_of
+from .pytorch_parts import Bare, Compound, LeftOut, bytes_of, dtype_of
 
 if TYPE_CHECKING:
     from .pytorch_values import Interpreter
@@ -26,26 +26,8 @@ _MAX_STRINGS = 1 << 20  # of an array of strings
 
 
 def _tensor(arguments: tuple[Any, ...], metadata_at: int, dtype: str | None = None) -> Any:
-    storage, offset, shape, stride = arguments[:4]
-    found = storage_of(storage)
-    if found is None:
-        found = _inner_storage(storage)
-    if found is None:
-        return LeftOut("a tensor without a storage that can be read", has_tensors=True)
-    shape = size_of(shape)
-    flags = arguments[metadata_at] if len(arguments) > metadata_at else None
-    flags = flags if isinstance(flags, dict) else {}
-    tensor = tensor_in(found, offset, shape, size_of(stride), dtype)
-    if flags.get("conj") or flags.get("neg"):
-        return Tensor(found, tensor.dtype, offset, tensor.shape, tensor.stride, bool(flags.get("conj")),
-                      bool(flags.get("neg")))  # fmt: skip
-    return tensor
-
-
-def _inner_storage(value: Any) -> Storage | None:
-    """The storage inside a TypedStorage that was pickled as an object."""
-    state = attributes_of(value.state) if isinstance(value, Call) else None
-    return storage_of(state.get("_untyped_storage")) if isinstance(state, dict) else None
+    found = rebuilt(arguments, metadata_at, dtype)
+    return LeftOut("a tensor without a storage that can be read", has_tensors=True) if found is None else found
 
 
 def tensor_v2(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], keys: list[Any]) -> Any:
@@ -53,8 +35,7 @@ def tensor_v2(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], 
 
 
 def tensor_v3(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], keys: list[Any]) -> Any:
-    dtype = arguments[6].name
-    return _tensor(arguments, 7, TORCH_DTYPES.get(dtype, dtype))
+    return _tensor(arguments, 7, name_of_dtype(arguments[6]))
 
 
 def first(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], keys: list[Any]) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 
 from vqformat.format.checkpoint import Named
 
+from .pickled_tensors import Tensor
 from .pytorch_parts import Compound
-from .pytorch_storage import Tensor
 
 # What the optimizers of PyTorch keep for each parameter, and common others
 _SLOTS = frozenset({

@@ -10,19 +10,13 @@ from vqformat.errors import ConversionError
 from vqformat.format.checkpoint import MAX_DEPTH, NOTHING, Named, join_keys, key_to_json, plain_to_json
 
 from .inert_pickle import Call, Global, Persistent
-from .pytorch_parts import Bare, Compound, HostileError, LeftOut, attributes_of, numbers_of, unwrapped
+from .pickled_tensors import TORCH_DTYPES, attributes_of, exact, size_of_storage, storage_of, tensor_in
+from .pytorch_parts import Bare, Compound, LeftOut, numbers_of, unwrapped
 from .pytorch_rebuild import KNOWN, array_tensor
-from .pytorch_storage import TORCH_DTYPES, brief, exact, size_of_storage, storage_of, tensor_in
+from .strided_storage import brief
 
 _MAX_MODULES = 1 << 16  # in one; those that are shared could make 2^n names
 _LONG_LIST = 4096  # numbers: such a list is stored as a tensor
-
-# Modules whose functions no checkpoint calls: whoever wants one called wants to run code
-_HOSTILE_MODULES = frozenset({
-    "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "runpy", "pty", "commands", "webbrowser", "ctypes",
-    "importlib", "code", "codeop", "marshal", "asyncio.subprocess", "multiprocessing.util", "pickle", "_pickle",
-})  # fmt: skip
-_HOSTILE_BUILTINS = frozenset({"eval", "exec", "execfile", "compile", "__import__", "open", "input", "breakpoint"})
 
 
 class Interpreter:
@@ -48,7 +42,6 @@ class Interpreter:
 
         Raises:
             ConversionError: It is nested deeper than ``MAX_DEPTH``.
-            HostileError: It would run code.
         """
         try:
             value = self.value(root, [], is_inside=False)
@@ -129,7 +122,6 @@ class Interpreter:
     def _global(self, value: Global) -> Any:
         if value.module == "torch" and value.name in TORCH_DTYPES:
             return Bare("dtype", value.name)
-        _check_harmless(value)
         return LeftOut(f"the class or function {value}")
 
     # Objects
@@ -139,7 +131,6 @@ class Interpreter:
         function = call.function
         if not isinstance(function, Global):
             return LeftOut("the result of a computation")
-        _check_harmless(function)
         arguments = call.arguments if isinstance(call.arguments, tuple) else ()
         known = KNOWN.get((function.module, function.name))
         if known is not None:
@@ -223,9 +214,3 @@ class Interpreter:
             return any(isinstance(item, Call) and self._is_tensor(item) for item in value[:100])
         function = value.function if isinstance(value, Call) else None
         return isinstance(function, Global) and function.name.startswith("_rebuild_")
-
-def _check_harmless(function: Global) -> None:
-    module, name = function.module, function.name
-    if module in _HOSTILE_MODULES or module.split(".")[0] in ("subprocess", "ctypes", "importlib") or (
-            module in ("builtins", "__builtin__") and name in _HOSTILE_BUILTINS):  # fmt: skip
-        raise HostileError(str(function)[:200])

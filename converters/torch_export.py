@@ -15,10 +15,11 @@ from vqformat.errors import ConversionError, EncodeError
 from vqformat.format.limits import MAX_TENSORS
 
 from .file_region import Region
+from .inert_pickle import Call
+from .pickled_tensors import Tensor
 from .pytorch_saved import Saved
 from .source import Source
 from .strided_storage import Strided, check_strided, read_strided
-from .torchscript_pickle import Tensor
 from .zip_archive import Archive
 
 _MAX_CONFIG_NBYTES = 64 << 20
@@ -163,7 +164,8 @@ class _Reader:
         except ValueError as err:
             raise self._refuse(f"{part.member!r}: {err}") from err
         if not isinstance(saved.value, dict):
-            raise self._refuse(f"{part.member!r} holds no dict")
+            what = saved.value.function if isinstance(saved.value, Call) else type(saved.value).__name__
+            raise self._refuse(f"{part.member!r} holds {str(what)[:80]!r}; a dict of tensors was expected")
         for fqn, value in saved.value.items():
             if isinstance(value, Tensor):
                 self._take_saved(f"{part.prefix}{fqn}", saved, value, is_exact=part.is_exact)
