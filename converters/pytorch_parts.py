@@ -9,6 +9,8 @@ import numpy as np
 from .inert_pickle import Call, Global
 from .pickled_tensors import TORCH_DTYPES
 
+_MAX_FIELDS = 256
+
 
 class LeftOut:
     """Stands for what a ``.vqm`` cannot keep.
@@ -86,6 +88,8 @@ def bytes_of(value: Any) -> bytes | None:
         if value.function.name in ("bytes", "bytearray") and not value.arguments:
             return b""
         value, *encoding = value.arguments
+        if isinstance(value, Call) and value.function is not None and str(value.function) == "_codecs.encode":
+            return bytes_of(value)
         if isinstance(value, str) and encoding in (["latin1"], ["latin-1"]):
             return value.encode("latin-1")
     if isinstance(value, str):  # of Python 2
@@ -108,3 +112,24 @@ def dtype_of(value: Any) -> np.dtype[Any] | None:
     state = value.state
     order = state[1] if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">") else ""
     return np.dtype(order + code)
+
+
+def fields_of(value: Any) -> np.dtype[Any] | None:
+    """The dtype of NumPy of several fields that a pickle has; None if it is another, or if a field is no number."""
+    state = value.state if isinstance(value, Call) and isinstance(value.function, Global) else None
+    if not isinstance(state, tuple) or len(state) < 6 or not isinstance(state[4], dict) or len(state[4]) > _MAX_FIELDS:
+        return None
+    formats: list[np.dtype[Any] | None] = []
+    offsets = []
+    for field in state[4].values():
+        if not isinstance(field, tuple) or len(field) < 2 or type(field[1]) is not int:
+            return None
+        formats.append(dtype_of(field[0]))
+        offsets.append(field[1])
+    if not all(isinstance(name, str) for name in state[4]) or any(
+            found is None or found.kind not in "biufc" for found in formats):  # fmt: skip
+        return None
+    try:
+        return np.dtype({"names": list(state[4]), "formats": formats, "offsets": offsets, "itemsize": state[5]})
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -143,7 +143,7 @@ class CheckpointFile:
         shape, stride, offset = tensor.shape, tensor.stride, tensor.offset
         if tensor.dtype not in BY_NAME:
             raise ConversionError(f"{str(self.path)!r}: tensor {name!r} has dtype {tensor.dtype}, which a .vqm cannot"
-                                  " hold; convert it with tensor.to(…) first")  # fmt: skip
+                                  " hold; convert it with tensor.to(…), or tensor.dequantize(), first")  # fmt: skip
         if not (isinstance(shape, tuple) and isinstance(stride, tuple) and are_sizes(offset, shape, stride)):
             raise self.refuse(f"tensor {name!r} has the offset {brief(offset)}, shape {brief(shape)} and strides"
                               f" {brief(stride)}")  # fmt: skip
