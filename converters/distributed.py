@@ -98,7 +98,8 @@ class _Checkpoint:
         if not tensors:
             raise ConversionError(f"{str(self._path.parent)!r} is {_WHAT} without tensors of a model; save a state dict"
                                   " with it")  # fmt: skip
-        return Source("pytorch-distributed", tensors, {}, notes, {"format": "pytorch-distributed"})
+        return Source("pytorch-distributed", tensors, {}, notes, {"format": "pytorch-distributed"},
+                      left_out=list(notes))  # fmt: skip
 
     def _tensor(self, name: Any, fields: dict[str, Any]) -> SourceTensor:
         try:

@@ -55,7 +55,7 @@ class _Model:
         self._top = tops[0]
         if self._read("byteorder", 16).strip() == b"big":
             raise self._refuse("its tensors are big-endian; save it again on a little-endian machine")
-        self._notes: list[str] = []
+        self._left_out: list[str] = []
         self._codes: dict[str, str] = {}
         self._opened: tuple[str, BinaryIO] | None = None
         self._root = self._unpickle()
@@ -101,10 +101,10 @@ class _Model:
             target = targets.setdefault((member, strided), name) if strided.n_elements else name
             sources.append(SourceTensor(name, strided.dtype, strided.shape, self._loader(name, member, strided),
                                         None if target == name else target))  # fmt: skip
-        self._notes.append("left out the code of the archive: its tensors alone are kept")
+        notes = [*self._left_out, "left out the code of the archive: its tensors alone are kept"]
         if any(name.startswith(self._top + "constants/") for name in self._members):
-            self._notes.append("left out the constants of the code")
-        return Source("torchscript", sources, {}, self._notes, {"format": "torchscript"}, self._close)
+            notes.append("left out the constants of the code")
+        return Source("torchscript", sources, {}, notes, {"format": "torchscript"}, self._close, self._left_out)
 
     def _walk(self, value: Any, keys: list[str], count: list[int]) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors of a module: its own, then those of its submodules.
@@ -133,7 +133,7 @@ class _Model:
             elif isinstance(item.state if _is_object(item) else declared is None and item, (dict, list)):
                 inner.append((item, path))
             elif what := _what(item):
-                self._notes.append(f"left out {'.'.join(path)[:_LONGEST_TEXT]!r}: {what}")
+                self._left_out.append(f"left out {'.'.join(path)[:_LONGEST_TEXT]!r}: {what}")
         for item, path in inner:
             yield from self._walk(item, path, count)
 

@@ -72,7 +72,8 @@ def test_all_tensors_and_plain_values_go_back_to_their_places(tmp_path: Path, ch
 def test_quantized_tensors_stay_quantized(tmp_path: Path, is_zip: bool) -> None:
     scales, zero_points = torch.tensor([0.5, 1, 2]), torch.tensor([1, 2, 3])
     checkpoint = {"w": torch.quantize_per_tensor(W, 0.1, 3, torch.qint8), "v": W,
-                  "c": torch.quantize_per_channel(W, scales, zero_points, 0, torch.quint8)}  # fmt: skip
+                  "c": torch.quantize_per_channel(W, scales, zero_points, 0, torch.quint8),
+                  "f": torch.quantize_per_channel(W, scales, zero_points / 7, 0, torch.quint8)}  # fmt: skip
 
     found, report = there_and_back(tmp_path, checkpoint, is_zip)
 
