@@ -27,7 +27,7 @@ from .pickled_tensors import Tensor, name_of_dtype, size_of
 from .pytorch_saved import Saved
 from .source import Source
 from .tensor_chunks import Box, check_boxes, put_together
-from .training_keys import is_training_key, without_state
+from .training_keys import is_training_path, without_state
 
 _WHAT = "a PyTorch distributed checkpoint"
 _MAX_METADATA_NBYTES = 256 << 20
@@ -115,9 +115,9 @@ class _Checkpoint:
         except (ValueError, EncodeError) as err:
             raise self._refuse(f"tensor {str(name)[:200]!r}: {err}") from err
         key = self._keys.get(name)
-        first = key[0] if isinstance(key, tuple) and key else name.split(".", 1)[0]
+        keys = key if isinstance(key, tuple) and key else name.split(".")
         return SourceTensor(name, dtype, shape, lambda: put_together(shape, BY_NAME[dtype].numpy, parts),
-                            is_exact=is_training_key(first))  # fmt: skip
+                            is_exact=is_training_path(keys))  # fmt: skip
 
     def _loader(self, name: str, dtype: str, box: Box) -> Callable[[], npt.NDArray[Any]]:
         """What reads a chunk; where it lies is checked here."""

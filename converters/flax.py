@@ -91,7 +91,7 @@ def _source(path: Path, stream: BinaryIO, tree: Any, *, include_optimizer: bool)
             check_shape(name, leaf.shape)
             if name in tensors or len(tensors) == MAX_TENSORS:
                 raise ValueError(f"two arrays would have the name {name!r}, or there are more than {MAX_TENSORS}")
-            is_exact = len(keys) > 1 and (keys[0] == "opt_state" or is_training_key(keys[0]))
+            is_exact = len(keys) > 1 and is_training_key(keys[0])
             tensors[name] = SourceTensor(name, leaf.dtype, leaf.shape, _loader(whole, name, leaf), is_exact=is_exact,
                                          output_axis=-1)  # fmt: skip
         elif isinstance(leaf, (str, int)) and len(name) + len(str(leaf)) <= room:

@@ -123,6 +123,19 @@ class TestReading:
         assert array.tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 16, 17],
                                   [18, 19, 20, 21, 22, 23]]  # fmt: skip
 
+    def test_networks_with_names_like_those_of_training(self, tmp_path: Path) -> None:
+        names = ["amplitude", "scaler_net", "optimizer", "rngnet", "optimal_head"]
+        folder = save({name: {"w": torch.ones(2)} for name in names}, tmp_path / "checkpoint")
+
+        with open_source(folder) as source:
+            assert sorted(tensor.name for tensor in source.tensors) == sorted(f"{name}.w" for name in names)
+
+    def test_an_optimizer_inside_a_state_of_an_application(self, tmp_path: Path) -> None:
+        state = {"model": {"w": torch.ones(2)}, "optim": {"state": {"w": {"exp_avg": torch.ones(2)}}}}
+
+        with open_source(save({"app": state}, tmp_path / "checkpoint")) as source:
+            assert [tensor.name for tensor in source.tensors] == ["app.model.w"]
+
     @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pt"])
     def test_extraction(self, tmp_path: Path, suffix: str) -> None:
         if suffix == ".safetensors":
