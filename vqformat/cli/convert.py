@@ -19,7 +19,7 @@ from ..errors import EncodeError
 from ..files import name_full_disk
 from .arguments import UsageError
 from .files import STDIO, check_output, default_output, is_special, label, local_path, select, stdout
-from .progress import progress_bar
+from .progress import progress_line
 from .text import count, counted, decibel, escape, number, one_line, shape_text, table, to_json
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def run_convert(args: argparse.Namespace) -> int:
                 raise UsageError(f"-o {args.output!r}: convert writes a .vqm, from which vqm extract makes such a file")
         start = time.monotonic()
         source = stack.enter_context(local_path(args.source))
-        progress = stack.enter_context(progress_bar(quiet=args.quiet, unit=" weights"))
+        progress = stack.enter_context(progress_line(quiet=args.quiet))
         stack.enter_context(_naming_full_disk("stdout" if to_stdout else output))
         report = convert(source, target, recipe=recipe, bits=args.bits, ratio=args.ratio, size=args.size,
                          sqnr=args.sqnr, lossless=args.lossless, preset=preset, seed=args.seed, calibration=calibration,
