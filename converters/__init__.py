@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from vqformat.encode.model import encode_model
 from vqformat.encode.options import Options
@@ -62,7 +62,8 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
         stored = {**source.stored_metadata(), **(metadata or {})}
         report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite)
         report.left_out.extend(source.left_out)
-        report.grown.extend(growth_notes(report, Path(src)))
+        report.source_file_nbytes = source.file_nbytes
+        report.grown.extend(growth_notes(report))
         report.notes.extend([*source.notes, *quantized_notes(report, source.tensors), *report.grown])
     return report
 
@@ -132,6 +133,8 @@ _READERS: dict[Kind, tuple[str, str]] = {
     "flax": ("flax", "open_flax"),
     "flax-index": ("flax", "open_sharded"),
 }
+_IN_SEVERAL_FILES = ("pytorch-index", "safetensors-index", "keras-shards", "pytorch-distributed", "savedmodel",
+                     "tensorflow", "tfjs", "flax-index")  # fmt: skip
 _WITH_OPTIMIZER = ("pytorch", "keras", "keras-shards", "hdf5", "pytorch-distributed", "savedmodel", "tensorflow",
                    "flax")  # fmt: skip
 
@@ -151,6 +154,8 @@ def open_source(path: str | os.PathLike[str], *, include_optimizer: bool = False
     kind, file = detect_format(Path(path))
     module, function = _READERS[kind]
     open_it = getattr(import_module(f".{module}", __package__), function)
-    if kind in _WITH_OPTIMIZER:
-        return cast(Source, open_it(file, include_optimizer=include_optimizer))
-    return cast(Source, open_it(file))
+    options = {"include_optimizer": include_optimizer} if kind in _WITH_OPTIMIZER else {}
+    source: Source = open_it(file, **options)
+    if kind not in _IN_SEVERAL_FILES and not source.has_external_data:
+        source.file_nbytes = file.stat().st_size
+    return source

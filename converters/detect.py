@@ -49,6 +49,8 @@ _OTHERS = (
     (b"\x28\xb5\x2f\xfd", "compressed with zstd; decompress it first"),
     (b"BZh", "compressed with bzip2; decompress it first"),
     (b"\xfd7zXZ\x00", "compressed with xz; decompress it first"),
+    (b"\x04\x22\x4d\x18", "compressed with lz4; decompress it first"),
+    (b"Rar!\x1a\x07", "a RAR archive; unpack it first"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive; unpack it first"),
 )
 

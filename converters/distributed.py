@@ -6,6 +6,7 @@ The pickle ``.metadata`` says which chunk of which tensor lies in which file; ea
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -20,22 +21,19 @@ from vqformat.format.limits import MAX_TENSORS
 
 from .file_region import Region
 from .format_signatures import DISTRIBUTED_METADATA
+from .inert_pickle import Call, HostileError, PickleError, unpickle
 from .model_folder import beside, read_small
+from .pickled_tensors import Tensor, name_of_dtype, size_of
 from .pytorch_saved import Saved
 from .source import Source
-from .strided_storage import TORCH_DTYPES
 from .tensor_chunks import Box, check_boxes, put_together
-from .torchscript_pickle import Function, Object, PickleError, Tensor, unpickle
-from .training_keys import is_training_key, without_state
+from .training_keys import is_training_path, without_state
 
 _WHAT = "a PyTorch distributed checkpoint"
 _MAX_METADATA_NBYTES = 256 << 20
+_MAX_OPCODES = 100_000_000  # of the metadata: about 70 for each chunk
 _LARGEST = (1 << 63) - 1
 _MAX_SHOWN = 4
-
-# What pickles of protocols 3 to 5 have besides the opcodes of PyTorch's own pickler
-_OPCODES = frozenset({"FRAME", "SHORT_BINUNICODE", "STACK_GLOBAL", "MEMOIZE", "NEWOBJ_EX", "EMPTY_SET", "ADDITEMS",
-                      "FROZENSET", "SHORT_BINBYTES", "BINBYTES"})  # fmt: skip
 
 
 def open_distributed(folder: Path, *, include_optimizer: bool = False) -> Source:
@@ -57,13 +55,11 @@ class _Checkpoint:
         self._path = path
         data = read_small(path, _MAX_METADATA_NBYTES, "the metadata of a distributed checkpoint")
         try:
-            root: dict[str, Any] = _fields(unpickle(data, known=_known, opcodes=_OPCODES))
-        except MemoryError:
-            raise
-        except PickleError as err:
+            root = _fields(unpickle(io.BytesIO(data), max_opcodes=_MAX_OPCODES))
+        except HostileError as err:
             raise self._refuse(str(err)) from err
-        except Exception as err:  # a damaged pickle raises anything: UnpicklingError, EOFError, KeyError, TypeError, …
-            raise self._refuse(f"its pickle is damaged ({type(err).__name__}); fetch or save it again") from err
+        except PickleError as err:
+            raise self._refuse(f"{err}; fetch or save it again") from err
         entries, places = root.get("state_dict_metadata"), root.get("storage_data")
         if not isinstance(entries, dict) or not isinstance(places, dict):
             raise self._refuse("it has no table of tensors")
@@ -75,7 +71,7 @@ class _Checkpoint:
         self._places: dict[tuple[Any, Any], dict[str, Any]] = {}
         for index, place in places.items():
             key = _fields(index)
-            offset = key.get("offset")
+            offset = size_of(key.get("offset"))
             if isinstance(offset, tuple) and all(type(at) is int for at in offset):  # None: it is no tensor
                 self._places[str(key.get("fqn")), offset] = _fields(place)
         self._files: dict[str, Region] = {}
@@ -102,7 +98,8 @@ class _Checkpoint:
         if not tensors:
             raise ConversionError(f"{str(self._path.parent)!r} is {_WHAT} without tensors of a model; save a state dict"
                                   " with it")  # fmt: skip
-        return Source("pytorch-distributed", tensors, {}, notes, {"format": "pytorch-distributed"})
+        return Source("pytorch-distributed", tensors, {}, notes, {"format": "pytorch-distributed"},
+                      left_out=list(notes))  # fmt: skip
 
     def _tensor(self, name: Any, fields: dict[str, Any]) -> SourceTensor:
         try:
@@ -118,9 +115,9 @@ class _Checkpoint:
         except (ValueError, EncodeError) as err:
             raise self._refuse(f"tensor {str(name)[:200]!r}: {err}") from err
         key = self._keys.get(name)
-        first = key[0] if isinstance(key, tuple) and key else name.split(".", 1)[0]
+        keys = key if isinstance(key, tuple) and key else name.split(".")
         return SourceTensor(name, dtype, shape, lambda: put_together(shape, BY_NAME[dtype].numpy, parts),
-                            is_exact=is_training_key(first))  # fmt: skip
+                            is_exact=is_training_path(keys))  # fmt: skip
 
     def _loader(self, name: str, dtype: str, box: Box) -> Callable[[], npt.NDArray[Any]]:
         """What reads a chunk; where it lies is checked here."""
@@ -163,31 +160,23 @@ class _Checkpoint:
         return load
 
 
-def _known(module: str, name: str) -> Any:
-    """What stands for a class or function: of sizes and dtypes themselves, of all others an object without meaning."""
-    if module == "torch" and name in TORCH_DTYPES:
-        return TORCH_DTYPES[name]
-    if (module, name) == ("torch", "Size"):
-        return Function(tuple)
-    return None if (module, name) == ("collections", "OrderedDict") else Object
-
-
 def _fields(value: Any) -> dict[str, Any]:
     """The attributes of an object of the pickle."""
-    state = value.state if isinstance(value, Object) else None
+    state = value.state if isinstance(value, Call) else None
     return state if isinstance(state, dict) else {}
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, tuple) or not all(type(size) is int and 0 <= size <= _LARGEST for size in value):
+    sizes = size_of(value)
+    if not isinstance(sizes, tuple) or not all(type(size) is int and 0 <= size <= _LARGEST for size in sizes):
         raise ValueError("a shape, an offset or a length is no list of sizes")
-    return value
+    return sizes
 
 
 def _dtype(properties: Any) -> str:
     """SPEC name of the dtype: the first of the properties, which have no names."""
-    state = properties.state if isinstance(properties, Object) else None
-    dtype = state[0] if isinstance(state, tuple) and state else None
-    if not isinstance(dtype, str) or dtype not in BY_NAME:
-        raise ValueError("it has a dtype that a .vqm cannot hold")
+    state = properties.state if isinstance(properties, Call) else None
+    dtype = name_of_dtype(state[0]) if isinstance(state, tuple) and state else ""
+    if dtype not in BY_NAME or BY_NAME[dtype].bits < 8:  # PyTorch counts pairs of 4-bit values
+        raise ValueError(f"it has the dtype {dtype[:40]!r}, which a .vqm cannot hold")
     return dtype

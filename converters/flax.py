@@ -76,7 +76,7 @@ def open_sharded(index: Path) -> Source:
         names = {name.replace("/", ".") for name in placed}
         check_shard(index, shard, names, [tensor.name for tensor in source.tensors], notes)
         tensors += [tensor for tensor in source.tensors if tensor.name in names]
-    return Source("flax", tensors, {}, notes, {"format": "flax"})
+    return Source("flax", tensors, {}, notes, {"format": "flax"}, left_out=list(notes))
 
 
 def _source(path: Path, stream: BinaryIO, tree: Any, *, include_optimizer: bool) -> Source:
@@ -91,7 +91,7 @@ def _source(path: Path, stream: BinaryIO, tree: Any, *, include_optimizer: bool)
             check_shape(name, leaf.shape)
             if name in tensors or len(tensors) == MAX_TENSORS:
                 raise ValueError(f"two arrays would have the name {name!r}, or there are more than {MAX_TENSORS}")
-            is_exact = len(keys) > 1 and (keys[0] == "opt_state" or is_training_key(keys[0]))
+            is_exact = len(keys) > 1 and is_training_key(keys[0])
             tensors[name] = SourceTensor(name, leaf.dtype, leaf.shape, _loader(whole, name, leaf), is_exact=is_exact,
                                          output_axis=-1)  # fmt: skip
         elif isinstance(leaf, (str, int)) and len(name) + len(str(leaf)) <= room:
@@ -107,7 +107,8 @@ def _source(path: Path, stream: BinaryIO, tree: Any, *, include_optimizer: bool)
     sources = without_state(list(tensors.values()), notes, include_optimizer=include_optimizer)
     if not sources:
         raise ValueError("it has no arrays but the state of training; --include-optimizer keeps it")
-    return Source("flax", sources, take_metadata(metadata, notes), notes, {"format": "flax"})
+    left_out = list(notes)
+    return Source("flax", sources, take_metadata(metadata, notes), notes, {"format": "flax"}, left_out=left_out)
 
 
 def _leaves(stream: BinaryIO, value: Any, keys: list[str]) -> Iterator[tuple[list[str], Any]]:

@@ -163,30 +163,39 @@ def _join_nvfp4(parts: Parts) -> Bytes:
 
 
 def _split_tq2_0(blocks: Bytes) -> Parts:
-    data = blocks[:, :64].reshape(-1, 2, 1, 32)
-    codes = data >> np.array([0, 2, 4, 6], np.uint8)[:, None] & np.uint8(3)
+    data = np.ascontiguousarray(blocks[:, :64]).reshape(-1, 2, 32)
+    codes = np.empty((len(data), 2, 4, 32), np.uint8)
+    for i in range(4):
+        np.right_shift(data, np.uint8(2 * i), out=codes[:, :, i])
+    codes &= np.uint8(3)
     return [_scales(blocks[:, 64:])], codes.reshape(-1, 256)
 
 
 def _join_tq2_0(parts: Parts) -> Bytes:
     (scales,), codes = parts
-    shifted = codes.reshape(-1, 2, 4, 32) << np.array([0, 2, 4, 6], np.uint8)[:, None]
-    return np.concatenate([np.bitwise_or.reduce(shifted, axis=2).reshape(-1, 64), _bytes(scales)], axis=1)
+    quarters = codes.reshape(-1, 2, 4, 32)
+    data = quarters[:, :, 0].copy()
+    for i in range(1, 4):
+        data |= quarters[:, :, i] << np.uint8(2 * i)
+    return np.concatenate([data.reshape(-1, 64), _bytes(scales)], axis=1)
 
 
 # TQ1_0 has five digits of base 3, the first the highest, as a fraction: a byte is ceil(number · 256 / 243).
 _TERNARY = ((32, 5), (16, 5), (4, 4))  # bytes of a run, digits of each
-_DIGITS = np.array([[(byte * 3**i % 256) * 3 >> 8 for byte in range(256)] for i in range(5)], np.uint8)
-_FRACTIONS = np.array([-(-number * 256 // 243) for number in range(243)], np.uint8)
 
 
 def _split_tq1_0(blocks: Bytes) -> Parts:
-    runs = []
-    at = 0
+    codes = np.empty((len(blocks), 256), np.uint8)
+    at = done = 0
     for n_bytes, n_digits in _TERNARY:
-        runs += [np.take(table, blocks[:, at : at + n_bytes]) for table in _DIGITS[:n_digits]]
+        fraction = blocks[:, at : at + n_bytes].copy()
+        for _ in range(n_digits):
+            # floor(3 · fraction / 256) is the next digit; the product modulo 256 is the fraction that is left
+            np.add(fraction > 85, fraction > 170, out=codes[:, done : done + n_bytes], dtype=np.uint8)
+            fraction *= np.uint8(3)
+            done += n_bytes
         at += n_bytes
-    return [_scales(blocks[:, 52:])], np.concatenate(runs, axis=1)
+    return [_scales(blocks[:, 52:])], codes
 
 
 def _join_tq1_0(parts: Parts) -> Bytes:
@@ -199,7 +208,8 @@ def _join_tq1_0(parts: Parts) -> Bytes:
             number *= np.uint8(3)
             if i < n_digits:
                 number += codes[:, at + i * n_bytes : at + (i + 1) * n_bytes]
-        runs.append(np.take(_FRACTIONS, number))
+        # NumPy divides arrays by one number fast: a table is slower
+        runs.append(((number * np.uint16(256) + np.uint16(242)) // np.uint16(243)).astype(np.uint8))
         at += n_bytes * n_digits
     return np.concatenate([*runs, _bytes(scales)], axis=1)
 

@@ -13,9 +13,20 @@ _MAX_OPCODES = 10_000_000  # each makes an object of up to some hundred bytes
 _MAX_KEY_DEPTH = 8  # of tuples in a key: hashing a deep one ends the process
 _MARK: Any = object()
 
+# Modules whose functions no checkpoint calls: whoever wants one called wants to run code
+_HOSTILE_MODULES = frozenset({
+    "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "runpy", "pty", "commands", "webbrowser", "ctypes",
+    "importlib", "code", "codeop", "marshal", "asyncio.subprocess", "multiprocessing.util", "pickle", "_pickle",
+})  # fmt: skip
+_HOSTILE_BUILTINS = frozenset({"eval", "exec", "execfile", "compile", "__import__", "open", "input", "breakpoint"})
+
 
 class PickleError(Exception):
     """A pickle that cannot be read, with the reason."""
+
+
+class HostileError(PickleError):
+    """A pickle that names a function which can run code."""
 
 
 class Input(Protocol):
@@ -67,28 +78,34 @@ class Persistent:
         self.id = id
 
 
-def unpickle(stream: Input) -> Any:
+def unpickle(stream: Input, *, max_opcodes: int = _MAX_OPCODES) -> Any:
     """What a pickle holds; the stream is then at its end.
 
     Raises:
         PickleError: It is damaged, or has more in it than any checkpoint has.
+        HostileError: It names a function that can run code.
     """
     machine = _Machine()
+    position: int | None = None
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], stream))):
-            if count > _MAX_OPCODES:
-                raise PickleError(f"its pickle has more than {_MAX_OPCODES} opcodes")
+        for count, (opcode, argument, at) in enumerate(pickletools.genops(cast(IO[bytes], stream))):
+            position = at
+            if count > max_opcodes:
+                raise PickleError(f"its pickle has more than {max_opcodes} opcodes")
             step = _STEPS.get(opcode.name)
             if step is None:
                 raise PickleError(f"its pickle has the opcode {opcode.name}, which no checkpoint needs")
             step(machine, argument)
-    except PickleError:
+    except HostileError:
         raise
+    except PickleError as err:
+        raise PickleError(f"{err}, at byte {position}") from err
     except (ValueError, IndexError, KeyError, OverflowError, UnicodeError) as err:
-        reason = str(err) if isinstance(err, ValueError) else "its pickle is no sequence of opcodes"
-        raise PickleError(reason) from err
+        where = "at its first byte" if position is None else f"at or after byte {position}"
+        reason = f" ({err})" if isinstance(err, ValueError) else ""
+        raise PickleError(f"its pickle is damaged {where}{reason}") from err
     if len(machine.stack) != 1:
-        raise PickleError(f"its pickle leaves {len(machine.stack)} objects")
+        raise PickleError(f"its pickle leaves {len(machine.stack)} objects, and one was expected")
     return machine.stack[0]
 
 
@@ -164,14 +181,23 @@ def _frozenset_to_mark(machine: _Machine, _: Any) -> None:
 
 def _global(machine: _Machine, argument: str) -> None:
     module, _, name = argument.partition(" ")  # genops joins the two lines by a space
-    machine.stack.append(Global(module, name))
+    machine.stack.append(_harmless(module, name))
 
 
 def _stack_global(machine: _Machine, _: Any) -> None:
     name, module = machine.pop(), machine.pop()
     if not isinstance(name, str) or not isinstance(module, str):
         raise PickleError("its pickle names a class by what is no text")
-    machine.stack.append(Global(module, name))
+    machine.stack.append(_harmless(module, name))
+
+
+def _harmless(module: str, name: str) -> Global:
+    top = module.partition(".")[0]
+    if module in _HOSTILE_MODULES or top in ("subprocess", "ctypes", "importlib") or (
+            module in ("builtins", "__builtin__") and name in _HOSTILE_BUILTINS):  # fmt: skip
+        raise HostileError(f"it needs the Python object {f'{module}.{name}'[:200]}, which can run code and is never"
+                           " called")  # fmt: skip
+    return Global(module, name)
 
 
 def _instance(machine: _Machine, argument: str) -> None:

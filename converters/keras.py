@@ -135,10 +135,13 @@ def _source(kind: str, label: str, tree: Tree, names: dict[str, str], *, include
     notes = list(tree.notes)
     layout = TreeLayout(names, tree.groups, tree.attributes)
     state = {path for path in names if kind != "hdf5" and is_state(path)}
+    left_out: list[str] = []
     if not include_optimizer:
         for group, count in Counter(path.split("/", 1)[0] for path in state).items():
             layout = layout.without(group)
-            notes.append(f"left out {group!r}, the optimizer's state ({count} tensors); --include-optimizer keeps it")
+            left_out.append(f"left out {group!r}, the optimizer's state ({count} tensors); --include-optimizer keeps"
+                            " it")  # fmt: skip
+    notes.extend(left_out)
     tensors = []
     unsaid = []
     first: dict[str, str] = {}  # first path of a dataset -> name of its first tensor
@@ -167,4 +170,4 @@ def _source(kind: str, label: str, tree: Tree, names: dict[str, str], *, include
     except EncodeError as err:
         notes.append(f"left out the layout of the file, {err}: no {kind} file can be written back")
         origin = {"format": kind}
-    return Source(kind, tensors, {}, notes, origin)
+    return Source(kind, tensors, {}, notes, origin, left_out=left_out)

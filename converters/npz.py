@@ -31,6 +31,7 @@ _MAX_HEADER_NBYTES = 10_000  # of an array of numbers; NumPy has the same limit
 # Kinds of NumPy dtypes that cannot be tensors
 _NO_TENSORS = {"O": "pickled Python objects, which are never loaded", "S": "bytes", "U": "text", "M": "dates",
                "m": "time spans"}  # fmt: skip
+_TEXTS = (_NO_TENSORS["S"], _NO_TENSORS["U"])  # nobody takes them for weights
 
 
 def open_npz(path: Path) -> Source:
@@ -43,6 +44,7 @@ def open_npz(path: Path) -> Source:
     try:
         tensors: list[SourceTensor] = []
         notes: list[str] = []
+        left_out: list[str] = []
         for member in archive.infolist():
             if leads_out(member.orig_filename):
                 raise ConversionError(f"{str(path)!r}: member {member.orig_filename[:100]!r} has a name that leads out"
@@ -56,6 +58,8 @@ def open_npz(path: Path) -> Source:
                              notes=notes)  # fmt: skip
             if tensor is not None:
                 tensors.append(tensor)
+            elif not notes[-1].endswith(_TEXTS):
+                left_out.append(notes[-1])
         names = [tensor.name for tensor in tensors]
         if not tensors or len(set(names)) < len(names):
             what = "with two arrays of one name" if tensors else f"without numeric arrays ({'; '.join(notes[:4])})"
@@ -63,7 +67,7 @@ def open_npz(path: Path) -> Source:
     except BaseException:
         archive.close()
         raise
-    return Source("npz", tensors, {}, notes, {"format": "npz"}, archive.close)
+    return Source("npz", tensors, {}, notes, {"format": "npz"}, archive.close, left_out)
 
 
 def open_npy(path: Path) -> Source:

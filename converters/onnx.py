@@ -142,6 +142,7 @@ def open_model(path: Path, model: ModelProto) -> Source:
         path: Path of the model; external data is beside it.
     """
     taken, left, constants, reasons = initializers(model)
+    has_external_data = bool(still_outside([*(each.proto for each in taken), *left, *constants]))
     axes, recurrent = _output_axes(model), _recurrent(model)
     notes: list[str] = []
     tensors = []
@@ -169,7 +170,7 @@ def open_model(path: Path, model: ModelProto) -> Source:
     else:
         notes.append(f"left out the graph: it has {len(graph):,} bytes without the initializers, and"
                      f" {MAX_GRAPH_NBYTES:,} are allowed; the .vqm cannot be extracted to .onnx")  # fmt: skip
-    return Source("onnx", tensors, {}, notes, origin)
+    return Source("onnx", tensors, {}, notes, origin, has_external_data=has_external_data)
 
 
 def still_outside(protos: list[TensorProto]) -> list[TensorProto]:

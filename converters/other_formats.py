@@ -17,10 +17,21 @@ _DARKNET_VERSIONS = ((0, 1), (0, 2))
 
 _ZLIB = ("a zlib stream, as joblib.dump writes with compression; load it in the program that wrote it and save its"
          " arrays with numpy.savez")  # fmt: skip
+_ARRAYS = "save its arrays with numpy.savez"
+_PICKLE = ("a Python pickle of protocol 0; pickles of other programs are never loaded, since they can run code: save a"
+           " state dict with torch.save, or arrays with numpy.savez")  # fmt: skip
 _NCNN = "the network of an ncnn model, without its weights; convert the model that it was made from"
 # Bytes at the beginning of a file
 _AT_START = (
     (_NCNN_PARAM + b"\n", _NCNN),
+    *((magic, "a model of GGML from before GGUF: convert it to GGUF with the scripts of llama.cpp or whisper.cpp")
+      for magic in (b"lmgg", b"fmgg", b"tjgg", b"algg")),
+    (b"ftrt", "an engine of TensorRT, made for one GPU: convert the model that it was made from"),
+    (b"RKNN", "a model of RKNN, made for one chip: convert the model that it was made from"),
+    (b"MATLAB 5.0", "a MATLAB file, which is not read: load it with scipy.io.loadmat, and save it with numpy.savez"),
+    (b"PAR1", f"a Parquet file, which is a table and no checkpoint; {_ARRAYS}"),
+    (b"ARROW1", f"an Arrow file, which is a table and no checkpoint; {_ARRAYS}"),
+    *((magic, _PICKLE) for magic in (b"(dp", b"(lp", b"ccopy_reg\n", b"c__builtin__\n")),
     (b"\x12\x01\0\0\0\0\0\0", f"an MXNet .params file, which is not read: {_EXPORT}"),
     *((b"\x78" + level, _ZLIB) for level in (b"\x01", b"\x5e", b"\x9c", b"\xda")),
 )

@@ -14,8 +14,9 @@ from vqformat.format.checkpoint import MAX_TEXT_NBYTES, Named, join_keys, plain_
 from vqformat.format.limits import MAX_NAME_NBYTES
 
 from .detect import detect_format
-from .pytorch_parts import Bare, Compound, HostileError, LeftOut
-from .pytorch_storage import CheckpointFile, Tensor
+from .pickled_tensors import Tensor
+from .pytorch_parts import Bare, Compound, LeftOut
+from .pytorch_storage import CheckpointFile
 from .pytorch_training import find_training, items, tensors_in
 from .pytorch_values import Interpreter
 from .sharding import check_shard, read_shards
@@ -99,10 +100,6 @@ class _Checkpoint:
         try:
             self._root = interpreter.interpret(self._file.root)
             self._file.root = None  # frees what is not needed any more
-        except HostileError as err:
-            raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint that needs the Python object {err}, which can"
-                                  " run code and is never called; in the program that wrote it save a state dict:"
-                                  " torch.save(model.state_dict(), …)") from err  # fmt: skip
         except ConversionError as err:
             raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint that cannot be read: {err}") from err
         for key, data in interpreter.arrays.items():

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from .inert_pickle import Call, Global
-from .pytorch_storage import TORCH_DTYPES
+from .pickled_tensors import TORCH_DTYPES
+
+_MAX_FIELDS = 256
 
 
 class LeftOut:
@@ -49,10 +51,6 @@ class Bare:
         self.tag, self.text = tag, text
 
 
-class HostileError(Exception):
-    """A checkpoint would run code; the message names it."""
-
-
 def unwrapped(call: Call) -> Call:
     """Calls of the functions that make an object of a class that is their argument, as calls of the class."""
     function, arguments = call.function, call.arguments
@@ -74,26 +72,6 @@ def unwrapped(call: Call) -> Call:
     return made
 
 
-def size_of(value: Any) -> Any:
-    """The tuple in a torch.Size."""
-    if isinstance(value, Call) and isinstance(value.arguments, tuple) and len(value.arguments) == 1:
-        value = value.arguments[0]
-    return tuple(value) if isinstance(value, list) else value
-
-
-def attributes_of(state: Any) -> Any:
-    """The dict of an object's attributes, of which some may be in slots; of a dict that is an object, its items."""
-    if isinstance(state, tuple) and len(state) == 2 and all(part is None or isinstance(part, dict) for part in state):
-        return {**(state[0] or {}), **(state[1] or {})}
-    if isinstance(state, Call) and isinstance(state.function, Global) and state.function.name == "OrderedDict":
-        items = dict(state.items)
-        if isinstance(state.arguments, tuple) and state.arguments and isinstance(state.arguments[0], list):
-            items = {pair[0]: pair[1] for pair in state.arguments[0] if isinstance(pair, list) and len(pair) == 2
-                     and isinstance(pair[0], str)} | items  # fmt: skip
-        return items
-    return state
-
-
 def numbers_of(values: list[Any]) -> np.ndarray[Any, Any] | None:
     """An array of float64 or int64 with the values of a list; None if it has others."""
     kinds = set(map(type, values))
@@ -110,6 +88,8 @@ def bytes_of(value: Any) -> bytes | None:
         if value.function.name in ("bytes", "bytearray") and not value.arguments:
             return b""
         value, *encoding = value.arguments
+        if isinstance(value, Call) and value.function is not None and str(value.function) == "_codecs.encode":
+            return bytes_of(value)
         if isinstance(value, str) and encoding in (["latin1"], ["latin-1"]):
             return value.encode("latin-1")
     if isinstance(value, str):  # of Python 2
@@ -132,3 +112,24 @@ def dtype_of(value: Any) -> np.dtype[Any] | None:
     state = value.state
     order = state[1] if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">") else ""
     return np.dtype(order + code)
+
+
+def fields_of(value: Any) -> np.dtype[Any] | None:
+    """The dtype of NumPy of several fields that a pickle has; None if it is another, or if a field is no number."""
+    state = value.state if isinstance(value, Call) and isinstance(value.function, Global) else None
+    if not isinstance(state, tuple) or len(state) < 6 or not isinstance(state[4], dict) or len(state[4]) > _MAX_FIELDS:
+        return None
+    formats: list[np.dtype[Any] | None] = []
+    offsets = []
+    for field in state[4].values():
+        if not isinstance(field, tuple) or len(field) < 2 or type(field[1]) is not int:
+            return None
+        formats.append(dtype_of(field[0]))
+        offsets.append(field[1])
+    if not all(isinstance(name, str) for name in state[4]) or any(
+            found is None or found.kind not in "biufc" for found in formats):  # fmt: skip
+        return None
+    try:
+        return np.dtype({"names": list(state[4]), "formats": formats, "offsets": offsets, "itemsize": state[5]})
+    except (ValueError, TypeError, OverflowError):
+        return None

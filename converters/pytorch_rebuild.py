@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from math import prod
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from vqformat.format.checkpoint import NOTHING, Named, join_keys, key_to_json, p
 from vqformat.format.dtypes import of_array
 
 from .inert_pickle import Call
-from .pytorch_parts import Bare, Compound, LeftOut, attributes_of, bytes_of, dtype_of, size_of
-from .pytorch_storage import TORCH_DTYPES, Storage, Tensor, exact, storage_of, tensor_in
+from .pickled_tensors import Storage, Tensor, attributes_of, exact, name_of_dtype, rebuilt, size_of
+from .pytorch_parts import Bare, Compound, LeftOut, bytes_of, dtype_of, fields_of
 
 if TYPE_CHECKING:
     from .pytorch_values import Interpreter
@@ -26,26 +27,8 @@ _MAX_STRINGS = 1 << 20  # of an array of strings
 
 
 def _tensor(arguments: tuple[Any, ...], metadata_at: int, dtype: str | None = None) -> Any:
-    storage, offset, shape, stride = arguments[:4]
-    found = storage_of(storage)
-    if found is None:
-        found = _inner_storage(storage)
-    if found is None:
-        return LeftOut("a tensor without a storage that can be read", has_tensors=True)
-    shape = size_of(shape)
-    flags = arguments[metadata_at] if len(arguments) > metadata_at else None
-    flags = flags if isinstance(flags, dict) else {}
-    tensor = tensor_in(found, offset, shape, size_of(stride), dtype)
-    if flags.get("conj") or flags.get("neg"):
-        return Tensor(found, tensor.dtype, offset, tensor.shape, tensor.stride, bool(flags.get("conj")),
-                      bool(flags.get("neg")))  # fmt: skip
-    return tensor
-
-
-def _inner_storage(value: Any) -> Storage | None:
-    """The storage inside a TypedStorage that was pickled as an object."""
-    state = attributes_of(value.state) if isinstance(value, Call) else None
-    return storage_of(state.get("_untyped_storage")) if isinstance(state, dict) else None
+    found = rebuilt(arguments, metadata_at, dtype)
+    return LeftOut("a tensor without a storage that can be read", has_tensors=True) if found is None else found
 
 
 def tensor_v2(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], keys: list[Any]) -> Any:
@@ -53,8 +36,7 @@ def tensor_v2(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], 
 
 
 def tensor_v3(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], keys: list[Any]) -> Any:
-    dtype = arguments[6].name
-    return _tensor(arguments, 7, TORCH_DTYPES.get(dtype, dtype))
+    return _tensor(arguments, 7, name_of_dtype(arguments[6]))
 
 
 def first(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], keys: list[Any]) -> Any:
@@ -137,8 +119,13 @@ def _array_of(
         values = [interpreter.value(item, [*keys, i], is_inside=True) for i, item in enumerate(data)]
         interpreter.notes.append(f"{join_keys(keys)!r} is an array of Python objects: kept as a list")
         return values if prod(shape) == len(values) else LeftOut("an array of Python objects")
-    found = dtype_of(dtype)
     data = bytes_of(data)
+    fields = fields_of(dtype)
+    if fields is not None and data is not None and len(data) == prod(shape) * fields.itemsize:
+        rows: Any = np.ndarray(shape, fields, data, order=order)
+        interpreter.notes.append(f"{join_keys(keys)!r} is an array of NumPy of several fields: kept as a dict of them")
+        return Named("numpy.ndarray", {name: array_tensor(interpreter, rows[name]) for name in fields.names or ()})
+    found = dtype_of(dtype)
     if data is None or found is None or len(data) != prod(shape) * found.itemsize:
         kind = "a dtype that a .vqm cannot hold" if found is None else "bytes that do not fit its shape"
         return LeftOut(f"an array of NumPy of {kind}", has_tensors=True)
@@ -166,7 +153,9 @@ def array_tensor(interpreter: Interpreter, array: Any) -> Tensor:
 def scalar(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], keys: list[Any]) -> Any:
     """A scalar of NumPy: the plain value that it is."""
     dtype, data = dtype_of(arguments[0]), bytes_of(arguments[1])
-    if dtype is None or data is None or len(data) != dtype.itemsize:
+    if dtype is None:
+        return LeftOut("a scalar of NumPy of a dtype that a .vqm cannot hold")
+    if data is None or len(data) != dtype.itemsize:
         raise ValueError
     value = np.ndarray((), dtype, data)[()]
     plain = value.item() if hasattr(value, "item") else value
@@ -247,8 +236,14 @@ def complex_of(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...],
 def path_of(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], keys: list[Any]) -> Any:
     if not all(isinstance(part, str) for part in arguments):
         raise ValueError
-    parts = [part for part in arguments if part]
-    return "/".join(parts).replace("//", "/", 1) if parts and parts[0] == "/" else "/".join(parts)
+    interpreter.notes.append(f"{join_keys(keys)!r} is a path: kept as text")
+    return str(PurePosixPath(*arguments))
+
+
+def text_of(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], keys: list[Any]) -> Any:
+    if len(arguments) != 1 or not isinstance(arguments[0], str):
+        raise ValueError
+    return arguments[0]
 
 
 _Known = Callable[["Interpreter", Call, tuple[Any, ...], list[Any]], Any]
@@ -271,6 +266,7 @@ KNOWN: dict[tuple[str, str], _Known] = {
         first(interpreter, call, arguments, keys) if arguments else NOTHING),
     ("torch", "Size"): size,
     ("torch", "device"): device,
+    ("torch.torch_version", "TorchVersion"): text_of,
     ("builtins", "getattr"): attribute,
     ("__builtin__", "getattr"): attribute,
     ("collections", "OrderedDict"): ordered,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zipfile
 from typing import Any
@@ -9,23 +10,26 @@ from typing import Any
 import numpy.typing as npt
 
 from .file_region import Region
-from .strided_storage import TORCH_DTYPES, Strided, check_strided, read_strided
-from .torchscript_pickle import Function, PickleError, Storage, Tensor, unpickle
+from .inert_pickle import Call, PickleError, unpickle
+from .pickled_tensors import Tensor, tensor_of
+from .strided_storage import Strided, check_strided, read_strided
 
 _MAX_PICKLE_NBYTES = 64 << 20
-_UNTYPED = "untyped"  # in place of a storage's dtype: the tensor has it
 _HEADER_NBYTES = 30  # of a member in a zip archive, before its name
 _PIECE = 1 << 20
 
 
 class Saved:
-    """A value that ``torch.save`` wrote, of dicts, lists, tuples, plain values and ``Tensor``.
+    """A value that ``torch.save`` wrote.
 
     Args:
         region: The bytes; of a zip archive, since PyTorch 1.6.
 
+    Attributes:
+        value: A ``Tensor``, or a dict in which tensors are ``Tensor``, or else a placeholder of the pickle.
+
     Raises:
-        ValueError: They are damaged, or hold what is no tensor and no plain value.
+        ValueError: They are damaged, or would run code.
     """
 
     def __init__(self, region: Region) -> None:
@@ -37,13 +41,14 @@ class Saved:
         if self._read("byteorder", 16).strip() == b"big":
             raise ValueError("its tensors are big-endian; save it again on a little-endian machine")
         try:
-            self.value = unpickle(self._read("data.pkl", _MAX_PICKLE_NBYTES), known=_known)
-        except MemoryError:
-            raise
+            root = unpickle(io.BytesIO(self._read("data.pkl", _MAX_PICKLE_NBYTES)))
         except PickleError as err:
             raise ValueError(str(err)) from err
-        except Exception as err:  # a damaged pickle raises anything: UnpicklingError, EOFError, KeyError, TypeError, …
-            raise ValueError(f"its pickle is damaged ({type(err).__name__})") from err
+        items = root.items if isinstance(root, Call) and str(root.function) == "collections.OrderedDict" else root
+        if isinstance(items, dict):
+            self.value: Any = {key: tensor_of(item) or item for key, item in items.items()}
+        else:
+            self.value = tensor_of(root) or root
 
     def _read(self, name: str, limit: int) -> bytes:
         """A member, or nothing if there is none."""
@@ -61,13 +66,11 @@ class Saved:
         Raises:
             ValueError: It does not lie in a storage that is there.
         """
-        if not isinstance(tensor.storage, Storage):
-            raise ValueError("it has no storage")
         storage = self._members.get(f"{self._top}data/{tensor.storage.key}")
-        if storage is None:
-            raise ValueError("its storage is missing")
+        if storage is None or tensor.storage.offset:
+            raise ValueError(f"its storage {tensor.storage.key[:80]!r} is missing, or a view of another")
         flags = {"is_conj": tensor.is_conj, "is_neg": tensor.is_neg}
-        return check_strided(tensor.offset, tensor.shape, tensor.stride, tensor.storage.dtype, storage.size,
+        return check_strided(tensor.offset, tensor.shape, tensor.stride, tensor.dtype, storage.size,
                              **flags), storage  # fmt: skip
 
     def load(self, tensor: Tensor) -> npt.NDArray[Any]:
@@ -96,23 +99,3 @@ def _members(region: Region) -> dict[str, Region]:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as err:
         raise ValueError(f"it is no zip archive of torch.save, or damaged ({err})") from err
     return members
-
-
-def _rebuild_typed(storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any = False, _hooks: Any = None,
-                   dtype: Any = None, *_: Any) -> Tensor:  # fmt: skip
-    """A tensor of a dtype that storages of PyTorch do not have: float8 or uint16, say."""
-    if not isinstance(storage, Storage) or storage.dtype != _UNTYPED or not isinstance(dtype, str):
-        raise PickleError("a tensor is described in another way than PyTorch does")
-    return Tensor(Storage(dtype, storage.key), offset, shape, stride, False, False)
-
-
-_NAMES: dict[tuple[str, str], Any] = {
-    ("torch", "Size"): Function(tuple),
-    ("torch._utils", "_rebuild_tensor_v3"): Function(_rebuild_typed),
-    ("torch.storage", "UntypedStorage"): _UNTYPED,
-    **{("torch", theirs): ours for theirs, ours in TORCH_DTYPES.items()},
-}
-
-
-def _known(module: str, name: str) -> Any:
-    return _NAMES.get((module, name))

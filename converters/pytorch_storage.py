@@ -6,7 +6,7 @@ import io
 import mmap
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, cast
@@ -16,62 +16,15 @@ import numpy.typing as npt
 
 from vqformat.errors import ConversionError
 from vqformat.format.dtypes import BY_NAME
-from vqformat.format.limits import MAX_RANK
 
-from . import strided_storage
 from .file_region import file_bytes
-from .inert_pickle import Call, Global, Persistent, PickleError, unpickle
-from .strided_storage import LARGEST, STORAGE_DTYPES, are_sizes, array_of, most_nbytes, n_spanned
+from .inert_pickle import Call, HostileError, Persistent, PickleError, unpickle
+from .pickled_tensors import Tensor, itemsize_of, storage_of
+from .strided_storage import are_sizes, array_of, brief, most_nbytes, n_spanned
 from .zip_archive import Archive
 
 _MAX_PICKLE_NBYTES = 1 << 30  # arrays of NumPy lie in it
 _MAX_EXPANSION = 4  # bytes of a tensor that repeats elements of its storage, over those of the storage
-
-_STORAGE_DTYPES = {**STORAGE_DTYPES, "QInt8": "i8", "QUInt8": "u8", "QInt32": "i32"}
-# Name of a dtype of PyTorch -> SPEC name
-TORCH_DTYPES = {**strided_storage.TORCH_DTYPES, "qint8": "i8", "quint8": "u8", "qint32": "i32",
-                "float4_e2m1fn_x2": "f4_e2m1fn"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Storage:
-    """Memory that tensors share.
-
-    Attributes:
-        dtype: Name in SPEC 7.1, or that of PyTorch if a ``.vqm`` has none; None for bytes of no dtype.
-        offset: Of the first byte, where this is a view of another storage.
-    """
-
-    key: str
-    dtype: str | None
-    offset: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Tensor:
-    """A tensor of a checkpoint, nothing of it checked until ``CheckpointFile.check``; sizes and strides in elements."""
-
-    storage: Storage
-    dtype: str
-    offset: Any
-    shape: Any
-    stride: Any
-    is_conj: bool = False
-    is_neg: bool = False
-    is_exact: bool = False
-
-    @property
-    def identity(self) -> tuple[Any, ...]:
-        """Equal for two tensors that share everything."""
-        storage = self.storage
-        return (storage.key, storage.offset, self.dtype, self.offset, self.shape, self.stride, self.is_conj,
-                self.is_neg)  # fmt: skip
-
-    @property
-    def logical_shape(self) -> tuple[int, ...]:
-        """The shape in elements; PyTorch counts pairs of 4-bit elements along the last axis."""
-        shape: tuple[int, ...] = self.shape
-        return (*shape[:-1], 2 * shape[-1]) if self.dtype == "f4_e2m1fn" and shape else shape
 
 
 @dataclass(frozen=True)
@@ -103,6 +56,10 @@ class CheckpointFile:
             is_zip = stream.read(2) == b"PK"
         try:
             self.root = self._open_zip() if is_zip else self._open_legacy()
+        except HostileError as err:
+            raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint that cannot be read: {err}; in the program"
+                                  " that wrote it save a state dict: torch.save(model.state_dict(), …)"
+                                  ) from err  # fmt: skip
         except PickleError as err:
             raise self.refuse(str(err)) from err
 
@@ -164,7 +121,7 @@ class CheckpointFile:
                 raise self.refuse("it does not list its storages")
             dtypes = _dtypes_of_storages(root)
             for key in keys:
-                size = _itemsize(dtypes.get(key))
+                size = itemsize_of(dtypes.get(key))
                 count = int.from_bytes(mapped[position : position + 8], "big" if self._is_big_endian else "little")
                 position += 8
                 if count * size > len(mapped) - position:
@@ -187,7 +144,7 @@ class CheckpointFile:
         shape, stride, offset = tensor.shape, tensor.stride, tensor.offset
         if tensor.dtype not in BY_NAME:
             raise ConversionError(f"{str(self.path)!r}: tensor {name!r} has dtype {tensor.dtype}, which a .vqm cannot"
-                                  " hold; convert it with tensor.to(…) first")  # fmt: skip
+                                  " hold; convert it with tensor.to(…), or tensor.dequantize(), first")  # fmt: skip
         if not (isinstance(shape, tuple) and isinstance(stride, tuple) and are_sizes(offset, shape, stride)):
             raise self.refuse(f"tensor {name!r} has the offset {brief(offset)}, shape {brief(shape)} and strides"
                               f" {brief(stride)}")  # fmt: skip
@@ -200,7 +157,7 @@ class CheckpointFile:
         if needed > have:
             raise self.refuse(f"tensor {name!r} of shape {brief(shape)} needs {needed} bytes of its storage, which has"
                               f" {have}")  # fmt: skip
-        nbytes = prod(shape) * _itemsize(tensor.dtype)
+        nbytes = prod(shape) * itemsize_of(tensor.dtype)
         most = most_nbytes(have, _MAX_EXPANSION)
         if nbytes > most:
             raise ConversionError(f"{str(self.path)!r}: tensor {name!r} of shape {brief(shape)} is {nbytes} bytes that"
@@ -208,12 +165,12 @@ class CheckpointFile:
 
     def extent(self, tensor: Tensor) -> tuple[str, int, int]:
         """The storage's key, and offsets in it of a tensor's first byte and of the byte after its last."""
-        start = tensor.storage.offset + tensor.offset * _itemsize(tensor.dtype)
+        start = tensor.storage.offset + tensor.offset * itemsize_of(tensor.dtype)
         return tensor.storage.key, start, tensor.storage.offset + self._span(tensor)
 
     def _span(self, tensor: Tensor) -> int:
         n = n_spanned(tensor.shape, tensor.stride)
-        return cast(int, tensor.offset + n) * _itemsize(tensor.dtype) if n else 0
+        return cast(int, tensor.offset + n) * itemsize_of(tensor.dtype) if n else 0
 
     def loader(self, name: str, tensor: Tensor) -> Callable[[], npt.NDArray[Any]]:
         """What loads a tensor that has been checked."""
@@ -229,7 +186,7 @@ class CheckpointFile:
             data = self._read(tensor.storage.key, start, end - start)
         except ValueError as err:
             raise ConversionError(f"{str(self.path)!r} became shorter while {name!r} was read") from err
-        itemsize = _itemsize(tensor.dtype)
+        itemsize = itemsize_of(tensor.dtype)
         if self._is_big_endian and itemsize > 1 and tensor.storage.key not in self._memory:
             size = itemsize // 2 if info.is_complex else itemsize
             data = np.frombuffer(data, f">u{size}").astype(f"<u{size}").tobytes()
@@ -250,43 +207,6 @@ class CheckpointFile:
             with Archive(self.path) as archive:
                 self._inflated = key, archive.read(place.member)
         return self._inflated[1][start : start + nbytes]
-
-
-def storage_of(value: Any) -> Storage | None:
-    """The storage that a persistent id describes; None if it does not."""
-    id = value.id if isinstance(value, Persistent) else None
-    if not isinstance(id, tuple) or len(id) < 5 or id[0] != "storage" or not isinstance(id[2], str):
-        return None
-    kind = id[1].name if isinstance(id[1], Global) else ""
-    if not kind.endswith("Storage"):
-        return None
-    dtype = None if kind == "UntypedStorage" else _STORAGE_DTYPES.get(kind[:-7], kind[:-7])
-    view = id[5] if len(id) > 5 else None
-    offset = 0
-    if isinstance(view, tuple) and len(view) == 3 and type(view[1]) is int and 0 <= view[1] <= LARGEST:
-        offset = view[1] * _itemsize(dtype)
-    return Storage(id[2], dtype, offset)
-
-
-def size_of_storage(value: Persistent) -> Any:
-    """The number of elements that a persistent id gives."""
-    return value.id[4]
-
-
-def tensor_in(storage: Storage, offset: Any, shape: Any, stride: Any, dtype: str | None = None) -> Tensor:
-    """A tensor of a dtype that the storage has, or that is given."""
-    shape = tuple(shape) if isinstance(shape, list) else shape
-    stride = tuple(stride) if isinstance(stride, list) else stride
-    return Tensor(storage, dtype or storage.dtype or "u8", offset, shape, stride)
-
-
-def exact(tensor: Tensor) -> Tensor:
-    """A tensor that is no weight."""
-    return replace(tensor, is_exact=True)
-
-
-def _itemsize(dtype: str | None) -> int:
-    return BY_NAME[dtype].numpy.itemsize if dtype in BY_NAME else 1
 
 
 def _dtypes_of_storages(root: Any) -> dict[str, str | None]:
@@ -317,12 +237,3 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(value, Mapping):
         return [part for pair in value.items() for part in pair]
     return list(value) if isinstance(value, (list, tuple)) else []
-
-
-def brief(value: Any) -> str:
-    """A value of a pickle as text, however large or deep it is."""
-    if isinstance(value, tuple) and len(value) <= MAX_RANK:
-        inner = ", ".join(brief(item) if isinstance(item, int) else "…" for item in value)
-        return f"({inner}{',' * (len(value) == 1)})"
-    is_short = isinstance(value, str) or (isinstance(value, int) and -LARGEST <= value <= LARGEST)
-    return str(value) if is_short else f"a {type(value).__name__}"

@@ -10,8 +10,8 @@ from typing import Any
 
 from vqformat.format.checkpoint import Named
 
+from .pickled_tensors import Tensor
 from .pytorch_parts import Compound
-from .pytorch_storage import Tensor
 
 # What the optimizers of PyTorch keep for each parameter, and common others
 _SLOTS = frozenset({
@@ -21,6 +21,8 @@ _SLOTS = frozenset({
     "func_evals", "t", "prev_loss", "state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2",
 })  # fmt: skip
 _TELLING_SLOTS = _SLOTS - {"sum", "d", "t", "prev", "mu", "step"}  # these might be anything's
+_OPTIMIZER = "the state of an optimizer"
+_OF_OPTIMIZERS = ("state", "param_groups")
 _GENERATOR = re.compile(r"(^|[^a-z])rng([^a-z]|$)|random_state")
 _GENERATOR_NBYTES = range(16, 8193)  # 16 of a GPU's, 5056 of the CPU's
 
@@ -37,8 +39,14 @@ def _visit(value: Any, keys: list[str], found: dict[int, str], seen: set[int]) -
     """Add what is in a value; returns whether all that is in it, and something, is state of training."""
     if isinstance(value, Named):
         value = value.value
+    if id(value) in found:
+        return True
     what = _kind(value, keys)
-    if what:
+    if what == _OPTIMIZER and _has_weights({key: item for key, item in value.items() if key not in _OF_OPTIMIZERS}):
+        # What lies beside the state may be weights: a master copy in float32, say. Without groups all may be weights
+        if value.get("param_groups"):
+            found.update({id(_plain(value[key])): what for key in _OF_OPTIMIZERS})
+    elif what:
         found[id(value)] = what
         return True
     if not isinstance(value, (dict, list, tuple)) or id(value) in seen:
@@ -65,7 +73,7 @@ def _kind(value: Any, keys: list[str]) -> str:
     if not isinstance(value, dict):
         return ""
     if _is_optimizer(value):
-        return "the state of an optimizer"
+        return _OPTIMIZER
     names = {key for key in value if isinstance(key, str)}
     if "last_epoch" in names and names & {"_step_count", "base_lrs", "_last_lr", "num_bad_epochs"}:
         return "the state of a scheduler" if not _has_weights(value) else ""

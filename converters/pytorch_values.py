@@ -3,26 +3,19 @@ their parts can be told."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 from vqformat.errors import ConversionError
 from vqformat.format.checkpoint import MAX_DEPTH, NOTHING, Named, join_keys, key_to_json, plain_to_json
 
 from .inert_pickle import Call, Global, Persistent
-from .pytorch_parts import Bare, Compound, HostileError, LeftOut, attributes_of, numbers_of, unwrapped
+from .pickled_tensors import TORCH_DTYPES, attributes_of, exact, size_of_storage, storage_of, tensor_in
+from .pytorch_modules import is_module, module
+from .pytorch_parts import Bare, Compound, LeftOut, numbers_of, unwrapped
 from .pytorch_rebuild import KNOWN, array_tensor
-from .pytorch_storage import TORCH_DTYPES, brief, exact, size_of_storage, storage_of, tensor_in
+from .strided_storage import brief
 
-_MAX_MODULES = 1 << 16  # in one; those that are shared could make 2^n names
 _LONG_LIST = 4096  # numbers: such a list is stored as a tensor
-
-# Modules whose functions no checkpoint calls: whoever wants one called wants to run code
-_HOSTILE_MODULES = frozenset({
-    "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "runpy", "pty", "commands", "webbrowser", "ctypes",
-    "importlib", "code", "codeop", "marshal", "asyncio.subprocess", "multiprocessing.util", "pickle", "_pickle",
-})  # fmt: skip
-_HOSTILE_BUILTINS = frozenset({"eval", "exec", "execfile", "compile", "__import__", "open", "input", "breakpoint"})
 
 
 class Interpreter:
@@ -33,6 +26,7 @@ class Interpreter:
         notes: What became something else.
         made: Values by the ``id`` of the placeholder or container.
         noted: For each class of objects whose parts are kept, where they are.
+        n_modules: Modules found so far.
     """
 
     def __init__(self) -> None:
@@ -41,14 +35,13 @@ class Interpreter:
         self.made: dict[int, Any] = {}
         self._kept: list[Any] = []  # so that no id is given again
         self.noted: dict[str, list[str]] = {}
-        self._n_modules = 0
+        self.n_modules = 0
 
     def interpret(self, root: Any) -> Any:
         """The checkpoint.
 
         Raises:
             ConversionError: It is nested deeper than ``MAX_DEPTH``.
-            HostileError: It would run code.
         """
         try:
             value = self.value(root, [], is_inside=False)
@@ -129,7 +122,6 @@ class Interpreter:
     def _global(self, value: Global) -> Any:
         if value.module == "torch" and value.name in TORCH_DTYPES:
             return Bare("dtype", value.name)
-        _check_harmless(value)
         return LeftOut(f"the class or function {value}")
 
     # Objects
@@ -139,7 +131,6 @@ class Interpreter:
         function = call.function
         if not isinstance(function, Global):
             return LeftOut("the result of a computation")
-        _check_harmless(function)
         arguments = call.arguments if isinstance(call.arguments, tuple) else ()
         known = KNOWN.get((function.module, function.name))
         if known is not None:
@@ -150,8 +141,8 @@ class Interpreter:
             if found is not NOTHING:
                 return found
         state = attributes_of(call.state)
-        if isinstance(state, dict) and isinstance(attributes_of(state.get("_parameters")), dict):
-            return self._module(function, state, keys)
+        if is_module(state):
+            return module(self, function, state, keys)
         return self._object(function, call, state, arguments, keys)
 
     def _object(self, function: Global, call: Call, state: Any, arguments: tuple[Any, ...], keys: list[Any]) -> Any:
@@ -174,58 +165,3 @@ class Interpreter:
             return LeftOut(f"an object of the class {function}")
         self.noted.setdefault(str(function)[:200], []).append(join_keys(keys))
         return Named(str(function)[:300], value)
-
-    # Modules
-
-    def _module(self, function: Global, state: dict[Any, Any], keys: list[Any]) -> Any:
-        """The state dict of a pickled module, its tensors at the names that state_dict() gives."""
-        found: OrderedDict[Any, Any] = OrderedDict()
-        self._add_module(found, state, "", keys, [])
-        if not found:
-            return LeftOut(f"a module of the class {function}, without tensors")
-        self.notes.append(f"{join_keys(keys) or 'the checkpoint'!r} is a whole module of the class {function}: kept its"
-                          " state dict, without the class and its attributes")  # fmt: skip
-        return found
-
-    def _add_module(self, found: dict[Any, Any], state: dict[Any, Any], prefix: str, keys: list[Any],
-                    above: list[int]) -> None:  # fmt: skip
-        self._n_modules += 1
-        if self._n_modules > _MAX_MODULES:
-            raise ConversionError(f"it has more than {_MAX_MODULES} modules")
-        if len(above) > MAX_DEPTH or id(state) in above:
-            raise ConversionError(f"modules are nested deeper than {MAX_DEPTH} levels, or contain themselves")
-        transient = state.get("_non_persistent_buffers_set")
-        names = transient.arguments if isinstance(transient, Call) else ()
-        skipped = set()
-        if isinstance(transient, Call):
-            parts = [*transient.elements, *(part for part in names if isinstance(part, list) for part in part)]
-            skipped = {part for part in parts if isinstance(part, str)}
-        for kind in ("_parameters", "_buffers"):
-            for key, item in (attributes_of(state.get(kind)) or {}).items():
-                if key in skipped or not isinstance(key, str):
-                    continue
-                value = self.value(item, [*keys, f"{prefix}{key}"], is_inside=True)
-                if value is not None:
-                    found[f"{prefix}{key}"] = value
-        lost = [key for key, item in state.items() if isinstance(key, str) and (
-            key not in ("_parameters", "_buffers", "_modules") and self._is_tensor(item))]  # fmt: skip
-        lost += [key for key in skipped if self._is_tensor((attributes_of(state.get("_buffers")) or {}).get(key))]
-        for key in lost:
-            place = join_keys([*keys, f"{prefix}{key}"])
-            self.notes.append(f"left out {place!r}: an attribute that is neither a parameter nor a persistent buffer")
-        for key, item in (attributes_of(state.get("_modules")) or {}).items():
-            inner = attributes_of(unwrapped(item).state) if isinstance(item, Call) else None
-            if isinstance(inner, dict) and isinstance(key, str):
-                self._add_module(found, inner, f"{prefix}{key}.", keys, [*above, id(state)])
-
-    def _is_tensor(self, value: Any) -> bool:
-        if isinstance(value, (list, tuple)):
-            return any(isinstance(item, Call) and self._is_tensor(item) for item in value[:100])
-        function = value.function if isinstance(value, Call) else None
-        return isinstance(function, Global) and function.name.startswith("_rebuild_")
-
-def _check_harmless(function: Global) -> None:
-    module, name = function.module, function.name
-    if module in _HOSTILE_MODULES or module.split(".")[0] in ("subprocess", "ctypes", "importlib") or (
-            module in ("builtins", "__builtin__") and name in _HOSTILE_BUILTINS):  # fmt: skip
-        raise HostileError(str(function)[:200])

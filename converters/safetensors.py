@@ -52,7 +52,9 @@ def open_sharded(index: Path) -> Source:
         metadata = {**more, **metadata}
         check_shard(index, shard, placed, [tensor.name for tensor in found], notes)
         tensors.extend(tensor for tensor in found if tensor.name in placed)
-    return Source("safetensors", tensors, take_metadata(metadata, notes), notes, {"format": "safetensors"})
+    left_out = list(notes)
+    return Source("safetensors", tensors, take_metadata(metadata, notes), notes, {"format": "safetensors"},
+                  left_out=left_out)  # fmt: skip
 
 
 def _read(path: Path) -> tuple[list[SourceTensor], dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from vqformat.encode.report import Report
@@ -35,6 +34,8 @@ class Source:
         origin: The fields of ``vqm.source`` (SPEC section 18).
         closer: A function that closes the file; None if it needs no closing.
         left_out: Those of the notes that say that tensors are left out.
+        has_external_data: Whether some values lie in files beside the file, as with large models of ONNX.
+        file_nbytes: Bytes of the file; 0 if the model is in several files.
     """
 
     format: str
@@ -44,6 +45,8 @@ class Source:
     origin: dict[str, Any] = field(default_factory=dict)
     closer: Callable[[], None] | None = None
     left_out: list[str] = field(default_factory=list)
+    has_external_data: bool = False
+    file_nbytes: int = 0
 
     def close(self) -> None:
         """Close the file. Its tensors cannot be loaded any more."""
@@ -75,9 +78,9 @@ def quantized_notes(report: Report, tensors: list[SourceTensor]) -> list[str]:
     return [f"{_counted(kept[what])} {text}" for what, text in _ON_FORMS.items() if kept[what]]
 
 
-def growth_notes(report: Report, path: Path) -> list[str]:
+def growth_notes(report: Report) -> list[str]:
     """A note on a ``.vqm`` that is larger than its source, if that is a single file."""
-    before = path.stat().st_size if path.is_file() and path.suffix.lower() != ".json" else 0
+    before = report.source_file_nbytes
     if not 0 < before < report.file_nbytes:
         return []
     return [f"the .vqm is larger than the source file: {report.file_nbytes:,} bytes, not {before:,}"]

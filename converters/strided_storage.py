@@ -89,6 +89,14 @@ class Strided(NamedTuple):
         return prod(self.shape)
 
 
+def brief(value: Any) -> str:
+    """A value of a pickle as text, however large or deep it is."""
+    if isinstance(value, (tuple, list)) and len(value) <= MAX_RANK:
+        inner = ", ".join(brief(item) if isinstance(item, int) else "…" for item in value)
+        return f"({inner}{',' * (len(value) == 1)})"
+    is_short = isinstance(value, str) or (isinstance(value, int) and -LARGEST <= value <= LARGEST)
+    return str(value) if is_short else f"a {type(value).__name__}"
+
 
 def check_strided(offset: Any, shape: Any, stride: Any, dtype: Any, nbytes: int, **flags: bool) -> Strided:
     """A tensor that somebody describes, if it lies within a storage of ``nbytes`` bytes.
@@ -97,20 +105,19 @@ def check_strided(offset: Any, shape: Any, stride: Any, dtype: Any, nbytes: int,
         ValueError: It does not, or the description is no tensor's.
     """
     info = BY_NAME.get(dtype) if isinstance(dtype, str) else None
-    if info is None:
+    if info is None or info.bits < 8:  # PyTorch counts pairs of 4-bit values
         raise ValueError(f"it has dtype {str(dtype)[:40]}, which a .vqm cannot hold")
-    if not isinstance(shape, (tuple, list)) or not isinstance(stride, (tuple, list)) or len(shape) > MAX_RANK:
-        raise ValueError(f"its shape or its strides are no list of at most {MAX_RANK} sizes")
     if not are_sizes(offset, shape, stride):
-        raise ValueError("its offset, shape and strides do not fit each other, or are negative")
+        raise ValueError(f"its offset {brief(offset)}, shape {brief(shape)} and strides {brief(stride)} do not fit each"
+                         f" other, are negative, or are of more than {MAX_RANK} axes")  # fmt: skip
     tensor = Strided(dtype, offset, tuple(shape), tuple(stride), **flags)
     itemsize = info.numpy.itemsize
     needed = (offset + n_spanned(tensor.shape, tensor.stride)) * itemsize if tensor.n_elements else 0
     if needed > nbytes:
-        raise ValueError(f"it has shape {tensor.shape} and needs {needed} bytes of its storage, which has {nbytes}")
+        raise ValueError(f"it has the shape {tensor.shape} and needs {needed} bytes of its storage, which has {nbytes}")
     if tensor.n_elements * itemsize > most_nbytes(nbytes):
-        raise ValueError(f"it has shape {tensor.shape}, {tensor.n_elements * itemsize} bytes that repeat {nbytes}; at"
-                         f" most {most_nbytes(nbytes)} are allowed")  # fmt: skip
+        raise ValueError(f"it has the shape {tensor.shape}, {tensor.n_elements * itemsize} bytes that repeat {nbytes};"
+                         f" at most {most_nbytes(nbytes)} are allowed")  # fmt: skip
     return tensor
 
 

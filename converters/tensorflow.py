@@ -78,10 +78,12 @@ def open_tensorflow(index: Path, *, include_optimizer: bool = False) -> Source:
 
 def _open(index: Path, kind: str, what: str, *, include_optimizer: bool) -> Source:
     tensors, notes = _Bundle(index, what).tensors()
-    tensors = without_state(tensors, notes, include_optimizer=include_optimizer)
+    left_out: list[str] = []
+    tensors = without_state(tensors, left_out, include_optimizer=include_optimizer)
+    notes.extend(left_out)
     if not tensors:
         raise ConversionError(f"{str(index)!r} is {what} without weights; {'; '.join(notes[:4])}".rstrip("; "))
-    return Source(kind, tensors, {}, notes, {"format": kind})
+    return Source(kind, tensors, {}, notes, {"format": kind}, left_out=left_out)
 
 
 class _Part(NamedTuple):

@@ -15,10 +15,11 @@ from vqformat.errors import ConversionError, EncodeError
 from vqformat.format.limits import MAX_TENSORS
 
 from .file_region import Region
+from .inert_pickle import Call
+from .pickled_tensors import Tensor
 from .pytorch_saved import Saved
 from .source import Source
 from .strided_storage import Strided, check_strided, read_strided
-from .torchscript_pickle import Tensor
 from .zip_archive import Archive
 
 _MAX_CONFIG_NBYTES = 64 << 20
@@ -73,7 +74,7 @@ class _Reader:
         self._members = set(self._names)
         self._sources: dict[str, SourceTensor] = {}
         self._first: dict[tuple[Any, ...], str] = {}
-        self._notes = ["left out the program of the archive: its tensors alone are kept"]
+        self._left_out: list[str] = []
 
     def _refuse(self, why: str) -> ConversionError:
         why = "".join(c if c.isprintable() else "?" for c in why[:500])  # foreign names have any characters
@@ -90,8 +91,9 @@ class _Reader:
                 raise self._refuse("it is an AOTInductor package, which has compiled code in place of weights; save the"
                                    " exported program with torch.export.save")  # fmt: skip
             raise self._refuse("it has no tensors")
-        return Source("torch-export", list(self._sources.values()), {}, self._notes, {"format": "torch-export"},
-                      self._archive.close)  # fmt: skip
+        notes = ["left out the program of the archive: its tensors alone are kept", *self._left_out]
+        return Source("torch-export", list(self._sources.values()), {}, notes, {"format": "torch-export"},
+                      self._archive.close, self._left_out)  # fmt: skip
 
     def _parts(self) -> list[_Part]:
         """The members that have or describe tensors: weights of all models, then constants of all."""
@@ -128,7 +130,7 @@ class _Reader:
                 if member not in self._members:
                     raise self._refuse(f"tensor {name!r} is in {member!r}, which is not there")
                 if path_name.startswith(("custom_obj_", "opaque_obj_")):
-                    self._notes.append(f"left out {name!r}: a Python object")
+                    self._left_out.append(f"left out {name!r}: a Python object")
                 elif entry.get("use_pickle"):
                     self._add_saved(name, self._archive.region(member), is_exact=part.is_exact)
                 else:
@@ -163,12 +165,13 @@ class _Reader:
         except ValueError as err:
             raise self._refuse(f"{part.member!r}: {err}") from err
         if not isinstance(saved.value, dict):
-            raise self._refuse(f"{part.member!r} holds no dict")
+            what = saved.value.function if isinstance(saved.value, Call) else type(saved.value).__name__
+            raise self._refuse(f"{part.member!r} holds {str(what)[:80]!r}; a dict of tensors was expected")
         for fqn, value in saved.value.items():
             if isinstance(value, Tensor):
                 self._take_saved(f"{part.prefix}{fqn}", saved, value, is_exact=part.is_exact)
             else:
-                self._notes.append(f"left out {str(fqn)[:200]!r}: a Python object")
+                self._left_out.append(f"left out {str(fqn)[:200]!r}: a Python object")
 
     def _add_saved(self, name: str, region: Region, *, is_exact: bool) -> None:
         saved = Saved(region)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator
-from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,12 @@ import numpy.typing as npt
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError
 from vqformat.format.dtypes import BY_NAME
-from vqformat.format.limits import MAX_NAME_NBYTES, MAX_RANK, MAX_TENSORS
+from vqformat.format.limits import MAX_NAME_NBYTES, MAX_TENSORS
 
+from .inert_pickle import Call, Global, HostileError, PickleError, unpickle
+from .pickled_tensors import Tensor, tensor_of
 from .source import Source
-from .strided_storage import LARGEST, are_sizes, array_of, most_nbytes, n_spanned
-from .torchscript_pickle import Object, Opaque, PickleError, Storage, Tensor, unpickle
+from .strided_storage import Strided, array_of, check_strided, n_spanned
 from .zip_archive import Archive
 
 _MAX_PICKLE_NBYTES = 64 << 20
@@ -54,7 +55,7 @@ class _Model:
         self._top = tops[0]
         if self._read("byteorder", 16).strip() == b"big":
             raise self._refuse("its tensors are big-endian; save it again on a little-endian machine")
-        self._notes: list[str] = []
+        self._left_out: list[str] = []
         self._codes: dict[str, str] = {}
         self._opened: tuple[str, BinaryIO] | None = None
         self._root = self._unpickle()
@@ -73,16 +74,14 @@ class _Model:
             raise self._refuse(f"{name!r} has {self._archive.nbytes(name)} bytes; at most {limit} are allowed")
         return self._archive.read(name)
 
-    def _unpickle(self) -> Object:
+    def _unpickle(self) -> Call:
         try:
-            root = unpickle(self._read("data.pkl", _MAX_PICKLE_NBYTES))
-        except MemoryError:
-            raise
-        except PickleError as err:
+            root = unpickle(io.BytesIO(self._read("data.pkl", _MAX_PICKLE_NBYTES)))
+        except HostileError as err:
             raise self._refuse(str(err)) from err
-        except Exception as err:  # a damaged pickle raises anything: UnpicklingError, EOFError, KeyError, TypeError, …
-            raise self._refuse(f"its pickle is damaged ({type(err).__name__}); fetch or save it again") from err
-        if not isinstance(root, Object) or not isinstance(root.state, dict):
+        except PickleError as err:
+            raise self._refuse(f"{err}; fetch or save it again") from err
+        if not _is_object(root) or not isinstance(root.state, dict):
             raise self._refuse("it holds no module")
         return root
 
@@ -96,16 +95,16 @@ class _Model:
         if not found:
             raise self._refuse("its module has no parameters and no buffers")
         sources = []
-        targets: dict[Any, str] = {}
+        targets: dict[tuple[str, Strided], str] = {}
         for name, tensor in found.items():
-            dtype, shape = self._check(name, tensor)
-            target = targets.setdefault(tensor, name) if prod(shape) else name
-            sources.append(SourceTensor(name, dtype, shape, self._loader(name, tensor),
+            member, strided = self._check(name, tensor)
+            target = targets.setdefault((member, strided), name) if strided.n_elements else name
+            sources.append(SourceTensor(name, strided.dtype, strided.shape, self._loader(name, member, strided),
                                         None if target == name else target))  # fmt: skip
-        self._notes.append("left out the code of the archive: its tensors alone are kept")
+        notes = [*self._left_out, "left out the code of the archive: its tensors alone are kept"]
         if any(name.startswith(self._top + "constants/") for name in self._members):
-            self._notes.append("left out the constants of the code")
-        return Source("torchscript", sources, {}, self._notes, {"format": "torchscript"}, self._close)
+            notes.append("left out the constants of the code")
+        return Source("torchscript", sources, {}, notes, {"format": "torchscript"}, self._close, self._left_out)
 
     def _walk(self, value: Any, keys: list[str], count: list[int]) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors of a module: its own, then those of its submodules.
@@ -116,8 +115,8 @@ class _Model:
         """
         if len(keys) > _MAX_DEPTH:
             raise self._refuse(f"its modules are nested deeper than {_MAX_DEPTH} levels")
-        declared = self._declared(value) if isinstance(value, Object) else None
-        items = _items(value.state if isinstance(value, Object) else value)
+        declared = self._declared(value.function) if _is_object(value) else None
+        items = _items(value.state if _is_object(value) else value)
         if declared is not None:
             items.sort(key=lambda item: declared.get(item[0], len(declared)))
         inner: list[tuple[Any, list[str]]] = []
@@ -131,15 +130,15 @@ class _Model:
                 if len(name) > MAX_NAME_NBYTES:
                     raise self._refuse(f"the name {name[:40]!r}… is longer than {MAX_NAME_NBYTES} bytes")
                 yield name, item
-            elif isinstance(item.state if isinstance(item, Object) else declared is None and item, (dict, list)):
+            elif isinstance(item.state if _is_object(item) else declared is None and item, (dict, list)):
                 inner.append((item, path))
             elif what := _what(item):
-                self._notes.append(f"left out {'.'.join(path)[:_LONGEST_TEXT]!r}: {what}")
+                self._left_out.append(f"left out {'.'.join(path)[:_LONGEST_TEXT]!r}: {what}")
         for item, path in inner:
             yield from self._walk(item, path, count)
 
-    def _declared(self, module: Object) -> dict[str, int] | None:
-        """Positions of a module's parameters and buffers, by name, as its code declares them; None without code.
+    def _declared(self, module: Global) -> dict[str, int] | None:
+        """Positions of a class's parameters and buffers, by name, as its code declares them; None without code.
 
         The text of the code is searched. It is not run.
         """
@@ -157,48 +156,31 @@ class _Model:
             declared += re.findall(r'"([^"]*)"', names[1])
         return {name: i for i, name in enumerate(declared)}
 
-    def _check(self, name: str, tensor: Tensor) -> tuple[str, tuple[int, ...]]:
-        """Check that a tensor is inside its storage. Returns its dtype and shape."""
-        storage, shape, stride = tensor.storage, tensor.shape, tensor.stride
-        if not isinstance(storage, Storage):
-            raise self._refuse(f"tensor {name!r} has no storage")
-        info = BY_NAME.get(storage.dtype)
-        if info is None:
-            raise self._refuse(f"tensor {name!r} has dtype {storage.dtype.removesuffix('Storage')}, which a .vqm"
-                               " cannot hold")  # fmt: skip
-        if not (isinstance(shape, tuple) and isinstance(stride, tuple) and are_sizes(tensor.offset, shape, stride)):
-            raise self._refuse(f"tensor {name!r} has offset {_brief(tensor.offset)}, shape {_brief(shape)} and strides"
-                               f" {_brief(stride)}")  # fmt: skip
-        member = self._member(storage)
-        if member not in self._members:
-            raise self._refuse(f"tensor {name!r} is in {member!r}, which is not there")
-        have = self._archive.nbytes(member)
-        itemsize = info.numpy.itemsize
-        needed = (tensor.offset + n_spanned(shape, stride)) * itemsize if prod(shape) else 0
-        if needed > have:
-            raise self._refuse(f"tensor {name!r} of shape {_brief(shape)} needs {needed} bytes, but {member!r} has"
-                               f" {have}; fetch or save it again")  # fmt: skip
-        if prod(shape) * itemsize > most_nbytes(have):
-            raise self._refuse(f"tensor {name!r} of shape {_brief(shape)} is {prod(shape) * itemsize} bytes that repeat"
-                               f" {have}; at most {most_nbytes(have)} are allowed")  # fmt: skip
-        return storage.dtype, shape
+    def _check(self, name: str, tensor: Tensor) -> tuple[str, Strided]:
+        """The member that a tensor is in, and where in it."""
+        member = f"{self._top}data/{tensor.storage.key}"
+        if member not in self._members or tensor.storage.offset:
+            raise self._refuse(f"tensor {name!r} is in {member!r}, which is not there, or in a view of it")
+        try:
+            return member, check_strided(tensor.offset, tensor.shape, tensor.stride, tensor.dtype,
+                                         self._archive.nbytes(member), is_conj=tensor.is_conj, is_neg=tensor.is_neg,
+                                         )  # fmt: skip
+        except ValueError as err:
+            raise self._refuse(f"tensor {name!r} in {member!r}: {err}") from err
 
-    def _member(self, storage: Storage) -> str:
-        return f"{self._top}data/{storage.key}"
-
-    def _loader(self, name: str, tensor: Tensor) -> Callable[[], npt.NDArray[Any]]:
-        dtype = BY_NAME[tensor.storage.dtype].numpy
+    def _loader(self, name: str, member: str, tensor: Strided) -> Callable[[], npt.NDArray[Any]]:
+        dtype = BY_NAME[tensor.dtype].numpy
 
         def load() -> npt.NDArray[Any]:
-            if not prod(tensor.shape):
+            if not tensor.n_elements:
                 return np.empty(tensor.shape, dtype)
             nbytes = n_spanned(tensor.shape, tensor.stride) * dtype.itemsize
-            stream = self._open(self._member(tensor.storage))
+            stream = self._open(member)
             stream.seek(tensor.offset * dtype.itemsize)
             data = stream.read(nbytes)
             if len(data) != nbytes:
                 raise ConversionError(f"{str(self._path)!r} became shorter while {name!r} was read")
-            return array_of(data, tensor.storage.dtype, tensor.shape, tensor.stride, is_conj=tensor.is_conj,
+            return array_of(data, tensor.dtype, tensor.shape, tensor.stride, is_conj=tensor.is_conj,
                             is_neg=tensor.is_neg)  # fmt: skip
 
         return load
@@ -220,27 +202,56 @@ class _Model:
         self._archive.close()
 
 
+# Functions of TorchScript that give their first argument with a type
+_TYPED = frozenset({"restore_type_tag", *(f"build_{kind}list" for kind in ("int", "tensor", "double", "bool"))})
+
+
 def _items(value: Any) -> list[tuple[str, Any]]:
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    return [(_brief(key), item) for key, item in pairs]
+    return [(_key(key), _resolved(item)) for key, item in pairs]
+
+
+def _key(key: Any) -> str:
+    is_short = isinstance(key, str) or (isinstance(key, int) and key.bit_length() < 64)
+    return str(key) if is_short else f"a {type(key).__name__}"
+
+
+def _resolved(value: Any) -> Any:
+    """A container, a plain value or a ``Tensor`` in place of the call that makes it; other calls stay."""
+    for _ in range(_MAX_DEPTH):
+        function = value.function if isinstance(value, Call) else None
+        if not isinstance(function, Global) or not isinstance(value.arguments, tuple):
+            break
+        if function.module == "torch.jit._pickle" and function.name in _TYPED and value.arguments:
+            value = value.arguments[0]
+        elif str(function) == "collections.OrderedDict":
+            return value.items
+        else:
+            return tensor_of(value) or value
+    return value
+
+
+def _is_object(value: Any) -> TypeGuard[Call]:
+    """Whether this is an object of a class of the archive's code; its attributes are its state."""
+    function = value.function if isinstance(value, Call) else None
+    return isinstance(function, Global) and f"{function.module}.".startswith("__torch__.")
 
 
 def _what(value: Any) -> str:
     """A description of a value that is left out; empty if it has no numbers that a user could need."""
-    if isinstance(value, Opaque):
-        return value.what
     if isinstance(value, Tensor):
         return "an attribute that is neither a parameter nor a buffer"
-    if isinstance(value, Object):
-        return f"packed weights or another object of {value.name[:80]!r}"
+    if _is_object(value):
+        return f"packed weights or another object of {value.function.name[:80]!r}"
+    if isinstance(value, Call):
+        return _OPAQUE.get(str(value.function), f"an object of {str(value.function)[:80]!r}")
     if isinstance(value, (dict, list, tuple)) and any(isinstance(item, Tensor) for _, item in _items(value)):
         return f"a {type(value).__name__} with tensors that are neither parameters nor buffers"
     return ""
 
 
-def _brief(value: Any) -> str:
-    """A short text for a value of a pickle of any size and depth."""
-    if isinstance(value, tuple) and len(value) <= MAX_RANK:
-        return f"({', '.join(_brief(item) if isinstance(item, int) else '…' for item in value)})"
-    is_short = isinstance(value, str) or (isinstance(value, int) and -LARGEST <= value <= LARGEST)
-    return str(value) if is_short else f"a {type(value).__name__}"
+_OPAQUE = {
+    "torch._utils._rebuild_qtensor": "a quantized tensor",
+    "torch.jit._pickle.build_tensor_from_id": "a tensor of an old archive",
+    "torch.device": "a device",
+}

@@ -29,6 +29,7 @@ from fixture_cases import (
     bad_payloads,
     bad_records,
     bad_sections,
+    bad_sparse,
     bad_stages,
     bad_sums,
     bad_tensors,
@@ -42,6 +43,7 @@ from fixture_cases import (
     floats,
     freqs,
     raws,
+    sparses,
     sums,
     tiles,
     transforms,
@@ -50,10 +52,10 @@ from fixture_cases import (
     worked,
 )
 
-VALID = (bases, containers, exact, raws, codebooks, floats, views, sums, edges, freqs, trellises, tiles, transforms,
-         worked)
-INVALID = (bad_containers, bad_sections, bad_metadata, bad_exact, bad_tensors, bad_records, bad_stages, bad_floats,
-           bad_sums, bad_freqs, bad_trellises, bad_payloads, bad_transforms)
+VALID = (bases, containers, exact, raws, sparses, codebooks, floats, views, sums, edges, freqs, trellises, tiles,
+         transforms, worked)
+INVALID = (bad_containers, bad_sections, bad_metadata, bad_exact, bad_tensors, bad_records, bad_stages, bad_sparse,
+           bad_floats, bad_sums, bad_freqs, bad_trellises, bad_payloads, bad_transforms)
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 

@@ -14,7 +14,7 @@ import sys
 import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, product, zip_longest
 from typing import Any, BinaryIO
 
@@ -165,6 +165,11 @@ def starts_of_codes(data: bytes, precision: int) -> array[int]:  # section 6: on
     frequencies = [w and 1 + w * rest // total for w in weights]
     frequencies[weights.index(max(weights))] += (1 << precision) - sum(frequencies)
     return array("H", accumulate(frequencies, initial=0))
+
+
+def column(values: Sequence[int]) -> bytes:  # MET-009: there is one way to write it
+    width = next(width for width in (1, 2, 4, 8) if max(values, default=0) < 1 << 8 * width)
+    return b"".join(value.to_bytes(width, "little") for value in values)
 
 
 class Codes:  # section 10
@@ -382,9 +387,9 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
             need(record, "TEN-004", layout is None and stages == [])
             return
         integer(len(kind_of(stages, list)), "TEN-004", 1, MAX_STAGES, "limit")
-        ids = [id_of(stage, "TEN-006", 0, 1, 2, 4) for stage in stages]
-        self.is_raw = ids == [0]
-        need((ids, self.dtype), "TEN-005", self.is_raw or (0 not in ids and F16 <= self.dtype <= C128))
+        ids = [id_of(stage, "TEN-006", 0, 1, 2, 4, 5) for stage in stages]
+        self.is_raw, self.is_sparse = ids in ([0], [5]), ids == [5]
+        need((ids, self.dtype), "TEN-005", self.is_raw or (not {0, 5} & {*ids} and F16 <= self.dtype <= C128))
         # Section 7.2
         layout = [None, 0, 0, 0, 0] if layout is None else layout
         axes, n_row_axes, self.order, *block = kind_of(layout, list, 5)
@@ -402,7 +407,18 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
         self.block = block_rows or rows, block_columns or columns
         view = self.view = rows, columns, *self.block
         need(layout, "LAY-005 limit", math.prod(self.block) <= MAX_BLOCK)
-        if self.is_raw:
+        n_blocks = ceil_div(rows, self.block[0]) * ceil_div(columns, self.block[1])
+        if self.is_sparse:
+            _, self.split, counts = kind_of(stages[0], list, 3)
+            need(record, "SPA-001 unsupported", integer(self.split) in (1, 2), "SPA-001", self.bits > 8)
+            width = len(kind_of(counts, bytes)) // n_blocks
+            need(counts, "MET-009", width)  # before a list of so many
+            values = [int.from_bytes(counts[i * width:(i + 1) * width], "little") for i in range(n_blocks)]
+            per_element = self.bits // 8 // WORD_NBYTES[self.dtype]
+            need(values, "MET-009", counts == column(values), "SPA-002",
+                 all(m <= len(r) * len(c) * per_element for m, (r, c) in zip(values, self.blocks(), strict=True)))
+            self.counts = iter(values)
+        elif self.is_raw:
             self.split = integer(kind_of(stages[0], list, 2)[1], "RAW-001", 0, 2, "unsupported")
             need(record, "RAW-001", self.split == 0 or self.bits > 8)
         else:
@@ -414,21 +430,39 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
         self.n_resident = sum(residents) if sum(residents) > 1 << 20 else 0  # LIM-002
         need(residents, "TEN-007 limit", max([0, *residents]) <= MAX_RESIDENT)
         self.k = WORD_NBYTES[self.dtype] if self.split or self.stages else 1  # bytes of a word
-        n_blocks = ceil_div(rows, self.block[0]) * ceil_div(columns, self.block[1])
-        self.n_sections = len(residents) + n_blocks * (self.k if self.is_raw else sum(n for _, n, _, _ in self.stages))
+        per_block = self.k + 2 * self.is_sparse if self.is_raw else sum(n for _, n, _, _ in self.stages)
+        self.n_sections = len(residents) + n_blocks * per_block
+
+    def blocks(self) -> Iterable[tuple[range, range]]:  # of rows and columns
+        rows, columns = ([range(at, min(at + size, n)) for at in range(0, n, size)]
+                         for n, size in zip(self.view, self.block, strict=False))
+        return product(rows, columns)
 
     def raw_block(self, read: Read, n: int) -> bytes:  # section 8; 4-bit elements come one to a byte
-        planes = [read(ceil_div(n * self.bits, 8 * self.k)) for _ in range(self.k)]
+        nbytes = n_words = ceil_div(n * self.bits, 8 * self.k)
+        if self.is_sparse:  # SPA-003
+            nbytes = next(self.counts)
+            marks, signs = self.flags(read, n_words), self.flags(read, n_words - nbytes)
+            need((marks, nbytes), "SPA-004", sum(marks) == nbytes)
+        planes = [read(nbytes) for _ in range(self.k)]
         if self.k == 1 and self.bits != 4 and self.dtype != BOOL:
             return planes[0]
         words = [int.from_bytes(word, "little") for word in zip(*planes, strict=True)]  # RAW-003
         if self.split == 2:  # RAW-004
             words = [word >> 1 | (word & 1) << 8 * self.k - 1 for word in words]
+        if self.is_sparse:
+            marked, bare = iter(words), iter(signs)
+            words = [next(marked) if mark else next(bare) << 8 * self.k - 1 for mark in marks]
         if self.bits == 4:
             words = [nibble for byte in words for nibble in (byte & 15, byte >> 4)]
             need(words[n:], "RAW-002", not any(words[n:]))
         need(max(words), "DTY-001", self.dtype != BOOL or max(words) <= 1)
         return b"".join(word.to_bytes(self.k, "little") for word in (words[:n] if self.bits == 4 else words))
+
+    def flags(self, read: Read, n: int) -> list[int]:  # n bits
+        bits = [byte >> b & 1 for byte in read(ceil_div(n, 8)) for b in range(8)]
+        need(bits[n:], "SPA-004", not any(bits[n:]))
+        return bits[:n]
 
     def narrow(self, values: Sequence[float]) -> bytes:  # VAL-001
         if self.dtype == BF16:
@@ -443,10 +477,8 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
         return at
 
     def decode(self, read: Read) -> bytes:  # in the order of 7.3
-        blocks = product(*([range(at, min(at + size, n)) for at in range(0, n, size)]
-                           for n, size in zip(self.view, self.block, strict=False)))
         if self.is_raw:  # LAY-002: its blocks follow each other in C order
-            raw = b"".join(self.raw_block(read, len(r) * len(c)) for r, c in blocks)
+            raw = b"".join(self.raw_block(read, len(r) * len(c)) for r, c in self.blocks())
             pairs = zip_longest(raw[::2], raw[1::2], fillvalue=0)
             return bytes(low | high << 4 for low, high in pairs) if self.bits == 4 else raw
         orders: list[Sequence[int]] = [sorted(range(n), key=read(n).__getitem__) if self.order >> i & 1 else range(n)
@@ -456,7 +488,7 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
             bound = f32(bound + load(read))
         need(bound, "VAL-002", bound < OVERFLOW.get(self.dtype, math.inf))
         data, k = bytearray(), self.k
-        for rows, columns in blocks:
+        for rows, columns in self.blocks():
             t, *others = (block(read, rows, columns) for _, _, _, block in self.stages)
             for other in others:
                 t = [f32(a + b) for a, b in zip(t, other, strict=True)]
@@ -578,10 +610,6 @@ class Model:
         self.layers.append(name)
 
     def take_index(self, digest: Any, *found: Any) -> None:
-        def column(values: Sequence[int]) -> bytes:  # MET-009: there is one way to write it
-            width = next(width for width in (1, 2, 4, 8) if max(values, default=0) < 1 << 8 * width)
-            return b"".join(value.to_bytes(width, "little") for value in values)
-
         dtypes, shapes, chunks, targets = zip(*self.index.values(), strict=True) if self.index else [()] * 4
         expected = [self.index_metadata, b"".join(kind for kind, _ in self.chunks), column([n for _, n in self.chunks]),
                     b"".join(name.encode() + b"\0" for name in self.index), bytes(dtypes), bytes(map(len, shapes)),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
-from vqmbuilder import Entry, Section, section
+from vqmbuilder import Entry, Section, column, section
 
 F32 = np.float32
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -334,6 +334,40 @@ def raw_planes(data: bytes, dtype: str, first: int, last: int, split: int) -> li
     if split == 2:
         words = [(w << 1 | w >> 8 * word - 1) & 256**word - 1 for w in words]
     return [bytes(w >> 8 * p & 255 for w in words) for p in range(word)]
+
+
+def sparse(
+    name: str,
+    dtype: str,
+    shape: Sequence[int],
+    data: bytes,
+    *,
+    split: int = 2,
+    layout: Layout | None = None,
+    seal: Seal = section,
+    marked: Sequence[int] = (),
+) -> Tensor:
+    """A tensor with a sparse raw stage (SPEC 8.1); ``data`` are its decoded bytes (7.1).
+
+    Args:
+        marked: Numbers of bare words of each block that are in the planes all the same.
+    """
+    grid, word, size = layout or Layout(), DTYPES[dtype].word, DTYPES[dtype].bits // 8
+    n_rows, n_columns = grid.view_shape(shape)
+    sections, counts = [], []
+    for rows, columns in grid.blocks(n_rows, n_columns):
+        first, last = rows.start * n_columns + columns.start, (rows.stop - 1) * n_columns + columns.stop
+        block = data[first * size : last * size]
+        words = [block[i : i + word] for i in range(0, len(block), word)]
+        marks = [i in marked or w[:-1] + bytes([w[-1] & 127]) != bytes(word) for i, w in enumerate(words)]
+        signs = [w[-1] >> 7 for w, mark in zip(words, marks, strict=True) if not mark]
+        others = b"".join(w for w, mark in zip(words, marks, strict=True) if mark)
+        planes = raw_planes(others, dtype, 0, len(others) // size, split)
+        if len(others) % size:  # one part of a complex element
+            planes = raw_planes(others, {4: "f32", 8: "f64"}[word], 0, len(others) // word, split)
+        sections += [seal(item) for item in (dense(marks, 2), dense(signs, 2), *planes)]
+        counts.append(sum(marks))
+    return _tensor(name, dtype, shape, layout, [[5, split, column(counts)]], sections, bytes(data))
 
 
 def tensor(

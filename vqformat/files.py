@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import pathlib
+import pickle
 import secrets
 import tempfile
 import weakref
@@ -19,23 +20,79 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the errors of a disk, a quo
 
 
 class opened:
-    """Context manager that gives a binary stream. A path is opened and closed; a stream is left open."""
+    """Context manager that gives a binary stream. A path is opened and closed; a stream is left open.
 
-    def __init__(self, source: Path | BinaryIO) -> None:
+    Args:
+        has_own_position: Whether a file that is opened must have a position of its own in a process that is forked
+            later. The position of a descriptor is shared.
+    """
+
+    def __init__(self, source: Path | BinaryIO, *, has_own_position: bool = False) -> None:
         self._source = source
+        self._has_own_position = has_own_position and hasattr(os, "preadv")
         self._own: BinaryIO | None = None
+        self._path = ""  # absolute, since the working directory may change
 
     def __enter__(self) -> BinaryIO:
-        if isinstance(self._source, (str, os.PathLike)):
-            self._own = open(self._source, "rb")
-            return self._own
-        if not hasattr(self._source, "read"):
-            raise TypeError(f"expected a path or a binary stream, not {type(self._source).__name__}")
-        return self._source
+        name: Any = self._source
+        if not isinstance(name, (str, os.PathLike)):
+            if not hasattr(name, "read"):
+                raise TypeError(f"expected a path or a binary stream, not {type(name).__name__}")
+            name = getattr(name, "name", None) if is_plain_file(name) else None
+        if isinstance(name, (str, os.PathLike)):
+            self._path = os.path.abspath(os.fspath(name))
+        if not isinstance(self._source, (str, os.PathLike)):
+            return self._source
+        self._own = _PositionedFile.open(self._source) if self._has_own_position else open(self._source, "rb")
+        return self._own
 
     def __exit__(self, kind: object, err: object, trace: object) -> None:
         if self._own is not None:
             self._own.close()
+
+    def for_other_process(self) -> str | BinaryIO:
+        """What opens the same file in another process: its path, or a stream that can be pickled.
+
+        Raises:
+            TypeError: There is no such thing: a stream without a path, or a file that is no longer under its path.
+        """
+        stream: Any = self._own or self._source
+        if self._path:
+            try:
+                is_same = os.path.samestat(os.stat(self._path), os.fstat(stream.fileno()))
+            except OSError:
+                is_same = False
+            if not is_same:
+                raise TypeError(f"another process cannot open this file: it is not at {self._path!r} any more")
+            return self._path
+        if not isinstance(stream, io.BytesIO):
+            try:
+                pickle.dumps(stream)
+            except Exception as err:
+                raise TypeError(f"a file that was opened as a {type(stream).__name__} cannot be pickled; one that was"
+                                " opened by its path, or as a BytesIO, can") from err  # fmt: skip
+        return cast(BinaryIO, stream)
+
+
+def is_plain_file(stream: object) -> bool:
+    """Whether a stream gives the bytes of its descriptor as they are. Others that have one, as of gzip, do not."""
+    raw = stream.raw if type(stream) in (io.BufferedReader, io.BufferedRandom) else stream  # type: ignore[attr-defined]
+    return type(raw) is io.FileIO
+
+
+class _PositionedFile(io.FileIO):
+    """A file that is read in order, with a position that a forked process does not share."""
+
+    _position = 0
+
+    @classmethod
+    def open(cls, path: Path) -> BinaryIO:
+        return io.BufferedReader(cls(path))
+
+    def readinto(self, buffer: Any) -> int:
+        n = os.preadv(self.fileno(), [buffer], self._position)
+        self._position += n
+        return n
 
 
 @contextlib.contextmanager

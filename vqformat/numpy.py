@@ -20,7 +20,8 @@ from .read.sequential import SequentialReader
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .encode.options import Preset, Progress, SaveOptions
+    from .encode.options import Preset, SaveOptions
+    from .encode.progress import Progress
     from .encode.recipe import Recipe
     from .encode.report import Report
 
@@ -71,7 +72,9 @@ def save_file(
         preset: ``"fast"`` for codes of fixed width, which load at nearly the speed of memory; ``"default"``; or
             ``"small"`` for the smallest file, which takes longer to write and to load.
         seed: Seed of all random choices.
-        progress: Called with the name of a tensor, the number of weights done, and the number of all weights.
+        progress: Called with the name of a tensor, the number of weights done, and the number of all weights, in each
+            pass over the tensors. The name is a string that has ``phase``, what the pass does, ``number``, that of the
+            pass, and ``share``, the share of the work of all passes that is done, from 0 to 1.
         overwrite: Whether an existing file may be replaced.
 
     Returns:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .encode.calibration import Calibration
-    from .encode.options import Preset, Progress
+    from .encode.options import Preset
+    from .encode.progress import Progress
     from .encode.recipe import Recipe
 
 Model = TypeVar("Model")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ from cli_runs import HOSTILE, HOSTILE_ESCAPED, Run, vqm
 import vqformat.cli.inspect as verbs
 from vqformat import ConversionError
 from vqformat.cli import main
+from vqformat.cli.progress import progress_line
 from vqformat.cli.text import escape, shape_text, table, to_json
 from vqformat.encode.methods.assemble import assemble_raw
+from vqformat.encode.progress import TensorProgress
 from vqformat.format.chunkwriter import ChunkWriter
 
 
@@ -65,7 +68,7 @@ def test_version(run: Run) -> None:
     result = run("--version")
     assert result.code == 0
     assert result.out.startswith("vqm 0.")
-    assert "format version 1.1" in result.out
+    assert "format version 1.2" in result.out
 
 
 @pytest.mark.parametrize(
@@ -199,19 +202,61 @@ def test_sigterm_leaves_no_temporary_file(archive: Path, tmp_path: Path) -> None
 def test_progress_only_on_a_terminal(
     run: Run, archive: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool, shows: bool
 ) -> None:
-    pytest.importorskip("tqdm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
     result = run("convert", archive)
     assert result.code == 0
-    assert ("%|" in result.err) == shows
+    assert ("%  pass 1, gathering statistics: " in result.err) == shows
+    assert (result.err == "") != shows
     assert run("convert", archive, "-f", "-q").err == ""
+    assert ("%  " in run("verify", archive.with_suffix(".vqm")).err) == shows
 
 
-def test_no_bar_without_tqdm(run: Run, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    result = run("convert", archive)
-    assert (result.code, result.err) == (0, "")
+class Terminal(io.StringIO):
+    """A terminal, and a clock in seconds."""
+
+    now = 0.0
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    terminal = Terminal()
+    monkeypatch.setattr("vqformat.cli.progress.sys", SimpleNamespace(stderr=terminal))
+    monkeypatch.setattr("vqformat.cli.progress.time", SimpleNamespace(monotonic=lambda: terminal.now))
+    return terminal
+
+
+def test_the_line_has_the_pass_the_tensor_the_share_and_the_time_left(terminal: Terminal) -> None:
+    with progress_line(quiet=False) as show:
+        assert show is not None
+        for now, (name, share) in enumerate([("a", 0.0), ("b\x1b", 0.0101), ("c", 0.995), ("long" * 50, 0.999)]):
+            terminal.now = 40.0 * now
+            show(TensorProgress(name, "encoding", 3, share), 5, 10)
+            show(TensorProgress("at the same time", "encoding", 3, share), 6, 10)
+        terminal.now += 9000
+        show(TensorProgress("d", "writing", 4, 0.5), 5, 10)
+        terminal.now += 1
+        show(TensorProgress("e", "writing", 4, None), 5, 10)
+
+    lines = [line.rstrip() for line in terminal.getvalue().split("\r")]
+    assert lines[:4] == ["", "  0 %  pass 3, encoding: a", r"  1 %  1:05:20 left  pass 3, encoding: b\x1b",
+                         " 99 %  0:00 left  pass 3, encoding: c"]  # fmt: skip
+    assert lines[4].startswith(" 99 %  0:00 left  pass 3, encoding: longlong") and lines[4].endswith("…")
+    assert len(lines[4]) == 79
+    assert lines[5:] == [" 50 %  2:32:00 left  pass 4, writing: d", "pass 4, writing: e", "", ""]
+
+
+def test_each_line_covers_the_one_before_and_the_last_is_removed(terminal: Terminal) -> None:
+    with pytest.raises(KeyboardInterrupt), progress_line(quiet=False) as show:
+        assert show is not None
+        show("层层层层", 1, 2)
+        terminal.now = 0.5
+        show("b", 1, 2)
+        raise KeyboardInterrupt
+
+    assert terminal.getvalue() == "\r 50 %  层层层层\r 50 %  b" + 7 * " " + "\r" + 8 * " " + "\r"
 
 
 @pytest.mark.parametrize("arguments", [["convert", "", "-o", "x.vqm"], ["convert", "x.pt", "-o", ""],

@@ -63,7 +63,7 @@ NO_CHECKPOINTS = {
     "bytes": (lambda p: p.write_bytes(bytes(range(200, 256))), "begin with c8 c9"),
     "zeros": (lambda p: p.write_bytes(bytes(1000)), "begin with 00 00"),
     "other zip": (lambda p: zipfile.ZipFile(p, "w").close(), "without members"),
-    "torchscript": (torchscript, "TorchScript archive that cannot be read: its pickle is damaged"),
+    "torchscript": (torchscript, "TorchScript archive that cannot be read: its pickle is damaged at its first byte"),
     "no tensors": (lambda p: torch.save({"epoch": 3}, p), "without tensors"),
     "no arrays": (lambda p: np.savez(p.open("wb"), a=np.array(["x"])), "without numeric arrays"),
     "bf16 in npz": (lambda p: np.savez(p.open("wb"), a=np.ones(3, ml_dtypes.bfloat16)), "bytes without a meaning"),

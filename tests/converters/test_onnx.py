@@ -256,9 +256,10 @@ class TestExternalData:
     def test_a_file_beside_the_model_is_read(self, tmp_path: Path, length: dict[str, str]) -> None:
         path = save(self.lay(tmp_path), model_of([outside(location="data", offset="8", **length)]))
 
-        convert(path, tmp_path / "a.vqm", lossless=True)
+        report = convert(path, tmp_path / "a.vqm", lossless=True)
         extract(tmp_path / "a.vqm", tmp_path / "b.onnx")
 
+        assert report.source_file_nbytes == 0 and report.grown == []  # the model is in two files
         found = onnx.load(tmp_path / "b.onnx")  # data inside
         assert nh.to_array(found.graph.initializer[0]).tolist() == [1, 2, 3]
         onnx.checker.check_model(found)

@@ -42,6 +42,13 @@ FILES: list[tuple[str, bytes, str]] = [
     ("model.xml", b'<?xml version="1.0"?>\n<net name="a" version="11">', "OpenVINO.*ONNX"),
     ("model.joblib", b"\x80\x04\x95\x10\0\0\0\0\0\0\0\x8c\x13joblib.numpy_pickle\x94.", "joblib.*numpy.savez"),
     ("model.joblib.z", b"\x78\x9c" + bytes(40), "zlib.*joblib.*numpy.savez"),
+    ("model.bin", b"tjgg\3\0\0\0" + bytes(40), "GGML.*GGUF.*llama"),
+    ("model.engine", b"ftrt" + bytes(40), "TensorRT.*made from"),
+    ("model.rknn", b"RKNN" + bytes(40), "RKNN.*made from"),
+    ("model.mat", b"MATLAB 5.0 MAT-file" + bytes(40), "MATLAB.*loadmat"),
+    ("model.parquet", b"PAR1" + bytes(40), "Parquet.*numpy.savez"),
+    ("model.p", b"(dp0\nVw\n", "pickle of protocol 0.*numpy.savez"),
+    ("model.lz4", b"\x04\x22\x4d\x18" + bytes(40), "lz4; decompress"), ("model.rar", b"Rar!\x1a\x07\0", "RAR.*unpack"),
     ("model.pkl", b"\x80\x04\x95\x10\0\0\0\0\0\0\0\x8c\x15sklearn.linear_model\x94.", "scikit-learn.*numpy.savez"),
 ]  # fmt: skip
 

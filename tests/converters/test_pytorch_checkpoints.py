@@ -72,7 +72,8 @@ def test_all_tensors_and_plain_values_go_back_to_their_places(tmp_path: Path, ch
 def test_quantized_tensors_stay_quantized(tmp_path: Path, is_zip: bool) -> None:
     scales, zero_points = torch.tensor([0.5, 1, 2]), torch.tensor([1, 2, 3])
     checkpoint = {"w": torch.quantize_per_tensor(W, 0.1, 3, torch.qint8), "v": W,
-                  "c": torch.quantize_per_channel(W, scales, zero_points, 0, torch.quint8)}  # fmt: skip
+                  "c": torch.quantize_per_channel(W, scales, zero_points, 0, torch.quint8),
+                  "f": torch.quantize_per_channel(W, scales, zero_points / 7, 0, torch.quint8)}  # fmt: skip
 
     found, report = there_and_back(tmp_path, checkpoint, is_zip)
 
@@ -157,6 +158,11 @@ def classes(monkeypatch: pytest.MonkeyPatch) -> None:
     (lambda: np.arange(3.0), torch.arange(3.0, dtype=torch.float64)),
     (lambda: np.array(["a", "bc"]), ["a", "bc"]),
     (lambda: Path("runs/1"), "runs/1"),
+    (lambda: Path("."), "."),
+    (lambda: bytearray(b"a\xff"), b"a\xff"),
+    (lambda: torch.__version__, str(torch.__version__)),
+    (lambda: np.array([(1, 0.5), (2, 1.5)], [("a", "<i4"), ("b", ">f8")]),
+     {"a": torch.tensor([1, 2], dtype=torch.int32), "b": torch.tensor([0.5, 1.5], dtype=torch.float64)}),
 ], ids=lambda value: None)  # fmt: skip
 def test_what_can_be_told_of_objects_is_kept(tmp_path: Path, classes: None, is_zip: bool, value: Any,
                                             expected: Any) -> None:  # fmt: skip
@@ -175,7 +181,46 @@ def test_of_a_whole_module_its_state_dict_is_kept(tmp_path: Path, is_zip: bool, 
 
     assert same(dict(net.state_dict()), dict(found.get("model", found)))
     assert any("torch.nn.modules.container.Sequential" in note for note in report.notes)
-    assert any("scratch" in note for note in report.left_out)
+    assert same(found.get("model", found)._metadata, {"1": {"attributes": {"scratch": torch.ones(7)}}})
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(4, 3)
+        self.anchors = W + 1
+        self.names, self.count = {0: "cat", 1: "dog"}, 2
+        self.unregistered = [torch.nn.Linear(1, 1, bias=False), self.fc]
+        self.function = len
+
+
+@IS_ZIP
+def test_attributes_of_a_whole_module_are_kept_beside_its_state_dict(tmp_path: Path, is_zip: bool) -> None:
+    net = Net()
+
+    found, _ = there_and_back(tmp_path, net, is_zip)
+
+    state = {"fc.weight": net.fc.weight, "fc.bias": net.fc.bias}
+    assert same(dict(found), state)
+    assert same(found._metadata[""]["attributes"], {
+        "anchors": W + 1, "names": {0: "cat", 1: "dog"}, "count": 2,
+        "unregistered": [{"weight": net.unregistered[0].weight}, {"weight": net.fc.weight, "bias": net.fc.bias}],
+    })  # fmt: skip
+    assert Net().load_state_dict(found) == ([], [])
+
+
+@pytest.mark.parametrize(("checkpoint", "kept"), [
+    ({"model": {"state": {"0": {"exp_avg": W}}, "w": W + 1}}, {"state.0.exp_avg", "w"}),
+    ({"m": {"w": W}, "o": {"state": {0: {"exp_avg": W}}, "param_groups": [{"params": [0]}], "fp32": [W + 1]}},
+     {"m.w", "o.fp32.0"}),
+])  # fmt: skip
+def test_what_lies_beside_the_state_of_an_optimizer_is_kept(tmp_path: Path, checkpoint: Any, kept: set[str]) -> None:
+    torch.save(checkpoint, tmp_path / "a.pt")
+
+    with open_source(tmp_path / "a.pt") as source:
+        names = {tensor.name for tensor in source.tensors}
+
+    assert names == kept
 
 
 def test_a_long_list_of_numbers_is_a_list_again(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,11 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vqmbuilder import File, file, layr, section
-from vqmtensors import Layout, Scale, tensor
+from vqmtensors import Codebook, Layout, LowRank, Scale, tensor
 from vqmtrellis import Freq, Trellis
 
 import vqformat
 from vqformat import VqmError, native
+from vqformat.native.crc import crc32
 
 KERNELS = [name for name in native.available() if name != "numpy"]
 needs_kernels = pytest.mark.skipif(not KERNELS, reason="the kernels were not built: there was no compiler")
@@ -91,15 +94,96 @@ def test_kernels_decode_the_same_values(whole: File) -> None:
     assert not isinstance(check_all_agree(whole.build()), str)
 
 
+# Entries, and planes of their codes
+PACKINGS = [(1, ()), (5, ()), (16, ()), (200, ()), (256, ()), (300, ()), (3, ((3, 5),)), (11, ((11, 2),)),
+            (20, ((5, 3), (4, 4))), (73, ((15, 2), (5, 3))), (700, ((9, 2), (9, 2), (9, 2)))]  # fmt: skip
+
+
+def numbers(draw: st.DrawFn, random: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
+    """Values with few significant bits, of a dtype that a table may have."""
+    dtype = draw(st.sampled_from([np.float32, np.float16]))
+    return random.standard_normal(shape).astype(np.float16).astype(dtype)
+
+
+def scales(draw: st.DrawFn, random: np.random.RandomState, rows: int, columns: int) -> Scale | None:
+    if not draw(st.booleans()):
+        return None
+    row_size = draw(st.integers(0, rows - 1))
+    column_size = draw(st.integers(0, columns - 1))
+    n_groups = (-(-rows // row_size) if row_size else 1) * (-(-columns // column_size) if column_size else 1)
+    return Scale(numbers(draw, random, (n_groups,)), row_size, column_size)
+
+
+def codebooks(draw: st.DrawFn, random: np.random.RandomState, rows: int, columns: int) -> Codebook:
+    entries, planes = draw(st.sampled_from(PACKINGS))
+    source = draw(st.sampled_from(["table", "steps"]))
+    dim = draw(st.integers(1, min(columns, 5))) if source == "table" else 1
+    n_subvectors = -(-columns // dim)
+    book_rows, book_columns = draw(st.integers(0, rows - 1)), draw(st.integers(0, n_subvectors - 1))
+    n_groups = (-(-rows // book_rows) if book_rows else 1) * (-(-n_subvectors // book_columns) if book_columns else 1)
+    values: dict[str, Any] = {"table": numbers(draw, random, (n_groups, entries, dim))}
+    if source == "steps":
+        steps = random.standard_normal(n_groups).astype(np.float32)
+        values = {"steps": steps, "zero": draw(st.integers(0, entries - 1)), "entries": entries}
+    return Codebook(random.randint(0, entries, (rows, n_subvectors)), **values, book_rows=book_rows,
+                    book_columns=book_columns, scale=scales(draw, random, rows, columns), planes=planes)  # fmt: skip
+
+
+def low_ranks(draw: st.DrawFn, random: np.random.RandomState, rows: int, columns: int) -> LowRank:
+    rank = draw(st.integers(1, min(rows, columns, 6)))
+    size_r, size_c = draw(st.integers(0, rows - 1)), draw(st.integers(0, columns - 1))
+    of_rows = numbers(draw, random, (-(-rows // size_r) if size_r else 1,))
+    of_columns = numbers(draw, random, (-(-columns // size_c) if size_c else 1,))
+    return LowRank(random.randint(0, 15, (rows, rank)), random.randint(0, 15, (rank, columns)), 15, 15, of_rows,
+                   of_columns, size_r, size_c)  # fmt: skip
+
+
+@st.composite
+def sums(draw: st.DrawFn) -> File:
+    """A file with a tensor of several stages, in any layout."""
+    shape = tuple(draw(st.lists(st.integers(1, 20), min_size=1, max_size=3)))
+    random = np.random.RandomState(draw(st.integers(0, 2**32 - 1)))
+    permutations = [axes for axes in itertools.permutations(range(len(shape))) if axes != tuple(sorted(axes))]
+    layout = Layout(draw(st.sampled_from([None, *permutations])), draw(st.integers(0, len(shape))))
+    rows, columns = layout.view_shape(shape)
+    order = draw(st.integers(0, 3))
+    axes_of_view = ((1, "row_classes", rows), (2, "column_classes", columns))
+    classes = {name: random.randint(0, 4, n).tolist() for bit, name, n in axes_of_view if order & bit}
+    layout = replace(layout, order=order, block_rows=draw(st.integers(0, rows - 1)))
+    stages: list[Any] = [draw(st.sampled_from([codebooks, low_ranks]))(draw, random, rows, columns)
+                         for _ in range(draw(st.integers(1, 2)))]  # fmt: skip
+    chunks = []
+    if draw(st.booleans()):
+        freq = Freq(6, (random.randint(1, 9, 7).astype(np.uint8).tobytes(),) * 2)
+        chunks = [freq.chunk()]
+        stages.append(Trellis(random.randint(0, 7, (rows, columns)), freq, (1, min(columns, 32)), step=0.25,
+                              zero=3, trellis=(11, 4), scale=scales(draw, random, rows, 1)))  # fmt: skip
+    dtype = draw(st.sampled_from(["f32", "f16", "f64"]))
+    return file(*chunks, layr("", tensor("a", dtype, list(shape), *stages, layout=layout, **classes)))
+
+
 @needs_kernels
-@given(files(), st.randoms(use_true_random=False))
+@given(sums())
+def test_kernels_add_and_place_the_same_values(whole: File) -> None:
+    expected = check_all_agree(whole.build())
+    assert not isinstance(expected, str), expected
+    for backend in KERNELS:
+        native.use(backend)
+        with vqformat.safe_open(io.BytesIO(whole.build())) as opened:
+            part = opened.get_slice("a")[1:]
+            assert part.tobytes() == np.ascontiguousarray(expected["a"][1:]).tobytes()
+
+
+@needs_kernels
+@given(st.one_of(files(), sums()), st.randoms(use_true_random=False))
 def test_kernels_refuse_what_numpy_refuses(whole: File, random: Any) -> None:
-    """Some bytes of the last payload are changed; its checksum is that of the changed bytes."""
+    """Some bytes of a section are changed; its checksum is that of the changed bytes."""
     layer = whole.chunks[-1]
-    payload = bytearray(layer.sections[-1].stored)
+    at = random.choice([i for i, item in enumerate(layer.sections) if item.stored])
+    payload = bytearray(layer.sections[at].stored)
     for _ in range(random.randint(1, 3)):
         payload[random.randrange(len(payload))] = random.randrange(256)
-    changed = replace(layer, sections=(*layer.sections[:-1], section(payload)))
+    changed = replace(layer, sections=(*layer.sections[:at], section(payload), *layer.sections[at + 1 :]))
 
     check_all_agree(replace(whole, chunks=(*whole.chunks[:-1], changed)).build())
 
@@ -129,3 +213,11 @@ def test_the_environment_chooses_the_backend() -> None:
     code, message = said("native-mmx")
     assert code == 1
     assert "native-mmx" in message and "numpy" in message
+
+
+@given(st.binary(max_size=3000), st.integers(0, 2**32 - 1))
+def test_the_crc_is_that_of_zlib(data: bytes, before: int) -> None:
+    for backend in native.available():
+        native.use(backend)
+        assert crc32(data, before) == zlib.crc32(data, before)
+        assert crc32(memoryview(data * 3)[1:]) == zlib.crc32((data * 3)[1:])

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import vqformat
-from vqformat.encode.methods import dequantized, planes
+from vqformat import native
+from vqformat.decode import raw
+from vqformat.encode.methods import dequantized, huffman
 from vqformat.format.dtypes import of_array
 
 Array = npt.NDArray[Any]
@@ -244,12 +246,74 @@ def test_preset_small_searches_more() -> None:
     assert len(thorough) <= len(saved(rows))
 
 
-@pytest.mark.parametrize("n", [64, 65, 1000, (1 << 17) - 1, 1 << 17, (1 << 17) + 1, (1 << 18) + 70])
+LENGTHS = (1, 63, 64, 65, 1000, (1 << 17) - 1, 1 << 17, (1 << 17) + 1, (1 << 18) + 70)
+
+
+def huffman_frame(symbols: Array) -> bytes:
+    """The same from each backend, and zstd reads it."""
+    frames = set()
+    before = native.backend()
+    for backend in native.available():
+        native.use(backend)
+        frames.add(huffman.frame(symbols.astype(np.uint8).tobytes()))
+    native.use(before)
+    (frame,) = frames
+    assert frame is not None
+    assert zstandard.ZstdDecompressor().decompress(frame) == symbols.astype(np.uint8).tobytes()
+    return frame
+
+
+@pytest.mark.parametrize("n", LENGTHS)
 def test_frames_of_one_bit_are_zstd(n: int) -> None:
-    plain = np.random.default_rng(n).integers(0, 2, n).astype(np.uint8).tobytes()
-    frame = planes.one_bit_frame(plain)
-    assert zstandard.ZstdDecompressor().decompress(frame) == plain
-    assert len(frame) <= n / 8 + 80
+    assert len(huffman_frame(np.random.default_rng(n).integers(0, 2, n))) <= n / 8 + 80
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("p", [0.02, 0.4, 0.9])
+def test_frames_of_huffman_codes_are_zstd(n: int, p: float) -> None:
+    """Their codes have 1 to 11 bits: at 0.9 the rarest would have more."""
+    symbols = np.minimum(np.random.default_rng(n).geometric(p, n), 128)
+    n_blocks = -(-n // (1 << 17))
+    assert len(huffman_frame(symbols)) <= min(1.1 * entropy_nbytes(symbols) + n / 9 * (p == 0.9), n) + 90 * n_blocks
+
+
+def test_frames_of_runs_and_of_noise_are_zstd() -> None:
+    runs = np.repeat([7, 9], 1 << 17)
+    assert len(huffman_frame(runs)) == 9 + 2 * 4
+    noise = np.random.default_rng(0).integers(0, 128, 200)
+    assert len(huffman_frame(noise)) == 9 + 3 + 200
+
+
+@given(hnp.arrays(np.uint8, st.integers(64, 400), elements=st.integers(0, 128)))
+@settings(max_examples=50, deadline=None)
+def test_any_bytes_up_to_128_make_a_frame(symbols: Array) -> None:
+    huffman_frame(symbols)
+
+
+def test_a_frame_of_huffman_codes_needs_small_bytes() -> None:
+    assert huffman.frame(bytes([1, 2, 129])) is None
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 31, 129])
+def test_code_lengths_are_those_of_a_complete_code_of_at_most_11_bits(n: int) -> None:
+    counts = np.zeros(256, np.uint32)
+    counts[:n] = np.minimum(2.0 ** np.arange(n), 1e6)  # the worst case for Huffman codes
+    lengths = huffman.code_lengths(counts)
+    assert lengths[n:].max(initial=0) == 0 and lengths[:n].min() >= 1 and lengths.max() <= 11
+    assert sum(2.0 ** -lengths[:n].astype(float)) == 1
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<u8"])
+@pytest.mark.parametrize("split", [1, 2])
+def test_kernels_split_words_as_numpy_does(dtype: str, split: int) -> None:
+    words = np.random.default_rng(1).integers(0, 256, 9001 * np.dtype(dtype).itemsize, np.uint8).view(dtype)
+    found = []
+    before = native.backend()
+    for backend in native.available():
+        native.use(backend)
+        found.append(raw.encode(words, of_array(words, "w"), split))
+    native.use(before)
+    assert all(planes_of == found[0] for planes_of in found)
 
 
 @pytest.mark.parametrize("dtype", ["<f2", BFLOAT16], ids=str)
@@ -257,3 +321,90 @@ def test_float32_that_holds_shorter_floats_takes_a_bit_for_the_sign(dtype: Any) 
     """Signs fill a plane of their own then, whose bytes are 0 and 1."""
     array = weights().astype(dtype)
     assert len(saved(array.astype(np.float32))) <= 1.02 * len(saved(array)) + 300
+
+
+def pruned(share: float, dtype: Any = np.float32, *, signed: bool = False) -> Array:
+    """Weights of which a share is zero, at random places; signed where they were multiplied by a mask."""
+    mask = np.random.default_rng(5).random((N_ROWS, N_COLUMNS)) >= share
+    values = weights() * mask
+    return (values if signed else values + np.float32(0)).astype(dtype)
+
+
+def stored_apart(array: Array) -> float:
+    """Bytes of what is not zero, stored by itself, and of a bit for each element that says whether it is zero."""
+    is_zero = array == 0
+    sign_nbytes = is_zero.sum() / 8 if np.signbit(array[is_zero]).any() else 0
+    share = is_zero.mean()
+    mark_bits = -(share * np.log2(share) + (1 - share) * np.log2(1 - share))
+    return len(vqformat.save({"w": array[~is_zero]}, lossless=True)) + mark_bits * array.size / 8 + sign_nbytes
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["", "signed"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", ["<f4", "<f2", BFLOAT16, "<f8"], ids=str)
+def test_zeros_take_what_their_places_take(dtype: Any, share: float, signed: bool) -> None:
+    array = pruned(share, dtype, signed=signed)
+    assert len(saved(array)) <= 1.02 * stored_apart(array) + 200
+
+
+@pytest.mark.parametrize("dtype", ["<i4", "<u2", "<c8"], ids=str)
+def test_zeros_of_other_dtypes_are_stored_apart(dtype: str) -> None:
+    noise = np.random.default_rng(6).integers(0, 256, (N_ROWS * N_COLUMNS, 8), np.uint8).view(dtype)[:, 0]
+    array = np.where(pruned(0.5).reshape(-1) == 0, np.zeros((), dtype), noise)
+    assert len(saved(array)) <= 0.6 * array.nbytes
+    assert method(array).endswith("without zeros")
+
+
+def test_a_part_of_a_tensor_with_zeros_is_read_by_its_blocks() -> None:
+    """Blocks without zeros, with nothing else, and with both; the last one is shorter."""
+    array = np.concatenate([weights(i) for i in range(15)])
+    array[: array.shape[0] // 3] *= np.random.default_rng(8).random((array.shape[0] // 3, N_COLUMNS)) < 0.2
+    array[-200:] = 0
+    with vqformat.safe_open(io.BytesIO(saved(array))) as file:
+        assert "without zeros" in file.info("w").method
+        for index in (slice(0, 3), slice(600, 900), slice(-201, None), (slice(None, None, 97), 5)):
+            assert file.get_slice("w")[index].tobytes() == array[index].tobytes()
+    with vqformat.stream(io.BytesIO(saved(array))) as layers:
+        assert next(iter(layers))["w"].tobytes() == array.tobytes()
+    vqformat.verify(io.BytesIO(saved(array)))
+
+
+@given(hnp.arrays(np.uint32, st.integers(1, 300), elements=st.sampled_from([0, 1 << 31, 1, 0x3F800000, 0xFFC00001])))
+@settings(max_examples=30, deadline=None)
+def test_words_are_kept_to_the_bit_beside_zeros(words: Array) -> None:
+    saved(words.view(np.float32))
+
+
+def test_only_a_file_with_zeros_stored_apart_is_of_version_1_2(tmp_path: Any) -> None:
+    for array, minor in ((weights(), 0), (pruned(0.5), 2)):
+        vqformat.save_file({"w": array}, tmp_path / "w.vqm", lossless=True)
+        file = (tmp_path / "w.vqm").read_bytes()
+        assert file == vqformat.save({"w": array}, lossless=True)
+        assert file[10:12] == bytes([minor, 0])
+        vqformat.verify(tmp_path / "w.vqm")
+
+
+def test_a_pipe_gets_the_version_that_was_known_at_its_beginning() -> None:
+    class Pipe(io.RawIOBase):
+        def __init__(self) -> None:
+            self.data = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            self.data += bytes(data)
+            return len(data)
+
+    pipe = Pipe()
+    vqformat.save_file({"w": pruned(0.5)}, pipe, lossless=True)
+    assert pipe.data[10:12] == b"\0\0"
+    vqformat.verify(io.BytesIO(pipe.data))
+    assert vqformat.load(pipe.data)["w"].tobytes() == pruned(0.5).tobytes()
+
+
+def test_lossy_presets_store_no_zeros_apart() -> None:
+    """Readers of version 1.1 read them."""
+    tensors = {"w": pruned(0.5), "bias": np.zeros(300, np.float32), "ids": np.zeros(900, np.int64)}
+    for preset in ("default", "small", "fast"):
+        assert vqformat.save(tensors, preset=preset)[10:12] == b"\1\0"

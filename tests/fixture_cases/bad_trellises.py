@@ -120,7 +120,7 @@ def records() -> Iterator[Case]:
         of,
         replace(both, sections=(item.sections[0], plain.sections[0], *item.sections[1:])),
     )
-    yield one("ten-006-stage-5", UNSUPPORTED, "the stage id after the last", "TEN-006", of, edit(item, (4, 0, 0), 5))
+    yield one("ten-006-stage-6", UNSUPPORTED, "the stage id after the last", "TEN-006", of, edit(item, (4, 0, 0), 6))
     extra = replace(base_tensor(), sections=(*base_tensor().sections, section(b"")))
     yield one("lyr-002-trellis-extra", FORMAT, "a section after the payload", "LYR-002", base_trellis().freq, extra)
     missing = replace(base_tensor(), sections=(*base_tensor().sections[:2], base_tensor().sections[3]))

@@ -41,9 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # printing a name must not fail because of the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
-    parser = build_parser()
-    args = parser.parse_args(argv)
     try:
+        args = build_parser().parse_args(argv)
         with _terminating():
             # The module of the verb is imported only now, so that `vqm info` does not wait for torch
             run = getattr(importlib.import_module(f".{args.module}", __name__), args.function)

@@ -19,7 +19,7 @@ from ..errors import EncodeError
 from ..files import name_full_disk
 from .arguments import UsageError
 from .files import STDIO, check_output, default_output, is_special, label, local_path, select, stdout
-from .progress import progress_bar
+from .progress import progress_line
 from .text import count, counted, decibel, escape, number, one_line, shape_text, table, to_json
 
 if TYPE_CHECKING:
@@ -45,13 +45,12 @@ def run_convert(args: argparse.Namespace) -> int:
                 raise UsageError(f"-o {args.output!r}: convert writes a .vqm, from which vqm extract makes such a file")
         start = time.monotonic()
         source = stack.enter_context(local_path(args.source))
-        progress = stack.enter_context(progress_bar(quiet=args.quiet, unit=" weights"))
+        progress = stack.enter_context(progress_line(quiet=args.quiet))
         stack.enter_context(_naming_full_disk("stdout" if to_stdout else output))
         report = convert(source, target, recipe=recipe, bits=args.bits, ratio=args.ratio, size=args.size,
                          sqnr=args.sqnr, lossless=args.lossless, preset=preset, seed=args.seed, calibration=calibration,
                          progress=progress, include_optimizer=args.include_optimizer,
                          overwrite=args.force)  # fmt: skip
-        source_file_nbytes = _file_nbytes(source)
     seconds = time.monotonic() - start
     where: TextIO = sys.stderr if to_stdout else sys.stdout
     always = [*report.missed, *report.ruined, *report.left_out, *report.grown]
@@ -62,9 +61,9 @@ def run_convert(args: argparse.Namespace) -> int:
     if not args.quiet:
         print("\n".join(_report_table(report, verbose=args.verbose)), file=where)
         than_source = ""
-        if source_file_nbytes:
-            than_source = (f"; the source file has {count(source_file_nbytes)} bytes, ratio"
-                           f" {source_file_nbytes / report.file_nbytes:.2f}")  # fmt: skip
+        if report.source_file_nbytes:
+            than_source = (f"; the source file has {count(report.source_file_nbytes)} bytes, ratio"
+                           f" {report.source_file_nbytes / report.file_nbytes:.2f}")  # fmt: skip
         took = f" in {seconds:.1f} s" if args.verbose else ""
         print(f"{'stdout' if to_stdout else label(str(output))}: {count(report.source_nbytes)} bytes of tensors in"
               f" {count(report.file_nbytes)}, ratio {report.ratio:.2f}{than_source}{took}", file=where)  # fmt: skip
@@ -79,11 +78,6 @@ def _naming_full_disk(output: str | Path) -> Iterator[None]:
     except OSError as err:
         name_full_disk(err, output)
         raise
-
-
-def _file_nbytes(source: Path) -> int:
-    """Bytes of the source file; 0 if the model is in several files."""
-    return source.stat().st_size if source.is_file() and source.suffix.lower() != ".json" else 0
 
 
 def _recipe(args: argparse.Namespace) -> Recipe | None:

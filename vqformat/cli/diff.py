@@ -17,7 +17,7 @@ from vqformat.converters import open_source
 from ..format.dtypes import BY_NAME
 from .arguments import UsageError
 from .files import STDIO, label, local_path, naming
-from .progress import progress_bar
+from .progress import progress_line
 from .text import counted, decibel, escape, number, shape_text, table, to_json
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def run_diff(args: argparse.Namespace) -> int:
     with _tensors(args.original) as a, _tensors(args.other) as b:
         common = [name for name in a if name in b]
         rows = []
-        with progress_bar(quiet=args.quiet, unit=" tensors") as progress:
+        with progress_line(quiet=args.quiet) as progress:
             for i, name in enumerate(common):
                 rows.append(_compare(args, a[name], b[name]))
                 if progress is not None:

@@ -22,7 +22,7 @@ from ..format.stage_summary import stage_summary
 from ..read.indexed import IndexedReader
 from ..read.sequential import SequentialReader
 from .files import STDIO, label, local_path, opened, select
-from .progress import Progress, progress_bar
+from .progress import Progress, progress_line
 from .text import count, counted, describe_error, escape, number, shape_text, shorten, table, to_json
 
 _SHOWN_METADATA = 12  # pairs that are shown without -v
@@ -250,7 +250,7 @@ def run_verify(args: argparse.Namespace) -> int:
 def _verify(file: str, *, quiet: bool) -> str:
     """Check a file. Returns its SHA-256 in hexadecimal."""
     total = 0 if file == STDIO else Path(file).stat().st_size
-    with opened(file) as stream, progress_bar(quiet=quiet or not total, unit="B") as progress:
+    with opened(file) as stream, progress_line(quiet=quiet or not total) as progress:
         reader = SequentialReader(_Watched(stream, file, total, progress) if progress else stream,  # type: ignore[arg-type]
                                   check_digest=True, keep_total=False)  # fmt: skip
         for _ in reader.layers():
@@ -259,7 +259,7 @@ def _verify(file: str, *, quiet: bool) -> str:
 
 
 class _Watched:
-    """A stream that reports to a progress bar how much has been read."""
+    """A stream that reports to the line of progress how much has been read."""
 
     def __init__(self, stream: BinaryIO, label: str, total: int, progress: Progress) -> None:
         self._stream, self._label, self._total, self._progress = stream, label, total, progress

@@ -55,6 +55,16 @@ def shorten(text: str, width: int = 100) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
+def cut(text: str, width: int) -> str:
+    """The text, cut to at most ``width`` columns of a terminal."""
+    if width_of(text) <= width:
+        return text
+    end = used = 0
+    while (used := used + width_of(text[end])) < width:
+        end += 1
+    return f"{text[:end]}…"
+
+
 def table(rows: Iterable[Sequence[str]], align: str) -> list[str]:
     """The lines of a table.
 
@@ -63,16 +73,16 @@ def table(rows: Iterable[Sequence[str]], align: str) -> list[str]:
         align: ``"<"`` or ``">"`` for each column.
     """
     rows = list(rows)
-    widths = [min(_MAX_PADDING, max(map(_width, column))) for column in zip(*rows, strict=True)]
+    widths = [min(_MAX_PADDING, max(map(width_of, column))) for column in zip(*rows, strict=True)]
     return ["  ".join(_pad(*cell) for cell in zip(row, widths, align, strict=True)).rstrip() for row in rows]
 
 
 def _pad(cell: str, width: int, align: str) -> str:
-    padding = " " * (width - _width(cell))
+    padding = " " * (width - width_of(cell))
     return padding + cell if align == ">" else cell + padding
 
 
-def _width(text: str) -> int:
+def width_of(text: str) -> int:
     """Number of columns that the text takes on a terminal."""
     if text.isascii():
         return len(text)

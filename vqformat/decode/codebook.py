@@ -9,13 +9,16 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
+from .. import native
 from ..format import bits
 from ..format.layout import Block, View
 from ..format.stages import CodebookStage, FloatSource, ProgressionSource, TableSource
+from ..native import decoding
 from . import tables
 from .tables import Floats
 
 _PAIRS_FROM_ELEMENTS = 1 << 20  # size of a tensor that earns a table for pairs of bytes
+_MOST_DIM_ADDED = 512  # dim of a stage whose kernel can add
 _PIECE = 1 << 14  # indices in one call: NumPy converts them to 8 bytes each, and these stay in the cache
 
 
@@ -95,13 +98,23 @@ class CodebookDecoder:
         """The argument of ``decode`` for each of these blocks: here its payloads, unchanged."""
         return payloads
 
-    def decode(self, block: Block, payloads: list[bytes], out: Floats) -> None:
+    @property
+    def can_add(self) -> bool:
+        """Whether ``decode`` can add."""
+        return native.is_used() and self.stage.dim <= _MOST_DIM_ADDED
+
+    def decode(self, block: Block, payloads: list[bytes], out: Floats, *, adds: bool = False) -> None:
         """Decode a block into ``out``, ``(n_rows, n_columns)`` float32, each row contiguous.
+
+        Args:
+            adds: Whether the values are added to those in ``out``, if ``can_add``; then it is C-contiguous.
 
         Raises:
             FormatError: A code or a padding bit breaks a rule of SPEC section 10.
         """
         arrays = [np.frombuffer(payload, np.uint8) for payload in payloads]
+        if native.is_used() and out.flags.c_contiguous and self._decode_by_kernel(arrays, block, out, adds=adds):
+            return  # otherwise NumPy finds the fault and raises
         if self._byte_table is not None and out.flags.c_contiguous:
             self._decode_bytes(arrays[0], out.reshape(-1))
         else:
@@ -110,6 +123,36 @@ class CodebookDecoder:
             self.look_up(codes, block, out)
             return
         self._multiply_scales(block, out)
+
+    def _decode_by_kernel(self, sections: list[bits.Bytes], block: Block, out: Floats, *, adds: bool) -> bool:
+        stage = self.stage
+        first, n_subvectors = block.column // stage.dim, stage.n_subvectors(block.n_columns)
+        row_groups = column_groups = None
+        if stage.book_rows:
+            row_groups = np.arange(block.row, block.row_end) // stage.book_rows * self._book_columns
+        if stage.book_columns:
+            column_groups = np.arange(first, first + n_subvectors) // stage.book_columns
+        progressions = None
+        if self._steps is not None and isinstance(stage.source, ProgressionSource):
+            progressions = stage.source.zero, self._steps
+        scales = self._scales
+        return decoding.decode_codebook(
+            sections,
+            entries=stage.entries,
+            dim=stage.dim,
+            planes=stage.planes,
+            width=bits.code_width(stage.entries),
+            book=None if progressions else self._book,
+            progressions=progressions,
+            row_groups=row_groups,
+            column_groups=column_groups,
+            scales=None if scales is None else scales.values,
+            row_scales=None if scales is None else scales.firsts(block),
+            scale_columns=0 if scales is None else scales.columns,
+            first_column=block.column,
+            out=out,
+            adds=adds,
+        )
 
     def look_up(self, codes: bits.Codes, block: Block, out: Floats) -> None:
         """Write the values of a block's codes, each below ``entries``, to ``out``, ``(n_rows, n_columns)`` float32."""

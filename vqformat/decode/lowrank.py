@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import native
 from ..format import bits
 from ..format.layout import Block, View
 from ..format.stages import LowRankStage
+from ..native import decoding
 from . import tables
 from .tables import Floats
 
@@ -32,7 +34,10 @@ class LowRankDecoder:
         self.stage = stage
         self._row_scales = tables.decode(resident[0], stage.row_scale.dtype, "row scales")
         self._column_scales = tables.decode(resident[1], stage.column_scale.dtype, "column scales")
-        self._has_column_scales = bool((self._column_scales != 1).any())  # multiplying by 1 would cost a pass
+        self._of_columns: Floats | None = None  # the scale of each column
+        if (self._column_scales != 1).any():  # multiplying by 1 would cost a pass
+            columns = np.arange(view.n_columns) // (stage.column_scale.size or view.n_columns)
+            self._of_columns = self._column_scales[columns]
         planes = [np.frombuffer(section, np.uint8) for section in resident[2:]]
         codes = bits.unpack(planes, stage.rank * view.n_columns, stage.entries_v, stage.planes_v)
         largest_sum = stage.rank * (stage.entries_u // 2) * (stage.entries_v // 2)
@@ -47,8 +52,11 @@ class LowRankDecoder:
         """The argument of ``decode`` for each of these blocks: here its payloads, unchanged."""
         return payloads
 
-    def decode(self, block: Block, payloads: list[bytes], out: Floats) -> None:
+    def decode(self, block: Block, payloads: list[bytes], out: Floats, *, adds: bool = False) -> None:
         """Decode a block into ``out``, ``(n_rows, n_columns)`` float32.
+
+        Args:
+            adds: Whether the values are added to those in ``out``, if ``can_add``.
 
         Raises:
             FormatError: A code breaks a rule of SPEC section 10.
@@ -56,25 +64,33 @@ class LowRankDecoder:
         stage = self.stage
         planes = [np.frombuffer(payload, np.uint8) for payload in payloads]
         codes = bits.unpack(planes, block.n_rows * stage.rank, stage.entries_u, stage.planes_u)
-        self.multiply(codes, block, out)
+        self.multiply(codes, block, out, adds=adds)
 
-    def multiply(self, codes: bits.Codes, block: Block, out: Floats) -> None:
+    @property
+    def can_add(self) -> bool:
+        return native.is_used() and self._dtype is np.float32
+
+    def multiply(self, codes: bits.Codes, block: Block, out: Floats, *, adds: bool = False) -> None:
         """Write the values of a block to ``out``, ``(n_rows, n_columns)`` float32.
 
         Args:
             codes: Codes of its rows of the left factor, ``(n_rows · rank,)``, checked.
+            adds: Whether the values are added to those in ``out``, if ``can_add``.
         """
         stage = self.stage
         left = self._integers(codes, stage.entries_u).reshape(block.n_rows, stage.rank)
+        rows = np.arange(block.row, block.row_end) // (stage.row_scale.size or block.row_end)
+        of_rows = self._row_scales[rows]
+        if self.can_add and out.flags.c_contiguous:
+            decoding.decode_low_rank(left, self._right, of_rows, self._of_columns, out, adds=adds)
+            return
         if self._dtype is np.float32 and out.flags.c_contiguous:
             np.matmul(left, self._right, out=out)
         else:
             out[...] = left @ self._right
-        rows = np.arange(block.row, block.row_end) // stage.row_scale.size if stage.row_scale.size else [0]
-        np.multiply(out, self._row_scales[rows][:, None], out=out)
-        if self._has_column_scales:
-            columns = np.arange(out.shape[1]) // stage.column_scale.size if stage.column_scale.size else [0]
-            np.multiply(out, self._column_scales[columns], out=out)
+        np.multiply(out, of_rows[:, None], out=out)
+        if self._of_columns is not None:
+            np.multiply(out, self._of_columns, out=out)
 
     def _integers(self, codes: bits.Codes, entries: int) -> npt.NDArray[Any]:
         integers: npt.NDArray[Any] = codes.astype(self._dtype)

@@ -83,7 +83,7 @@ class Region:
             An array that owns its memory, of any strides.
         """
         rows, columns = map(_Wanted, self._stored(decoder))
-        matrix = np.empty((rows.n, columns.n), decoder.stored_dtype)
+        matrix = np.empty((rows.n, columns.n), decoder.placement.stored_dtype)
         for block, values in blocks:
             to_rows, from_rows = rows.within(block.row, block.row_end)
             to_columns, from_columns = columns.within(block.column, block.column_end)
@@ -106,7 +106,7 @@ class Region:
         axes, n = _axes(decoder), decoder.record.layout.n_row_axes
         rows, columns = (_flat([places[axis] for axis in part], [shape[axis] for axis in part])
                          for part in (axes[:n], axes[n:]))  # fmt: skip
-        return _looked_up(decoder.row_places, rows), _looked_up(decoder.column_places, columns)
+        return _looked_up(decoder.placement.row_places, rows), _looked_up(decoder.placement.column_places, columns)
 
 
 def part_of(decoder: TensorDecoder, block: Block, values: Array) -> tuple[tuple[Any, ...], Array]:
@@ -122,20 +122,20 @@ def part_of(decoder: TensorDecoder, block: Block, values: Array) -> tuple[tuple[
     axes, n = _axes(decoder), layout.n_row_axes
     rows: Any = slice(block.row, block.row_end)
     columns: Any = slice(block.column, block.column_end)
-    rows = rows if decoder.row_order is None else decoder.row_order[rows]
+    rows = rows if decoder.placement.row_order is None else decoder.placement.row_order[rows]
     if not layout.block_columns and n <= 1:
-        if decoder.column_places is not None:
-            values = np.take(values, decoder.column_places, axis=1)
+        if decoder.placement.column_places is not None:
+            values = np.take(values, decoder.placement.column_places, axis=1)
         permuted = values.reshape([block.n_rows] * n + [shape[axis] for axis in axes[n:]])
         index = (slice(None),) * axes[0] + (rows,) if n else ()
         return index, permuted.transpose(np.argsort(axes))
-    columns = columns if decoder.column_order is None else decoder.column_order[columns]
+    columns = columns if decoder.placement.column_order is None else decoder.placement.column_order[columns]
     if len(axes) == 1:
         return (columns if n == 0 else rows,), values.reshape(-1)
     if layout.axes is None:
         flat = _counted(rows)[:, None] * decoder.view.n_columns + _counted(columns)
     else:
-        row_offsets, column_offsets = decoder.offsets
+        row_offsets, column_offsets = decoder.placement.offsets
         flat = row_offsets[rows][:, None] + column_offsets[columns]
     return np.unravel_index(flat, shape), values
 

@@ -65,13 +65,43 @@ class Scales:
         self._scale = scale
         values = decode(section, scale.dtype, "scales")
         self.largest = largest(values)
-        self._values = values.reshape(scale.grid(view))
+        self._values = np.ascontiguousarray(values.reshape(scale.grid(view)))
+
+    @property
+    def are_of_rows(self) -> bool:
+        """Whether all elements of a row have the same scale."""
+        return not self._scale.columns
+
+    @property
+    def values(self) -> Floats:
+        """All scales, ``(n_scales,)``: those of a row of the grid are beside each other."""
+        return self._values.reshape(-1)
+
+    @property
+    def columns(self) -> int:
+        """Columns of a scale; 0 if it belongs to whole rows."""
+        return self._scale.columns
+
+    def firsts(self, block: Block) -> npt.NDArray[np.int64]:
+        """For each row of a block where its scales begin in ``values``, ``(n_rows,)``."""
+        firsts: npt.NDArray[np.int64] = np.arange(block.row, block.row_end, dtype=np.int64)
+        firsts //= self._scale.rows or block.row_end
+        firsts *= self._values.shape[1]
+        return firsts
+
+    def of_rows(self, block: Block) -> Floats:
+        """The scale of each row of a block, ``(n_rows,)``, if ``are_of_rows``."""
+        return np.ascontiguousarray(np.broadcast_to(self._of_rows(block)[:, 0], block.n_rows))
+
+    def _of_rows(self, block: Block) -> Floats:
+        """The scales of each row of a block: ``(n_rows or 1, groups along columns)``."""
+        rows = self._scale.rows
+        return self._values[np.arange(block.row, block.row_end) // rows if rows else np.zeros(1, np.intp)]
 
     def multiply(self, block: Block, out: Floats) -> None:
         """Multiply a block's values, ``(n_rows, n_columns)``, by their scales, in place."""
         scale = self._scale
-        rows = np.arange(block.row, block.row_end) // scale.rows if scale.rows else np.zeros(1, np.intp)
-        scales = self._values[rows]  # (n_rows or 1, groups along columns)
+        scales = self._of_rows(block)
         if scale.columns:
             columns = np.arange(block.column, block.column_end) // scale.columns
             scales = np.take(scales, columns, axis=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from math import prod
 from typing import Any, Protocol
 
@@ -13,14 +12,15 @@ import numpy.typing as npt
 
 from .. import native
 from ..errors import FormatError
-from ..format.layout import ORDER_COLUMNS, ORDER_ROWS, Block
+from ..format.layout import Block
 from ..format.records import TensorRecord
-from ..format.stages import CodebookStage, LowRankStage, RawStage, SharedSource, TrellisStage
+from ..format.stages import CodebookStage, LowRankStage, RawStage, SharedSource, SparseStage, TrellisStage
 from . import rans, raw
 from .codebook import CodebookDecoder
 from .lowrank import LowRankDecoder
+from .placement import Placement
 from .tables import Floats
-from .trellis import Bands, Codes, TrellisDecoder
+from .trellis import Bands, Codes, Places, TrellisDecoder
 
 # For each dtype the smallest float32 value that rounds to infinity in it
 _OVERFLOW = {"f16": np.float32(65520), "bf16": np.uint32(0x7F7F8000).view(np.float32)}
@@ -30,24 +30,12 @@ _SEQUENCES = 1 << 13
 # Most elements of blocks that are decoded together, to use little memory (about 20 MB), and for speed
 FEW_ELEMENTS, MANY_ELEMENTS = 1 << 22, 1 << 24
 
-# If the bytes of a row are a multiple of _CACHE_NBYTES, the elements of a column fall into few sets of the CPU cache
-# and evict each other. Then _UNEVEN elements are added to each row.
-_CACHE_NBYTES, _UNEVEN = 1024, 16
-
-Order = npt.NDArray[np.intp]
-
-
 class SharedValues(Protocol):
     """The contents of the BOOK and FREQ chunks before a tensor, by number."""
 
     def book_values(self, number: int) -> Floats: ...
 
     def freq_tables(self, number: int) -> rans.Tables: ...
-
-
-def stable_order(classes: bytes | npt.NDArray[np.uint8]) -> Order:
-    """For each stored row (column) the number of its view row (column) (SPEC 7.2, "Order")."""
-    return np.argsort(np.frombuffer(classes, np.uint8), kind="stable")
 
 
 def allocate(record: TensorRecord) -> npt.NDArray[Any]:
@@ -64,7 +52,7 @@ class TensorDecoder:
         shared: Contents of the BOOK and FREQ chunks that it uses.
 
     Attributes:
-        row_order, column_order: For each stored row (column) the number of its view row (column); None if equal.
+        placement: Where the elements of its blocks are.
 
     Raises:
         FormatError: A table, a scale or a right factor breaks a rule, or values could overflow (VAL-002).
@@ -74,9 +62,7 @@ class TensorDecoder:
         self.record = record
         self.view = record.view()
         sections = iter(resident)
-        order = record.layout.order
-        self.row_order = stable_order(next(sections)) if order & ORDER_ROWS else None
-        self.column_order = stable_order(next(sections)) if order & ORDER_COLUMNS else None
+        self.placement = Placement(record, sections)
         self._stages: list[CodebookDecoder | LowRankDecoder | TrellisDecoder] = []
         for i, (stage, sizes) in enumerate(zip(record.stages, record.resident_nbytes()[1:], strict=True)):
             mine = [next(sections) for _ in sizes]
@@ -154,13 +140,15 @@ class TensorDecoder:
             FormatError: A code, bool or padding bit breaks a rule; the message names the tensor.
         """
         for block, *of_stages in zip(blocks, *self._prepare(blocks, payloads, codes), strict=True):
-            place = self._place(block, out)
-            if place is not None:
-                self._fill(block, of_stages, place)
+            part = self.placement.part_of(block, out)
+            if part is not None:
+                self._fill(block, of_stages, part)
+            elif self._last_puts:
+                self._put(block, of_stages, out)
             else:
-                values = np.empty((block.n_rows, block.n_columns), np.float32)
+                values = self._scratch_of("block", block, self.placement.stored_dtype)
                 self._fill(block, of_stages, values)
-                self._scatter(block, values, out)
+                self.placement.scatter(block, values, out)
 
     def block_values(
         self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]
@@ -168,23 +156,12 @@ class TensorDecoder:
         """Decode blocks. Arguments and errors are those of ``decode_blocks``.
 
         Yields:
-            For each block its values in stored order, ``(n_rows, n_columns)`` of ``stored_dtype``.
+            For each block its values in stored order, ``(n_rows, n_columns)`` of ``placement.stored_dtype``.
         """
         for block, *of_stages in zip(blocks, *self._prepare(blocks, payloads), strict=True):
-            values = np.empty((block.n_rows, block.n_columns), self.stored_dtype)
+            values = np.empty((block.n_rows, block.n_columns), self.placement.stored_dtype)
             self._fill(block, of_stages, values)
             yield values
-
-    @cached_property
-    def stored_dtype(self) -> np.dtype[Any]:
-        """dtype of the elements of the view: that of the tensor; for pairs of a complex one, that of its reals."""
-        dtype = np.dtype(self.record.dtype_info.numpy)
-        return np.empty(0, dtype).real.dtype if self._has_pairs else dtype
-
-    @property
-    def _has_pairs(self) -> bool:
-        """Whether the view has one axis more than the tensor, of length 2 (SPEC 7.2)."""
-        return self.record.dtype_info.is_complex and not self.record.is_raw
 
     def _prepare(
         self, blocks: Sequence[Block], payloads: Sequence[list[bytes]], codes: Iterable[Codes] | None = None
@@ -208,101 +185,56 @@ class TensorDecoder:
         """Decode a block into ``out``, in stored order, ``(n_rows, n_columns)``, C-contiguous."""
         if self.record.is_raw:
             stage = self.record.stages[0]
-            assert isinstance(stage, RawStage)
+            assert isinstance(stage, (RawStage, SparseStage))
+            decode = raw.decode if isinstance(stage, RawStage) else raw.decode_sparse
             with naming(self.record.name):
-                raw.decode(of_stages[0], self.record.dtype_info, stage.split, out.reshape(-1))
+                decode(of_stages[0], self.record.dtype_info, stage.split, out.reshape(-1))
             return
-        values = out if out.dtype == np.float32 else np.empty(out.shape, np.float32)
-        with np.errstate(all="ignore"):  # subnormals must not raise, whatever the caller has set
-            for i, (decoder, of_stage) in enumerate(zip(self._stages, of_stages, strict=True)):
-                with naming(self.record.name, stage=i):
-                    if i == 0:
-                        decoder.decode(block, of_stage, values)
-                    else:
-                        addend = self._scratch_like(values)
-                        decoder.decode(block, of_stage, addend)
-                        np.add(values, addend, out=values)
-            if values is not out:
+        values = out if out.dtype == np.float32 else self._scratch_of("values", block)
+        self._add_up(block, of_stages, values)
+        if values is not out:
+            with np.errstate(all="ignore"):
                 out[...] = values  # VAL-001: NumPy rounds to nearest, ties to even
 
-    def _scratch_like(self, values: Floats) -> Floats:
-        scratch: Floats | None = getattr(self._scratch, "values", None)
-        if scratch is None or scratch.size < values.size:
-            scratch = self._scratch.values = np.empty(values.size, np.float32)
-        return scratch[: values.size].reshape(values.shape)
+    def _add_up(self, block: Block, of_stages: Sequence[Any], out: Floats) -> None:
+        """Write the sum of the first stages, as many as ``of_stages``, to ``out``, ``(n_rows, n_columns)``."""
+        with np.errstate(all="ignore"):  # subnormals must not raise, whatever the caller has set
+            for i, (decoder, of_stage) in enumerate(zip(self._stages, of_stages, strict=False)):
+                with naming(self.record.name, stage=i):
+                    if i == 0:
+                        decoder.decode(block, of_stage, out)
+                    elif decoder.can_add:
+                        decoder.decode(block, of_stage, out, adds=True)
+                    else:
+                        addend = self._scratch_of("addend", block)
+                        decoder.decode(block, of_stage, addend)
+                        np.add(out, addend, out=out)
 
-    def _reals(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The array of the tensor with the elements of the view: reals, with one axis more, if they are pairs."""
-        return out.reshape(-1).view(self.stored_dtype).reshape(self.view.shape) if self._has_pairs else out
+    @property
+    def _last_puts(self) -> bool:
+        """Whether the last stage can put values in the places that the order of rows and columns gives them."""
+        last = self._stages[-1] if self._stages else None
+        return isinstance(last, TrellisDecoder) and last.can_add and self.placement.stored_dtype == np.float32
 
-    def _place(self, block: Block, out: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
-        """The block's elements as a NumPy view of the tensor; None if stored order is not C order."""
-        if self.record.layout.axes is not None or self.row_order is not None or self.column_order is not None:
-            return None
-        start = block.row * self.view.n_columns + block.column
-        flat = self._reals(out).reshape(-1)
-        return flat[start : start + block.n_elements].reshape(block.n_rows, block.n_columns)
+    def _put(self, block: Block, of_stages: Sequence[Any], out: npt.NDArray[Any]) -> None:
+        """Decode a block into its places in the tensor (SPEC 7.2), if ``_last_puts``."""
+        values: Floats | None = None
+        if len(of_stages) > 1:
+            values = self._scratch_of("values", block)
+            self._add_up(block, of_stages[:-1], values)
+        places = Places(*self.placement.places(block), self.placement.reals(out).reshape(-1))
+        last = self._stages[-1]
+        assert isinstance(last, TrellisDecoder)
+        with naming(self.record.name, stage=len(of_stages) - 1):
+            last.put(block, of_stages[-1], places, values)
 
-    def _scatter(self, block: Block, values: Floats, out: npt.NDArray[Any]) -> None:
-        """Write a block's values to their places in the tensor, by the order of rows and columns (SPEC 7.2)."""
-        layout = self.record.layout
-        rows: slice | Order = slice(block.row, block.row_end)
-        if self.row_order is not None:
-            rows = self.row_order[rows]
-        reals = self._reals(out)
-        if layout.block_columns or (layout.axes is not None and layout.n_row_axes > 1):
-            columns: slice | Order = slice(block.column, block.column_end)
-            if self.column_order is not None:
-                columns = self.column_order[columns]
-            row_offsets, column_offsets = self.offsets
-            reals.reshape(-1)[row_offsets[rows][:, None] + column_offsets[columns]] = values
-            return
-        if self.column_places is not None:
-            values = np.take(values, self.column_places, axis=1)
-        if layout.axes is None:
-            reals.reshape(self.view.n_rows, self.view.n_columns)[rows] = values
-            return
-        if block.n_columns * values.itemsize % _CACHE_NBYTES == 0:
-            uneven = np.empty((block.n_rows, block.n_columns + _UNEVEN), values.dtype)[:, : block.n_columns]
-            uneven[...] = values
-            values = uneven
-        permuted = reals.transpose(layout.axes)
-        if layout.n_row_axes == 0:
-            permuted = permuted[None]
-        permuted[rows] = values.reshape(block.n_rows, *permuted.shape[1:])
-
-    @cached_property
-    def row_places(self) -> Order | None:
-        """For each view row the number of its stored row; None if equal."""
-        return None if self.row_order is None else _inverse(self.row_order)
-
-    @cached_property
-    def column_places(self) -> Order | None:
-        """For each view column the number of its stored column; None if equal."""
-        return None if self.column_order is None else _inverse(self.column_order)
-
-    @cached_property
-    def offsets(self) -> tuple[Order, Order]:
-        """Offsets of view rows, ``(n_rows,)``, and of view columns, ``(n_columns,)``, in the tensor in C order.
-
-        They count elements. Element (i, j) of the view is at the sum of the offsets of row i and column j.
-        """
-        shape, layout = self.view.shape, self.record.layout
-        axes = layout.axes or tuple(range(len(shape)))
-        strides = np.cumprod((1, *shape[:0:-1]))[::-1] if shape else ()
-        parts = []
-        for chosen in (axes[: layout.n_row_axes], axes[layout.n_row_axes :]):
-            offsets = np.zeros(1, np.intp)
-            for axis in chosen:
-                offsets = (offsets[:, None] + np.arange(shape[axis]) * strides[axis]).reshape(-1)
-            parts.append(offsets)
-        return parts[0], parts[1]
-
-
-def _inverse(order: Order) -> Order:
-    places = np.empty_like(order)
-    places[order] = np.arange(order.size)
-    return places
+    def _scratch_of(self, use: str, block: Block, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+        """An array ``(n_rows, n_columns)`` of any contents, one for each use and thread. New memory costs time."""
+        scratch: npt.NDArray[Any] | None = getattr(self._scratch, use, None)
+        if scratch is None or scratch.size < block.n_elements:
+            scratch = np.empty(block.n_elements, dtype)
+            setattr(self._scratch, use, scratch)
+        return scratch[: block.n_elements].reshape(block.n_rows, block.n_columns)
 
 
 class naming:

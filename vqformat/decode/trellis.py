@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -14,12 +15,13 @@ from .. import native
 from ..errors import FormatError
 from ..format.layout import Block, View
 from ..format.stages import CLASSES_COLUMNS, CLASSES_ROWS, ProgressionSource, TableSource, TransformSource, TrellisStage
+from ..native import decoding
 from . import rans, tables
 from .tables import Floats
+from .transform import TransformDecoder
 
 _RESTS = np.uint32(1 << 30)  # marks, in place of a first slot, a row or column that a tile does not have
 _SLOTS = 1 << 18  # first slots that are computed together
-_TOGETHER = 1 << 18  # elements that are transformed together
 
 Codes = npt.NDArray[Any]
 
@@ -44,48 +46,19 @@ def entries_of(stage: TrellisStage, section: bytes) -> Floats:
             return points_of(stage, zero).astype(np.float32)
 
 
-class TransformDecoder:
-    """Computes the values of each group of rows from transform coefficients (SPEC 12.5).
-
-    Args:
-        section: Plain section of the source: the step, then the matrix.
-        points: The integer of each code, at ``n_books · code + q``.
+@dataclass(frozen=True)
+class Places:
+    """Where the values of a block go in a flat array.
 
     Attributes:
-        bound: Upper bound of the magnitude of all values.
-
-    Raises:
-        FormatError: The step is not finite (CBK-008).
+        rows: ``(n_rows,)``: where each row begins in ``out``.
+        columns: ``(n_columns,)``: what each column adds to that; None for its number.
+        out: ``(n,)``, contiguous.
     """
 
-    def __init__(self, source: TransformSource, section: bytes, points: Floats) -> None:
-        self._step = tables.decode(section[:4], "f32", "step")[0]
-        matrix = np.frombuffer(section, np.int8, offset=4).reshape(source.size, source.size)
-        largest_sum = float(tables.largest(points)) * int(np.abs(matrix.astype(np.intp)).sum(axis=0).max())
-        self.bound = np.float32(largest_sum) * np.abs(self._step)
-        # Sums of integers below 2^24 (float32) or 2^53 (float64) are exact in any order; float32 is twice as fast
-        dtype = np.float32 if largest_sum <= tables.EXACT_IN_FLOAT32 else np.float64
-        self._matrix = np.ascontiguousarray(matrix.T, dtype)
-        self._points = points.astype(dtype)
-
-    def decode(self, codes: Codes, out: Floats) -> None:
-        """Write the values of whole groups of rows to ``out``.
-
-        Args:
-            codes: ``(n_rows, n_columns)``: the symbol of each coefficient, or as floats the coefficients themselves.
-            out: ``(n_rows, n_columns)``; it may be ``codes``.
-        """
-        n_rows, n_columns = out.shape
-        size = len(self._matrix)
-        n = max(1, _TOGETHER // (size * n_columns)) * size
-        for start in range(0, n_rows, n):
-            rows = slice(start, start + n)
-            if codes.dtype == np.float32:
-                coefficients = codes[rows].astype(self._points.dtype, copy=False)
-            else:
-                coefficients = np.take(self._points, codes[rows].astype(np.intp), mode="clip")
-            sums = np.matmul(self._matrix, coefficients.reshape(-1, size, n_columns))
-            np.multiply(sums.reshape(-1, n_columns), self._step, out=out[rows], dtype=np.float32, casting="same_kind")
+    rows: npt.NDArray[np.int64]
+    columns: npt.NDArray[np.int64] | None
+    out: Floats
 
 
 class TrellisDecoder:
@@ -141,9 +114,9 @@ class TrellisDecoder:
         return rans.Slots(self._freq, stage.first, self._n_contexts, stage.n_books, stage.trellis)
 
     @cached_property
-    def _native_slots(self) -> native.TrellisSlots:
+    def _native_slots(self) -> decoding.TrellisSlots:
         used = slice(self.stage.first, self.stage.first + self._n_contexts * self.stage.n_books)
-        return native.TrellisSlots.of(self._freq.frequencies[used], self._freq.precision, self.stage.n_books)
+        return decoding.TrellisSlots.of(self._freq.frequencies[used], self._freq.precision, self.stage.n_books)
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -170,17 +143,26 @@ class TrellisDecoder:
                     for codes in decode_together([Bands(self, [block], [payload[0]])])[0]]  # fmt: skip
         return decode_together([Bands(self, blocks, [payload[0] for payload in payloads])])[0]
 
-    def decode(self, block: Block, codes: Codes | bytes, out: Floats) -> None:
+    @property
+    def can_add(self) -> bool:
+        """Whether ``put`` can be called, and ``decode`` to add."""
+        return native.is_used() and self._transform is None and (self._scales is None or self._scales.are_of_rows)
+
+    def decode(self, block: Block, codes: Codes | bytes, out: Floats, *, adds: bool = False) -> None:
         """Write the values of a block to ``out``, ``(n_rows, n_columns)`` float32, C-contiguous.
 
         Args:
             codes: Of the block, as ``prepare`` returns them.
+            adds: Whether the values are added to those in ``out``, if ``can_add``.
 
         Raises:
             FormatError: ``codes`` are a payload, which breaks a rule of SPEC 12.3.
         """
         if isinstance(codes, bytes):
-            self._decode_payload(block, codes, out)
+            places = Places(np.arange(block.n_rows, dtype=np.int64) * block.n_columns, None, out.reshape(-1))
+            self.put(block, codes, places, out if adds else None)
+            if self.can_add:
+                return
             if self._transform is not None:
                 self._transform.decode(out, out)
         elif self._transform is None:
@@ -190,11 +172,21 @@ class TrellisDecoder:
         if self._scales is not None:
             self._scales.multiply(block, out)
 
-    def _decode_payload(self, block: Block, payload: bytes, out: Floats) -> None:
-        """The values of a block by the kernel, without scales; of a transform the coefficients."""
+    def put(self, block: Block, payload: bytes, places: Places, addend: Floats | None) -> None:
+        """Write the values of a block to their places by the kernel; without scales unless ``can_add``.
+
+        Of a transform it writes the coefficients.
+
+        Args:
+            payload: Of the block, as ``prepare`` returns it.
+            addend: ``(n_rows, n_columns)``, C-contiguous: what is added to the values; None for nothing.
+
+        Raises:
+            FormatError: ``payload`` breaks a rule of SPEC 12.3.
+        """
         rows, columns = self.row_classes, self.column_classes
         trellis = self.stage.trellis
-        native.decode_trellis(
+        decoding.decode_trellis(
             payload,
             self._native_slots,
             tile=self.stage.tile,
@@ -202,7 +194,12 @@ class TrellisDecoder:
             row_classes=None if rows is None else rows[block.row : block.row_end],
             column_classes=None if columns is None else columns[block.column : block.column_end],
             values=self._values,
-            out=out,
+            row_scales=self._scales.of_rows(block) if self._scales is not None and self.can_add else None,
+            addend=addend,
+            row_places=places.rows,
+            column_places=places.columns,
+            n_columns=block.n_columns,
+            out=places.out,
         )
 
 

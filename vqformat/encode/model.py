@@ -22,22 +22,20 @@ from .layers import LayerWriter, NullStream, Result
 from .methods.layout import reals
 from .options import Options
 from .plan import Plan
+from .progress import Passes, Phase
 from .report import Report
 from .requested_goal import RequestedGoal
+from .ruin import note_ruin
 from .section_store import SectionStore
 from .sensitivity import Steps
 from .shared_codebooks import SharedCodebooks
-from .size_drafts import DraftedSteps
+from .size_drafts import ROUNDS, DraftedSteps
 from .small.entropy_coding import CodedTensor
+from .small.small import FEEDBACK_ROUNDS
 from .source import SourceTensor, check_name, check_shape, fits_float32, native
 from .step_search import Goal, Outcome
 from .tensor import TensorEncoder
 
-# A model is reported as ruined from this coarseness on, relative to the harmless step. Of seven networks six lost 7 to
-# 95 points of accuracy at _RUIN, and one lost 2; at half of it they lost 0 to 12. Preset small bears more, because it
-# keeps sums of errors small; a calibrated model even more, because other weights compensate errors
-_RUIN, _RUIN_SMALL, _RUIN_CALIBRATED = 9.0, 16.0, 32.0
-_BEARABLE = 4.0  # the coarseness that the note recommends
 _EXACT_FROM = 0.5  # budgets below this share of the tensors' bytes cannot be met without loss
 _MAX_CORRECTIONS = 6  # rounds until a file with corrected tensors meets a budget
 _CORRECTION_SHARE = 0.001  # share of a budget, and number of bytes, reserved for the growth of corrected tensors
@@ -136,6 +134,7 @@ class ModelEncoder:
         self._books = SharedCodebooks()
         self._tensors = TensorEncoder(self.plan, self._books, list)
         self._request = RequestedGoal(tensors, options)
+        self._passes = Passes(options.progress, tensors, options.preset, is_part=is_part)
         self._fixed: dict[str, Result] = {}  # with a budget: results that no step changes
         self._step = options.step or 0.0  # relative step of the results
         self._folder: str | None = None
@@ -143,25 +142,13 @@ class ModelEncoder:
 
     def write(self, writer: ChunkWriter) -> Report:
         """Encode all tensors, write them, and close the file."""
-        report = self._write_all(writer, self.results(writer.folder))
+        report = self._write_all(writer, self.results(writer.folder), "writing")
         if self.options.sqnr is not None and not self.plan.statistics and self._request.n_weights:
             outcome = Outcome(report.file_nbytes, report.sqnr_db)
             self.missed = self._request.notes_on(Goal(sqnr_db=self.options.sqnr), outcome, _NO_TENSOR)
         report.note_missed(self.missed)
-        self._note_ruin(report)
+        note_ruin(report, self.plan.steps, self._step, self.options)
         return report
-
-    def _note_ruin(self, report: Report) -> None:
-        """Add a note if the steps are so coarse that the network will most likely not work any more."""
-        coarseness = self.plan.steps.coarseness(self._step)
-        most = _RUIN_SMALL if self.options.preset == "small" else _RUIN
-        if self.plan.steps.is_empty or coarseness <= (most if self.options.calibration is None else _RUIN_CALIBRATED):
-            return
-        bearable = self._step * _BEARABLE / coarseness
-        nbytes = report.file_nbytes + self.plan.steps.estimate(bearable) - self.plan.steps.estimate(self._step)
-        report.note_ruined(f"this model will most likely not work: its weights are rounded {coarseness:.0f} times as"
-                           " coarsely as most networks tolerate; try a ratio of"
-                           f" {report.source_nbytes / nbytes:.2g}")  # fmt: skip
 
     def results(self, folder: str | None) -> Iterable[Result]:
         """Encode all tensors so that the goal, if any, is met.
@@ -171,10 +158,14 @@ class ModelEncoder:
         """
         self._folder = folder
         self._tensors = TensorEncoder(self.plan, self._books, SectionStore(folder).collect)
-        self._books.train(self.plan)
-        self.plan.gather(self._encode_once)
+        self._passes.is_search = self.options.has_budget and self.options.step is None
+        self._passes.is_corrected = self.options.correct is not None
+        self._books.train(self.plan, self._passes)
+        self._passes.begin("statistics")
+        self.plan.gather(self._encode_once, self._passes.tensor)
         self._step = self.options.step or self.plan.steps.default
         goal = self._request.goal(has_steps=bool(self.plan.statistics))
+        self._passes.is_search = goal is not None
         if self.options.correct is not None:
             return self._corrected(goal)
         return self._encode(self._step) if goal is None else self._met(goal)
@@ -226,9 +217,14 @@ class ModelEncoder:
         n_weights = sum(s.n_values for s in self.plan.statistics.values())
         if goal.nbytes is None or self.options.preset != "small" or n_weights < _DRAFTED:
             return self.plan.steps
-        loads = {tensor.name: partial(_values, tensor) for tensor in self.tensors}
+        self._passes.begin("drafts", ROUNDS * n_weights)
+        loads = {tensor.name: partial(self._values, tensor) for tensor in self.tensors}
         statistics = self.plan.statistics
         return DraftedSteps(list(statistics.values()), [loads[name] for name in statistics], goal.nbytes)
+
+    def _values(self, tensor: SourceTensor) -> Floats:
+        with self._passes.tensor(tensor.name):
+            return reals(native(tensor))
 
     def _corrected(self, goal: Goal | None) -> Sequence[Result]:
         """Results in which short tensors have been corrected for the quantized weights."""
@@ -267,8 +263,10 @@ class ModelEncoder:
         assert self.options.correct is not None
         if self._step == EXACT:
             return results
-        values = self.options.correct((result.report.name, result.encoded.array()) for result in results
-                                      if isinstance(result.encoded, CodedTensor))  # fmt: skip
+        self._passes.begin("correction")
+        with self._passes.tensor("correction"):
+            values = self.options.correct((result.report.name, result.encoded.array()) for result in results
+                                          if isinstance(result.encoded, CodedTensor))  # fmt: skip
 
         def corrected(tensor: SourceTensor, result: Result) -> Result:
             array = values.get(tensor.name)
@@ -287,12 +285,15 @@ class ModelEncoder:
         return results
 
     def _encode_between(self, number: int, step: float, *, by_entries: bool = False) -> Result:
-        return self._tensors.encode_between(self.tensors[number], step, by_entries=by_entries)
+        tensor = self.tensors[number]
+        self._passes.begin("encoding", prod(tensor.shape))
+        with self._passes.tensor(tensor.name):
+            return self._tensors.encode_between(tensor, step, by_entries=by_entries)
 
     def _measure(self, results: Iterable[Result]) -> Outcome:
         """Size and quality of a file of these results; the file is not kept."""
         with ChunkWriter(cast(BinaryIO, NullStream()), self._metadata) as writer:
-            report = self._write_all(writer, results)
+            report = self._write_all(writer, results, "measuring")
         return Outcome(report.file_nbytes, report.sqnr_db)
 
     def _keep(self, results: Iterable[Result]) -> Sequence[Result]:
@@ -313,17 +314,14 @@ class ModelEncoder:
         return f"files jump, the next smaller one that was found has {search.beyond.outcome.sqnr_db:.2f} dB"
 
     def _encode(self, relative_step: float) -> Iterator[Result]:
-        total = sum(prod(tensor.shape) for tensor in self.tensors)
-        done = 0
+        self._passes.begin("encoding")
         for tensor in self.tensors:
-            result = self._fixed.get(tensor.name)
-            if result is None or (relative_step == EXACT and self.plan.method(tensor) is None):
-                result = self._tensors.encode(tensor, relative_step)
-                if self.options.has_budget and relative_step != EXACT and self._is_fixed(tensor):
-                    self._fixed[tensor.name] = result
-            done += prod(tensor.shape)
-            if self.options.progress is not None:
-                self.options.progress(tensor.name, done, total)
+            with self._passes.tensor(tensor.name, times=1 if self.options.calibration is None else FEEDBACK_ROUNDS):
+                result = self._fixed.get(tensor.name)
+                if result is None or (relative_step == EXACT and self.plan.method(tensor) is None):
+                    result = self._tensors.encode(tensor, relative_step)
+                    if self.options.has_budget and relative_step != EXACT and self._is_fixed(tensor):
+                        self._fixed[tensor.name] = result
             yield result
 
     def _is_fixed(self, tensor: SourceTensor) -> bool:
@@ -333,12 +331,20 @@ class ModelEncoder:
         is_vector = self.plan.method(tensor) is None and BY_NAME[tensor.dtype].arithmetic and prod(tensor.shape) > 0
         return not is_vector or tensor.alias_of is not None
 
-    def _write_all(self, writer: ChunkWriter, results: Iterable[Result]) -> Report:
+    def _write_all(self, writer: ChunkWriter, results: Iterable[Result], phase: Phase) -> Report:
         layers = LayerWriter(writer, self._books.numbered)
+        is_pass = isinstance(results, Sequence)  # not if each is encoded now, in a pass that tells of itself
+        if is_pass:
+            self._passes.begin(phase)
+        name = None
         for result in results:
             layers.add(result)
+            if is_pass and name is not None:
+                self._passes.passed(name)
+            name = result.report.name
+        layers.end()
+        if not is_pass:
+            self._passes.begin(phase)
+        if name is not None:
+            self._passes.end(name)  # the last call comes before the file has its name: an exception discards the file
         return layers.close()
-
-
-def _values(tensor: SourceTensor) -> Floats:
-    return reals(native(tensor))

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from ..errors import EncodeError
 from .calibration import Calibration
+from .progress import Progress
 from .recipe import Recipe
 
 Array = npt.NDArray[Any]
-Progress = Callable[[str, int, int], None]
 Preset = Literal["fast", "default", "small"]
 
 # What each preset is for, for help texts
@@ -64,7 +64,8 @@ class Options:
         correct: A function that gets names and values of the quantized weights, and returns new values of other
             tensors by name.
         seed: Seed of all random choices.
-        progress: Called with the name of a tensor, the number of weights done, and the number of all weights.
+        progress: Called in each pass over the tensors, with the name of a tensor, the number of weights done in this
+            pass, and the number of its weights. The name is a ``TensorProgress``: its ``share`` is that of all passes.
     """
 
     recipe: Recipe | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from math import prod
 from typing import Any
 
@@ -87,26 +88,33 @@ class Plan:
         is_vector = sum(size > 1 for size in tensor.shape) < 2  # scales of channels may have further axes of length 1
         return prod(tensor.shape) >= (SMALLEST_COARSE_VECTOR if is_vector else SMALLEST_COARSE)
 
-    def gather(self, encode_once: Callable[[SourceTensor], bool]) -> None:
+    def gather(
+        self, encode_once: Callable[[SourceTensor], bool], within: Callable[[str], AbstractContextManager[None]]
+    ) -> None:
         """Gather the statistics of each tensor whose step is to be chosen, in a first pass over all tensors.
 
         Args:
             encode_once: Encodes a tensor by its vector method, and returns whether that was possible. It is called if
                 there is a budget. If it was not possible, the encoder chooses a step for the tensor.
+            within: Gives the context in which a tensor is looked at, by its name.
         """
         for tensor in self.tensors:
-            if tensor.alias_of is not None or not prod(tensor.shape):
-                continue
-            method = self.method(tensor)
-            if self.options.has_budget and method is not None and method.is_vector:
-                if encode_once(tensor):
-                    continue
-                method = None
-            is_free = method is None and BY_NAME[tensor.dtype].arithmetic
-            if is_free or self.has_step(tensor, method):
-                self._look_at(tensor, tensor.load(), is_free=is_free, has_step=self.has_step(tensor, method))
+            with within(tensor.name):
+                self._gather(tensor, encode_once)
         self.steps = Steps(list(self.statistics.values()), by_deviation=self.options.sqnr is not None,
                            is_part=self._is_part)  # fmt: skip
+
+    def _gather(self, tensor: SourceTensor, encode_once: Callable[[SourceTensor], bool]) -> None:
+        if tensor.alias_of is not None or not prod(tensor.shape):
+            return
+        method = self.method(tensor)
+        if self.options.has_budget and method is not None and method.is_vector:
+            if encode_once(tensor):
+                return
+            method = None
+        is_free = method is None and BY_NAME[tensor.dtype].arithmetic
+        if is_free or self.has_step(tensor, method):
+            self._look_at(tensor, tensor.load(), is_free=is_free, has_step=self.has_step(tensor, method))
 
     def _look_at(self, tensor: SourceTensor, array: Array, *, is_free: bool, has_step: bool) -> None:
         """Find whether a tensor is a constant; if not, gather its statistics.

@@ -58,6 +58,7 @@ class Report:
         ruined: Those of the notes that say that the model will most likely not work any more.
         left_out: Those of the notes that say that tensors of the source are not in the file.
         grown: Those of the notes that say that the file is larger than its source.
+        source_file_nbytes: Bytes of the source file; 0 if there is none, or if the model is in several files.
     """
 
     tensors: list[TensorReport] = field(default_factory=list)
@@ -70,6 +71,7 @@ class Report:
     ruined: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     grown: list[str] = field(default_factory=list)
+    source_file_nbytes: int = 0
 
     def note_missed(self, notes: Iterable[str]) -> None:
         """Add notes on a budget that was missed."""

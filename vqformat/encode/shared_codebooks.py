@@ -8,6 +8,7 @@ from ..errors import EncodeError
 from .methods import quantize
 from .methods.layout import layout_for, reals, view_matrix
 from .plan import Plan
+from .progress import Passes
 from .recipe import Method
 from .source import SourceTensor, fits_float32, native
 
@@ -19,8 +20,8 @@ class SharedCodebooks:
         self._books: dict[str, quantize.SharedBook] = {}
         self._numbers: dict[str, int] = {}
 
-    def train(self, plan: Plan) -> None:
-        """Train all codebooks that the recipe names.
+    def train(self, plan: Plan, passes: Passes) -> None:
+        """Train all codebooks that the recipe names, in a pass over their tensors if there are any.
 
         Raises:
             EncodeError: Layers that share a codebook have different methods.
@@ -31,6 +32,8 @@ class SharedCodebooks:
             name = quantize.shared_name(method) if method is not None else None
             if name and tensor.alias_of is None and prod(tensor.shape):
                 groups.setdefault(name, []).append(tensor)
+        if groups:
+            passes.begin("codebooks", sum(prod(tensor.shape) for members in groups.values() for tensor in members))
         for name, members in groups.items():
             methods = {plan.method(tensor) for tensor in members}
             if len(methods) > 1:
@@ -39,6 +42,8 @@ class SharedCodebooks:
             method = next(iter(methods))
             assert method is not None
             self._train(name, method, members, plan.options.seed)
+            for tensor in members:
+                passes.passed(tensor.name)
 
     def _train(self, name: str, method: Method, members: list[SourceTensor], seed: int) -> None:
         by_column = quantize.by_columns(method)

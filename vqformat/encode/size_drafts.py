@@ -20,7 +20,7 @@ from .step_search import solve
 
 _OVERHEAD = 1.002  # factor for initial states of sequences, classes of rows and columns, and tables
 _FEWEST_BITS = 0.02  # least estimate for a code
-_ROUNDS = 2  # two are enough: the difference from the entropy is nearly the same at all steps
+ROUNDS = 2  # of drafts. Two are enough: the difference from the entropy is nearly the same at all steps
 
 
 class DraftedSteps(Steps):
@@ -35,7 +35,7 @@ class DraftedSteps(Steps):
     def __init__(self, statistics: Sequence[Statistics], values: Sequence[Callable[[], Floats]], nbytes: float) -> None:
         super().__init__(statistics)
         self._corrections = [0.0] * len(statistics)  # for each tensor, bits to add for each code
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             relative = solve(self.estimate, nbytes)
             steps = [self.step(s, relative) for s in statistics]
             self._corrections = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,8 @@ class TensorEncoder:
         if not is_arithmetic or is_exact:
             # A mask or a table of positions is no weight that was dequantized: as bytes it is small enough
             is_weight = is_arithmetic and tensor.name not in self._plan.constants
-            encode = exact.encode if is_weight else fine.encode_exact
+            as_bytes = fine.encode_lossless if self._options.lossless else fine.encode_exact
+            encode = partial(exact.encode, is_lossless=self._options.lossless) if is_weight else as_bytes
             thorough = self._options.preset == "small"
             encoded = encode(tensor.name, tensor.dtype, array, thorough=thorough, collect=self._collect)
             return self._result(tensor, encoded, math.inf)

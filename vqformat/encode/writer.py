@@ -15,7 +15,8 @@ from ..files import Path
 from .disk_list import DiskList
 from .layers import LayerWriter, layer_name
 from .model import ModelEncoder, check_tensors, open_writer
-from .options import Options, Preset, Progress
+from .options import Options, Preset
+from .progress import Progress
 from .recipe import Recipe, as_recipe
 from .report import Report
 from .source import Array, SourceTensor, check_layer_name, check_name, native, source_tensors
@@ -42,7 +43,8 @@ class writer:
     Args:
         filename: Path, or a binary stream to write to.
         metadata, overwrite, recipe, bits, ratio, size, sqnr, step, lossless, preset, seed: As for ``save_file``.
-        progress: Called with the name of a tensor, the number of weights done, and the number of all weights added.
+        progress: As for ``save_file``, but all weights are those added. The ``share`` is None, unless ``close`` encodes
+            all layers.
 
     Raises:
         EncodeError: The metadata or the options are not allowed.

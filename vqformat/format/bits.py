@@ -6,6 +6,7 @@ A code array is one-dimensional and of an unsigned integer dtype, ``uint8`` wher
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -175,6 +176,7 @@ def _unpack_digits(payload: Bytes, n_codes: int, base: int, per_byte: int) -> By
     return np.take(_digit_table(base, per_byte), payload, axis=0, mode="clip").reshape(-1)[:n_codes]
 
 
+@lru_cache(maxsize=256)
 def _digit_table(base: int, per_byte: int) -> Bytes:
     """Digits of every byte value: (256, per_byte), the least significant first."""
     values = np.arange(256)[:, None] // base ** np.arange(per_byte)[None, :]

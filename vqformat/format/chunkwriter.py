@@ -15,8 +15,9 @@ from ..errors import EncodeError, FormatError
 from ..files import NewFile, name_full_disk
 from ..version import __version__
 from . import container, metadata
+from .byte_stream import PIECE_NBYTES
 from .chunks import SharedRecords
-from .container import MINOR, pack_header
+from .container import pack_header
 from .index import Index
 from .limits import MAX_CHUNKS, MAX_INDEX_NBYTES, MAX_META_NBYTES, MAX_SECTIONS
 from .parse_records import parse_tensor
@@ -46,7 +47,8 @@ class ChunkWriter:
         target: Path, or an object with ``write``.
         user_metadata: Map with string keys. Values are strings, integers, bools, bytes, None, lists and maps.
         overwrite: Whether an existing file may be replaced.
-        minor: Minor version of the format: the smallest that has all features that will be written (EXT-003).
+        minor: Minor version of the format: the smallest that has all features that will be written, as far as known
+            (EXT-003). If a tensor needs a later one, ``close`` puts it into the header of a file or a BytesIO.
 
     Attributes:
         section_nbytes: Bytes of all sections written so far, as stored.
@@ -57,13 +59,14 @@ class ChunkWriter:
     """
 
     def __init__(self, target: str | os.PathLike[str] | BinaryIO, user_metadata: dict[str, Any] | None = None,
-                 *, overwrite: bool = True, minor: int = MINOR) -> None:  # fmt: skip
+                 *, overwrite: bool = True, minor: int = 1) -> None:  # fmt: skip
         meta = metadata.pack([f"vqformat {__version__}", user_metadata or {}])
         self._output = _Output(target, overwrite)
         self._index = Index()
         self._is_closed = False
         self.section_nbytes = 0
         self._shared = SharedRecords()
+        self._minor, self._needed = minor, minor
         self._header = pack_header(minor)
         try:
             self._output.write(self._header)
@@ -122,6 +125,7 @@ class ChunkWriter:
         sections = [s for tensor in tensors if isinstance(tensor, EncodedTensor) for s in tensor.sections]
         meta = metadata.pack([name, [record.to_metadata() for record in records]])
         self._write_chunk(b"LAYR", meta, sections, records)
+        self._needed = max(self._needed, *(record.minor for record in records if isinstance(record, TensorRecord)), 0)
 
     def _write_chunk(self, type: bytes, meta: bytes, sections: list[Section], records: list[Any]) -> None:
         if len(meta) > MAX_META_NBYTES:
@@ -144,8 +148,10 @@ class ChunkWriter:
             return
         self._is_closed = True
         index_offset = self._output.offset
-        self._index.digest = self._output.digest()
         try:
+            if self._needed > self._minor and self._output.replace_start(pack_header(self._needed)):
+                self._header = pack_header(self._needed)
+            self._index.digest = self._output.digest()
             meta = self._index.pack()
             if len(meta) > MAX_INDEX_NBYTES:
                 raise EncodeError(f"the index has {len(meta)} bytes; at most {MAX_INDEX_NBYTES} are allowed")
@@ -198,6 +204,18 @@ class _Output:
             rest = rest[n:]  # a raw stream may write a part; where write() returns None, all has been written
         self._digest.update(data)
         self.offset += len(data)
+
+    def replace_start(self, start: bytes) -> bool:
+        """Write other bytes over the first ones. Returns whether that is possible: in a new file or a BytesIO."""
+        if self.folder is None and not (type(self._stream) is io.BytesIO and self._stream.tell() == self.offset):
+            return False
+        self._stream.seek(0)
+        self._stream.write(start)
+        self._stream.seek(0)
+        self._digest = hashlib.sha256()
+        while piece := self._stream.read(PIECE_NBYTES):
+            self._digest.update(piece)
+        return True
 
     @property
     def folder(self) -> str | None:

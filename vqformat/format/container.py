@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import zstandard
 
 from ..errors import FormatError, LimitError, UnsupportedError
+from ..native.crc import crc32
 from . import limits
 from .byte_stream import Readable
 from .crc import check_crc
@@ -17,7 +17,7 @@ from .sections import SECTION_IS_ZSTD, TABLE_ENTRY_NBYTES, SectionEntry
 from .zstd_frame import decompress
 
 MAGIC = b"\x89VQM\r\n\x1a\n"
-MAJOR, MINOR = 1, 1  # format version; a file without features of 1.1 is written as 1.0 (EXT-003)
+MAJOR, MINOR = 1, 2  # format version
 HEADER_NBYTES = 16
 FOOTER_NBYTES = 28
 CHUNK_HEAD_NBYTES = 24
@@ -105,7 +105,7 @@ def pack_chunk_head(type: bytes, meta: bytes, sections: list[SectionEntry]) -> b
         struct.pack("<II", s.nbytes | (SECTION_IS_ZSTD if s.is_zstd else 0), s.crc) for s in sections
     )
     body = stored + table
-    return fixed + struct.pack("<I", zlib.crc32(fixed)) + body + struct.pack("<I", zlib.crc32(body))
+    return fixed + struct.pack("<I", crc32(fixed)) + body + struct.pack("<I", crc32(body))
 
 
 def read_chunk_head(source: Readable, n_before: int | None = None) -> ChunkHead:
@@ -167,7 +167,7 @@ def read_chunk_head(source: Readable, n_before: int | None = None) -> ChunkHead:
 def pack_footer(header: bytes, index_offset: int) -> bytes:
     """The last 28 bytes of a file."""
     fixed = header + struct.pack("<Q", index_offset)
-    return fixed + struct.pack("<I", zlib.crc32(fixed))
+    return fixed + struct.pack("<I", crc32(fixed))
 
 
 def read_footer(footer: bytes, offset: int) -> tuple[bytes, int]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
-
 from ..errors import ChecksumError
+from ..native.crc import crc32
 
 
 def check_crc(data: bytes, crc: int, what: str, clause: str, offset: int) -> None:
-    compare_crc(zlib.crc32(data), crc, what, clause, offset)
+    compare_crc(crc32(data), crc, what, clause, offset)
 
 
 def compare_crc(found: int, crc: int, what: str, clause: str, offset: int) -> None:

@@ -54,6 +54,12 @@ class Fields:
             self.fail(f"{name} is {value!r:.80}, not an array", "MET-008")
         return value
 
+    def bin(self, name: str) -> bytes:
+        value = self.any()
+        if not isinstance(value, bytes):
+            self.fail(f"{name} is {value!r:.80}, not a bin", "MET-008")
+        return value
+
     def string(self, name: str) -> str:
         value = self.any()
         if not isinstance(value, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 ORDER_ROWS, ORDER_COLUMNS = 1, 2  # bits of order
@@ -72,7 +73,15 @@ class View:
         rows = rows or self.n_rows
         return Block(index * rows, min((index + 1) * rows, self.n_rows), 0, self.n_columns)
 
+    def number(self, block: Block) -> int:
+        """The number of a block."""
+        rows, columns = self.layout.block_rows, self.layout.block_columns
+        if columns:
+            return block.row * -(-self.n_columns // columns) + block.column // columns
+        return block.row // (rows or self.n_rows)
 
+
+@lru_cache(maxsize=256)
 def make_view(shape: tuple[int, ...], as_pairs: bool, layout: Layout) -> View:
     """The view of a tensor.
 

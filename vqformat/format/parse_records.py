@@ -15,7 +15,7 @@ from .fields import Fields
 from .layout import ORDER_COLUMNS, ORDER_ROWS, Layout, View, make_view
 from .parse_stages import Shared, parse_stage, stage_id
 from .records import AliasRecord, BookRecord, FreqRecord, Record, TensorRecord
-from .stages import RAW
+from .stages import RAW, SPARSE
 
 
 def parse_book(meta: Any) -> BookRecord:
@@ -97,9 +97,9 @@ def parse_tensor(meta: Any, shared: Shared) -> Record:
     if len(stages_meta) > limits.MAX_STAGES:
         fields.fail(f"has {len(stages_meta)} stages; at most {limits.MAX_STAGES} are allowed", "TEN-004", LimitError)
     ids = [stage_id(stage, where) for stage in stages_meta]
-    if RAW in ids and len(ids) > 1:
+    if len(ids) > 1 and (RAW in ids or SPARSE in ids):
         fields.fail("has a raw stage beside another one", "TEN-005")
-    is_raw = ids[0] == RAW
+    is_raw = ids[0] in (RAW, SPARSE)
     if not is_raw and not dtype.arithmetic:
         fields.fail(f"has dtype {dtype.name}, which only a raw stage can hold", "TEN-005")
     view = _parse_view(layout_meta, shape, dtype, is_raw, where)

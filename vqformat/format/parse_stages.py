@@ -5,12 +5,15 @@ from __future__ import annotations
 from math import prod
 from typing import Any, Protocol
 
+import numpy as np
+
 from ..errors import FormatError, LimitError, UnsupportedError
 from . import limits
 from .bits import Planes
 from .dtypes import DType
 from .fields import Fields
 from .layout import View
+from .metadata import unpack_column
 from .records import BookRecord, FreqRecord
 from .stages import (
     CLASSES_COLUMNS,
@@ -23,6 +26,7 @@ from .stages import (
     PROGRESSION,
     RAW,
     SHARED,
+    SPARSE,
     TABLE,
     TRANSFORM,
     TRELLIS,
@@ -35,11 +39,13 @@ from .stages import (
     Scale,
     SharedSource,
     Source,
+    SparseStage,
     Stage,
     TableSource,
     TransformSource,
     Trellis,
     TrellisStage,
+    n_words_of,
 )
 
 _SOURCE_FIELDS = {FLOAT: 5, TRANSFORM: 3}  # number of fields by source id; other sources have 2
@@ -84,6 +90,25 @@ def _parse_raw(meta: Any, view: View, dtype: DType, shared: Shared, where: str) 
     if split and not dtype.word_nbytes:
         fields.fail(f"split is {split}, but dtype {dtype.name} cannot be split", "RAW-001")
     return RawStage(split)
+
+
+def _parse_sparse(meta: Any, view: View, dtype: DType, shared: Shared, where: str) -> SparseStage:
+    fields = Fields(meta, 3, where)
+    fields.any()
+    split = fields.integer("split", 0, None, "SPA-001")
+    if split not in (1, 2):
+        fields.fail(f"split is {split}; 1 and 2 are known", "SPA-001", UnsupportedError)
+    if not dtype.word_nbytes:
+        fields.fail(f"dtype {dtype.name} cannot be split", "SPA-001")
+    counts = unpack_column(fields.bin("counts"), view.n_blocks, f"{where}, counts")
+    n_words = np.full(view.n_blocks, n_words_of(view.block(0), dtype), np.uint64)
+    every = -(-view.n_columns // view.layout.block_columns) if view.layout.block_columns else view.n_blocks
+    n_words[every - 1 :: every] = n_words_of(view.block(view.n_blocks - 1), dtype)  # those at the ends are shorter
+    too_many = np.flatnonzero(counts > n_words)
+    if too_many.size:
+        at = too_many[0]
+        fields.fail(f"the count of block {at} is {counts[at]}, but it has {n_words[at]} words", "SPA-002")
+    return SparseStage(split, tuple(counts.tolist()))
 
 
 def _parse_codebook(meta: Any, view: View, dtype: DType, shared: Shared, where: str) -> CodebookStage:
@@ -274,4 +299,4 @@ def _parse_axis_scale(meta: Any, length: int, where: str) -> AxisScale:
 
 
 _PARSE_STAGE: dict[int, Any] = {RAW: _parse_raw, CODEBOOK: _parse_codebook, LOW_RANK: _parse_low_rank,
-                                TRELLIS: _parse_trellis}  # fmt: skip
+                                TRELLIS: _parse_trellis, SPARSE: _parse_sparse}  # fmt: skip

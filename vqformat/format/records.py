@@ -11,7 +11,17 @@ from typing import Any
 
 from .dtypes import BY_NAME, DType
 from .layout import ORDER_COLUMNS, ORDER_ROWS, Block, Layout, View, make_view
-from .stages import CodebookStage, RawStage, SharedSource, Size, Stage, TrellisStage, stage_to_metadata
+from .stages import (
+    CodebookStage,
+    RawStage,
+    SharedSource,
+    Size,
+    SparseStage,
+    Stage,
+    TrellisStage,
+    minor_of,
+    stage_to_metadata,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +60,8 @@ class TensorRecord:
 
     @property
     def is_raw(self) -> bool:
-        return bool(self.stages) and isinstance(self.stages[0], RawStage)
+        """Whether it is stored as bytes, by a raw or sparse raw stage."""
+        return bool(self.stages) and isinstance(self.stages[0], (RawStage, SparseStage))
 
     def view(self) -> View:
         return make_view(self.shape, self.dtype_info.is_complex and not self.is_raw, self.layout)
@@ -60,12 +71,21 @@ class TensorRecord:
         view = self.view()
         classes = [n for bit, n in ((ORDER_ROWS, view.n_rows), (ORDER_COLUMNS, view.n_columns))
                    if self.layout.order & bit]  # fmt: skip
-        return [classes] + [[] if isinstance(stage, RawStage) else stage.resident_nbytes(view) for stage in self.stages]
+        return [classes] + [[] if isinstance(stage, (RawStage, SparseStage)) else stage.resident_nbytes(view)
+                            for stage in self.stages]  # fmt: skip
 
     def payload_nbytes(self, block: Block) -> list[list[Size]]:
         """Plain sizes of the payload sections of a block, a list for each stage."""
-        return [_raw_nbytes(self.dtype_info, stage, block) if isinstance(stage, RawStage)
-                else stage.payload_nbytes(block) for stage in self.stages]  # fmt: skip
+        sizes: list[list[Size]] = []
+        for stage in self.stages:
+            match stage:
+                case RawStage():
+                    sizes.append([*stage.block_nbytes(block, self.dtype_info)])
+                case SparseStage():
+                    sizes.append([*stage.block_nbytes(self.view().number(block), block, self.dtype_info)])
+                case _:
+                    sizes.append(stage.payload_nbytes(block))
+        return sizes
 
     def n_resident(self) -> int:
         """Number of resident sections."""
@@ -75,11 +95,16 @@ class TensorRecord:
         """Number of payload sections of each block."""
         n = 0
         for stage in self.stages:
-            if isinstance(stage, RawStage):
-                n += self.dtype_info.word_nbytes if stage.split else 1
+            if isinstance(stage, (RawStage, SparseStage)):
+                n += stage.n_payload(self.dtype_info)
             else:
                 n += stage.n_payload()
         return n
+
+    @property
+    def minor(self) -> int:
+        """The smallest minor version of the format that has all ids of its stages (EXT-003)."""
+        return max(map(minor_of, self.stages), default=0)
 
     def n_sections(self) -> int:
         """Number of sections of the tensor in its chunk."""
@@ -138,8 +163,3 @@ class FreqRecord:
 
     def to_metadata(self) -> list[Any]:
         return [self.precision, self.entries, self.tables]
-
-
-def _raw_nbytes(dtype: DType, stage: RawStage, block: Block) -> list[Size]:
-    nbytes = dtype.nbytes(block.n_elements)
-    return [nbytes // dtype.word_nbytes] * dtype.word_nbytes if stage.split else [nbytes]

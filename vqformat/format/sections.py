@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
 from ..errors import FormatError
+from ..native.crc import crc32
 from . import limits
 from .byte_stream import PIECE_NBYTES, Readable
 from .crc import check_crc, compare_crc
@@ -40,7 +40,7 @@ class Section:
 
     @property
     def entry(self) -> SectionEntry:
-        return SectionEntry(len(self.stored), self.is_zstd, zlib.crc32(self.stored))
+        return SectionEntry(len(self.stored), self.is_zstd, crc32(self.stored))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def skip_section(source: Readable, entry: SectionEntry, where: str) -> None:
     offset, left, crc = source.offset, entry.nbytes, 0
     while left:
         piece = source.read(min(left, PIECE_NBYTES), where)
-        crc = zlib.crc32(piece, crc)
+        crc = crc32(piece, crc)
         left -= len(piece)
     compare_crc(crc, entry.crc, where, "SEC-001", offset)
 

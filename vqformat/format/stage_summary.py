@@ -11,6 +11,7 @@ from .stages import (
     RawStage,
     SharedSource,
     Source,
+    SparseStage,
     Stage,
     TransformSource,
     TrellisStage,
@@ -26,6 +27,8 @@ def _stage(stage: Stage) -> str:
     match stage:
         case RawStage(split):
             return ("raw", "raw planes", "raw planes rotated")[split]
+        case SparseStage(split):
+            return ("raw planes without zeros", "raw planes rotated without zeros")[split - 1]
         case LowRankStage():
             return f"low-rank {stage.rank}"
         case CodebookStage():

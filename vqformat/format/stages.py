@@ -10,10 +10,11 @@ from math import prod
 from typing import Any
 
 from .bits import Planes, n_planes, payload_nbytes
-from .dtypes import BY_NAME
+from .dtypes import BY_NAME, DType
 from .layout import Block, View
+from .metadata import pack_column
 
-RAW, CODEBOOK, LOW_RANK, TRELLIS = 0, 1, 2, 4  # stage ids; 3 is never assigned
+RAW, CODEBOOK, LOW_RANK, TRELLIS, SPARSE = 0, 1, 2, 4, 5  # stage ids; 3 is never assigned
 TABLE, PROGRESSION, SHARED, FLOAT, TRANSFORM = 0, 1, 2, 4, 5  # source ids; 3 is never assigned
 CLASSES_ROWS, CLASSES_COLUMNS = 1, 2  # bits of classes
 MAX_ZERO = 1 << 23
@@ -36,6 +37,41 @@ class RawStage:
     """The bytes of the elements (SPEC section 8)."""
 
     split: int = 0
+
+    def block_nbytes(self, block: Block, dtype: DType) -> list[int]:
+        """Plain sizes of the payload sections of a block."""
+        nbytes = dtype.nbytes(block.n_elements)
+        return [nbytes // dtype.word_nbytes] * dtype.word_nbytes if self.split else [nbytes]
+
+    def n_payload(self, dtype: DType) -> int:
+        """Number of payload sections of each block."""
+        return dtype.word_nbytes if self.split else 1
+
+
+@dataclass(frozen=True, slots=True)
+class SparseStage:
+    """The bytes of the elements, those of zeros apart (SPEC 8.1).
+
+    Attributes:
+        counts: For each block the number of words in the byte planes.
+    """
+
+    split: int
+    counts: tuple[int, ...]
+
+    def block_nbytes(self, number: int, block: Block, dtype: DType) -> list[int]:
+        """Plain sizes of the payload sections of the block with this number (SPA-003): marks, signs, byte planes."""
+        n_words, count = n_words_of(block, dtype), self.counts[number]
+        return [-(-n_words // 8), -(-(n_words - count) // 8), *[count] * dtype.word_nbytes]
+
+    def n_payload(self, dtype: DType) -> int:
+        """Number of payload sections of each block."""
+        return 2 + dtype.word_nbytes
+
+
+def n_words_of(block: Block, dtype: DType) -> int:
+    """Words of a block of a dtype that can be split (RAW-003)."""
+    return dtype.nbytes(block.n_elements) // dtype.word_nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +280,18 @@ class TrellisStage:
         return 1
 
 
-Stage = RawStage | CodebookStage | LowRankStage | TrellisStage
+Stage = RawStage | SparseStage | CodebookStage | LowRankStage | TrellisStage
 PackedStage = CodebookStage | LowRankStage  # stages whose codes are packed by SPEC section 10
+
+
+def minor_of(stage: Stage) -> int:
+    """The smallest minor version of the format that has all ids of a stage (EXT-003)."""
+    match stage:
+        case SparseStage():
+            return 2
+        case TrellisStage() | CodebookStage(source=FloatSource()):
+            return 1
+    return 0
 
 
 def stage_to_metadata(stage: Stage) -> list[Any]:
@@ -253,6 +299,8 @@ def stage_to_metadata(stage: Stage) -> list[Any]:
     match stage:
         case RawStage():
             return [RAW, stage.split]
+        case SparseStage():
+            return [SPARSE, stage.split, pack_column(stage.counts)]
         case CodebookStage():
             return [CODEBOOK, stage.dim, stage.entries, _source_to_metadata(stage.source), 0, stage.book_rows,
                     stage.book_columns, _scale_to_metadata(stage.scale),

@@ -9,8 +9,8 @@ enum { SCALAR, AVX2, AVX512, N_INSTRUCTION_SETS };
 #define HAS_X86
 #include <immintrin.h>
 #if defined(__GNUC__)
-#define TARGET_AVX2 __attribute__((target("avx2,popcnt")))
-#define TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,popcnt")))
+#define TARGET_AVX2 __attribute__((target("avx2,fma,popcnt")))
+#define TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,popcnt")))
 #else
 #define TARGET_AVX2
 #define TARGET_AVX512

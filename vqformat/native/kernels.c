@@ -7,6 +7,11 @@
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
 
+#include "codebook.h"
+#include "crc.h"
+#include "lowrank.h"
+#include "planes.h"
+#include "scatter.h"
 #include "trellis.h"
 #include "viterbi.h"
 
@@ -15,13 +20,14 @@ static PyObject *py_trellis_decode(PyObject *self, PyObject *args)
     (void)self;
     TrellisBlock b;
     int instruction_set, found;
-    unsigned long long payload, row_classes, column_classes, slots, book, out;
+    unsigned long long payload, row_classes, column_classes, slots, book, row_places, column_places, row_scales,
+        addend, out;
     long long payload_nbytes, n_rows, n_columns, tile_rows, tile_columns, n_slots;
     unsigned int feedback, forward;
-    if (!PyArg_ParseTuple(args, "iKLLLLLKKiiIIKiLKifK", &instruction_set, &payload, &payload_nbytes, &n_rows,
+    if (!PyArg_ParseTuple(args, "iKLLLLLKKiiIIKiLKifKKKKK", &instruction_set, &payload, &payload_nbytes, &n_rows,
                           &n_columns, &tile_rows, &tile_columns, &row_classes, &column_classes, &b.precision,
                           &b.n_books, &feedback, &forward, &slots, &b.is_wide, &n_slots, &book, &b.zero, &b.step,
-                          &out))
+                          &row_places, &column_places, &row_scales, &addend, &out))
         return NULL;
     b.payload = (const uint8_t *)(uintptr_t)payload, b.payload_nbytes = payload_nbytes;
     b.n_rows = n_rows, b.n_columns = n_columns, b.tile_rows = tile_rows, b.tile_columns = tile_columns;
@@ -30,6 +36,8 @@ static PyObject *py_trellis_decode(PyObject *self, PyObject *args)
     b.feedback = feedback, b.forward = forward;
     b.slots = (const void *)(uintptr_t)slots, b.n_slots = n_slots;
     b.book = (const float *)(uintptr_t)book, b.out = (float *)(uintptr_t)out;
+    b.row_places = (const int64_t *)(uintptr_t)row_places, b.column_places = (const int64_t *)(uintptr_t)column_places;
+    b.row_scales = (const float *)(uintptr_t)row_scales, b.addend = (const float *)(uintptr_t)addend;
     Py_BEGIN_ALLOW_THREADS
     found = trellis_decode(&b, instruction_set);
     Py_END_ALLOW_THREADS
@@ -47,6 +55,72 @@ static PyObject *py_trellis_slots(PyObject *self, PyObject *args)
     Py_BEGIN_ALLOW_THREADS
     trellis_slots((const uint32_t *)(uintptr_t)frequencies, n_tables, entries, precision, n_books, is_wide,
                   (void *)(uintptr_t)slots);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_codebook_decode(PyObject *self, PyObject *args)
+{
+    (void)self;
+    CodebookBlock b;
+    int instruction_set, is_sound;
+    unsigned long long planes, book, steps, row_group, column_group, scales, row_scale, out;
+    long long n_rows, n_columns, dim, n_subvectors, entries, n_groups, zero, scale_columns, first_column;
+    if (!PyArg_ParseTuple(args, "iLLLLLiiKKLLKKKKKLLiK", &instruction_set, &n_rows, &n_columns, &dim, &n_subvectors,
+                          &entries, &b.n_planes, &b.width, &planes, &book, &n_groups, &zero, &steps, &row_group,
+                          &column_group, &scales, &row_scale, &scale_columns, &first_column, &b.adds, &out))
+        return NULL;
+    const int64_t *plane = (const int64_t *)(uintptr_t)planes; /* address, length, base, digits of each */
+    for (int p = 0; p < MOST_PLANES && p < (b.n_planes ? b.n_planes : 1); p++, plane += 4) {
+        b.section[p] = (const uint8_t *)(uintptr_t)plane[0], b.section_nbytes[p] = plane[1];
+        b.base[p] = (int)plane[2], b.per_byte[p] = (int)plane[3];
+    }
+    b.n_rows = n_rows, b.n_columns = n_columns, b.dim = dim, b.n_subvectors = n_subvectors, b.entries = entries;
+    b.book = (const float *)(uintptr_t)book, b.steps = (const float *)(uintptr_t)steps;
+    b.n_groups = n_groups, b.zero = zero;
+    b.row_group = (const int64_t *)(uintptr_t)row_group, b.column_group = (const int64_t *)(uintptr_t)column_group;
+    b.scales = (const float *)(uintptr_t)scales, b.row_scale = (const int64_t *)(uintptr_t)row_scale;
+    b.scale_columns = scale_columns, b.first_column = first_column, b.out = (float *)(uintptr_t)out;
+    Py_BEGIN_ALLOW_THREADS
+    is_sound = codebook_decode(&b, instruction_set);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(is_sound);
+}
+
+static PyObject *py_lowrank_decode(PyObject *self, PyObject *args)
+{
+    (void)self;
+    LowRankBlock b;
+    int instruction_set;
+    unsigned long long left, right, row_scales, column_scales, out;
+    long long n_rows, n_columns, rank;
+    if (!PyArg_ParseTuple(args, "iLLLKKKKiK", &instruction_set, &n_rows, &n_columns, &rank, &left, &right, &row_scales,
+                          &column_scales, &b.adds, &out))
+        return NULL;
+    b.n_rows = n_rows, b.n_columns = n_columns, b.rank = rank;
+    b.left = (const float *)(uintptr_t)left, b.right = (const float *)(uintptr_t)right;
+    b.row_scales = (const float *)(uintptr_t)row_scales, b.column_scales = (const float *)(uintptr_t)column_scales;
+    b.out = (float *)(uintptr_t)out;
+    Py_BEGIN_ALLOW_THREADS
+    lowrank_decode(&b, instruction_set);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_scatter(PyObject *self, PyObject *args)
+{
+    (void)self;
+    ScatterBlock b;
+    int instruction_set;
+    unsigned long long values, row_places, column_places, out;
+    long long n_rows, n_columns;
+    if (!PyArg_ParseTuple(args, "iLLiKKKK", &instruction_set, &n_rows, &n_columns, &b.itemsize, &values, &row_places, &column_places, &out))
+        return NULL;
+    b.n_rows = n_rows, b.n_columns = n_columns, b.values = (const void *)(uintptr_t)values;
+    b.row_places = (const int64_t *)(uintptr_t)row_places, b.column_places = (const int64_t *)(uintptr_t)column_places;
+    b.out = (void *)(uintptr_t)out;
+    Py_BEGIN_ALLOW_THREADS
+    scatter(&b, instruction_set);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -74,22 +148,91 @@ static PyObject *py_viterbi_search(PyObject *self, PyObject *args)
     return has_failed ? PyErr_NoMemory() : (Py_INCREF(Py_None), Py_None);
 }
 
+static PyObject *py_crc32(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long bytes;
+    long long n;
+    unsigned int crc;
+    if (!PyArg_ParseTuple(args, "KLI", &bytes, &n, &crc))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    crc = crc_of((const uint8_t *)(uintptr_t)bytes, n, crc);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromUnsignedLong(crc);
+}
+
+static PyObject *py_has_crc32(PyObject *self, PyObject *args)
+{
+    (void)self, (void)args;
+    return PyBool_FromLong(has_crc32());
+}
+
+static PyObject *py_planes_split(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long words, planes;
+    long long n;
+    int width, rotates;
+    if (!PyArg_ParseTuple(args, "KLiiK", &words, &n, &width, &rotates, &planes))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    planes_split((const void *)(uintptr_t)words, n, width, rotates, (uint8_t *)(uintptr_t)planes);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_planes_count(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long data, counts;
+    long long n;
+    if (!PyArg_ParseTuple(args, "KLK", &data, &n, &counts))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    planes_count((const uint8_t *)(uintptr_t)data, n, (uint32_t *)(uintptr_t)counts);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_planes_huffman(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long data, codes, stream;
+    long long n, nbytes;
+    if (!PyArg_ParseTuple(args, "KLKK", &data, &n, &codes, &stream))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    nbytes = planes_huffman((const uint8_t *)(uintptr_t)data, n, (const uint32_t *)(uintptr_t)codes,
+                            (uint8_t *)(uintptr_t)stream);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLongLong(nbytes);
+}
+
 static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
 {
     (void)self, (void)args;
     int has_avx2 = 0, has_avx512 = 0;
 #if defined(__x86_64__) && defined(__GNUC__)
     __builtin_cpu_init();
-    has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt");
+    has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
     has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                 __builtin_cpu_supports("avx512vl");
+                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 #endif
     return Py_BuildValue("(iii)", 1, has_avx2, has_avx512);
 }
 
 static PyMethodDef METHODS[] = {
+    {"planes_split", py_planes_split, METH_VARARGS, "Split words into byte planes; see planes.h."},
+    {"planes_count", py_planes_count, METH_VARARGS, "Count the values of bytes; see planes.h."},
+    {"planes_huffman", py_planes_huffman, METH_VARARGS, "Write a Huffman stream; see planes.h."},
     {"trellis_decode", py_trellis_decode, METH_VARARGS, "Decode a block of a trellis stage; see trellis.h."},
     {"trellis_slots", py_trellis_slots, METH_VARARGS, "Fill look-up tables by slot; see trellis.h."},
+    {"codebook_decode", py_codebook_decode, METH_VARARGS, "Decode a block of a codebook stage; see codebook.h."},
+    {"crc32", py_crc32, METH_VARARGS, "The CRC-32 of bytes; see crc.h."},
+    {"has_crc32", py_has_crc32, METH_NOARGS, "Whether the processor has what it needs."},
+    {"lowrank_decode", py_lowrank_decode, METH_VARARGS, "Compute a block of a low-rank stage; see lowrank.h."},
+    {"scatter", py_scatter, METH_VARARGS, "Put the values of a block in their places; see scatter.h."},
     {"viterbi_search", py_viterbi_search, METH_VARARGS, "Find the paths with the least cost; see viterbi.h."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS, "Which of scalar, AVX2, AVX-512 the processor has."},
     {NULL, NULL, 0, NULL},

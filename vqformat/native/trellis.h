@@ -26,7 +26,11 @@ typedef struct {
     const float *book; /* the value of each symbol, at least B * entries; or NULL: the value is (symbol - zero) * step */
     int32_t zero;
     float step;
-    float *out; /* n_rows * n_columns values */
+    const int64_t *row_places;    /* where each row of the block begins in out, in elements */
+    const int64_t *column_places; /* what each column adds to that; NULL: its number in the block */
+    const float *row_scales;      /* a factor for each row of the block, or NULL */
+    const float *addend;          /* (n_rows, n_columns): what is added to the values, or NULL */
+    float *out;
 } TrellisBlock;
 
 /* Call once before trellis_decode. */

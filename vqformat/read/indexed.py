@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -14,6 +13,7 @@ from ..decode.region import Region, part_of
 from ..decode.tables import Floats
 from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, allocate
 from ..errors import FormatError, TensorNotFoundError
+from ..forks import ForkSafeLock
 from ..format import container
 from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
 from ..format.container import CHUNK_HEAD_NBYTES, ChunkHead
@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 
 
 class IndexedReader:
-    """Opens a seekable file by its index and decodes single tensors (SPEC 15.2). Several threads may use it.
+    """Opens a seekable file by its index and decodes its tensors (SPEC 15.2), in several threads or forked processes.
 
     Args:
         stream: Binary file with ``read`` and ``seek``.
@@ -47,7 +47,7 @@ class IndexedReader:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._input = RandomInput(stream)
-        self._lock = threading.RLock()  # guards _layers
+        self._lock = ForkSafeLock()  # guards _layers
         self._layers: dict[int, tuple[ChunkHead, LayerInfo]] = {}
         self._books: dict[int, tuple[BookRecord, Floats]] = {}
         self._freqs: dict[int, tuple[FreqRecord, rans.Tables]] = {}
@@ -57,6 +57,10 @@ class IndexedReader:
     def close(self) -> None:
         """Free what is held in memory. Tensors cannot be decoded any more."""
         self._input.close()
+
+    def check_open(self) -> None:
+        """Raise ValueError if ``close`` has been called."""
+        self._input.check_open()
 
     def metadata(self) -> dict[str, Any]:
         """The user's metadata: the copy in the index (SPEC 15.2), or META if there is no copy."""
@@ -314,7 +318,7 @@ class IndexedReader:
             return
         with self._input.clearing_on_error():
             stored = self._stored(record, chunk, first)
-        if stored.decoder.stored_dtype != record.dtype_info.numpy:  # blocks may separate real and imaginary parts
+        if stored.decoder.placement.stored_dtype != record.dtype_info.numpy:  # blocks may part pairs of reals
             yield (), self.tensor(name, budget, threads)
             return
         with self._input.clearing_on_error():

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from ..errors import TruncatedError, VqmError
+from .file_access import file_access
 
 
 class RandomInput:
-    """Reads any part of a seekable file. A lock makes each seek and its read one step, so that threads may share it.
+    """Reads any part of a seekable file. Threads, and processes forked from this one, may read it at the same time.
 
     ``hold`` reads a part into memory and keeps it for the reads that follow: over a network, few large reads are faster
     than many small ones. At most one part of each kind is held: a layer, a BOOK chunk, a FREQ chunk, the beginning of
@@ -23,8 +23,7 @@ class RandomInput:
     """
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._lock = threading.Lock()
+        self._file = file_access(stream)
         self._is_closed = False
         self._held: dict[bytes, tuple[int, bytes]] = {}  # kind -> offset and bytes
         end: int | None = stream.seek(0, os.SEEK_END)
@@ -53,6 +52,12 @@ class RandomInput:
         """Free all held bytes. A later read raises ValueError."""
         self._is_closed = True
         self._held.clear()
+        self._file.close()
+
+    def check_open(self) -> None:
+        """Raise ValueError if ``close`` has been called."""
+        if self._is_closed:
+            raise ValueError("the file is closed")
 
     @contextlib.contextmanager
     def clearing_on_error(self) -> Iterator[None]:
@@ -73,22 +78,16 @@ class RandomInput:
             TruncatedError: The file is shorter.
             ValueError: ``close`` has been called.
         """
-        if self._is_closed:
-            raise ValueError("the file is closed")
+        self.check_open()
         for held_offset, held in list(self._held.values()):
             if held_offset <= offset and offset + n <= held_offset + len(held):
                 return held[offset - held_offset : offset - held_offset + n]
         if offset + n <= self.nbytes:  # before memory is allocated
-            with self._lock:
-                self._stream.seek(offset)
-                pieces, left = [], n
-                while left > 0 and (piece := self._stream.read(left)):  # a raw file may return a part
-                    pieces.append(piece)
-                    left -= len(piece)
-            if not left:
-                return b"".join(pieces)
+            data = self._file.read(offset, n)
+            if len(data) == n:
+                return data
             raise TruncatedError(f"{what} needs bytes {offset} to {offset + n}, but the file, of {self.nbytes} bytes"
-                                 f" when it was opened, gives {n - left} of them", clause="REA-001",
+                                 f" when it was opened, gives {len(data)} of them", clause="REA-001",
                                  offset=offset)  # fmt: skip
         raise TruncatedError(f"{what} needs bytes {offset} to {offset + n}, but the file has {self.nbytes}",
                              clause="REA-001", offset=offset)  # fmt: skip

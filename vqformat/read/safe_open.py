@@ -63,6 +63,9 @@ class safe_open(Mapping[str, Tensor]):
         with safe_open("model.vqm", framework="np") as f:
             w = f["fc1.weight"]
 
+    Several threads may use it, and processes that are forked while it is open. In a pickle it opens its file again: by
+    its path, or as a copy of a ``BytesIO``, or as the stream itself does, such as those of fsspec.
+
     Args:
         filename: Path, or a binary file that can seek.
         framework: ``"np"`` or ``"numpy"`` for NumPy arrays, ``"pt"`` or ``"torch"`` for PyTorch tensors.
@@ -91,6 +94,7 @@ class safe_open(Mapping[str, Tensor]):
     def __init__(self, filename: Path | BinaryIO, framework: str = "np", device: Any = "cpu", *,
                  max_tensor_bytes: int = DEFAULT_MAX_TENSOR_NBYTES, threads: int | None = None) -> None:  # fmt: skip
         self._framework: Framework[Tensor] = Framework(framework, device)
+        self._arguments = framework, device, max_tensor_bytes, threads
         self._threads = n_threads(threads)
         self._max_tensor_bytes = max_tensor_bytes
         self._opened = opened(filename)
@@ -113,6 +117,10 @@ class safe_open(Mapping[str, Tensor]):
         """Close the reader, and the file if ``filename`` was a path. Tensors cannot be accessed any more."""
         self._reader.close()
         self._opened.__exit__(None, None, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._reader.check_open()
+        return _opened_again, (self._opened.for_other_process(), *self._arguments)
 
     def keys(self) -> list[str]:  # type: ignore[override]  # a list, as in safetensors
         """Names of all tensors, in file order."""
@@ -172,6 +180,13 @@ class safe_open(Mapping[str, Tensor]):
 
     def _budget(self) -> Budget:
         return Budget(self._max_tensor_bytes)
+
+
+def _opened_again(
+    filename: Path | BinaryIO, framework: str, device: Any, max_tensor_bytes: int, threads: int | None
+) -> safe_open[Any]:
+    """A pickled ``safe_open`` in the process that loads it."""
+    return safe_open(filename, framework, device, max_tensor_bytes=max_tensor_bytes, threads=threads)
 
 
 class TensorSlice(Generic[Tensor]):

@@ -26,6 +26,8 @@ from ..format.stages import Size
 from .budget import Budget
 from .shared_tables import Shared
 
+_FEW = 1 << 15  # elements: a smaller tensor is decoded in less time than it takes to hand it to a thread
+
 Array = npt.NDArray[Any]
 
 
@@ -183,13 +185,14 @@ class SequentialReader:
         self._budget.take(record)
         array: Array | None = None
         for blocks, sections in tensor.groups(MANY_ELEMENTS if self._in_batches else FEW_ELEMENTS):
+            here = tensor.decoder.is_stepwise or record.n_elements < _FEW
             if array is not None:
-                workers.run(tensor.decode, blocks, sections, array, here=tensor.decoder.is_stepwise)
+                workers.run(tensor.decode, blocks, sections, array, here=here)
                 continue
             payloads = plain(sections)
             array = allocate(record)  # REA-002: only after the first group has been checked
             if not self._batch.add(tensor.decoder, blocks, payloads, array):
-                tensor.decoder.decode_blocks(blocks, payloads, array)
+                workers.run(tensor.decoder.decode_blocks, blocks, payloads, array, here=here)
         return allocate(record) if array is None else array
 
     def _finish(self, chunk: ChunkHead, digest: bytes) -> None:

@@ -40,6 +40,8 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
             for tensor in layer.tensors():
                 tensor.decode_into(numpy.lib.format.open_memmap(...))
 
+    A process that is forked during the iteration goes on from there by itself, if ``source`` is a path.
+
     The CRCs of all sections are checked, also of those that are not accessed. That the file is complete is known only
     when the iteration has ended.
 
@@ -80,7 +82,7 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
                  allow_partial: bool = False) -> None:  # fmt: skip
         self._framework: Framework[Tensor] = Framework(framework, device)
         self._threads = n_threads(threads)
-        self._opened = opened(source)
+        self._opened = opened(source, has_own_position=True)
         file = self._opened.__enter__()
         try:
             self._budget = Budget(max_tensor_bytes)
@@ -119,6 +121,9 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
             yield Layer(info, self._budget, iter(()), {name: self._framework.give(a) for name, a in arrays.items()})
         if self._reader.cut_at is not None:
             warnings.warn(f"the file ends early, at byte {self._reader.cut_at}", stacklevel=3)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a stream is read once, in order, and cannot be pickled; pickle its path, or a safe_open")
 
     def close(self) -> None:
         """Close the file, if ``source`` was a path."""

@@ -137,8 +137,7 @@ def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapp
     """
     calibrated: dict[str, Any] = {}
     if calibration is not None and not options.get("lossless"):
-        calibrated = {"preset": "small", "calibration": calibration,
-                      "correct": Corrector(model, calibration, options.get("progress"))}  # fmt: skip
+        calibrated = {"preset": "small", "calibration": calibration, "correct": Corrector(model, calibration)}
     tables = [f"{name}.weight".lstrip(".") for name, module in model.named_modules()
               if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]  # fmt: skip
     notes: list[str] = []

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encode.calibration import Calibration
+from ..encode.progress import advance_share
 from .batches import count_bytes, floating_outputs, run
 from .observers import CONVOLUTIONS
 
@@ -36,14 +37,10 @@ class Corrector:
     Args:
         model: The original model.
         calibration: Its calibration, whose ``inputs`` are used.
-        progress: Called with ``"correction"``, the number of steps done, and the number of all steps.
     """
 
-    def __init__(
-        self, model: nn.Module, calibration: Calibration, progress: Callable[[str, int, int], None] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, calibration: Calibration) -> None:
         self._teacher, self._batches, self._loss = model, calibration.inputs, calibration.loss
-        self._progress = progress
 
     def __call__(self, weights: Iterable[tuple[str, np.ndarray]]) -> Arrays:
         """Correct the tensors that are not quantized weights.
@@ -134,8 +131,7 @@ class Corrector:
                 loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-            if self._progress is not None:
-                self._progress("correction", done + 1, n_steps)
+            advance_share(1 / n_steps)
         for parameter in tuned:
             parameter.requires_grad_(False)
 

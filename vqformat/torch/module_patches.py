@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial, update_wrapper
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..forks import ForkSafeLock
 from .streamed_weight import StreamedWeight, WeightTensor
 
 
@@ -26,14 +26,14 @@ class WeightSwap:
     It is for modules that hand their weights to fused code of PyTorch, which inspects them first.
     """
 
-    def __init__(self, modules: list[nn.Module], lock: threading.RLock) -> None:
+    def __init__(self, modules: list[nn.Module], lock: ForkSafeLock) -> None:
         self._modules, self._lock = modules, lock
         self._places: list[tuple[Any, str, StreamedWeight]] = [
             (members, key, tensor.weight) for module in modules for members in (module._parameters, module._buffers)
             for key, tensor in members.items() if isinstance(tensor, WeightTensor)]  # fmt: skip
 
     @classmethod
-    def around_calls(cls, module: nn.Module, lock: threading.RLock) -> None:
+    def around_calls(cls, module: nn.Module, lock: ForkSafeLock) -> None:
         """Wrap ``module.forward``, if the module is of a kind that needs decoded weights."""
         match module:
             case nn.TransformerEncoder():
@@ -44,20 +44,17 @@ class WeightSwap:
                 return
         swap = cls(modules, lock)
         if swap._places:
-            around = swap._around(module.forward)  # not by hooks: with hooks PyTorch does not take its fast path
-            module.forward = around  # type: ignore[method-assign]
+            # Not by hooks: with hooks PyTorch does not take its fast path
+            module.forward = _Swapping(swap, module.forward)  # type: ignore[method-assign]
 
-    def _around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(forward)
-        def swapping(*args: Any, **kwargs: Any) -> Any:
-            held: list[tuple[Any, str, StreamedWeight]] = []
-            try:
-                self._enter(held)
-                return forward(*args, **kwargs)
-            finally:
-                self._leave(held)
-
-        return swapping
+    def call(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call ``forward`` with decoded weights in place."""
+        held: list[tuple[Any, str, StreamedWeight]] = []
+        try:
+            self._enter(held)
+            return forward(*args, **kwargs)
+        finally:
+            self._leave(held)
 
     def _enter(self, held: list[tuple[Any, str, StreamedWeight]]) -> None:
         with self._lock:
@@ -76,6 +73,17 @@ class WeightSwap:
     def _renew(self) -> None:
         for module in self._modules:
             _renew_flat_weights(module)
+
+
+class _Swapping:
+    """A ``forward`` that calls another one with decoded weights. An object, since pickle takes no closures."""
+
+    def __init__(self, swap: WeightSwap, forward: Callable[..., Any]) -> None:
+        update_wrapper(self, forward)  # takes the attributes of another _Swapping, too
+        self._swap, self._forward = swap, forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._swap.call(self._forward, *args, **kwargs)
 
 
 def _renew_flat_weights(module: nn.Module) -> None:

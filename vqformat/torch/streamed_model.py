@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import Path, opened
+from ..forks import ForkSafeLock
 from ..read.safe_open import safe_open
 from ..read.torch_arrays import torch_dtype
 from .checkpoint import saved_state
@@ -140,7 +140,7 @@ class _Streaming:
             members[key] = self._weights[id(tensor)].tensor
         for module in modules:
             patch(module)
-        lock = threading.RLock()
+        lock = ForkSafeLock()
         for module in model.modules():
             WeightSwap.around_calls(module, lock)
 

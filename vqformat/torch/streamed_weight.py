@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,7 +16,6 @@ from .deferred_tensor import DeferredTensor
 from .weight_store import WeightStore
 
 _T: Any = torch.Tensor
-_COPIES = frozenset({_T.__deepcopy__, _T.__reduce_ex__})
 _SETTING = frozenset({_T.requires_grad_, _T.requires_grad.__set__, _T.grad.__set__})
 _ADDRESSES = frozenset({_T.data_ptr, _T.untyped_storage, _T.storage, _T.share_memory_})
 
@@ -43,9 +43,20 @@ class StreamedWeight:
         self._wants_grad = original.requires_grad
         self._memory_format = memory_format(original)
         self.dtype, self.device, self._shape = original.dtype, device, tuple(original.shape)
+        self._begin()
+
+    def _begin(self) -> None:
         self.tensor = self._make()
         self._n_holders = 0
         self._held: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in vars(self).items() if name not in ("tensor", "_n_holders", "_held")}
+        return state | {"_memory_format": str(self._memory_format).removeprefix("torch.")}  # for torch.save
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _memory_format=getattr(torch, state["_memory_format"]))
+        self._begin()
 
     def _make(self) -> WeightTensor:
         made: WeightTensor = WeightTensor.make(self._shape, self.dtype, self.device, self.decode)
@@ -161,10 +172,16 @@ class WeightTensor(DeferredTensor):
             if own is out or (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__"):
                 raise RuntimeError(f"{own.weight.name!r} is streamed from a file: it cannot be changed ({name}) or"
                                    " trained; load_model fills a model that can")  # fmt: skip
-            if func in _COPIES:
-                raise RuntimeError(f"{own.weight.name!r} is streamed from a file, and a model with it cannot be copied"
-                                   " or pickled; copy it first, or save its state_dict")  # fmt: skip
+            if func == _T.__reduce_ex__:
+                return _tensor_of, (own.weight,)
+            if func == _T.__deepcopy__:
+                return copy.deepcopy(own.weight, args[1]).tensor
         return super().__torch_function__(func, types, args, kwargs)
+
+
+def _tensor_of(weight: StreamedWeight) -> WeightTensor:
+    """A pickled ``WeightTensor``."""
+    return weight.tensor
 
 
 def _is_plain_lookup(

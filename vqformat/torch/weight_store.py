@@ -5,21 +5,25 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..forks import ForkSafeLock, RenewedByFork
 from ..read.safe_open import safe_open
 from ..read.torch_arrays import torch_dtype
 
 
-class WeightStore:
+class WeightStore(RenewedByFork):
     """Decodes weights from a file. A thread decodes ahead those that followed last time.
+
+    A forked process has a thread of its own. In a pickle it opens its file again, see ``safe_open``.
 
     Args:
         file: Opened for PyTorch. ``close``, or the end of the store, closes it.
@@ -27,15 +31,23 @@ class WeightStore:
     """
 
     def __init__(self, file: safe_open[torch.Tensor], prefetch: int) -> None:
+        super().__init__()
         self.file = file
         self._prefetch = prefetch
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._following: dict[str, str] = {}  # name of a weight -> name of the weight that was needed next
         self._last = threading.local()  # for each thread the name of its last weight
         self._ahead: OrderedDict[str, Future[Tensor]] = OrderedDict()
         self._buffers = _Buffers()
-        self._pool = ThreadPoolExecutor(1, "vqformat-prefetch") if prefetch else None
-        self.close = weakref.finalize(self, _close, file, self._pool)  # called when the model is freed, too
+        self._thread = _Thread()
+        self.close = weakref.finalize(self, _close, file, self._thread)  # called when the model is freed, too
+
+    def renew_after_fork(self) -> None:
+        self._ahead.clear()  # the thread that would have decoded them is in the parent
+        self._thread.pool = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WeightStore, (self.file, self._prefetch)
 
     def tensor(self, name: str) -> Tensor:
         """Decode a tensor, or wait for the thread that decodes it, and start to decode the next ones."""
@@ -46,12 +58,11 @@ class WeightStore:
             self._last.name = name
             future = self._ahead.pop(name, None)
         tensor = self._decode(name) if future is None or future.cancel() else future.result()
-        if self._pool is not None:
+        if self._prefetch:
             self._begin_next(name)
         return tensor
 
     def _begin_next(self, name: str) -> None:
-        assert self._pool is not None
         with self._lock:
             following: str | None = name
             for _ in range(self._prefetch):
@@ -59,7 +70,7 @@ class WeightStore:
                 if following is None or following == name:
                     return
                 if following not in self._ahead:
-                    self._ahead[following] = self._pool.submit(self._decode, following)
+                    self._ahead[following] = self._thread.submit(self._decode, following)
             while len(self._ahead) > self._prefetch:  # wrong guesses from before
                 self._ahead.popitem(last=False)[1].cancel()
 
@@ -72,9 +83,20 @@ class WeightStore:
         return tensor
 
 
-def _close(file: safe_open[torch.Tensor], pool: ThreadPoolExecutor | None) -> None:
-    if pool is not None:
-        pool.shutdown(wait=False, cancel_futures=True)
+class _Thread:
+    """The thread that decodes ahead. It is started when it gets its first job."""
+
+    pool: ThreadPoolExecutor | None = None
+
+    def submit(self, job: Callable[[str], Tensor], name: str) -> Future[Tensor]:
+        if self.pool is None:
+            self.pool = ThreadPoolExecutor(1, "vqformat-prefetch")
+        return self.pool.submit(job, name)
+
+
+def _close(file: safe_open[torch.Tensor], thread: _Thread) -> None:
+    if thread.pool is not None:
+        thread.pool.shutdown(wait=False, cancel_futures=True)
     file.close()
 
 

@@ -23,7 +23,7 @@ from ...format.layout import ORDER_COLUMNS, ORDER_ROWS, Block, Layout, View, mak
 from ...format.limits import MAX_BLOCK_ELEMENTS
 from ...format.records import TensorRecord
 from ...format.sections import Section
-from ...format.stages import CodebookStage, LowRankStage, PackedStage, RawStage
+from ...format.stages import CodebookStage, LowRankStage, PackedStage, RawStage, SparseStage
 from . import packing, planes
 
 BLOCK_ELEMENTS = 1 << 18  # of a block, about
@@ -163,6 +163,7 @@ def assemble(
     row_classes: npt.NDArray[np.uint8] | None = None,
     column_classes: npt.NDArray[np.uint8] | None = None,
     compress: bool = True,
+    is_quick: bool = False,
     collect: Collect = list,
 ) -> EncodedTensor:
     """Make an encoded tensor from quantized stages.
@@ -172,6 +173,7 @@ def assemble(
         stages: In order. Their codes are those of stored rows and columns.
         row_classes, column_classes: Classes, if ``layout.order`` has the bits for them.
         compress: Whether sections may be zstd frames.
+        is_quick: Whether payloads are searched for matches only where a trial says that they pay.
         collect: Makes a list of the sections, which are made one after another.
 
     Raises:
@@ -189,20 +191,25 @@ def assemble(
     for q in stages:
         resident += q.resident_sections()
     payloads = ([plain for q in stages for plain in q.payload(view.block(i))] for i in range(view.n_blocks))
-    return EncodedTensor(record, collect(_sections(resident, payloads, compress=compress)))
+    makers: Sequence[Maker] | None = None
+    if compress:
+        makers = _quick(record, is_quick=True) if is_quick else _searching(record)
+    return EncodedTensor(record, collect(_sections(resident, payloads, makers)))
 
 
 def assemble_raw(
     name: str, dtype: str, array: npt.NDArray[Any], split: int, *, compress: bool = True, thorough: bool = False,
-    collect: Collect = list,
+    is_quick: bool = False, is_sparse: bool = False, collect: Collect = list,
 ) -> EncodedTensor:  # fmt: skip
-    """Make an encoded tensor with a raw stage, which keeps every bit.
+    """Make an encoded tensor with a raw or sparse raw stage, which keeps every bit.
 
     Args:
         array: C-contiguous, little-endian, of the dtype.
         split: See SPEC section 8.
         compress: Whether sections may be zstd frames.
         thorough: Whether all zstd parameters are tried for floats and numbers of 8 bits, as they are for others.
+        is_quick: See ``planes.PlaneMaker``.
+        is_sparse: Whether zeros are stored apart (SPEC 8.1).
         collect: Makes a list of the sections, which are made one after another.
     """
     info = BY_NAME[dtype]
@@ -214,16 +221,20 @@ def assemble_raw(
     layout = choose_blocks(layout, view.n_rows, view.n_columns)
     if not layout.block_rows:
         layout = Layout()
-    record = TensorRecord(name, dtype, array.shape, layout, (RawStage(split),))
-    view = record.view()
+    view = make_view(array.shape, False, layout)
     flat = array.reshape(-1)
-    payloads = (raw.encode(_elements(flat, view, i), info, split) for i in range(view.n_blocks))
-    if not compress or thorough or not (info.arithmetic or dtype in _SMALL_NUMBERS):
-        return EncodedTensor(record, collect(_sections([], payloads, compress=compress)))
-    nbytes = sum(info.nbytes(view.block(i).n_elements) for i in range(view.n_blocks))
-    n_planes = record.n_payload()
-    makers = [planes.PlaneMaker(nbytes // n_planes) for _ in range(n_planes)]
-    return EncodedTensor(record, collect(_made(makers, payloads)))
+    stage: RawStage | SparseStage = RawStage(split)
+    encode = raw.encode
+    if is_sparse:
+        stage = SparseStage(split, tuple(raw.n_marked(_elements(flat, view, i), info) for i in range(view.n_blocks)))
+        encode = raw.encode_sparse
+    record = TensorRecord(name, dtype, array.shape, layout, (stage,))
+    payloads = (encode(_elements(flat, view, i), info, split) for i in range(view.n_blocks))
+    makers: Sequence[Maker] | None = None
+    if compress:
+        is_searched = thorough or not (info.arithmetic or dtype in _SMALL_NUMBERS)
+        makers = _searching(record) if is_searched else _quick(record, is_quick=is_quick)
+    return EncodedTensor(record, collect(_sections([], payloads, makers)))
 
 
 def _elements(flat: npt.NDArray[Any], view: View, number: int) -> npt.NDArray[Any]:
@@ -233,25 +244,38 @@ def _elements(flat: npt.NDArray[Any], view: View, number: int) -> npt.NDArray[An
     return flat[start : start + block.n_elements]
 
 
-def _sections(resident: list[bytes], payloads: Iterable[list[bytes]], *, compress: bool) -> Iterator[Section]:
-    """The sections in file order. The n-th payload sections of all blocks are compressed with the same parameters.
+def _searching(record: TensorRecord) -> Sequence[Maker]:
+    """For each payload section of a block what makes it, and the same section of all other blocks."""
+    return [packing.SectionMaker() for _ in range(record.n_payload())]
+
+
+def _quick(record: TensorRecord, *, is_quick: bool = False) -> Sequence[Maker]:
+    """The same at the speed of a Huffman coder.
+
+    Args:
+        is_quick: See ``planes.PlaneMaker``.
+    """
+    view = record.view()
+    totals = [0] * record.n_payload()
+    for i in range(view.n_blocks):
+        for kind, nbytes in enumerate(chain.from_iterable(record.payload_nbytes(view.block(i)))):
+            assert isinstance(nbytes, int)  # no entropy-coded section, whose size is not known before
+            totals[kind] += nbytes
+    return [planes.PlaneMaker(nbytes, is_quick=is_quick) for nbytes in totals]
+
+
+def _sections(
+    resident: list[bytes], payloads: Iterable[list[bytes]], makers: Sequence[Maker] | None
+) -> Iterator[Section]:
+    """The sections in file order.
 
     Args:
         payloads: For each block the plain bytes of its sections.
+        makers: For each of these what makes a section of it; None if no section is compressed.
     """
-    if not compress:
-        yield from map(Section, resident)
-        yield from (Section(plain) for block in payloads for plain in block)
-        return
-    yield from (packing.SectionMaker().make(plain) for plain in resident)
-    rest = iter(payloads)
-    for first in rest:
-        makers = [packing.SectionMaker() for _ in first]
-        yield from _made(makers, chain([first], rest))
-
-
-def _made(makers: Sequence[Maker], payloads: Iterable[list[bytes]]) -> Iterator[Section]:
-    """The sections of blocks, one maker for each kind of section."""
+    yield from (Section(plain) if makers is None else packing.SectionMaker().make(plain) for plain in resident)
     for block in payloads:
-        for maker, plain in zip(makers, block, strict=True):
-            yield maker.make(plain)
+        if makers is None:
+            yield from map(Section, block)
+        else:
+            yield from (maker.make(plain) for maker, plain in zip(makers, block, strict=True))

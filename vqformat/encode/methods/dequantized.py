@@ -34,6 +34,7 @@ _REPEATED = 0.08
 _SAMPLE_OF_FLOATS = 32  # fewer do on a grid of floats: the largest value and some others tell the scale
 _MOST_FAILED = 3  # grids that fit samples and not the tensor, until it is left as it is
 _PIECE = 1 << 20
+_SOLVED = 1 << 16  # elements whose scales are sought together: their float64 numbers fit a cache
 _FEW_VALUES = 4096
 _SHORT_TABLE_NBYTES = 1024  # of 256 values; where there are more a grid takes fewer bits
 _FEW_ELEMENTS = 1 << 16  # of a tensor for which the bytes of a table matter
@@ -59,7 +60,8 @@ def encode(name: str, dtype: str, array: npt.NDArray[Any], *, collect: Collect =
     few, grids = _few_values(values, dtype), _on_grid(values, dtype)
     if grids:
         few = [(layout, stage) for layout, stage in few if len(stage.resident[0]) <= _SHORT_TABLE_NBYTES]
-    found = [assemble(name, dtype, array.shape, layout, [stage], collect=collect) for layout, stage in [*few, *grids]
+    found = [assemble(name, dtype, array.shape, layout, [stage], is_quick=True, collect=collect)
+             for layout, stage in [*few, *grids]
              if _gives_back(stage, make_view(values.shape, False, layout), values)]  # fmt: skip
     return min(found, key=lambda encoded: encoded.stored_nbytes, default=None)
 
@@ -210,8 +212,8 @@ def _solve(
         return None
     scales = np.empty(about.shape[1], np.float32)
     keys: Codes | None = None
-    for start in range(0, scales.size, max(1, _PIECE // n)):
-        piece = slice(start, start + max(1, _PIECE // n))
+    for start in range(0, scales.size, max(1, _SOLVED // n)):
+        piece = slice(start, start + max(1, _SOLVED // n))
         found = exact_scales(groups.part(piece), units, about[:, piece])
         if found is None:
             return None

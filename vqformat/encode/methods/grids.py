@@ -24,7 +24,8 @@ LARGEST_INTEGER = 255
 _PASSES = 4  # bf16 integers up to 127 take three to narrow down
 _QUICK = 8  # values of a group that a largest unit must fit before all are tried
 _FIRST = 16  # values on which all largest units are tried for one group
-_PIECE = 1 << 20
+_PIECE = 1 << 16
+_FEW_EDGES = 16
 _MOST_TRIALS = 8  # of largest units for the average group
 _HEADROOM = 4.0  # how much larger than the likely ones a largest unit may be
 _PLACES = (0.5, 0.2, 0.8, 0.05, 0.95, 0.35, 0.65)  # of a guess between bounds: bf16 leaves wide ones
@@ -60,18 +61,18 @@ class Units:
         """The magnitude of the nearest unit of the same sign."""
         if self.positive is None or self.negative is None:
             return np.minimum(np.rint(magnitudes), LARGEST_INTEGER)
-        found: Doubles = self.positive[np.searchsorted(self._middles[0], magnitudes)]
+        found: Doubles = self.positive[_count_below(self._middles[0], magnitudes, np.greater)]
         if self.positive is not self.negative:
-            found = np.where(is_negative, self.negative[np.searchsorted(self._middles[1], magnitudes)], found)
+            found = np.where(is_negative, self.negative[_count_below(self._middles[1], magnitudes, np.greater)], found)
         return found
 
     def below(self, magnitudes: Doubles, is_negative: npt.NDArray[np.bool_]) -> Doubles:
         """The magnitude of the largest unit of the same sign that is not above."""
         if self.positive is None or self.negative is None:
             return np.minimum(np.floor(magnitudes), LARGEST_INTEGER)
-        found: Doubles = self.positive[np.searchsorted(self.positive, magnitudes, side="right") - 1]
+        found: Doubles = self.positive[_count_below(self.positive[1:], magnitudes, np.greater_equal)]
         if self.positive is not self.negative:
-            of_negative = self.negative[np.searchsorted(self.negative, magnitudes, side="right") - 1]
+            of_negative = self.negative[_count_below(self.negative[1:], magnitudes, np.greater_equal)]
             found = np.where(is_negative, of_negative, found)
         return found
 
@@ -79,6 +80,16 @@ class Units:
     def _middles(self) -> tuple[Doubles, Doubles]:
         assert self.positive is not None and self.negative is not None
         return (self.positive[1:] + self.positive[:-1]) / 2, (self.negative[1:] + self.negative[:-1]) / 2
+
+
+def _count_below(edges: Doubles, magnitudes: Doubles, is_above: np.ufunc) -> npt.NDArray[Any]:
+    """How many edges, which ascend, each magnitude is above."""
+    if edges.size > _FEW_EDGES:
+        return np.searchsorted(edges, magnitudes, side="left" if is_above is np.greater else "right")
+    n = np.zeros(magnitudes.shape, np.uint8)  # several times as fast as a search
+    for edge in edges:
+        n += is_above(magnitudes, edge)
+    return n
 
 
 def _float8(dtype: Any) -> Units:

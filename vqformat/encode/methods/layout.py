@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...decode.placement import stable_order
 from ...decode.tables import Floats
-from ...decode.tensor import stable_order
 from ...format.dtypes import BY_NAME
 from ...format.layout import ORDER_COLUMNS, ORDER_ROWS, Layout, make_view
 

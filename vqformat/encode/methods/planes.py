@@ -6,25 +6,25 @@ Searches for matches take 50 times as long as Huffman coding: they are made wher
 
 from __future__ import annotations
 
-import struct
-
 import numpy as np
 import numpy.typing as npt
 
 from ...format.sections import Section
-from . import packing
+from . import huffman, packing
 
 _COUNTED = 1 << 13  # bytes of a plane whose values are counted
 _NOISE_BITS = 7.96  # of entropy for each byte, from which on a frame would not earn its time, see packing.py
 _TRIED = 1 / 128  # of the bytes of a plane that are searched for matches as a trial
 _LEAST_TRIED, _MOST_TRIED = 1 << 11, 1 << 14
 _LEAST_BITS = 0.9  # of entropy of zeros and ones, from which on a bit each is good enough
+_LOCAL_PAYS = 0.998  # of the bytes with a table for each 128 KiB that those with more tables have to stay below
 _PAYS = 0.15  # of the bytes of literals that a trial has to save, so that all of a plane is searched
+_MAY_PAY = 0.03  # the same so that a moderate search is made of the first block, and of the others if it pays there
+_REPEATED = 0.9  # of the bytes of literals, below which matches are worth a thorough search in a small plane
+_MORE_EQUAL, _MOST_EQUAL = 1.5, 0.05  # shares of equal neighbours, times and beside that by chance: none are runs
 _PAYS_IF_ODD = 0.05  # the same where literals take another number of bytes than their entropy
 _AS_COUNTED = (0.97, 1.1)  # sizes of Huffman codes over entropies where there is nothing else to find
 _SEARCHED = 1 / 16  # of the bytes of a plane that may be searched because of their size
-_BLOCK = 1 << 17  # the most that a zstd block holds
-_LEAST_CODED = 64  # bytes of a block; decoders refuse four streams of a few
 
 
 class PlaneMaker:
@@ -32,36 +32,61 @@ class PlaneMaker:
 
     Args:
         nbytes: Plain bytes of all of them.
+        is_quick: Whether small planes are quick, too: models of small tensors have hundreds.
     """
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, *, is_quick: bool = False) -> None:
         self._nbytes = nbytes
         self._n_searched = int(nbytes * _SEARCHED)
         self._gain: float | None = None
+        self._literals = [packing.LITERALS, packing.LOCAL_LITERALS]
+        self._make_small = _quick_section if is_quick else _thorough_section
 
     def make(self, plain: bytes) -> Section:
         """The section of the next block, given its plain bytes."""
         if len(plain) < packing.SMALL_NBYTES:
-            return packing.SectionMaker().make(plain)
+            return self._make_small(plain)
         counts = _count(plain)
         bits = _entropy(counts)
         if bits > _NOISE_BITS:
             return Section(plain)
-        if _is_binary(plain, counts) and bits > _LEAST_BITS:
-            return Section(one_bit_frame(plain), is_zstd=True)
-        stored = packing.compress(plain, packing.LITERALS)
+        coded = huffman.frame(plain)
+        if coded is not None and not counts[2:].any() and bits > _LEAST_BITS:
+            return packing.as_section(plain, coded)
+        frames = [packing.compress(plain, how) for how in self._literals]
+        stored = min(frames, key=len)
+        if len(frames[-1]) > _LOCAL_PAYS * len(frames[0]):  # as in most tensors: not tried on their other blocks
+            self._literals = self._literals[:1]
+        if coded is not None and len(coded) < len(stored):
+            stored = coded
         expected = bits / 8 * len(plain)
-        is_odd = bits > 0 and not _AS_COUNTED[0] * expected <= len(stored) <= _AS_COUNTED[1] * expected
+        is_odd = bits > 0 and not _AS_COUNTED[0] * expected <= len(frames[0]) <= _AS_COUNTED[1] * expected
         if self._gain is None:
             self._gain = _trial_gain(plain, self._nbytes)
         if self._gain > _PAYS or (is_odd and (self._gain > _PAYS_IF_ODD or self._n_searched >= len(plain))):
             self._n_searched -= len(plain)
             stored = min(stored, packing.compress(plain, packing.QUICKER_MATCHES), key=len)
+        elif self._gain > _MAY_PAY:
+            found = packing.compress(plain, packing.MODERATE_MATCHES)
+            if len(found) > (1 - _MAY_PAY) * len(stored):
+                self._gain = 0  # the other blocks are not searched
+            stored = min(stored, found, key=len)
         return packing.as_section(plain, stored)
 
 
-def _is_binary(plain: bytes, counts: npt.NDArray[np.intp]) -> bool:
-    return not counts[2:].any() and np.frombuffer(plain, np.uint8).max() == 1
+def _thorough_section(plain: bytes) -> Section:
+    return packing.SectionMaker().make(plain)
+
+
+def _quick_section(plain: bytes) -> Section:
+    """The section of a small plane. A thorough search is made only where a quick one saves bytes."""
+    literals, matches = (packing.compress(plain, how) for how in packing.QUICKEST)
+    if len(matches) < _REPEATED * len(literals):
+        return _thorough_section(plain)
+    frames = [literals, matches]
+    if min(map(len, frames)) < len(plain):
+        frames.append(packing.compress(plain, packing.QUICKER_MATCHES))
+    return packing.as_section(plain, min(frames, key=len))
 
 
 def _trial_gain(plain: bytes, nbytes: int) -> float:
@@ -88,31 +113,3 @@ def _entropy(counts: npt.NDArray[np.intp]) -> float:
     n = int(counts.sum())
     shares = counts[counts > 0] / n
     return float(-(shares * np.log2(shares)).sum() + (shares.size - 1) / (2 * n * np.log(2)))
-
-
-def one_bit_frame(plain: bytes) -> bytes:
-    """A zstd frame of bytes 0 and 1 in which each takes a bit: for planes that hold the signs of shorter floats.
-
-    zstd itself takes half as much again: it cannot be kept from finding matches among bytes of one bit.
-    """
-    values = np.frombuffer(plain, np.uint8)
-    frame = [struct.pack("<IBI", 0xFD2FB528, 0xA0, len(plain))]  # one segment, content size of four bytes
-    for start in range(0, values.size, _BLOCK):
-        block = values[start : start + _BLOCK]
-        is_last = start + _BLOCK >= values.size
-        if block.size < _LEAST_CODED:
-            frame.append((int(is_last) | block.size << 3).to_bytes(3, "little") + block.tobytes())
-            continue
-        n_each = -(-block.size // 4)
-        streams = [_one_bit_stream(block[i * n_each : (i + 1) * n_each]) for i in range(4)]
-        # Weights of two symbols of one bit each: that of 1 follows from that of 0 (RFC 8878, 4.2.1.1)
-        body = b"\x80\x10" + struct.pack("<3H", *map(len, streams[:3])) + b"".join(streams)
-        header = 2 | 3 << 2 | block.size << 4 | len(body) << 22  # Huffman-coded, four streams, sizes of 18 bits
-        content = header.to_bytes(5, "little") + body + b"\0"  # no sequences
-        frame.append((int(is_last) | 2 << 1 | len(content) << 3).to_bytes(3, "little") + content)
-    return b"".join(frame)
-
-
-def _one_bit_stream(symbols: npt.NDArray[np.uint8]) -> bytes:
-    """A Huffman stream is read backwards, from the highest bit that is set."""
-    return np.packbits(np.append(symbols[::-1], np.uint8(1)), bitorder="little").tobytes()

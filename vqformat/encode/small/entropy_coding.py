@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...decode import rans, tables, trellis
+from ...decode import rans, tables, transform, trellis
 from ...decode.tables import Floats
 from ...format.chunkwriter import EncodedTensor
 from ...format.dtypes import BY_NAME
@@ -270,7 +270,7 @@ class Pool:
         values: Floats
         if isinstance(stage.source, TransformSource):
             values = np.empty(codes.shape, np.float32)
-            decoder = trellis.TransformDecoder(stage.source, section, book.T.reshape(-1))
+            decoder = transform.TransformDecoder(stage.source, section, book.T.reshape(-1))
             decoder.decode(self.n_books * codes + tensor.books, values)
         else:
             values = book[tensor.books, codes]

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ...decode.tables import Floats
 from ..calibration import TensorStatistics
+from ..progress import advance
 from . import row_steps, tiles, viterbi
 from .contexts import Contexts
 from .trellis import Books, Grid, Indices
@@ -126,6 +127,7 @@ def quantize(
             for i in range(start, end):
                 row = first + i
                 indices[row], books[row] = coder.code(row, aims[row], weights[row])
+                advance(points.shape[1])
                 error = aims[row] - (2 * indices[row].astype(np.float32) + books[row])
                 errors[i - start] = error / _spread_out(factors.spread[row], error.size)
                 _subtract(aims[row + 1 : first + end], errors[i - start : i - start + 1],

@@ -26,6 +26,7 @@ from .transform import find_kernel
 # what would save a bit, and the price doubles _DEARER times
 _LOW_RATE, _COARSER, _DEARER = 1.7, 0.4, 2.5
 _N_STATES = 256  # files are smaller than with 32 states: 2 % at 1 bit a weight, 1 % at 2; decoding takes the same time
+FEEDBACK_ROUNDS = 2  # of quantizing with feedback: the second has rates from the first
 _N_FEEDBACK_STATES = 8  # more states reduce the errors, but not those of the model's answers
 _FEWEST_INPUTS = 8  # with fewer inputs, sums of errors are not kept small
 _MOST_MEANS = 256  # largest index in a table of means: f16 rounds larger ones by more than their offset from the grid

@@ -77,6 +77,14 @@ class Group:
         part = matrix[self.rows[:, None, :, None], self.columns[None, :, None, :]]
         return part.reshape(self.rows.shape[0] * self.columns.shape[0], -1)
 
+    def split(self, n_elements: int) -> Iterator[Group]:
+        """Split the group into groups of at most so many elements, but at least one tile each."""
+        n_down = max(1, n_elements // (self.rows.shape[0] * self.columns.size))
+        n_across = max(1, n_elements // (self.rows.shape[0] * self.columns.shape[0]))
+        for top in range(0, self.rows.shape[1], n_down):
+            for left in range(0, self.columns.shape[1], n_across):
+                yield Group(self.rows[:, top : top + n_down], self.columns[:, left : left + n_across])
+
     def put(self, matrix: Array, values: Array) -> None:
         """The inverse of ``take``."""
         shape = (self.rows.shape[0], self.columns.shape[0], self.rows.shape[1], self.columns.shape[1])

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ...decode.tables import Floats
 from ...format.stages import Trellis
 from ..methods.sampling import sample_indices
+from ..progress import advance
 from . import tiles, viterbi
 from .contexts import LOWEST, PER_OCTAVE, Contexts
 from .error_weights import weights_of
@@ -20,6 +21,7 @@ from .viterbi import Rates
 
 _SAMPLE = 1 << 16  # elements on which rates are estimated
 _SAMPLE_STEPS = 256  # steps of a sequence of the sample
+_TOGETHER = 1 << 20  # elements that are quantized together, then progress is told
 _ROUNDS = 3  # of quantizing the sample and counting codes
 _PRIOR = 4.0  # number of observations for which the initial rates count
 _FINE_NOISE = 0.22  # squared error at high rates, in squared steps
@@ -215,13 +217,15 @@ def quantize(
     of_rows = contexts.at(slice(first_row, first_row + shape[0]), slice(None))
     of_all = np.broadcast_to(of_rows, shape)
     block_rows = grid.block_rows if first_row == 0 else 0
-    for group in tiles.groups(shape, block_rows, grid.tile):
-        found, of_book, _ = viterbi.quantize(
-            group.take(points), group.take(of_all), rates, grid.trellis,
-            weights=None if weights is None else group.take(np.broadcast_to(weights, shape)),
-        )  # fmt: skip
-        group.put(indices, found)
-        group.put(books, of_book)
+    for whole in tiles.groups(shape, block_rows, grid.tile):
+        for group in whole.split(_TOGETHER):
+            found, of_book, _ = viterbi.quantize(
+                group.take(points), group.take(of_all), rates, grid.trellis,
+                weights=None if weights is None else group.take(np.broadcast_to(weights, shape)),
+            )  # fmt: skip
+            group.put(indices, found)
+            group.put(books, of_book)
+            advance(found.size)
     return indices, books
 
 

@@ -1,0 +1,223 @@
+"""The kernels for decoding, as Python calls them: arrays are checked here and go to C as addresses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import FormatError
+from . import _address, _instruction_set, _kernels
+
+_NARROW_PRECISION, _NARROW_SYMBOLS = 12, 256  # slots of 32 bits hold these
+_FAULTS = {
+    1: ("ANS-001", "a state is below 65536"),
+    2: ("ANS-002", "the words of a payload end before its codes"),
+    3: ("ANS-003", "words of a payload are left after its last code"),
+    4: ("ANS-003", "a state does not end at 65536"),
+}
+
+
+@dataclass(frozen=True)
+class TrellisSlots:
+    """Look-up tables of a trellis stage by slot, see ``trellis_slots`` in trellis.h.
+
+    Attributes:
+        table: ``(n_contexts · n_books · 2**precision,)``.
+    """
+
+    precision: int
+    n_books: int
+    table: npt.NDArray[Any]
+
+    @classmethod
+    def of(cls, frequencies: npt.NDArray[np.uint32], precision: int, n_books: int) -> TrellisSlots:
+        """The slots of tables ``(n_contexts · n_books, entries)``, each of which has the sum ``2**precision``."""
+        assert _kernels is not None
+        n_tables, entries = frequencies.shape
+        is_wide = precision > _NARROW_PRECISION or n_books * entries > _NARROW_SYMBOLS
+        table = np.empty(n_tables << precision, np.uint64 if is_wide else np.uint32)
+        frequencies = np.ascontiguousarray(frequencies, np.uint32)
+        _kernels.trellis_slots(_address(frequencies), n_tables, entries, precision, n_books, is_wide, _address(table))
+        return cls(precision, n_books, table)
+
+
+def decode_trellis(
+    payload: bytes,
+    slots: TrellisSlots,
+    *,
+    tile: tuple[int, int],
+    polynomials: tuple[int, int],
+    row_classes: npt.NDArray[np.uint8] | None,
+    column_classes: npt.NDArray[np.uint8] | None,
+    values: npt.NDArray[np.float32] | tuple[int, float],
+    row_scales: npt.NDArray[np.float32] | None,
+    addend: npt.NDArray[np.float32] | None,
+    row_places: npt.NDArray[np.int64],
+    column_places: npt.NDArray[np.int64] | None,
+    n_columns: int,
+    out: npt.NDArray[np.float32],
+) -> None:
+    """Decode a block of a trellis stage (SPEC 12.1 to 12.4) and put its values in their places.
+
+    Args:
+        payload: The plain payload of the block; its size obeys ANS-001.
+        tile: Rows and columns of a tile.
+        polynomials: ``feedback`` and ``forward``; zeros without a trellis.
+        row_classes, column_classes: Of the rows and columns of the block.
+        values: The value of each symbol ``n_books · code + q``; or z and step of a progression, whose value is
+            ``(symbol − z) · step``.
+        row_scales: ``(n_rows,)``; None without scales.
+        addend: ``(n_rows, n_columns)``, C-contiguous: what is added to the values; None for nothing. It may be ``out``.
+        row_places: ``(n_rows,)``: where each row begins in ``out``.
+        column_places: ``(n_columns,)``: what each column adds to that; None for its number.
+        out: C-contiguous. Only the places are written.
+
+    Raises:
+        FormatError: The payload breaks a rule of SPEC 12.3.
+    """
+    assert _kernels is not None and out.dtype == np.float32 and slots.table.size <= 1 << 22
+    n_rows, n_elements = row_places.size, row_places.size * n_columns
+    _check_places(row_places, column_places, n_columns, out)
+    assert addend is None or (addend.shape == (n_rows, n_columns) and addend.dtype == np.float32)
+    assert row_scales is None or (row_scales.size == n_rows and row_scales.dtype == np.float32)
+    data = np.frombuffer(payload, np.uint8)
+    height, width = min(tile[0], n_rows), min(tile[1], n_columns)
+    n_sequences = -(-n_rows // height) * -(-n_columns // width)
+    assert 4 * n_sequences <= data.size <= 4 * n_sequences + 2 * n_elements and n_elements <= 1 << 22
+    assert all(classes is None or classes.size == n
+               for classes, n in ((row_classes, n_rows), (column_classes, n_columns)))  # fmt: skip
+    table, zero, step = (None, *values) if isinstance(values, tuple) else (values, 0, 0.0)
+    found = _kernels.trellis_decode(
+        _instruction_set(), _address(data), data.size, n_rows, n_columns, height, width, _address(row_classes),
+        _address(column_classes), slots.precision, slots.n_books, polynomials[0] >> 1, polynomials[1] >> 1,
+        _address(slots.table), slots.table.itemsize == 8, slots.table.size, _address(table), zero, float(step),
+        _address(row_places), _address(column_places), _address(row_scales), _address(addend),
+        _address(out),
+    )  # fmt: skip
+    if found in _FAULTS:
+        clause, message = _FAULTS[found]
+        raise FormatError(message, clause=clause)
+    if found:
+        raise MemoryError("no memory for the lanes of a trellis stage")
+
+
+def decode_codebook(
+    sections: list[npt.NDArray[np.uint8]],
+    *,
+    entries: int,
+    dim: int,
+    planes: tuple[tuple[int, int], ...],
+    width: int,
+    book: npt.NDArray[np.float32] | None,
+    progressions: tuple[int, npt.NDArray[np.float32]] | None,
+    row_groups: npt.NDArray[np.int64] | None,
+    column_groups: npt.NDArray[np.int64] | None,
+    scales: npt.NDArray[np.float32] | None,
+    row_scales: npt.NDArray[np.int64] | None,
+    scale_columns: int,
+    first_column: int,
+    out: npt.NDArray[np.float32],
+    adds: bool,
+) -> bool:
+    """Decode a block of a codebook stage (SPEC 9, 10).
+
+    Args:
+        sections: The plain sections of the block, of the sizes that ``bits.payload_nbytes`` gives.
+        planes: ``(base, digits per byte)`` of each; () for codes of ``width`` bits.
+        book: ``(n_groups · entries, dim)``.
+        progressions: In place of ``book``: zero, and the steps ``(n_groups,)``.
+        row_groups: ``(n_rows,)``: the group of each row; None for 0.
+        column_groups: ``(n_subvectors,)``: what each subvector adds to that; None for 0.
+        scales: All scales of the stage, flat; None without scales.
+        row_scales: ``(n_rows,)``: where those of each row begin.
+        scale_columns: Columns of a scale; 0 for all.
+        first_column: First column of the block in the matrix.
+        out: ``(n_rows, n_columns)``, C-contiguous.
+        adds: Whether the values are added to those in ``out``; then ``dim`` is at most 512.
+
+    Returns:
+        Whether the sections obey SPEC 10. If not, ``out`` has no meaning.
+    """
+    n_rows, n_columns = out.shape
+    n_subvectors = -(-n_columns // dim)
+    n_codes = n_rows * n_subvectors
+    assert _kernels is not None and out.dtype == np.float32 and len(planes) <= 16 and 0 <= width <= 16
+    assert not adds or dim <= 512
+    expected = [-(-n_codes // n) for _, n in planes] or [(n_codes * width + 7) // 8]
+    assert [section.size for section in sections] == expected
+    n_groups = progressions[1].size if progressions is not None else len(book) // entries if book is not None else 0
+    last = sum(int(groups.max()) for groups in (row_groups, column_groups) if groups is not None)
+    assert last < n_groups and (book is None or book.shape == (n_groups * entries, dim))
+    assert row_groups is None or (row_groups.size == n_rows and row_groups.dtype == np.int64)
+    assert column_groups is None or (column_groups.size == n_subvectors and column_groups.dtype == np.int64)
+    if scales is not None:
+        assert row_scales is not None and row_scales.size == n_rows and row_scales.dtype == np.int64
+        last_scale = (first_column + n_columns - 1) // scale_columns if scale_columns else 0
+        assert scales.dtype == np.float32 and int(row_scales.max()) + last_scale < scales.size
+    zero, steps = progressions if progressions is not None else (0, None)
+    table = np.array([(_address(section), section.size, *plane)
+                      for section, plane in zip(sections, planes or ((0, 0),), strict=True)], np.int64)  # fmt: skip
+    return bool(_kernels.codebook_decode(
+        _instruction_set(), n_rows, n_columns, dim, n_subvectors, entries, len(planes), width, _address(table),
+        _address(book), n_groups, zero, _address(steps), _address(row_groups), _address(column_groups),
+        _address(scales), _address(row_scales), scale_columns, first_column, adds, _address(out),
+    ))  # fmt: skip
+
+
+def decode_low_rank(
+    left: npt.NDArray[np.float32],
+    right: npt.NDArray[np.float32],
+    row_scales: npt.NDArray[np.float32],
+    column_scales: npt.NDArray[np.float32] | None,
+    out: npt.NDArray[np.float32],
+    *,
+    adds: bool,
+) -> None:
+    """Compute a block of a low-rank stage (SPEC 11).
+
+    Args:
+        left, right: ``(n_rows, rank)`` and ``(rank, n_columns)``: integers, all sums of whose products are at most 2²⁴.
+        row_scales, column_scales: Of each row (column); None if all are 1.
+        out: ``(n_rows, n_columns)``, C-contiguous.
+        adds: Whether the values are added to those in ``out``.
+    """
+    assert _kernels is not None and out.shape == (left.shape[0], right.shape[1]) and left.shape[1] == right.shape[0]
+    assert all(array.dtype == np.float32 for array in (left, right, row_scales, out))
+    assert row_scales.size == out.shape[0] and (column_scales is None or column_scales.size == out.shape[1])
+    _kernels.lowrank_decode(
+        _instruction_set(), *out.shape, left.shape[1], _address(left), _address(right), _address(row_scales),
+        _address(column_scales), adds, _address(out),
+    )  # fmt: skip
+
+
+def scatter(
+    values: npt.NDArray[Any],
+    row_places: npt.NDArray[np.int64],
+    column_places: npt.NDArray[np.int64] | None,
+    out: npt.NDArray[Any],
+) -> None:
+    """Put the values of a block in their places.
+
+    Args:
+        values: ``(n_rows, n_columns)``, C-contiguous, of 1, 2, 4 or 8 bytes each.
+        row_places: ``(n_rows,)``: where each row begins in ``out``.
+        column_places: ``(n_columns,)``: what each column adds to that; None for its number.
+        out: Of the same dtype, C-contiguous. Only the places are written.
+    """
+    assert _kernels is not None and values.dtype == out.dtype and values.itemsize in (1, 2, 4, 8)
+    _check_places(row_places, column_places, values.shape[1], out)
+    assert row_places.size == values.shape[0]
+    _kernels.scatter(_instruction_set(), *values.shape, values.itemsize, _address(values), _address(row_places),
+                     _address(column_places), _address(out))  # fmt: skip
+
+
+def _check_places(
+    rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64] | None, n_columns: int, out: npt.NDArray[Any]
+) -> None:
+    last = n_columns - 1 if columns is None else int(columns.max())
+    assert int(rows.min()) >= 0 and int(rows.max()) + last < out.size
+    assert columns is None or (columns.size == n_columns and int(columns.min()) >= 0)
+    assert all(places is None or places.dtype == np.int64 for places in (rows, columns))

@@ -1,0 +1,81 @@
+/* Putting the values of a block in their places in the tensor (SPEC 7.2). */
+
+#include "scatter.h"
+
+#include <string.h>
+
+#include "transpose.h"
+
+enum { ROWS = 32, COLUMNS = 32 }; /* of a tile: its cache lines stay in the nearest cache */
+
+/* In tiles, so that both the lines that are read and those that are written are used whole. A tile is copied first:
+   lines that are a power of two apart would evict each other. */
+#define PUT(type)                                                                                                      \
+    static void put_##type(const ScatterBlock *b)                                                                      \
+    {                                                                                                                  \
+        const type *const values = b->values;                                                                          \
+        for (int64_t column = 0; column < b->n_columns; column += COLUMNS)                                             \
+            for (int64_t row = 0; row < b->n_rows; row += ROWS) {                                                      \
+                const int64_t row_end = row + ROWS < b->n_rows ? row + ROWS : b->n_rows;                               \
+                const int64_t column_end = column + COLUMNS < b->n_columns ? column + COLUMNS : b->n_columns;          \
+                type tile[ROWS][COLUMNS + 1];                                                                          \
+                for (int64_t r = row; r < row_end; r++)                                                                \
+                    memcpy(tile[r - row], values + r * b->n_columns + column,                                          \
+                           (size_t)(column_end - column) * sizeof(type));                                              \
+                for (int64_t c = column; c < column_end; c++) {                                                        \
+                    type *const out = (type *)b->out + b->column_places[c];                                            \
+                    for (int64_t r = row; r < row_end; r++)                                                            \
+                        out[b->row_places[r]] = tile[r - row][c - column];                                             \
+                }                                                                                                      \
+            }                                                                                                          \
+    }
+
+PUT(uint8_t)
+PUT(uint16_t)
+PUT(uint32_t)
+PUT(uint64_t)
+
+/* Values of four bytes, where the next row is the next place. Floats are moved only, so they may be any bits. */
+static void put_beside(const ScatterBlock *b, Transpose *transpose)
+{
+    const float *const values = b->values;
+    const int64_t n_columns = b->n_columns, rows = b->n_rows / SIDE * SIDE, columns = n_columns / SIDE * SIDE;
+    float *const out = (float *)b->out + b->row_places[0];
+    for (int64_t column = 0; column < columns; column += SIDE)
+        for (int64_t row = 0; row < rows; row += SIDE) { /* the inner loop: it writes on where it wrote */
+            float square[SIDE][SIDE];
+            transpose(values + row * n_columns + column, n_columns, square);
+            for (int c = 0; c < SIDE; c++)
+                memcpy(out + b->column_places[column + c] + row, square[c], sizeof square[c]);
+        }
+    for (int64_t c = 0; c < n_columns; c++)
+        for (int64_t r = c < columns ? rows : 0; r < b->n_rows; r++)
+            memcpy(out + b->column_places[c] + r, values + r * n_columns + c, sizeof *out);
+}
+
+static int are_rows_beside(const ScatterBlock *b)
+{
+    for (int64_t r = 1; r < b->n_rows; r++)
+        if (b->row_places[r] != b->row_places[0] + r)
+            return 0;
+    return 1;
+}
+
+void scatter(const ScatterBlock *b, int instruction_set)
+{
+    if (!b->column_places) {
+        const size_t nbytes = (size_t)(b->n_columns * b->itemsize);
+        for (int64_t r = 0; r < b->n_rows; r++)
+            memcpy((char *)b->out + b->row_places[r] * b->itemsize, (const char *)b->values + (size_t)r * nbytes, nbytes);
+    } else if (b->itemsize == 4 && are_rows_beside(b)) {
+        put_beside(b, transposer(instruction_set));
+    } else if (b->itemsize == 1) {
+        put_uint8_t(b);
+    } else if (b->itemsize == 2) {
+        put_uint16_t(b);
+    } else if (b->itemsize == 4) {
+        put_uint32_t(b);
+    } else {
+        put_uint64_t(b);
+    }
+}

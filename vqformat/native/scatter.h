@@ -1,0 +1,19 @@
+/* Putting the values of a block in their places in the tensor (SPEC 7.2). */
+
+#ifndef VQFORMAT_SCATTER_H
+#define VQFORMAT_SCATTER_H
+
+#include <stdint.h>
+
+typedef struct {
+    int64_t n_rows, n_columns;
+    int itemsize;                 /* 1, 2, 4 or 8 bytes */
+    const void *values;           /* (n_rows, n_columns) */
+    const int64_t *row_places;    /* where each row begins in out, in elements */
+    const int64_t *column_places; /* what each column adds to that; NULL: its number */
+    void *out;
+} ScatterBlock;
+
+void scatter(const ScatterBlock *block, int instruction_set);
+
+#endif

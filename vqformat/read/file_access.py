@@ -1,0 +1,91 @@
+"""Reading a file at any offset, while other threads, and processes forked from this one, read it too.
+
+A fork copies the memory of a process, but not its open files: parent and child share the position of a descriptor, and
+a connection to a server. So a descriptor is read at a given offset, which leaves its position alone. Any other file is
+opened again in the child, by a copy through pickle; a file of fsspec opens what it stands for.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import pickle
+from typing import BinaryIO, Protocol
+
+from ..files import is_plain_file
+from ..forks import ForkSafeLock, RenewedByFork
+
+
+class FileAccess(Protocol):
+    """Reads a file at any offset."""
+
+    def read(self, offset: int, n: int) -> bytes:
+        """Read the bytes ``offset:offset + n``, or those of them that the file has."""
+        ...
+
+    def close(self) -> None:
+        """Close what has been opened here. The stream itself stays open."""
+        ...
+
+
+def file_access(stream: BinaryIO) -> FileAccess:
+    """The way to read a file that can seek."""
+    return _Descriptor(stream) if hasattr(os, "pread") and is_plain_file(stream) else _Seeking(stream)
+
+
+class _Descriptor:
+    """Reads a descriptor without its position (POSIX: pread)."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, offset: int, n: int) -> bytes:
+        file = self._stream.fileno()  # asked for each time: raises ValueError once the file is closed
+        pieces = []
+        while n > 0 and (piece := os.pread(file, n, offset)):  # one call gives at most 2 GiB
+            pieces.append(piece)
+            offset, n = offset + len(piece), n - len(piece)
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        pass
+
+
+class _Seeking(RenewedByFork):
+    """Reads a stream by ``seek`` and ``read``. A lock makes both one step."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._copy: BinaryIO | None = None  # opened again in a forked process
+        self._lock = ForkSafeLock()
+        self._is_of_parent = False
+
+    def renew_after_fork(self) -> None:
+        self._is_of_parent = not isinstance(self._stream, (io.BytesIO, mmap.mmap))  # these have their own position
+
+    def read(self, offset: int, n: int) -> bytes:
+        with self._lock:
+            if self._is_of_parent:
+                self._stream = self._copy = _opened_again(self._stream)
+                self._is_of_parent = False
+            self._stream.seek(offset)
+            pieces = []
+            while n > 0 and (piece := self._stream.read(n)):  # a raw file may return a part
+                pieces.append(piece)
+                n -= len(piece)
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        if self._copy is not None:
+            self._copy.close()
+
+
+def _opened_again(stream: BinaryIO) -> BinaryIO:
+    try:
+        again: BinaryIO = pickle.loads(pickle.dumps(stream))
+    except Exception as err:
+        raise OSError(f"a {type(stream).__name__} that was opened before this process was forked cannot be read in it,"
+                      " since both would move one position: open it here") from err  # fmt: skip
+    return again
