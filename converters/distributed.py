@@ -97,8 +97,8 @@ class _Checkpoint:
             notes.append(f"left out {len(others)} values that are no tensors ({shown})")
         if not tensors:
             hint = f"; {notes[0]}" if notes else ""
-            raise ConversionError(f"{str(self._path.parent)!r} is {_WHAT} without tensors of a model{hint}; save a state"
-                                  " dict with it")  # fmt: skip
+            raise ConversionError(f"{str(self._path.parent)!r} is {_WHAT} without tensors of a model{hint}; save a"
+                                  " state dict with it")  # fmt: skip
         return Source("pytorch-distributed", tensors, {}, notes, {"format": "pytorch-distributed"},
                       left_out=list(notes))  # fmt: skip
 
@@ -121,7 +121,7 @@ class _Checkpoint:
                             is_exact=is_training_path(keys))  # fmt: skip
 
     def _loader(self, name: str, dtype: str, box: Box) -> Callable[[], npt.NDArray[Any]]:
-        """What reads a chunk; where it lies is checked here."""
+        """A function that reads a chunk. The place of the chunk is checked here."""
         place = self._places.get((name, box.offsets))
         if place is None:
             raise ValueError(f"its chunk at {box.offsets} is in no file")

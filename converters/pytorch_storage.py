@@ -177,7 +177,7 @@ class CheckpointFile:
         return cast(int, tensor.offset + n) * itemsize_of(tensor.dtype) if n else 0
 
     def loader(self, name: str, tensor: Tensor) -> Callable[[], npt.NDArray[Any]]:
-        """What loads a tensor that has been checked."""
+        """A function that loads a tensor that has been checked."""
         return lambda: self.load(name, tensor)
 
     def load(self, name: str, tensor: Tensor) -> npt.NDArray[Any]:
