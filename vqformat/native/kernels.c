@@ -7,6 +7,7 @@
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
 
+#include "entropy.h"
 #include "trellis.h"
 #include "viterbi.h"
 
@@ -56,22 +57,69 @@ static PyObject *py_viterbi_search(PyObject *self, PyObject *args)
     (void)self;
     Search s;
     int instruction_set, has_failed;
-    unsigned long long points, contexts, weights, costs, before, subsets, start, indices, books, end;
-    long long n_steps, n_sequences, n_costs;
-    if (!PyArg_ParseTuple(args, "iLLKKKKLiiKKKKKK", &instruction_set, &n_steps, &n_sequences, &points, &contexts,
-                          &weights, &costs, &n_costs, &s.reach, &s.n_states, &before, &subsets, &start, &indices,
-                          &books, &end))
+    unsigned long long points, contexts, weights, costs, start, indices, books, end;
+    long long n_rows, n_columns, tile_rows, tile_columns;
+    if (!PyArg_ParseTuple(args, "iLLLLKKKKiiIIKKKK", &instruction_set, &n_rows, &n_columns, &tile_rows, &tile_columns,
+                          &points, &contexts, &weights, &costs, &s.reach, &s.n_states, &s.feedback, &s.forward, &start,
+                          &indices, &books, &end))
         return NULL;
-    s.n_steps = n_steps, s.n_sequences = n_sequences, s.n_costs = n_costs;
+    s.n_rows = n_rows, s.n_columns = n_columns, s.tile_rows = tile_rows, s.tile_columns = tile_columns;
     s.points = (const float *)(uintptr_t)points, s.contexts = (const uint8_t *)(uintptr_t)contexts;
     s.weights = (const float *)(uintptr_t)weights, s.costs = (const float *)(uintptr_t)costs;
-    s.before = (const int32_t *)(uintptr_t)before, s.subsets = (const int32_t *)(uintptr_t)subsets;
-    s.start = (const uint8_t *)(uintptr_t)start, s.indices = (int32_t *)(uintptr_t)indices;
+    s.start = (const uint8_t *)(uintptr_t)start, s.indices = (int16_t *)(uintptr_t)indices;
     s.books = (uint8_t *)(uintptr_t)books, s.end = (uint8_t *)(uintptr_t)end;
     Py_BEGIN_ALLOW_THREADS
     has_failed = viterbi_search(&s, instruction_set);
     Py_END_ALLOW_THREADS
     return has_failed ? PyErr_NoMemory() : (Py_INCREF(Py_None), Py_None);
+}
+
+static int parse_codes(PyObject *args, const char *format, Codes *c, unsigned long long others[2], long long tile[2],
+                       int *precision, int *instruction_set)
+{
+    unsigned long long indices, books, row_classes, column_classes;
+    long long n_rows, n_columns, stride, n_books, entries, n_symbols;
+    if (!PyArg_ParseTuple(args, format, &n_rows, &n_columns, &stride, &indices, &books, &row_classes, &column_classes,
+                          &c->zero, &n_books, &entries, &n_symbols, &others[0], &others[1], &tile[0], &tile[1],
+                          precision, instruction_set))
+        return 0;
+    c->n_rows = n_rows, c->n_columns = n_columns, c->stride = stride;
+    c->indices = (const int16_t *)(uintptr_t)indices, c->books = (const uint8_t *)(uintptr_t)books;
+    c->row_classes = (const uint8_t *)(uintptr_t)row_classes;
+    c->column_classes = (const uint8_t *)(uintptr_t)column_classes;
+    c->n_books = n_books, c->entries = entries, c->n_symbols = n_symbols;
+    return 1;
+}
+
+static PyObject *py_count_codes(PyObject *self, PyObject *args)
+{
+    (void)self;
+    Codes c;
+    unsigned long long others[2];
+    long long tile[2];
+    int precision, instruction_set, found;
+    if (!parse_codes(args, "LLLKKKKiLLLK|KLLii", &c, others, tile, &precision, &instruction_set))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    found = count_codes(&c, (int64_t *)(uintptr_t)others[0]);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(found);
+}
+
+static PyObject *py_rans_encode(PyObject *self, PyObject *args)
+{
+    (void)self;
+    Codes c;
+    unsigned long long others[2];
+    long long tile[2], found;
+    int precision, instruction_set;
+    if (!parse_codes(args, "LLLKKKKiLLLKKLLii", &c, others, tile, &precision, &instruction_set))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    found = rans_encode(&c, tile[0], tile[1], (const uint32_t *)(uintptr_t)others[0], precision,
+                        (uint8_t *)(uintptr_t)others[1], instruction_set);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLongLong(found);
 }
 
 static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
@@ -91,6 +139,8 @@ static PyMethodDef METHODS[] = {
     {"trellis_decode", py_trellis_decode, METH_VARARGS, "Decode a block of a trellis stage; see trellis.h."},
     {"trellis_slots", py_trellis_slots, METH_VARARGS, "Fill look-up tables by slot; see trellis.h."},
     {"viterbi_search", py_viterbi_search, METH_VARARGS, "Find the paths with the least cost; see viterbi.h."},
+    {"count_codes", py_count_codes, METH_VARARGS, "Count codes; see entropy.h."},
+    {"rans_encode", py_rans_encode, METH_VARARGS, "Encode a block of codes; see entropy.h."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS, "Which of scalar, AVX2, AVX-512 the processor has."},
     {NULL, NULL, 0, NULL},
 };

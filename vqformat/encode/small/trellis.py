@@ -210,18 +210,9 @@ def quantize(
     Returns:
         Index and codebook of each element.
     """
-    shape = points.shape
-    indices, books = np.empty(shape, np.int16), np.empty(shape, np.uint8)
-    of_rows = contexts.at(slice(first_row, first_row + shape[0]), slice(None))
-    of_all = np.broadcast_to(of_rows, shape)
-    block_rows = grid.block_rows if first_row == 0 else 0
-    for group in tiles.groups(shape, block_rows, grid.tile):
-        found, of_book, _ = viterbi.quantize(
-            group.take(points), group.take(of_all), rates, grid.trellis,
-            weights=None if weights is None else group.take(np.broadcast_to(weights, shape)),
-        )  # fmt: skip
-        group.put(indices, found)
-        group.put(books, of_book)
+    # A block has whole tiles, so tiles are the same as without blocks
+    of_rows = contexts.at(slice(first_row, first_row + points.shape[0]), slice(None))
+    indices, books, _ = viterbi.quantize_tiles(points, grid.tile, of_rows, rates, grid.trellis, weights=weights)
     return indices, books
 
 
