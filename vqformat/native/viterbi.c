@@ -35,58 +35,59 @@ static void load_chunk(Lanes *l, int64_t step, int n)
     }
 }
 
-/* The best path of each sequence, traced back from its end. */
-static void trace_back(Lanes *l)
+/* The states in which the best paths end. */
+static void find_ends(const Lanes *l, int32_t *state)
 {
-    const Search *s = l->search;
-    const int n = s->n_states;
-    float(*const cost_at_end)[LANES] = l->cost[l->n_steps & 1];
-    unsigned state[LANES];
+    const float(*const cost)[LANES] = (const float(*)[LANES])l->cost[l->n_steps & 1];
     for (int k = 0; k < LANES; k++) {
         state[k] = 0;
-        for (int t = 1; t < n; t++)
-            if (cost_at_end[t][k] < cost_at_end[state[k]][k])
-                state[k] = (unsigned)t;
-        s->end[l->number[k]] = (uint8_t)state[k];
-    }
-    for (int64_t end = l->n_steps; end > 0;) {
-        const int64_t first = (end - 1) / CHUNK * CHUNK;
-        for (int64_t step = end - 1; step >= first; step--) {
-            const uint16_t *takes_second = l->takes_second + step * n;
-            for (int k = 0; k < LANES; k++) {
-                const Way way = l->ways[state[k]][takes_second[state[k]] >> k & 1];
-                state[k] = way.state;
-                l->indices[step - first][k] = l->chosen[step][way.subset][k];
-                l->books[step - first][k] = way.subset & 1;
-            }
-        }
-        find_places(l, first, (int)(end - first));
-        for (int k = 0; k < l->n; k++)
-            for (int c = 0; c < end - first; c++) {
-                s->indices[l->place[k] + l->at[c]] = l->indices[c][k];
-                s->books[l->place[k] + l->at[c]] = l->books[c][k];
-            }
-        end = first;
+        for (int t = 1; t < l->search->n_states; t++)
+            if (cost[t][k] < cost[state[k]][k])
+                state[k] = t;
+        l->search->end[l->number[k]] = (uint8_t)state[k];
     }
 }
 
+static void store_chunk(Lanes *l, int64_t step, int n)
+{
+    const Search *s = l->search;
+    find_places(l, step, n);
+    for (int k = 0; k < l->n; k++) {
+        const int64_t place = l->place[k];
+        for (int c = 0; c < n; c++)
+            s->indices[place + l->at[c]] = l->indices[c][k];
+        for (int c = 0; c < n; c++)
+            s->books[place + l->at[c]] = l->books[c][k];
+    }
+}
+
+/* The search from the first step to the last one; then the best path of each sequence is traced back from its end. */
 #define SEARCH(set, target)                                                                                           \
     target static void search_##set(Lanes *l)                                                                         \
     {                                                                                                                 \
+        const int n_states = l->search->n_states;                                                                     \
         for (int64_t first = 0; first < l->n_steps; first += CHUNK) {                                                 \
             const int n = (int)(l->n_steps - first < CHUNK ? l->n_steps - first : CHUNK);                             \
             load_chunk(l, first, n);                                                                                  \
             for (int c = 0; c < n; c++) {                                                                             \
                 find_metrics_##set(l, c, l->chosen[first + c]);                                                       \
-                advance_##set(l, l->cost[c & 1][0], l->cost[~c & 1][0],                                               \
-                              l->takes_second + (first + c) * l->search->n_states);                                   \
+                advance_##set(l, l->cost[c & 1][0], l->cost[~c & 1][0], l->takes_second + (first + c) * n_states);    \
             }                                                                                                         \
         }                                                                                                             \
-        trace_back(l);                                                                                                \
+        int32_t state[LANES];                                                                                         \
+        find_ends(l, state);                                                                                          \
+        for (int64_t end = l->n_steps, first; end > 0; end = first) {                                                 \
+            first = (end - 1) / CHUNK * CHUNK;                                                                        \
+            for (int c = (int)(end - first) - 1; c >= 0; c--)                                                         \
+                go_back_##set(l, state, l->takes_second + (first + c) * n_states,                                     \
+                              (const int16_t(*)[LANES])l->chosen[first + c], l->indices[c], l->books[c]);             \
+            store_chunk(l, first, (int)(end - first));                                                                \
+        }                                                                                                             \
     }
 
 SEARCH(scalar, )
 #ifdef HAS_X86
+#define go_back_avx2 go_back_scalar
 SEARCH(avx2, TARGET_AVX2)
 SEARCH(avx512, TARGET_AVX512)
 static void (*const SEARCHES[])(Lanes *) = {search_scalar, search_avx2, search_avx512};
@@ -103,15 +104,20 @@ static void find_transitions(Lanes *l)
     unsigned highest = 1; /* bit of ``forward``: of two predecessors the one without it is the first */
     while (highest * 2 <= forward)
         highest *= 2;
-    for (unsigned q = 0; q < 2; q++)
-        for (unsigned x = 0, i = 0; x < half; x++) {
-            const unsigned even = x ^ (q ? s->feedback & (2 * half - 1) : 0), is_second = (x & highest) != 0;
-            l->ways[even][is_second] = (Way){(uint8_t)(2 * x + q), (uint8_t)q};
-            l->ways[even][!is_second] = (Way){(uint8_t)(2 * (x ^ forward) + q), (uint8_t)(2 + q)};
-            if (!is_second)
-                l->butterflies[q][i++] = (Butterfly){(uint16_t)((2 * x + q) * LANES),
-                                                     (uint16_t)((2 * (x ^ forward) + q) * LANES),
-                                                     (uint16_t)(even * LANES), (uint16_t)((even ^ forward) * LANES)};
+    for (unsigned q = 0, i = 0; q < 2; q++)
+        for (unsigned x = 0; x < half; x++) {
+            if (x & highest)
+                continue;
+            const unsigned other = x ^ forward, of_even = q ? x ^ (s->feedback & (2 * half - 1)) : x;
+            const unsigned of_odd = of_even ^ forward, low = 2 * x + q, high = 2 * other + q;
+            l->butterflies[i] = (Butterfly){(uint16_t)(low * LANES), (uint16_t)(high * LANES),
+                                            (uint16_t)(of_even * LANES), (uint16_t)(of_odd * LANES)};
+            l->slots[of_even] = (int32_t)(2 * i), l->slots[of_odd] = (int32_t)(2 * i + 1);
+            l->ways[0][of_even] = (int32_t)(N_SUBSETS * low + q);
+            l->ways[1][of_even] = (int32_t)(N_SUBSETS * high + 2 + q);
+            l->ways[0][of_odd] = (int32_t)(N_SUBSETS * low + 2 + q);
+            l->ways[1][of_odd] = (int32_t)(N_SUBSETS * high + q);
+            i++;
         }
 }
 
@@ -141,8 +147,8 @@ int viterbi_search(const Search *s, int instruction_set)
 {
     const int64_t most_steps = s->tile_rows * s->tile_columns;
     void *memory = malloc(sizeof(Lanes) + CACHE_LINE);
-    uint16_t *takes_second = malloc((size_t)(most_steps * s->n_states) * sizeof *takes_second + 1);
-    void *chosen = malloc((size_t)most_steps * sizeof(int16_t[N_SUBSETS][LANES]) + 1);
+    uint16_t *takes_second = malloc((size_t)(most_steps * s->n_states) * sizeof *takes_second + 4); /* vectors read 4 bytes for 2 */
+    void *chosen = malloc((size_t)most_steps * sizeof(int16_t[N_SUBSETS][LANES]) + 4);
     Lanes *l = (Lanes *)(((uintptr_t)memory + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
     const int has_memory = takes_second && chosen && memory;
     if (has_memory) {

@@ -13,14 +13,9 @@ static const float FORBIDDEN = 1e30f;
 
 /* Two states that have the same two successors, and these. Each number is LANES times that of a state. */
 typedef struct {
-    uint16_t low, high;         /* the predecessors */
-    uint16_t of_even, of_odd;   /* the states after ``low`` and a code of this parity; those after ``high`` are reversed */
+    uint16_t low, high;       /* the predecessors */
+    uint16_t of_even, of_odd; /* the states after ``low`` and a code of this parity; those after ``high`` are reversed */
 } Butterfly;
-
-/* What a step back needs to know: the state before, and the subset of points, 2 * parity + q. */
-typedef struct {
-    uint8_t state, subset;
-} Way;
 
 /* LANES sequences of equal size. Steps are loaded and stored CHUNK at a time, because the values of a sequence lie side
    by side in memory, and those of a step do not. */
@@ -32,14 +27,17 @@ typedef struct {
     int16_t indices[CHUNK][LANES];
     uint8_t books[CHUNK][LANES];
     int64_t at[CHUNK];                        /* what each step of the chunk adds to ``place`` */
-    Butterfly butterflies[2][MAX_STATES / 4]; /* by the codebook of their predecessors */
-    Way ways[MAX_STATES][2];                  /* into each state, from its first and its second predecessor */
+    Butterfly butterflies[MAX_STATES / 2]; /* first those of codebook 0 */
+    int32_t slots[MAX_STATES];             /* of each state in ``takes_second`` */
+    int32_t ways[2][MAX_STATES];           /* for each state its first and its second predecessor, times N_SUBSETS; plus
+                                              the subset of points of this transition, 2 * parity + q */
     const Search *search;
     int n;                               /* of the lanes that are sequences; the others repeat the last one */
     int64_t n_steps, width;              /* steps of a sequence, and columns of its tile */
     int64_t place[LANES];                /* the first element of each sequence */
     int64_t number[LANES];               /* of each sequence */
-    uint16_t *takes_second;              /* (n_steps, n_states): a bit for each lane */
+    uint16_t *takes_second;              /* (n_steps, n_states): a bit for each lane. Slots 2 i and 2 i + 1 are those of
+                                            ``of_even`` and ``of_odd`` of butterfly i */
     int16_t (*chosen)[N_SUBSETS][LANES]; /* (n_steps,): the index of the best point of each subset */
 } Lanes;
 
@@ -70,26 +68,60 @@ static ALWAYS_INLINE void find_metrics_scalar(Lanes *l, int c, int16_t (*chosen)
     }
 }
 
+/* Vectors of four for every processor: compilers do not make them of a loop over the lanes of a state. */
+#if defined(__GNUC__)
+enum { PART = 4 };
+typedef float Part __attribute__((vector_size(16), may_alias));
+typedef int32_t Bits __attribute__((vector_size(16), may_alias));
+static const Bits BITS = {1, 2, 4, 8};
+static ALWAYS_INLINE Bits is_less(Part a, Part b) { return a < b; }
+static ALWAYS_INLINE int32_t united(Bits bits) { return bits[0] | bits[1] | bits[2] | bits[3]; }
+static ALWAYS_INLINE Part chosen_by(Bits is_second, Part first, Part second)
+{
+    return (Part)((is_second & (Bits)second) | (~is_second & (Bits)first));
+}
+#else
+enum { PART = 1 };
+typedef float Part;
+typedef int32_t Bits;
+static const Bits BITS = 1;
+static Bits is_less(Part a, Part b) { return a < b ? -1 : 0; }
+static int32_t united(Bits bits) { return bits; }
+static Part chosen_by(Bits is_second, Part first, Part second) { return is_second ? second : first; }
+#endif
+
 /* One step of all paths, from the costs ``from`` to the costs ``to``. */
 static ALWAYS_INLINE void advance_scalar(Lanes *l, const float *from, float *to, uint16_t *takes_second)
 {
-    for (int q = 0; q < 2; q++)
-        for (int i = 0; i < l->search->n_states / 4; i++) {
-            const Butterfly b = l->butterflies[q][i];
-            unsigned even = 0, odd = 0;
-            for (int k = 0; k < LANES; k++) {
-                const float low = from[b.low + k], high = from[b.high + k];
-                const float of_even = l->metric[q][k], of_odd = l->metric[2 + q][k];
-                const float first = low + of_even, second = high + of_odd;
-                const float odd_first = low + of_odd, odd_second = high + of_even;
-                even |= (unsigned)(second < first) << k;
-                odd |= (unsigned)(odd_second < odd_first) << k;
-                to[b.of_even + k] = second < first ? second : first;
-                to[b.of_odd + k] = odd_second < odd_first ? odd_second : odd_first;
-            }
-            takes_second[b.of_even / LANES] = (uint16_t)even;
-            takes_second[b.of_odd / LANES] = (uint16_t)odd;
+    const int n = l->search->n_states / 2;
+    for (int i = 0; i < n; i++) {
+        const Butterfly b = l->butterflies[i];
+        const int q = i >= n / 2;
+        Bits even = BITS ^ BITS, odd = even;
+        for (int k = 0; k < LANES; k += PART) {
+            const Part low = *(const Part *)(from + b.low + k), high = *(const Part *)(from + b.high + k);
+            const Part of_even = *(const Part *)(l->metric[q] + k), of_odd = *(const Part *)(l->metric[2 + q] + k);
+            const Part first = low + of_even, second = high + of_odd;
+            const Part odd_first = low + of_odd, odd_second = high + of_even;
+            const Bits is_second = is_less(second, first), is_odd_second = is_less(odd_second, odd_first);
+            even |= is_second & BITS << k, odd |= is_odd_second & BITS << k;
+            *(Part *)(to + b.of_even + k) = chosen_by(is_second, first, second);
+            *(Part *)(to + b.of_odd + k) = chosen_by(is_odd_second, odd_first, odd_second);
         }
+        takes_second[2 * i] = (uint16_t)united(even), takes_second[2 * i + 1] = (uint16_t)united(odd);
+    }
+}
+
+/* One step back of all sequences, whose states are ``state``. */
+static ALWAYS_INLINE void go_back_scalar(const Lanes *l, int32_t *state, const uint16_t *takes_second,
+                                         const int16_t (*chosen)[LANES], int16_t *indices, uint8_t *books)
+{
+    for (int k = 0; k < LANES; k++) {
+        const int32_t way = l->ways[takes_second[l->slots[state[k]]] >> k & 1][state[k]];
+        state[k] = way / N_SUBSETS;
+        indices[k] = chosen[way % N_SUBSETS][k];
+        books[k] = way & 1;
+    }
 }
 
 #ifdef HAS_X86
@@ -141,11 +173,13 @@ TARGET_AVX2 static ALWAYS_INLINE void find_metrics_avx2(Lanes *l, int c, int16_t
 
 TARGET_AVX2 static ALWAYS_INLINE void advance_avx2(Lanes *l, const float *from, float *to, uint16_t *takes_second)
 {
+    const int n = l->search->n_states / 4;
+    const Butterfly *butterflies = l->butterflies;
     for (int q = 0; q < 2; q++) {
         const __m256 even0 = _mm256_loadu_ps(l->metric[q]), even8 = _mm256_loadu_ps(l->metric[q] + 8);
         const __m256 odd0 = _mm256_loadu_ps(l->metric[2 + q]), odd8 = _mm256_loadu_ps(l->metric[2 + q] + 8);
-        for (int i = 0; i < l->search->n_states / 4; i++) {
-            const Butterfly b = l->butterflies[q][i];
+        for (int i = 0; i < n; i++) {
+            const Butterfly b = butterflies[i];
             unsigned even = 0, odd = 0;
             for (int k = 0; k < LANES; k += 8) {
                 const __m256 low = _mm256_loadu_ps(from + b.low + k), high = _mm256_loadu_ps(from + b.high + k);
@@ -157,9 +191,9 @@ TARGET_AVX2 static ALWAYS_INLINE void advance_avx2(Lanes *l, const float *from, 
                 _mm256_storeu_ps(to + b.of_even + k, _mm256_min_ps(second, first));
                 _mm256_storeu_ps(to + b.of_odd + k, _mm256_min_ps(odd_second, odd_first));
             }
-            takes_second[b.of_even / LANES] = (uint16_t)even;
-            takes_second[b.of_odd / LANES] = (uint16_t)odd;
+            takes_second[2 * i] = (uint16_t)even, takes_second[2 * i + 1] = (uint16_t)odd;
         }
+        butterflies += n, takes_second += 2 * n;
     }
 }
 
@@ -205,19 +239,39 @@ TARGET_AVX512 static ALWAYS_INLINE void find_metrics_avx512(Lanes *l, int c, int
 
 TARGET_AVX512 static ALWAYS_INLINE void advance_avx512(Lanes *l, const float *from, float *to, uint16_t *takes_second)
 {
+    const int n = l->search->n_states / 4;
+    const Butterfly *butterflies = l->butterflies;
     for (int q = 0; q < 2; q++) {
         const __m512 of_even = _mm512_loadu_ps(l->metric[q]), of_odd = _mm512_loadu_ps(l->metric[2 + q]);
-        for (int i = 0; i < l->search->n_states / 4; i++) {
-            const Butterfly b = l->butterflies[q][i];
+        for (int i = 0; i < n; i++) {
+            const Butterfly b = butterflies[i];
             const __m512 low = _mm512_loadu_ps(from + b.low), high = _mm512_loadu_ps(from + b.high);
             const __m512 first = _mm512_add_ps(low, of_even), second = _mm512_add_ps(high, of_odd);
             const __m512 odd_first = _mm512_add_ps(low, of_odd), odd_second = _mm512_add_ps(high, of_even);
-            takes_second[b.of_even / LANES] = (uint16_t)_mm512_cmp_ps_mask(second, first, _CMP_LT_OQ);
-            takes_second[b.of_odd / LANES] = (uint16_t)_mm512_cmp_ps_mask(odd_second, odd_first, _CMP_LT_OQ);
+            takes_second[2 * i] = (uint16_t)_mm512_cmp_ps_mask(second, first, _CMP_LT_OQ);
+            takes_second[2 * i + 1] = (uint16_t)_mm512_cmp_ps_mask(odd_second, odd_first, _CMP_LT_OQ);
             _mm512_storeu_ps(to + b.of_even, _mm512_min_ps(second, first));
             _mm512_storeu_ps(to + b.of_odd, _mm512_min_ps(odd_second, odd_first));
         }
+        butterflies += n, takes_second += 2 * n;
     }
+}
+
+TARGET_AVX512 static ALWAYS_INLINE void go_back_avx512(const Lanes *l, int32_t *state, const uint16_t *takes_second,
+                                                       const int16_t (*chosen)[LANES], int16_t *indices, uint8_t *books)
+{
+    const __m512i numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i three = _mm512_set1_epi32(N_SUBSETS - 1), one = _mm512_set1_epi32(1);
+    const __m512i at = _mm512_loadu_si512(state);
+    const __m512i bits = _mm512_i32gather_epi32(_mm512_i32gather_epi32(at, l->slots, 4), takes_second, 2);
+    const __m512i is_second = _mm512_and_si512(_mm512_srlv_epi32(bits, numbers), one);
+    const __m512i place = _mm512_add_epi32(at, _mm512_mullo_epi32(is_second, _mm512_set1_epi32(MAX_STATES)));
+    const __m512i way = _mm512_i32gather_epi32(place, l->ways[0], 4);
+    const __m512i subset = _mm512_and_si512(way, three);
+    const __m512i index = _mm512_i32gather_epi32(_mm512_add_epi32(_mm512_slli_epi32(subset, 4), numbers), chosen, 2);
+    _mm512_storeu_si512(state, _mm512_srli_epi32(way, 2));
+    _mm256_storeu_si256((__m256i *)indices, _mm512_cvtepi32_epi16(index));
+    _mm_storeu_si128((__m128i *)books, _mm512_cvtepi32_epi8(_mm512_and_si512(way, one)));
 }
 #endif
 
