@@ -8,6 +8,7 @@
 #include <Python.h>
 
 #include "entropy.h"
+#include "errors.h"
 #include "trellis.h"
 #include "viterbi.h"
 
@@ -122,6 +123,20 @@ static PyObject *py_rans_encode(PyObject *self, PyObject *args)
     return PyLong_FromLongLong(found);
 }
 
+static PyObject *py_sum_errors(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long points, indices, books, factors, sums;
+    long long n_rows, n_columns;
+    if (!PyArg_ParseTuple(args, "LLKKKKK", &n_rows, &n_columns, &points, &indices, &books, &factors, &sums))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    sum_errors(n_rows, n_columns, (const float *)(uintptr_t)points, (const int16_t *)(uintptr_t)indices,
+               (const uint8_t *)(uintptr_t)books, (const float *)(uintptr_t)factors, (float *)(uintptr_t)sums);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
 {
     (void)self, (void)args;
@@ -141,6 +156,7 @@ static PyMethodDef METHODS[] = {
     {"viterbi_search", py_viterbi_search, METH_VARARGS, "Find the paths with the least cost; see viterbi.h."},
     {"count_codes", py_count_codes, METH_VARARGS, "Count codes; see entropy.h."},
     {"rans_encode", py_rans_encode, METH_VARARGS, "Encode a block of codes; see entropy.h."},
+    {"sum_errors", py_sum_errors, METH_VARARGS, "Sum the errors of columns; see errors.h."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS, "Which of scalar, AVX2, AVX-512 the processor has."},
     {NULL, NULL, 0, NULL},
 };

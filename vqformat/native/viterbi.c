@@ -19,19 +19,47 @@ static void find_places(Lanes *l, int64_t step, int n)
     }
 }
 
+/* Copy n elements of one lane to rows of LANES, or back. Most often they are side by side. */
+#define COPY(n, at, to, from)                                                                                         \
+    do {                                                                                                              \
+        if ((at)[(n) - 1] - (at)[0] == (n) - 1)                                                                       \
+            for (int64_t c = 0, place = (at)[0]; c < (n); c++, place++)                                               \
+                to = from;                                                                                            \
+        else                                                                                                          \
+            for (int64_t c = 0, place; c < (n); c++)                                                                  \
+                place = (at)[c], to = from;                                                                           \
+    } while (0)
+
 static void load_chunk(Lanes *l, int64_t step, int n)
 {
     const Search *s = l->search;
-    const int32_t size = 2 * s->reach + 1;
+    const int32_t of_context = 2 * (2 * s->reach + 1);
     find_places(l, step, n);
     for (int k = 0; k < LANES; k++) {
-        const int64_t place = l->place[k];
-        for (int c = 0; c < n; c++)
-            l->points[c][k] = s->points[place + l->at[c]];
-        for (int c = 0; s->weights && c < n; c++)
-            l->weights[c][k] = s->weights[place + l->at[c]];
-        for (int c = 0; c < n; c++)
-            l->base[c][k] = s->reach + (s->contexts ? s->contexts[place + l->at[c]] * 2 * size : 0);
+        const float *points = s->points + l->place[k];
+        COPY(n, l->at, l->points[c][k], points[place]);
+        if (s->weights) {
+            const float *weights = s->weights + l->place[k];
+            COPY(n, l->at, l->weights[c][k], weights[place]);
+        }
+        if (s->contexts) {
+            const uint8_t *contexts = s->contexts + l->place[k];
+            COPY(n, l->at, l->base[c][k], s->reach + contexts[place] * of_context);
+        } else {
+            for (int c = 0; c < n; c++)
+                l->base[c][k] = s->reach;
+        }
+    }
+}
+
+static void store_chunk(Lanes *l, int64_t step, int n)
+{
+    find_places(l, step, n);
+    for (int k = 0; k < l->n; k++) {
+        int16_t *indices = l->search->indices + l->place[k];
+        uint8_t *books = l->search->books + l->place[k];
+        COPY(n, l->at, indices[place], l->indices[c][k]);
+        COPY(n, l->at, books[place], l->books[c][k]);
     }
 }
 
@@ -45,19 +73,6 @@ static void find_ends(const Lanes *l, int32_t *state)
             if (cost[t][k] < cost[state[k]][k])
                 state[k] = t;
         l->search->end[l->number[k]] = (uint8_t)state[k];
-    }
-}
-
-static void store_chunk(Lanes *l, int64_t step, int n)
-{
-    const Search *s = l->search;
-    find_places(l, step, n);
-    for (int k = 0; k < l->n; k++) {
-        const int64_t place = l->place[k];
-        for (int c = 0; c < n; c++)
-            s->indices[place + l->at[c]] = l->indices[c][k];
-        for (int c = 0; c < n; c++)
-            s->books[place + l->at[c]] = l->books[c][k];
     }
 }
 

@@ -9,8 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ... import native
 from ...decode.tables import Floats
 from ...format.stages import Trellis
+from ...native import encoding
+from ..methods.layout import largest_magnitude
 from ..methods.sampling import sample_indices
 from . import tiles, viterbi
 from .contexts import LOWEST, PER_OCTAVE, Contexts
@@ -68,7 +71,7 @@ def find_rates(
         price: Cost of a bit, in squared steps.
         weights: Weights of the squared errors, of a shape that can be broadcast; None for 1.
     """
-    reach = int(np.abs(points).max(initial=0) / 2) + 3
+    reach = int(largest_magnitude(points) / 2) + 3
     bits = expected_rates(contexts, reach)
     group = next(tiles.groups(points.shape, grid.block_rows, grid.tile))
     sample = _thin(group)
@@ -130,7 +133,7 @@ class Draft:
         n_steps = min(places.size, _SAMPLE_STEPS)
         places = places[: places.size // n_steps * n_steps].reshape(-1, n_steps).T
         values, of_sample = points.reshape(-1)[places], contexts.at_places(places, points.shape[1]).astype(np.uint8)
-        reach = int(np.abs(values).max(initial=0) / 2) + 3
+        reach = int(largest_magnitude(values) / 2) + 3
         rates = expected_rates(contexts, reach)
         weights = weights_of(values, values, power) if power else np.ones((1, 1), np.float32)
         _, indices, books = _adapt(values, of_sample, rates, viterbi.TRELLISES[8], price=price, weights=weights)
@@ -239,11 +242,20 @@ def quantize_keeping_sums(
         made_up = _DAMPING * of_rows[part] / (1 + _DAMPING * np.square(of_rows[start:]).sum())
         aims = points[part] + left * made_up[:, None]
         indices[part], books[part] = quantize(aims, contexts, grid, rates, of_part, first_row=start)
-        errors = points[part] - (2 * indices[part] + books[part])
-        if shares is not None:
-            errors *= of_rows[part, None]
-        left += errors.sum(axis=0)  # not by a matrix product, whose rounding depends on threads and BLAS
+        factors = None if shares is None else of_rows[part]
+        left += _sum_errors(points[part], indices[part], books[part], factors)
     return indices, books
+
+
+def _sum_errors(points: Floats, indices: Indices, books: Books, factors: Floats | None) -> Floats:
+    """The sums of the errors of columns, each times the factor of its row."""
+    if native.is_used() and points.shape[1] > 1:  # NumPy adds the elements of a single column in another order
+        return encoding.sum_errors(points, indices, books, factors)
+    errors = points - (2 * indices + books)
+    if factors is not None:
+        errors *= factors[:, None]
+    sums: Floats = errors.sum(axis=0)  # not by a matrix product, whose rounding depends on threads and BLAS
+    return sums
 
 
 def halves(n_rows: int, unit: int) -> list[tuple[int, int]]:

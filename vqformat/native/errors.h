@@ -1,0 +1,15 @@
+/* Errors of quantized values (the twin is vqformat/encode/small/trellis.py, quantize_keeping_sums). */
+
+#ifndef VQFORMAT_ERRORS_H
+#define VQFORMAT_ERRORS_H
+
+#include <stdint.h>
+
+/* The sums of the errors of columns, ``points - (2 * index + book)``, each times the factor of its row.
+
+   ``points``, ``indices`` and ``books`` are (n_rows, n_columns); ``factors`` has n_rows of them, or is NULL: all are 1;
+   ``sums`` has n_columns. Rows are added one after another, in float32. */
+void sum_errors(int64_t n_rows, int64_t n_columns, const float *points, const int16_t *indices, const uint8_t *books,
+                const float *factors, float *sums);
+
+#endif
