@@ -155,3 +155,17 @@ def sum_errors(
     _kernels.sum_errors(n_rows, n_columns, _address(points), _address(indices), _address(books), _address(factors),
                         _address(sums))  # fmt: skip
     return sums
+
+
+def sum_values(values: npt.NDArray[np.float32], *, are_squared: bool) -> float:
+    """The sum of values, or of their squares, see ``encode/sums.py``; C-contiguous."""
+    assert _kernels is not None and values.dtype == np.float32
+    return float(_kernels.sum_values(_instruction_set(), _address(values), values.size, are_squared))
+
+
+def transposed(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The transpose of a C-contiguous matrix, as a new array."""
+    assert _kernels is not None and matrix.dtype == np.float32
+    out = np.empty(matrix.shape[::-1], np.float32)
+    _kernels.transpose(_address(matrix), *matrix.shape, _address(out))
+    return out

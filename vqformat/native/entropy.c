@@ -11,7 +11,7 @@
 
 #include "instruction_sets.h"
 
-enum { CHUNK = 32, WIDTH = 16 }; /* steps that are looked up together; lanes of a vector */
+enum { CHUNK = 128, WIDTH = 16 }; /* steps that are looked up together; lanes of a vector */
 static const uint32_t START = 1u << 16;
 
 typedef struct {
@@ -23,25 +23,24 @@ typedef struct {
     uint8_t *next;        /* where the word after the next one was written */
 } Lanes;
 
-static ALWAYS_INLINE uint64_t symbol_of(const Codes *c, int64_t row, int64_t column, int64_t row_class)
+/* The first symbol of the class of a row. */
+static int64_t first_symbol(const Codes *c, int64_t row)
 {
-    const int64_t at = row * c->stride + column;
-    const int64_t context = row_class + (c->column_classes ? c->column_classes[column] : 0);
-    return (uint64_t)((context * c->n_books + c->books[at]) * c->entries + c->indices[at] + c->zero);
-}
-
-static ALWAYS_INLINE int64_t class_of_row(const Codes *c, int64_t row)
-{
-    return c->row_classes ? c->row_classes[row] : 0;
+    return (c->row_classes ? c->row_classes[row] : 0) * c->n_books * c->entries + c->zero;
 }
 
 int count_codes(const Codes *c, int64_t *counts)
 {
+    const int64_t of_class = c->n_books * c->entries;
     for (int64_t row = 0; row < c->n_rows; row++) {
-        const int64_t row_class = class_of_row(c, row);
+        const int64_t first = first_symbol(c, row);
+        const int16_t *indices = c->indices + row * c->stride;
+        const uint8_t *books = c->books + row * c->stride;
         for (int64_t column = 0; column < c->n_columns; column++) {
-            const uint64_t symbol = symbol_of(c, row, column, row_class);
-            if (symbol >= (uint64_t)c->n_symbols)
+            int64_t symbol = first + books[column] * c->entries + indices[column];
+            if (c->column_classes)
+                symbol += c->column_classes[column] * of_class;
+            if ((uint64_t)symbol >= (uint64_t)c->n_symbols)
                 return 1;
             counts[symbol]++;
         }
@@ -49,32 +48,48 @@ int count_codes(const Codes *c, int64_t *counts)
     return 0;
 }
 
+/* Look up n codes that are side by side. Those beyond ``n_there`` are not there. ``out`` is a column of the chunk.
+   Returns whether a symbol is too large. */
+static ALWAYS_INLINE int look_up(const Codes *c, int64_t row, int64_t column, int n, int64_t n_there,
+                                 const uint32_t *table, uint32_t *out, int64_t n_padded, int has_classes)
+{
+    const int n_read = n_there < n ? (int)n_there : n;
+    const int64_t of_class = c->n_books * c->entries, n_symbols = c->n_symbols, entries = c->entries;
+    const int64_t at = row * c->stride + column, first = n_read > 0 ? first_symbol(c, row) : 0;
+    int is_outside = 0;
+    for (int k = 0; k < n_read; k++) {
+        int64_t symbol = first + c->books[at + k] * entries + c->indices[at + k];
+        if (has_classes)
+            symbol += c->column_classes[column + k] * of_class;
+        const int is_inside = (uint64_t)symbol < (uint64_t)n_symbols;
+        is_outside |= !is_inside;
+        out[k * n_padded] = table[is_inside ? symbol : 0];
+    }
+    for (int k = n_read > 0 ? n_read : 0; k < n; k++)
+        out[k * n_padded] = 0;
+    return is_outside;
+}
+
 /* Look up the codes of a chunk of steps, from number ``first`` of a tile of ``width`` columns on. */
 static int load_chunk(const Lanes *l, int64_t first, int n, int64_t height, int64_t width, const uint32_t *table)
 {
     const Codes *c = l->codes;
     const int64_t n_across = (c->n_columns + width - 1) / width;
+    int is_outside = 0;
     for (int64_t lane = 0; lane < l->n; lane++) {
         const int64_t row = lane / n_across * height, column = lane % n_across * width;
         int64_t i = first / width, j = first % width;
-        uint32_t *out = l->chunk + lane;
         for (int k = 0; k < n;) {
-            const int64_t left = width - j < n - k ? width - j : n - k;
-            const int64_t there = row + i < c->n_rows ? c->n_columns - column - j : 0; /* columns of this row */
-            const int64_t row_class = there > 0 ? class_of_row(c, row + i) : 0;
-            for (int64_t m = 0; m < left; m++, k++, out += l->n_padded) {
-                *out = 0;
-                if (m < there) {
-                    const uint64_t symbol = symbol_of(c, row + i, column + j + m, row_class);
-                    if (symbol >= (uint64_t)c->n_symbols)
-                        return -1;
-                    *out = table[symbol];
-                }
-            }
-            i++, j = 0;
+            const int n_here = width - j < n - k ? (int)(width - j) : n - k;
+            const int64_t n_there = row + i < c->n_rows ? c->n_columns - column - j : 0;
+            uint32_t *out = l->chunk + k * l->n_padded + lane;
+            is_outside |= c->column_classes
+                              ? look_up(c, row + i, column + j, n_here, n_there, table, out, l->n_padded, 1)
+                              : look_up(c, row + i, column + j, n_here, n_there, table, out, l->n_padded, 0);
+            k += n_here, i++, j = 0;
         }
     }
-    return 0;
+    return is_outside ? -1 : 0;
 }
 
 static void step_scalar(Lanes *l, const uint32_t *found)

@@ -7,8 +7,8 @@
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
 
+#include "arrays.h"
 #include "entropy.h"
-#include "errors.h"
 #include "trellis.h"
 #include "viterbi.h"
 
@@ -137,6 +137,34 @@ static PyObject *py_sum_errors(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *py_sum_values(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int instruction_set, are_squared;
+    unsigned long long values;
+    long long n;
+    double sum;
+    if (!PyArg_ParseTuple(args, "iKLi", &instruction_set, &values, &n, &are_squared))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    sum = sum_values((const float *)(uintptr_t)values, n, are_squared, instruction_set);
+    Py_END_ALLOW_THREADS
+    return PyFloat_FromDouble(sum);
+}
+
+static PyObject *py_transpose(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long values, out;
+    long long n_rows, n_columns;
+    if (!PyArg_ParseTuple(args, "KLLK", &values, &n_rows, &n_columns, &out))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    transpose((const uint32_t *)(uintptr_t)values, n_rows, n_columns, (uint32_t *)(uintptr_t)out);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
 {
     (void)self, (void)args;
@@ -156,7 +184,9 @@ static PyMethodDef METHODS[] = {
     {"viterbi_search", py_viterbi_search, METH_VARARGS, "Find the paths with the least cost; see viterbi.h."},
     {"count_codes", py_count_codes, METH_VARARGS, "Count codes; see entropy.h."},
     {"rans_encode", py_rans_encode, METH_VARARGS, "Encode a block of codes; see entropy.h."},
-    {"sum_errors", py_sum_errors, METH_VARARGS, "Sum the errors of columns; see errors.h."},
+    {"sum_errors", py_sum_errors, METH_VARARGS, "Sum the errors of columns; see arrays.h."},
+    {"sum_values", py_sum_values, METH_VARARGS, "Sum values or squares; see arrays.h."},
+    {"transpose", py_transpose, METH_VARARGS, "Transpose a matrix; see arrays.h."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS, "Which of scalar, AVX2, AVX-512 the processor has."},
     {NULL, NULL, 0, NULL},
 };

@@ -8,7 +8,7 @@
 #include "instruction_sets.h"
 #include "viterbi.h"
 
-enum { LANES = 16, MAX_STATES = 256, N_SUBSETS = 4, CHUNK = 32, CACHE_LINE = 64 }; /* costs of a state fill a line */
+enum { LANES = 16, MAX_STATES = 256, N_SUBSETS = 4, CHUNK = 64, CACHE_LINE = 64 }; /* costs of a state fill a line */
 static const float FORBIDDEN = 1e30f;
 
 /* Two states that have the same two successors, and these. Each number is LANES times that of a state. */

@@ -23,7 +23,7 @@ from ..methods import packing
 from ..methods.assemble import QuantizedStage
 from ..methods.sampling import Doubles, approximate_normals
 from ..methods.scales import encode_scales
-from ..report import energy
+from ..sums import energy
 
 _MOST_COMPONENTS = 128
 _SHARE_OF_SIDE = 3  # at most one third of the shorter side
@@ -152,8 +152,6 @@ def _choose_rank(squares: Doubles, shape: tuple[int, int], of_all: float, slope:
         of_all: Energy of the matrix.
         slope: See ``find_stages``.
     """
-    n_rows, n_columns = shape
-    n = n_rows * n_columns
     best_rank, best_left, best_gain = 0, of_all, 0.0
     left, gain = of_all, -float(_STAGE_BITS)
     for rank, square in enumerate(squares, 1):

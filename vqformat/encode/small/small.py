@@ -13,7 +13,8 @@ from ...format.layout import Layout
 from ...format.stages import Trellis
 from ..methods.assemble import BLOCK_ELEMENTS
 from ..methods.layout import by_rows, in_rows, largest_magnitude, view_matrix
-from ..report import as_decoded, energy
+from ..report import as_decoded
+from ..sums import energy
 from . import error_feedback, error_weights, tiles, trellis, viterbi
 from .contexts import BITS_PER_HALVING, Contexts, find_contexts
 from .decorrelate import FINER, LARGEST_POINT, PRICE, Hysteresis, find_plan

@@ -1,7 +1,7 @@
-/* Errors of quantized values (the twin is vqformat/encode/small/trellis.py, quantize_keeping_sums). */
+/* Passes over arrays (the twins: vqformat/encode/sums.py, and _sum_errors in vqformat/encode/small/trellis.py). */
 
-#ifndef VQFORMAT_ERRORS_H
-#define VQFORMAT_ERRORS_H
+#ifndef VQFORMAT_ARRAYS_H
+#define VQFORMAT_ARRAYS_H
 
 #include <stdint.h>
 
@@ -11,5 +11,11 @@
    ``sums`` has n_columns. Rows are added one after another, in float32. */
 void sum_errors(int64_t n_rows, int64_t n_columns, const float *points, const int16_t *indices, const uint8_t *books,
                 const float *factors, float *sums);
+
+/* The sum of n values, or of their squares, in float64, in the order of the twin. */
+double sum_values(const float *values, int64_t n, int are_squared, int instruction_set);
+
+/* The transpose of (n_rows, n_columns). */
+void transpose(const uint32_t *values, int64_t n_rows, int64_t n_columns, uint32_t *out);
 
 #endif
