@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _address, _instruction_set, _kernels
+from . import _address, _instruction_set, _kernels, is_used
 
 _MOST_STATES, _MOST_REACH = 256, (1 << 15) - 1
+_DIMS_PER_SET = 8  # longest vectors with AVX2; twice as long with AVX-512
 
 
 def can_search(feedback: int, forward: int, n_states: int, reach: int) -> bool:
@@ -169,3 +171,21 @@ def transposed(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     out = np.empty(matrix.shape[::-1], np.float32)
     _kernels.transpose(_address(matrix), *matrix.shape, _address(out))
     return out
+
+
+def can_find_nearest(dim: int) -> bool:
+    """Whether ``best_entries`` is used: for short vectors, with AVX2 or AVX-512. Else BLAS is as fast."""
+    return is_used() and dim <= _DIMS_PER_SET * _instruction_set()
+
+
+def best_entries(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any]]:
+    """See ``best_entries`` in ``encode/methods/nearest.py``; of float32 or float64."""
+    assert _kernels is not None and left.dtype == right.dtype and left.dtype in (np.float32, np.float64)
+    n_problems, n, size = left.shape
+    entries = np.ascontiguousarray(right.transpose(0, 2, 1))  # (n_problems, entries, dim + 1)
+    assert entries.shape[::2] == (n_problems, size) and 1 <= entries.shape[1] < 1 << 31
+    codes, top = np.empty((n_problems, n), np.int64), np.empty((n_problems, n), left.dtype)
+    for vectors, book, code, score in zip(np.ascontiguousarray(left), entries, codes, top, strict=True):
+        _kernels.find_nearest(_instruction_set(), _address(vectors), _address(book), n, len(book), size - 1,
+                              _address(code), _address(score), left.dtype == np.float64)  # fmt: skip
+    return codes.astype(np.intp, copy=False), top

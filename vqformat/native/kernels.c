@@ -9,6 +9,7 @@
 
 #include "arrays.h"
 #include "entropy.h"
+#include "nearest.h"
 #include "trellis.h"
 #include "viterbi.h"
 
@@ -165,6 +166,22 @@ static PyObject *py_transpose(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *py_find_nearest(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int instruction_set, is_double, has_failed;
+    unsigned long long vectors, entries, codes, top;
+    long long n, n_entries, dim;
+    if (!PyArg_ParseTuple(args, "iKKLLLKKi", &instruction_set, &vectors, &entries, &n, &n_entries, &dim, &codes, &top,
+                          &is_double))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    has_failed = find_nearest((const void *)(uintptr_t)vectors, (const void *)(uintptr_t)entries, n, n_entries, dim,
+                              (int64_t *)(uintptr_t)codes, (void *)(uintptr_t)top, is_double != 0, instruction_set);
+    Py_END_ALLOW_THREADS
+    return has_failed ? PyErr_NoMemory() : (Py_INCREF(Py_None), Py_None);
+}
+
 static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
 {
     (void)self, (void)args;
@@ -187,6 +204,7 @@ static PyMethodDef METHODS[] = {
     {"sum_errors", py_sum_errors, METH_VARARGS, "Sum the errors of columns; see arrays.h."},
     {"sum_values", py_sum_values, METH_VARARGS, "Sum values or squares; see arrays.h."},
     {"transpose", py_transpose, METH_VARARGS, "Transpose a matrix; see arrays.h."},
+    {"find_nearest", py_find_nearest, METH_VARARGS, "Find the nearest entries; see nearest.h."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS, "Which of scalar, AVX2, AVX-512 the processor has."},
     {NULL, NULL, 0, NULL},
 };
