@@ -127,8 +127,8 @@ COMPARE(avx2_f, TARGET_AVX2, float)
 COMPARE(avx2_d, TARGET_AVX2, double)
 COMPARE(avx512_f, TARGET_AVX512, float)
 COMPARE(avx512_d, TARGET_AVX512, double)
-static void (*const SEARCHES[2][2])(const void *, const void *, int64_t, int64_t, int64_t, int64_t *, void *, void *) = {
-    {search_avx2_f, search_avx512_f}, {search_avx2_d, search_avx512_d}};
+static void (*const SEARCHES[2][2])(const void *, const void *, int64_t, int64_t, int64_t, int64_t *, void *, void *) =
+    {{search_avx2_f, search_avx512_f}, {search_avx2_d, search_avx512_d}};
 #endif
 
 int find_nearest(const void *vectors, const void *entries, int64_t n, int64_t n_entries, int64_t dim, int64_t *codes,

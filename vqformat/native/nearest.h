@@ -5,9 +5,9 @@
 
 #include <stdint.h>
 
-/* The score of an entry is the sum of the products of the components, plus the last component of the entry. All partial
-   sums are integers that the type holds exactly, so the order of the additions does not matter. Of equal scores the first
-   entry counts.
+/* The score of an entry is the sum of the products of the components, plus the last component of the entry. All
+   partial sums are integers that the type holds exactly, so the order of the additions does not matter. Of equal scores
+   the first entry counts.
 
    ``vectors`` is (n, dim + 1), its last component is not used; ``entries`` is (n_entries, dim + 1), at least one; they
    and ``top`` are of float, or of double if is_double. ``codes`` and ``top`` have n numbers. Only for AVX2 and AVX-512:

@@ -162,7 +162,8 @@ int viterbi_search(const Search *s, int instruction_set)
 {
     const int64_t most_steps = s->tile_rows * s->tile_columns;
     void *memory = malloc(sizeof(Lanes) + CACHE_LINE);
-    uint16_t *takes_second = malloc((size_t)(most_steps * s->n_states) * sizeof *takes_second + 4); /* vectors read 4 bytes for 2 */
+    /* Vectors read 4 bytes for 2 */
+    uint16_t *takes_second = malloc((size_t)(most_steps * s->n_states) * sizeof *takes_second + 4);
     void *chosen = malloc((size_t)most_steps * sizeof(int16_t[N_SUBSETS][LANES]) + 4);
     Lanes *l = (Lanes *)(((uintptr_t)memory + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
     const int has_memory = takes_second && chosen && memory;

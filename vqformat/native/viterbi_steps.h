@@ -14,7 +14,7 @@ static const float FORBIDDEN = 1e30f;
 /* Two states that have the same two successors, and these. Each number is LANES times that of a state. */
 typedef struct {
     uint16_t low, high;       /* the predecessors */
-    uint16_t of_even, of_odd; /* the states after ``low`` and a code of this parity; those after ``high`` are reversed */
+    uint16_t of_even, of_odd; /* the states after ``low`` and a code of this parity; reversed after ``high`` */
 } Butterfly;
 
 /* LANES sequences of equal size. Steps are loaded and stored CHUNK at a time, because the values of a sequence lie side
