@@ -9,7 +9,7 @@ factors are coarse integers at any rate, because the residual, which is coded an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -103,15 +103,10 @@ def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
     tall = matrix.T if is_wide else matrix
     width = min(n + _OVERSAMPLING, tall.shape[1])
     basis = approximate_normals(0, (tall.shape[1], width))
+    times = _products(tall, width)
     for _ in range(_POWER_ROUNDS):
-        product = np.zeros_like(basis)
-        for _, part in pieces(tall):
-            product += part.T @ (part @ basis)
-        basis = np.linalg.qr(product)[0]
-    gram = np.zeros((width, width))
-    for _, part in pieces(tall):
-        projections = part @ basis
-        gram += projections.T @ projections
+        basis = np.linalg.qr(times(basis))[0]
+    gram = basis.T @ times(basis)
     squares, vectors = np.linalg.eigh(gram)
     order = np.argsort(-squares, kind="stable")[:n]
     lengths = np.sqrt(np.maximum(squares[order], 0))
@@ -122,6 +117,25 @@ def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
             directions += across[:, rows] @ part
         directions /= np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]
     return lengths, signed(directions)
+
+
+def _products(tall: Floats, width: int) -> Callable[[Doubles], Doubles]:
+    """The function that multiplies ``tallᵀ tall`` with ``width`` columns. The product of a short side is kept."""
+    side = tall.shape[1]
+    n_products = _POWER_ROUNDS + 1
+    if tall.size * side + 2 * n_products * side * side * width < 4 * n_products * tall.size * width:
+        whole = np.zeros((side, side))
+        for _, part in pieces(tall):
+            whole += part.T @ part
+        return lambda basis: whole @ basis
+
+    def times(basis: Doubles) -> Doubles:
+        product = np.zeros_like(basis)
+        for _, part in pieces(tall):
+            product += part.T @ (part @ basis)
+        return product
+
+    return times
 
 
 def _longest(matrix: Floats) -> float:
