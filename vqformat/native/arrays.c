@@ -4,7 +4,7 @@
 
 #include "instruction_sets.h"
 
-enum { LANES = 16, PIECE = 1 << 16, BLOCK = 16 };
+enum { LANES = 16, PIECE = 1 << 16 };
 
 void sum_errors(int64_t n_rows, int64_t n_columns, const float *points, const int16_t *indices, const uint8_t *books,
                 const float *factors, float *sums)
@@ -60,16 +60,4 @@ double sum_values(const float *values, int64_t n, int are_squared, int instructi
 #endif
     (void)instruction_set;
     return sum_scalar(values, n, are_squared);
-}
-
-void transpose(const uint32_t *values, int64_t n_rows, int64_t n_columns, uint32_t *out)
-{
-    for (int64_t row = 0; row < n_rows; row += BLOCK)
-        for (int64_t column = 0; column < n_columns; column += BLOCK) {
-            const int64_t row_end = row + BLOCK < n_rows ? row + BLOCK : n_rows;
-            const int64_t column_end = column + BLOCK < n_columns ? column + BLOCK : n_columns;
-            for (int64_t j = column; j < column_end; j++)
-                for (int64_t i = row; i < row_end; i++)
-                    out[j * n_rows + i] = values[i * n_columns + j];
-        }
 }

@@ -15,7 +15,4 @@ void sum_errors(int64_t n_rows, int64_t n_columns, const float *points, const in
 /* The sum of n values, or of their squares, in float64, in the order of the twin. */
 double sum_values(const float *values, int64_t n, int are_squared, int instruction_set);
 
-/* The transpose of (n_rows, n_columns). */
-void transpose(const uint32_t *values, int64_t n_rows, int64_t n_columns, uint32_t *out);
-
 #endif

@@ -165,14 +165,6 @@ def sum_values(values: npt.NDArray[np.float32], *, are_squared: bool) -> float:
     return float(_kernels.sum_values(_instruction_set(), _address(values), values.size, are_squared))
 
 
-def transposed(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The transpose of a C-contiguous matrix, as a new array."""
-    assert _kernels is not None and matrix.dtype == np.float32
-    out = np.empty(matrix.shape[::-1], np.float32)
-    _kernels.transpose(_address(matrix), *matrix.shape, _address(out))
-    return out
-
-
 def can_find_nearest(dim: int) -> bool:
     """Whether ``best_entries`` is used: for short vectors, with AVX2 or AVX-512. Else BLAS is as fast."""
     return is_used() and dim <= _DIMS_PER_SET * _instruction_set()

@@ -153,19 +153,6 @@ static PyObject *py_sum_values(PyObject *self, PyObject *args)
     return PyFloat_FromDouble(sum);
 }
 
-static PyObject *py_transpose(PyObject *self, PyObject *args)
-{
-    (void)self;
-    unsigned long long values, out;
-    long long n_rows, n_columns;
-    if (!PyArg_ParseTuple(args, "KLLK", &values, &n_rows, &n_columns, &out))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    transpose((const uint32_t *)(uintptr_t)values, n_rows, n_columns, (uint32_t *)(uintptr_t)out);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
 static PyObject *py_find_nearest(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -203,7 +190,6 @@ static PyMethodDef METHODS[] = {
     {"rans_encode", py_rans_encode, METH_VARARGS, "Encode a block of codes; see entropy.h."},
     {"sum_errors", py_sum_errors, METH_VARARGS, "Sum the errors of columns; see arrays.h."},
     {"sum_values", py_sum_values, METH_VARARGS, "Sum values or squares; see arrays.h."},
-    {"transpose", py_transpose, METH_VARARGS, "Transpose a matrix; see arrays.h."},
     {"find_nearest", py_find_nearest, METH_VARARGS, "Find the nearest entries; see nearest.h."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS, "Which of scalar, AVX2, AVX-512 the processor has."},
     {NULL, NULL, 0, NULL},
