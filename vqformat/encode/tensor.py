@@ -26,13 +26,14 @@ from .methods.minifloat import encode_minifloat
 from .methods.uniform import encode_uniform
 from .plan import Plan
 from .recipe import Method
-from .report import TensorReport, as_decoded, decibel, energy, sqnr_db
+from .report import TensorReport, as_decoded, decibel, sqnr_db
 from .sensitivity import Statistics, Steps, root_mean_square
 from .shared_codebooks import SharedCodebooks
 from .small import small
 from .small.decorrelate import Hysteresis
 from .small.entropy_coding import CodedTensor
 from .source import SourceTensor, StoredForm, fits_float32, native
+from .sums import energy
 
 Array = npt.NDArray[Any]
 _LEAST_SQNR_DB = 1.0  # least SQNR of a tensor on a grid; below it the tensor is nearly lost

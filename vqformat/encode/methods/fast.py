@@ -15,7 +15,8 @@ from ...errors import EncodeError
 from ...format import bits
 from ...format.chunkwriter import EncodedTensor
 from ...format.layout import Layout, make_view
-from ..report import as_decoded, energy
+from ..report import as_decoded
+from ..sums import energy
 from .assemble import assemble, sum_of_stages
 from .codebook import CodebookOptions, quantize_codebook
 from .packing import plain_bits

