@@ -23,6 +23,7 @@ _LOCAL_PAYS = 0.998  # of the bytes with a table for each 128 KiB that those wit
 _PAYS = 0.15  # of the bytes of literals that a trial has to save, so that all of a plane is searched
 _MAY_PAY = 0.03  # the same so that a moderate search is made of the first block, and of the others if it pays there
 _REPEATED = 0.9  # of the bytes of literals, below which matches are worth a thorough search in a small plane
+_SHORT = 1 << 16  # bytes of a plane of which zstd's shorter tables are a share that counts
 _MORE_EQUAL, _MOST_EQUAL = 1.5, 0.05  # shares of equal neighbours, times and beside that by chance: none are runs
 _PAYS_IF_ODD = 0.05  # the same where literals take another number of bytes than their entropy
 _AS_COUNTED = (0.97, 1.1)  # sizes of Huffman codes over entropies where there is nothing else to find
@@ -57,7 +58,7 @@ def sections(payloads: Sequence[bytes], *, is_quick: bool = False) -> list[Secti
             result.append(packing.as_section(plain, coded))
             continue
         frames = [] if coded is None else [coded]
-        if coded is None or _has_runs(plain, counts):
+        if coded is None or len(plain) < _SHORT or _has_runs(plain, counts):
             frames = [packing.compress(plain, how) for how in literals] + frames
             if len(literals) > 1 and len(frames[1]) > _LOCAL_PAYS * len(frames[0]):
                 literals = literals[:1]  # as in most tensors: not tried on their other blocks
