@@ -96,7 +96,10 @@ class CodedTensor:
         """The values of the codes, ``(R, C)``, equal to those of a decoder up to rounding."""
         found: Floats
         if self.values is None:
-            found = (self.n_books * self.indices.astype(np.float32) + self.books) * np.float32(self.step)
+            found = self.indices.astype(np.float32)
+            found *= np.float32(self.n_books)
+            found += self.books
+            found *= np.float32(self.step)
         else:
             reach = (self.values.shape[1] - 1) // 2
             found = self.values[self.books, self.indices.astype(np.intp) + reach]

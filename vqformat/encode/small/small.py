@@ -143,7 +143,8 @@ def quantize(
         table = (trellis.centroids(points, indices, books, reach) * step).astype(np.float32)
     coded = CodedTensor(name, dtype, shape, layout, grid.tile, grid.trellis, contexts, indices, books, step, table,
                         row_scales, plan.components, transform)  # fmt: skip
-    error = as_decoded(coded.values_as_coded(), dtype) - matrix
+    error = as_decoded(coded.values_as_coded(), dtype)
+    error -= matrix
     return Quantized(coded, energy(matrix), energy(error), plan.kind)
 
 

@@ -242,8 +242,10 @@ def quantize_keeping_sums(
     for start, end in halves(n_rows, grid.tile[0]):
         part = slice(start, end)
         of_part = None if weights is None else weights[part] if weights.shape[0] > 1 else weights
-        made_up = _DAMPING * of_rows[part] / (1 + _DAMPING * np.square(of_rows[start:]).sum())
-        aims = points[part] + left * made_up[:, None]
+        aims = points[part]
+        if start:  # there are errors before it
+            made_up = _DAMPING * of_rows[part] / (1 + _DAMPING * np.square(of_rows[start:]).sum())
+            aims = aims + left * made_up[:, None]
         indices[part], books[part] = quantize(aims, contexts, grid, rates, of_part, first_row=start)
         factors = None if shares is None else of_rows[part]
         left += _sum_errors(points[part], indices[part], books[part], factors)
