@@ -68,7 +68,7 @@ def open_gguf(path: Path) -> Source:
 
 
 def user_metadata(header: Header) -> dict[str, Any]:
-    """What of the metadata a ``.vqm`` can show: strings, integers and truth values. The header has all of it."""
+    """The strings, integers and truth values of the metadata. The header has all of the metadata."""
     shown: dict[str, Any] = {}
     nbytes = 0
     for key, value in header.metadata.items():
@@ -96,7 +96,7 @@ def quantized(
     n_blocks = prod(shape) // weights
     form = StoredForm(kind, n_blocks * nbytes, load_blocks,
                       lambda: encode_blocks(name, kind, shape, load_blocks()))  # fmt: skip
-    if not can_dequantize(kind):  # of some types gguf knows no more than the size
+    if not can_dequantize(kind):  # gguf knows the size of each type, and the values of some
         return SourceTensor(name, "u8", (nbytes, n_blocks), lambda: load_blocks().T, form=form)
     return SourceTensor(name, "f32", shape, load or (lambda: dequantized(kind, shape, load_blocks())), form=form)
 
@@ -126,7 +126,7 @@ def _free_name(names: set[str]) -> str:
 
 
 def _gaps(path: Path, header: Header, size: int, notes: list[str]) -> list[list[Any]]:
-    """Offset and bytes of what belongs to no tensor, where it is not zero, as padding should be."""
+    """Offset and bytes of each gap between tensors that is not all zero, as padding is."""
     spans = sorted((header.data_start + entry.offset, entry.nbytes) for entry in header.tensors if entry.nbytes)
     gaps = []
     position = len(header.data)

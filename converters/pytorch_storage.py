@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from vqformat.errors import ConversionError
 from vqformat.format.dtypes import BY_NAME
+from vqformat.format.limits import MAX_RANK
 
 from .file_region import file_bytes
 from .inert_pickle import Call, HostileError, Persistent, PickleError, unpickle
@@ -145,6 +146,9 @@ class CheckpointFile:
         if tensor.dtype not in BY_NAME:
             raise ConversionError(f"{str(self.path)!r}: tensor {name!r} has dtype {tensor.dtype}, which a .vqm cannot"
                                   " hold; convert it with tensor.to(…), or tensor.dequantize(), first")  # fmt: skip
+        if isinstance(shape, tuple) and len(shape) > MAX_RANK:
+            raise ConversionError(f"{str(self.path)!r}: tensor {name!r} has {len(shape)} axes, and a .vqm holds at most"
+                                  f" {MAX_RANK}; reshape it first")  # fmt: skip
         if not (isinstance(shape, tuple) and isinstance(stride, tuple) and are_sizes(offset, shape, stride)):
             raise self.refuse(f"tensor {name!r} has the offset {brief(offset)}, shape {brief(shape)} and strides"
                               f" {brief(stride)}")  # fmt: skip
@@ -161,7 +165,8 @@ class CheckpointFile:
         most = most_nbytes(have, _MAX_EXPANSION)
         if nbytes > most:
             raise ConversionError(f"{str(self.path)!r}: tensor {name!r} of shape {brief(shape)} is {nbytes} bytes that"
-                                  f" repeat {have}; at most {most} are allowed")  # fmt: skip
+                                  f" repeat {have}, and at most {most} are allowed; save tensor.contiguous() in its"
+                                  " place")  # fmt: skip
 
     def extent(self, tensor: Tensor) -> tuple[str, int, int]:
         """The storage's key, and offsets in it of a tensor's first byte and of the byte after its last."""
@@ -173,7 +178,7 @@ class CheckpointFile:
         return cast(int, tensor.offset + n) * itemsize_of(tensor.dtype) if n else 0
 
     def loader(self, name: str, tensor: Tensor) -> Callable[[], npt.NDArray[Any]]:
-        """What loads a tensor that has been checked."""
+        """A function that loads a tensor that has been checked."""
         return lambda: self.load(name, tensor)
 
     def load(self, name: str, tensor: Tensor) -> npt.NDArray[Any]:

@@ -13,8 +13,6 @@ import numpy.typing as npt
 
 from ..format.dtypes import BY_NAME
 
-_SUMMED = 1 << 13  # values whose squares are summed together
-
 
 @dataclass(frozen=True)
 class TensorReport:
@@ -95,42 +93,6 @@ class Report:
     def shared_nbytes(self) -> int:
         """Bytes of sections that serve several tensors: codebooks and tables of frequencies."""
         return self.section_nbytes - sum(tensor.stored_nbytes for tensor in self.tensors)
-
-
-class Energy:
-    """Sum of the squares of values that come in parts, computed in float64. How they are parted does not matter."""
-
-    def __init__(self) -> None:
-        self._sum = 0.0
-        self._rest = np.empty(0, np.float32)
-
-    def add(self, values: npt.NDArray[Any]) -> None:
-        """Add values, which float32 can hold."""
-        flat = np.concatenate([self._rest, values.reshape(-1)]) if self._rest.size else values.reshape(-1)
-        n_whole = flat.size - flat.size % _SUMMED
-        for start in range(0, n_whole, _SUMMED):
-            self._sum += _sum_of_squares(flat[start : start + _SUMMED])
-        self._rest = flat[n_whole:].astype(np.float32)
-
-    def total(self) -> float:
-        """The sum of all that were added."""
-        return self._sum + _sum_of_squares(self._rest) if self._rest.size else self._sum
-
-
-def energy(values: npt.NDArray[Any]) -> float:
-    """Sum of the squares of the values, computed in float64.
-
-    Args:
-        values: float32, f16 or bf16.
-    """
-    found = Energy()
-    found.add(values)
-    return found.total()
-
-
-def _sum_of_squares(values: npt.NDArray[Any]) -> float:
-    values = values.astype(np.float32, copy=False)
-    return float(np.einsum("i,i->", values, values, dtype=np.float64))
 
 
 def as_decoded(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.float32]:

@@ -26,7 +26,7 @@ from ..decode.tables import Floats
 from .constant_tensors import is_filter_bank
 from .methods.layout import ShortFloats
 from .methods.uniform import ROUNDING
-from .report import energy
+from .sums import energy
 
 SAMPLE = 1 << 15  # values
 LARGEST_STEP: float = 8.0  # largest step, in deviations of the tensor: with larger ones nearly all values become 0

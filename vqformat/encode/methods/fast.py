@@ -14,7 +14,8 @@ from ...errors import EncodeError
 from ...format import bits
 from ...format.chunkwriter import EncodedTensor
 from ...format.layout import Layout, View, make_view
-from ..report import Energy, as_decoded, energy
+from ..report import as_decoded
+from ..sums import Energy, energy
 from .assemble import Collect, QuantizedStage, assemble, sum_of_stages
 from .codebook import CodebookOptions, quantize_codebook
 from .layout import ShortFloats

@@ -18,6 +18,8 @@ from ...format.layout import ORDER_COLUMNS, ORDER_ROWS, Layout, make_view
 ShortFloats = npt.NDArray[Any]  # float32, or f16 or bf16, of which pieces are converted to float32
 _BAND = 1 << 18  # elements of the rows that are converted together
 
+_STRIP = 64  # columns
+
 
 @dataclass(frozen=True)
 class Orientation:
@@ -85,6 +87,21 @@ def short_reals(array: npt.NDArray[Any]) -> ShortFloats:
         array = np.ascontiguousarray(array)
         array = array.reshape(-1).view(array.real.dtype).reshape(*array.shape, 2)
     return np.ascontiguousarray(array, dtype=array.dtype if array.dtype.itemsize == 2 else np.float32)
+
+
+def in_rows(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A matrix in C order; a copy if it is not. A transposed one is copied in strips: twice as fast."""
+    if matrix.flags.c_contiguous or not matrix.flags.f_contiguous:
+        return np.ascontiguousarray(matrix)
+    out = np.empty(matrix.shape, matrix.dtype)
+    for start in range(0, matrix.shape[1], _STRIP):
+        out[:, start : start + _STRIP] = matrix[:, start : start + _STRIP]
+    return out
+
+
+def largest_magnitude(values: Floats) -> float:
+    """The largest magnitude of an array; 0 if it is empty."""
+    return max(float(values.max(initial=0)), -float(values.min(initial=0)))
 
 
 def view_matrix(values: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:

@@ -21,6 +21,7 @@ _LOCAL_PAYS = 0.998  # of the bytes with a table for each 128 KiB that those wit
 _PAYS = 0.15  # of the bytes of literals that a trial has to save, so that all of a plane is searched
 _MAY_PAY = 0.03  # the same so that a moderate search is made of the first block, and of the others if it pays there
 _REPEATED = 0.9  # of the bytes of literals, below which matches are worth a thorough search in a small plane
+_SHORT = 1 << 16  # bytes of a plane of which zstd's shorter tables are a share that counts
 _MORE_EQUAL, _MOST_EQUAL = 1.5, 0.05  # shares of equal neighbours, times and beside that by chance: none are runs
 _PAYS_IF_ODD = 0.05  # the same where literals take another number of bytes than their entropy
 _AS_COUNTED = (0.97, 1.1)  # sizes of Huffman codes over entropies where there is nothing else to find
@@ -53,12 +54,12 @@ class PlaneMaker:
         coded = huffman.frame(plain)
         if coded is not None and not counts[2:].any() and bits > _LEAST_BITS:
             return packing.as_section(plain, coded)
-        frames = [packing.compress(plain, how) for how in self._literals]
+        frames = [] if coded is None else [coded]
+        if coded is None or len(plain) < _SHORT or _has_runs(plain, counts):
+            frames = [packing.compress(plain, how) for how in self._literals] + frames
+            if len(self._literals) > 1 and len(frames[1]) > _LOCAL_PAYS * len(frames[0]):
+                self._literals = self._literals[:1]  # as in most tensors: not tried on their other blocks
         stored = min(frames, key=len)
-        if len(frames[-1]) > _LOCAL_PAYS * len(frames[0]):  # as in most tensors: not tried on their other blocks
-            self._literals = self._literals[:1]
-        if coded is not None and len(coded) < len(stored):
-            stored = coded
         expected = bits / 8 * len(plain)
         is_odd = bits > 0 and not _AS_COUNTED[0] * expected <= len(frames[0]) <= _AS_COUNTED[1] * expected
         if self._gain is None:
@@ -72,6 +73,13 @@ class PlaneMaker:
                 self._gain = 0  # the other blocks are not searched
             stored = min(stored, found, key=len)
         return packing.as_section(plain, stored)
+
+
+def _has_runs(plain: bytes, counts: npt.NDArray[np.intp]) -> bool:
+    """Whether more neighbours are equal than by chance, as in rows of zeros: zstd finds these at once."""
+    values = np.frombuffer(plain, np.uint8)
+    by_chance = float(((counts / counts.sum()) ** 2).sum())
+    return int(np.count_nonzero(values[1:] == values[:-1])) > (_MORE_EQUAL * by_chance + _MOST_EQUAL) * values.size
 
 
 def _thorough_section(plain: bytes) -> Section:

@@ -16,7 +16,8 @@ from ...format.chunkwriter import EncodedTensor
 from ...format.dtypes import BY_NAME
 from ...format.sections import TABLE_ENTRY_NBYTES
 from ...format.stages import CodebookStage, ProgressionSource, TableSource
-from ..report import Energy, as_decoded, energy
+from ..report import as_decoded
+from ..sums import Energy, energy
 from . import packing
 from .assemble import Collect, QuantizedStage, assemble
 from .layout import Orientation, OrientedCodes, ShortFloats, orientations
