@@ -35,6 +35,7 @@ _SAMPLE_OF_FLOATS = 32  # fewer do on a grid of floats: the largest value and so
 _MOST_FAILED = 3  # grids that fit samples and not the tensor, until it is left as it is
 _PIECE = 1 << 20
 _SOLVED = 1 << 16  # elements whose scales are sought together: their float64 numbers fit a cache
+_FEW_KEYS = 256  # points around zero whose numbers are kept in a byte: integers up to 127 have no others
 _FEW_VALUES = 4096
 _SHORT_TABLE_NBYTES = 1024  # of 256 values; where there are more a grid takes fewer bits
 _FEW_ELEMENTS = 1 << 16  # of a tensor for which the bytes of a table matter
@@ -211,7 +212,7 @@ def _solve(
     if about is None:
         return None
     scales = np.empty(about.shape[1], np.float32)
-    keys: Codes | None = None
+    keys, first_key = np.empty(groups.values.shape, np.uint8), 0  # numbers of points, from the first one
     for start in range(0, scales.size, max(1, _SOLVED // n)):
         piece = slice(start, start + max(1, _SOLVED // n))
         found = exact_scales(groups.part(piece), units, about[:, piece])
@@ -219,14 +220,16 @@ def _solve(
             return None
         scales[piece] = found[0]
         points, of_piece = _points(found[1], units)
-        if keys is None:
-            keys = np.empty(groups.values.shape, code_dtype(points.size))
-        keys[piece] = of_piece
-    assert keys is not None
+        if not start:
+            first_key = max(0, points.size // 2 - _FEW_KEYS // 2)
+        last_key = first_key + _FEW_KEYS - 1
+        if keys.dtype == np.uint8 and (of_piece.min() < first_key or of_piece.max() > last_key):
+            keys, first_key = np.add(keys, first_key, dtype=np.uint16), 0
+        keys[piece] = of_piece - first_key
     codes = grouping.join(keys, (matrix.shape[0], matrix.shape[1]))
     counts = np.zeros(points.size, np.int64)
     for some in _pieces(codes):
-        counts += np.bincount(some, minlength=points.size)
+        counts[first_key:] += np.bincount(some, minlength=points.size - first_key)
     first, last = np.flatnonzero(counts)[[0, -1]]
     largest = float(np.abs(points[counts > 0]).max())
     with np.errstate(over="ignore"):
@@ -248,13 +251,13 @@ def _solve(
         step = np.float32(1) if scale is not None else scales[0]
         stage = CodebookStage(dim=1, entries=int(last - first + 1), source=ProgressionSource(int(zero - first)),
                               scale=scale)  # fmt: skip
-        packed = _looked_up(shifted, codes, stage.entries).reshape(view.n_rows, view.n_columns)
+        packed = _looked_up(shifted[first_key:], codes, stage.entries).reshape(view.n_rows, view.n_columns)
         return QuantizedStage(stage, [tables.encode(np.array([step]), "f32"), *of_scales], packed)
     used = np.flatnonzero(counts)
     ranks = np.zeros(points.size, np.intp)
     ranks[used] = np.arange(used.size)
     entries = points[used] if scale is not None else points[used] * scales[0]
-    return _stage_of_table(entries, _looked_up(ranks, codes, entries.size), view, scale, of_scales)
+    return _stage_of_table(entries, _looked_up(ranks[first_key:], codes, entries.size), view, scale, of_scales)
 
 
 def _looked_up(table: npt.NDArray[np.intp], keys: Codes, entries: int) -> Codes:
