@@ -23,12 +23,25 @@ STACKS_MB = 24  # that the system counts as taken for threads
 OPTIONS = some_of([{"lossless": True}, {}, {"bits": 4}], [{"lossless": True}, {}])
 
 
-def make(path: Path, dtype: DTypeLike = np.float32) -> Path:
-    """A file of one tensor of 67 MB."""
+def make(
+    path: Path, dtype: DTypeLike = np.float32, *, has_zeros: bool = False, is_on_grid: bool = False
+) -> Path:
+    """A file of one tensor of 67 MB.
+
+    Args:
+        has_zeros: Whether half of the values are zero.
+        is_on_grid: Whether the values of a row are integers up to 127 times a scale.
+    """
     random = np.random.default_rng(0)
     weights = np.empty((4096, NBYTES // 4096 // np.dtype(dtype).itemsize), dtype)
     for band in np.split(weights, 16):
-        band[...] = random.standard_normal(band.shape, np.float32)
+        values = random.standard_normal(band.shape, np.float32)
+        if has_zeros:
+            values[random.random(band.shape, np.float32) < 0.5] = 0
+        if is_on_grid:
+            scales = (np.abs(values).max(axis=1, keepdims=True) / 127).astype(ml_dtypes.bfloat16).astype(np.float32)
+            values = np.rint(values / scales) * scales
+        band[...] = values
     if path.suffix == ".safetensors":
         from safetensors.numpy import save_file
 
@@ -39,6 +52,11 @@ def make(path: Path, dtype: DTypeLike = np.float32) -> Path:
         from vqformat.torch import from_numpy
 
         torch.save({"w": from_numpy(weights)}, path)
+    elif path.suffix == ".onnx":
+        import onnx
+
+        graph = onnx.GraphProto(name="g", initializer=[onnx.numpy_helper.from_array(weights, "w")])
+        onnx.save(onnx.ModelProto(ir_version=8, graph=graph), path)
     else:
         np.savez(path, w=weights)
     return path
@@ -73,6 +91,12 @@ def npz(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def onnx(folder: Path) -> Path:
+    pytest.importorskip("onnx")
+    return make(folder / "model.onnx")
+
+
+@pytest.fixture(scope="module")
 def vqm(safetensors: Path) -> Path:
     convert(safetensors, safetensors.with_suffix(".vqm"), lossless=True)
     return safetensors.with_suffix(".vqm")
@@ -87,6 +111,11 @@ def prepare() -> None:
     import vqformat.converters.safetensors  # noqa: F401
 
 
+def prepare_onnx() -> None:
+    prepare()
+    import vqformat.converters.onnx  # noqa: F401
+
+
 def prepare_torch() -> None:
     import vqformat.converters.export.pytorch  # noqa: F401
 
@@ -98,7 +127,7 @@ def work(function: Any, source: Path, target: Path, options: dict[str, Any]) -> 
 def check(function: Any, source: Path, target: Path, options: dict[str, Any], *, most: float) -> None:
     """Check that work takes at most ``most`` times the tensor, and what it takes for small tensors, too."""
     most_mb = most * TENSOR_MB + WORKING_MB
-    start = prepare_torch if target.suffix == ".pt" else prepare
+    start = prepare_torch if target.suffix == ".pt" else prepare_onnx if source.suffix == ".onnx" else prepare
     limit_mb = most_mb + STACKS_MB
     assert memory.measure(work, function, source, target, options, prepare=start, limit_mb=limit_mb).peak_mb <= most_mb
 
@@ -122,8 +151,26 @@ def test_a_tensor_of_short_floats_is_not_widened(options: dict[str, Any], bf16: 
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_a_tensor_that_is_not_mapped_is_held_once(options: dict[str, Any], npz: Path, tmp_path: Path) -> None:
-    check(convert, npz, tmp_path / "out.vqm", options, most=1 + _share_of_codes(options, 4))
+@pytest.mark.parametrize("source", ["npz", "onnx"])
+def test_a_tensor_that_is_not_mapped_is_held_once(
+    source: str, options: dict[str, Any], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    check(convert, request.getfixturevalue(source), tmp_path / "out.vqm", options, most=1 + _share_of_codes(options, 4))
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(np.float32, 1 / 2), (ml_dtypes.bfloat16, 1.0)], ids=["f32", "bf16"])
+def test_of_a_dequantized_tensor_two_copies_of_its_codes_are_held(
+    dtype: DTypeLike, most: float, folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("safetensors")
+    source = make(folder / f"dequantized_{np.dtype(dtype)}.safetensors", dtype, is_on_grid=True)
+    check(convert, source, tmp_path / "out.vqm", {"lossless": True}, most=most)
+
+
+def test_tensors_with_zeros_are_made_block_by_block(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    source = make(folder / "zeros.safetensors", has_zeros=True)
+    check(convert, source, tmp_path / "out.vqm", {"lossless": True}, most=0)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt", "npz"])
