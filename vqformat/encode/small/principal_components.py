@@ -123,16 +123,30 @@ def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
 def _orthonormal(columns: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """An orthonormal basis of what the columns span, ``(n, width)``, of their dtype.
 
-    Method: Cholesky QR, twice (Yamamoto and others 2015). On a busy machine LAPACK's QR takes up to 50 times as long:
-    its threads wait for each other at every column.
+    Method: Cholesky QR, twice (Yamamoto and others 2015). LAPACK is not asked: on a busy machine its threads, which
+    wait for each other at every column, take up to 50 times as long.
     """
     found = columns.astype(np.float64)
-    try:
-        for _ in range(2):
-            found = found @ np.linalg.inv(np.linalg.cholesky(found.T @ found)).T
-    except np.linalg.LinAlgError:  # the columns are nearly dependent
-        return np.linalg.qr(columns)[0]
+    for _ in range(2):
+        inverse = _inverse_factor(found.T @ found)
+        if inverse is None:  # the columns are nearly dependent
+            return np.linalg.qr(columns)[0]
+        found = found @ inverse.T
     return found.astype(columns.dtype)
+
+
+def _inverse_factor(gram: Doubles) -> Doubles | None:
+    """The inverse of the lower Cholesky factor of a Gram matrix; None if it has none."""
+    rest, inverse = gram.copy(), np.eye(len(gram))
+    for k in range(len(gram)):
+        square = float(rest[k, k])
+        if not 0 < square < math.inf:
+            return None
+        column = rest[k:, k] / math.sqrt(square)
+        rest[k:, k:] -= column[:, None] * column
+        inverse[k] /= column[0]
+        inverse[k + 1 :, : k + 1] -= column[1:, None] * inverse[k, : k + 1]
+    return inverse
 
 
 def _products(tall: Floats, width: int) -> Callable[[Doubles], Doubles]:
