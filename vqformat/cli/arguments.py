@@ -28,6 +28,13 @@ and dtypes), however much their values differ; 1 if they do not, or if a file ca
 """
 
 
+_CONFORMANCE_HELP = """\
+For a valid file a decoder prints what fixtures/README.md says, as JSON, and exits with status 0. For an invalid one it
+prints {"error": class} or the class alone, and exits with status 1. Every file is given twice: by its name, and on
+stdin in pieces. exit code: 0 if all is right, 1 if not, or if a clause of the page has no fixture
+"""
+
+
 class UsageError(Exception):
     """Wrong arguments that were found after parsing. The exit code is 2."""
 
@@ -113,6 +120,24 @@ def build_parser() -> argparse.ArgumentParser:
     diff.add_argument("original", type=_given, metavar="A", help="- is stdin")
     diff.add_argument("other", type=_given, metavar="B", help="- is stdin")
     _add_common(diff)
+
+    conformance = add("conformance", "conformance", "score a decoder in any language by the fixtures",
+                      _CONFORMANCE_HELP)  # fmt: skip
+    conformance.add_argument("--decoder", type=_given, metavar="COMMAND", help="the command; {} stands for the file,"
+                             " which comes last if there is no {}")  # fmt: skip
+    conformance.add_argument("names", metavar="NAME", nargs="*", help="only these fixtures; wildcards *, ? and [abc]")
+    conformance.add_argument("--fixtures", type=_given, metavar="DIR", help="default: those of the checkout")
+    conformance.add_argument("--level", choices=("core", "full"), default="full", help="core: raw and codebook stages;"
+                             " full: low-rank, trellis and sparse raw stages too (default)")  # fmt: skip
+    conformance.add_argument("--no-stdin", dest="stdin", action="store_false", help="do not run it on stdin, for which"
+                             " the file is -")  # fmt: skip
+    conformance.add_argument("--timeout", type=_positive, metavar="S", default=60.0, help="seconds for a file"
+                             " (default: 60)")  # fmt: skip
+    conformance.add_argument("--jobs", type=_count, metavar="N", help="runs at the same time (default: one per core)")
+    conformance.add_argument("--page", type=_given, metavar="FILE", help="write a markdown page: the fixtures of each"
+                             " clause of SPEC.md, and the line that enforces it")  # fmt: skip
+    conformance.add_argument("-f", "--force", action="store_true", help="replace the page if it exists")
+    _add_common(conformance)
     return parser
 
 
@@ -166,6 +191,12 @@ def _nbytes(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 300000, 300kB or 2.5MiB")
     base = 1024 if match.group(3) else 1000
     return value * math.pow(base, " kMG".index(match.group(2) or " "))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer above 0")
+    return int(text)
 
 
 def _seed(text: str) -> int:
