@@ -420,14 +420,15 @@ static vqm_status next_layer(vqm *f) {
             TRY(take_footer(f));
             return VQM_END;
         }
-        f->pretends = f->measures;
         f->most_of_others = max_u64(f->most_of_others, f->most);
         f->most = 0;
         if (is_type(c->type, "BOOK")) {
             TRY(take_book(f));
+            f->pretends = f->measures;
             TRY(load_book(f, c));
         } else if (is_type(c->type, "FREQ")) {
             TRY(take_freq(f));
+            f->pretends = f->measures;
             TRY(load_freq(f, c));
         } else {
             while (f->body.section < f->body.n_sections) TRY(pass_section(f));
@@ -810,9 +811,19 @@ vqm_meta vqm_metadata(const vqm *f) {
     return f->meta;
 }
 
-const char *vqm_layer_name(const vqm *f, size_t *n_bytes) {
+vqm_status vqm_layer_name(vqm *f, const char **name, size_t *n_bytes) {
+    entry *const asked = f->current;
+    TRY(f->status);
+    if (!asked) return VQM_USAGE;
+    if (f->body.chunk != asked->chunk) { /* by the index; the chunk of an alias is not that of its target */
+        const vqm_status status = plan_by_index(f, asked);
+        f->current = asked;
+        TRY(status);
+        f->is_planned = 0;
+    }
+    *name = (const char *)f->layer_name;
     *n_bytes = f->layer_name_nbytes;
-    return (const char *)f->layer_name;
+    return VQM_OK;
 }
 
 const char *vqm_rule(const vqm *f) {

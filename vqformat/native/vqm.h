@@ -141,9 +141,8 @@ typedef struct {
 
 vqm_meta vqm_metadata(const vqm *file);
 
-/* Name of the layer of the tensor of the last vqm_next; UTF-8, not followed by a byte 0; ends with the next tensor. By
-   the index it is known when the tensor has been decoded, or one of its blocks. */
-const char *vqm_layer_name(const vqm *file, size_t *n_bytes);
+/* Name of the layer of the current tensor: UTF-8, not followed by a byte 0. It ends with the next call. */
+vqm_status vqm_layer_name(vqm *file, const char **name, size_t *n_bytes);
 
 /* One value of the metadata (SPEC 5). A map is n pairs of values, an array n values, which follow. */
 typedef enum { VQM_NIL, VQM_FALSE, VQM_TRUE, VQM_INTEGER, VQM_NEGATIVE, VQM_STRING, VQM_BIN, VQM_ARRAY, VQM_MAP } vqm_kind;
