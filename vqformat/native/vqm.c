@@ -22,6 +22,16 @@
 #error "vqm.c must not be compiled with -ffast-math"
 #endif
 
+/* For tests: AddressSanitizer then sees a step out of a piece of the arena, too. The arena is not usable afterwards. */
+#ifdef VQM_TEST_ARENA
+#include <sanitizer/asan_interface.h>
+#define HIDE(at, n) ASAN_POISON_MEMORY_REGION((at), (n))
+#define REVEAL(at, n) ASAN_UNPOISON_MEMORY_REGION((at), (n))
+#else
+#define HIDE(at, n) ((void)(at), (void)(n))
+#define REVEAL(at, n) ((void)(at), (void)(n))
+#endif
+
 typedef char floats_are_ieee_754[FLT_RADIX == 2 && FLT_MANT_DIG == 24 && DBL_MANT_DIG == 53 ? 1 : -1];
 typedef char sizes_have_32_bits[sizeof(size_t) >= 4 && sizeof(int) >= 4 && CHAR_BIT == 8 ? 1 : -1];
 
@@ -321,6 +331,7 @@ static vqm_status add_entry(vqm *f, const uint8_t *name, size_t name_nbytes, uns
 static vqm_status take(vqm *f, int end, uint64_t n, uint8_t **at);
 static mark mark_of(const vqm *f);
 static void give_back(vqm *f, mark m);
+static void give_back_all(vqm *f);
 static void note_most(vqm *f);
 static vqm_status get(vqm *f, void *to, uint64_t n);
 static vqm_status get_or_point(vqm *f, uint64_t n, int end, uint8_t *to, const uint8_t **bytes);
@@ -377,10 +388,12 @@ static vqm_status create(vqm **file, const vqm_source *source, const vqm_options
     *file = NULL;
     if (!arena || n < sizeof(vqm) + 16) return VQM_MEMORY;
     f = (vqm *)(void *)((uint8_t *)arena + skew);
+    REVEAL(arena, n);
     memset(f, 0, sizeof *f);
     f->arena = (uint8_t *)f;
     f->arena_nbytes = (n - skew) & ~(size_t)7;
     f->low = (sizeof *f + 7) & ~(size_t)7;
+    HIDE(f->arena + f->low, f->arena_nbytes - f->low);
     f->source = *source;
     if (options) f->options = *options;
     f->rule = "";
@@ -408,7 +421,7 @@ vqm_status vqm_open(vqm **file, const vqm_source *source, const vqm_options *opt
 static vqm_status next_layer(vqm *f) {
     for (;;) {
         chunk *c;
-        f->high = 0;
+        give_back_all(f);
         TRY(add_chunk(f, &c));
         TRY(open_chunk(f, c));
         if (is_type(c->type, "LAYR")) {
@@ -511,7 +524,7 @@ static vqm_status open_index(vqm *f) {
     NEED(is_type(c->type, "INDX") && f->offset == f->source.nbytes - 28, VQM_FORMAT, "FTR-003");
     TRY(take_index(f, f->body.meta));
     if (f->meta.metadata) return VQM_OK;
-    f->high = 0;
+    give_back_all(f);
     TRY(go_to(f, 16));
     TRY(open_chunk(f, f->first_chunk));
     return take_meta(f, f->body.meta);
@@ -540,7 +553,7 @@ vqm_status vqm_find(vqm *f, const char *name, const vqm_tensor **tensor) {
 static vqm_status plan_by_index(vqm *f, entry *wanted) {
     if (f->body.chunk != wanted->chunk || f->next == NULL || f->next->tensor.number > wanted->tensor.number) {
         f->body.chunk = NULL;
-        f->high = 0;
+        give_back_all(f);
         TRY(load_shared(f));
         TRY(go_to(f, wanted->chunk->offset));
         TRY(open_chunk(f, wanted->chunk));
@@ -1043,22 +1056,24 @@ static uint64_t big_endian(const uint8_t *p, unsigned width) {
     return n;
 }
 
-/* Reads one value, of a string or bin its bytes too. Returns where the next one begins, or NULL and the broken rule. */
-static const uint8_t *parse_value(const uint8_t *at, const uint8_t *end, vqm_value *v, const char **rule) {
+/* Reads one value of at most `left` bytes, of a string or bin its bytes too. Returns where the next one begins, or NULL and
+   the broken rule. */
+static const uint8_t *parse_value(const uint8_t *at, size_t left, vqm_value *v, const char **rule) {
     unsigned width = 0, form = 0; /* a number of `width` bytes follows, the form-th of its row */
     uint64_t least = 0;           /* in the first form */
     uint8_t b;
     *rule = "MET-005";
-    if (at == end) return NULL;
-    b = *at++;
+    v->kind = VQM_NIL;
     v->bytes = NULL;
     v->n = 0;
+    if (!left--) return NULL;
+    b = *at++;
     if (b < 0x80) v->kind = VQM_INTEGER, v->n = b;
     else if (b < 0x90) v->kind = VQM_MAP, v->n = b & 15;
     else if (b < 0xA0) v->kind = VQM_ARRAY, v->n = b & 15;
     else if (b < 0xC0) v->kind = VQM_STRING, v->n = b & 31;
     else if (b >= 0xE0) v->kind = VQM_NEGATIVE, v->n = (uint64_t)b | ~UINT64_C(0xFF);
-    else if (b == 0xC0) v->kind = VQM_NIL;
+    else if (b == 0xC0) v->n = 0;
     else if (b == 0xC2) v->kind = VQM_FALSE;
     else if (b == 0xC3) v->kind = VQM_TRUE;
     else if (b >= 0xC4 && b <= 0xC6) v->kind = VQM_BIN, form = b - 0xC4, width = 1u << form;
@@ -1072,9 +1087,10 @@ static const uint8_t *parse_value(const uint8_t *at, const uint8_t *end, vqm_val
         return NULL;
     }
     if (width) {
-        if ((size_t)(end - at) < width) return NULL;
+        if (left < width) return NULL;
         v->n = big_endian(at, width);
         at += width;
+        left -= width;
         *rule = "MET-002"; /* the form before it must be too short */
         if (form) least = UINT64_C(1) << (8 * (width / 2) - (v->kind == VQM_NEGATIVE));
         if (v->kind == VQM_NEGATIVE) {
@@ -1087,18 +1103,18 @@ static const uint8_t *parse_value(const uint8_t *at, const uint8_t *end, vqm_val
         *rule = "MET-005";
     }
     if (v->kind == VQM_STRING || v->kind == VQM_BIN) {
-        if (v->n > (size_t)(end - at)) return NULL;
+        if (v->n > left) return NULL;
         v->bytes = at;
         at += (size_t)v->n;
     } else if (v->kind == VQM_ARRAY || v->kind == VQM_MAP) { /* MET-007: each value takes a byte */
-        if (v->n << (v->kind == VQM_MAP) > (size_t)(end - at)) return NULL;
+        if (v->n << (v->kind == VQM_MAP) > left) return NULL;
     }
     return at;
 }
 
 const uint8_t *vqm_value_at(const uint8_t *at, vqm_value *value) {
     const char *rule;
-    return parse_value(at, at + PTRDIFF_MAX / 2, value, &rule);
+    return parse_value(at, SIZE_MAX, value, &rule);
 }
 
 /* MET-003 */
@@ -1135,7 +1151,7 @@ static vqm_status check_value(vqm *f, const uint8_t **at, const uint8_t *end, in
     NEED(next < end, VQM_FORMAT, "MET-005");
     NEED(depth <= MAX_DEPTH, VQM_LIMIT, "MET-006");
     NEED(++*n_values <= MAX_VALUES, VQM_LIMIT, "MET-007");
-    *at = parse_value(next, end, &v, &rule);
+    *at = parse_value(next, (size_t)(end - next), &v, &rule);
     NEED(*at, VQM_FORMAT, rule);
     NEED(v.kind != VQM_STRING || is_utf8(v.bytes, v.n), VQM_FORMAT, "MET-003");
     if (v.kind == VQM_ARRAY)
@@ -1146,7 +1162,7 @@ static vqm_status check_value(vqm *f, const uint8_t **at, const uint8_t *end, in
         for (i = 0; i < v.n; i++) {
             const uint8_t *const key_at = *at;
             TRY(check_value(f, at, end, depth + 1, n_values));
-            parse_value(key_at, end, &key, &rule);
+            vqm_value_at(key_at, &key);
             NEED(key.kind == VQM_STRING, VQM_FORMAT, "MET-004");
             NEED(!last || compare_bytes(last, last_n, key.bytes, key.n) < 0, VQM_FORMAT, "MET-004");
             last = key.bytes, last_n = key.n;
@@ -1381,7 +1397,7 @@ static vqm_status load_shared(vqm *f) {
         TRY(go_to(f, c->offset));
         TRY(open_chunk(f, c));
         TRY(is_book ? take_book(f) : take_freq(f));
-        f->high = 0;
+        give_back_all(f);
     }
     f->has_shared = 1;
     return VQM_OK;
@@ -1822,7 +1838,7 @@ static vqm_status block_values(vqm *f, const vqm_block *b, uint8_t *to, const ui
     if (f->pretends) { /* counted by itself, since it may be the caller's */
         f->values_nbytes = n_bytes;
         note_most(f);
-        to = f->arena; /* nothing is written there */
+        to = f->arena;
     }
     if (p->is_raw) return raw_block(f, b, to, values);
     if (!to) TRY(take(f, HIGH, n_bytes, &to));
@@ -2227,13 +2243,13 @@ static vqm_status plan_factor(vqm *f, const uint8_t **m, codes *c) {
     return plan_codes(f, m, entries, c);
 }
 
-/* Scales along one axis: a grid of one column */
+/* Scales along one axis: a grid of one row */
 static vqm_status plan_axis_scale(vqm *f, const uint8_t **m, uint64_t axis, grid *g) {
     TRY(fields(f, m, 2));
     TRY(float_dtype(f, m, &g->dtype));
-    TRY(group_size(f, m, axis, &g->rows));
-    g->columns = 1;
-    plan_groups(g, axis, 1, 1);
+    TRY(group_size(f, m, axis, &g->columns));
+    g->rows = 1;
+    plan_groups(g, 1, axis, 1);
     return add_resident(f, g->nbytes);
 }
 
@@ -2284,11 +2300,29 @@ static vqm_status load_low_rank(vqm *f, low_rank_stage *s, float *bound) {
     return VQM_OK;
 }
 
+enum { SUMS = 64 }; /* of so many columns are computed together */
+
+/* Sums of products; they have 46 bits, but mostly fit in 32. */
+static void add_products(const low_rank_stage *s, const int16_t *u, const int16_t *v, size_t n_columns, size_t n,
+                         int64_t *sums) {
+    int32_t short_sums[SUMS] = {0};
+    size_t k, c;
+    if ((uint64_t)s->rank * (s->left.entries / 2) * (s->right.entries / 2) > INT32_MAX) {
+        for (c = 0; c < n; c++) sums[c] = 0;
+        for (k = 0; k < s->rank; k++, v += n_columns)
+            for (c = 0; c < n; c++) sums[c] += (int32_t)u[k] * v[c];
+        return;
+    }
+    for (k = 0; k < s->rank; k++, v += n_columns)
+        for (c = 0; c < n; c++) short_sums[c] += (int32_t)u[k] * v[c];
+    for (c = 0; c < n; c++) sums[c] = short_sums[c];
+}
+
 static vqm_status low_rank_block(vqm *f, const low_rank_stage *s, const vqm_block *b, int adds, uint8_t *values) {
-    enum { WIDTH = 32 }; /* columns whose sums are computed together */
     const size_t n_columns = b->n_columns;
     const int32_t half_u = (int32_t)(s->left.entries / 2);
     code_reader reader;
+    group_walk scale;
     uint8_t *space;
     int16_t *u;
     size_t i, j, k, c;
@@ -2297,20 +2331,18 @@ static vqm_status low_rank_block(vqm *f, const low_rank_stage *s, const vqm_bloc
     if (f->pretends) return VQM_OK;
     u = (int16_t *)(void *)space;
     for (i = 0; i < b->n_rows; i++) {
-        const float a = value_at(s->row_scale.dtype, s->row_scale.values, (b->row + i) / s->row_scale.rows);
+        const grid *const g = &s->row_scale;
+        const float a = value_at(g->dtype, g->values, (b->row + i) / g->columns);
         for (k = 0; k < s->rank; k++) u[k] = (int16_t)((int32_t)next_code(&reader) - half_u);
-        for (j = 0; j < n_columns; j += WIDTH) {
-            const size_t width = n_columns - j < WIDTH ? n_columns - j : WIDTH;
-            int64_t sums[WIDTH] = {0};
-            for (k = 0; k < s->rank; k++) {
-                const int16_t *const v = s->v + k * n_columns + j;
-                for (c = 0; c < width; c++) sums[c] += (int32_t)u[k] * v[c];
-            }
-            for (c = 0; c < width; c++, values += 4) {
-                const grid *const g = &s->column_scale;
+        walk_to(&scale, &s->column_scale, 0, 0, 1);
+        for (j = 0; j < n_columns; j += SUMS) {
+            const size_t n = n_columns - j < SUMS ? n_columns - j : SUMS;
+            int64_t sums[SUMS];
+            add_products(s, u, s->v + j, n_columns, n, sums);
+            for (c = 0; c < n; c++, values += 4, walk_on(&scale)) {
                 float value = (float)sums[c];
                 value = value * a;
-                value = value * value_at(g->dtype, g->values, (j + c) / g->rows);
+                value = value * scale.value;
                 put_value(values, value, adds);
             }
         }
@@ -2810,6 +2842,11 @@ static vqm_status add_entry(vqm *f, const uint8_t *name, size_t n, unsigned rank
 
 /* ---- Primitives: the arena ---- */
 
+static void give_back_all(vqm *f) {
+    const mark none = {0, 0};
+    give_back(f, none);
+}
+
 static void note_most(vqm *f) {
     const uint64_t n = f->high + f->pretended_high;
     f->most = max_u64(f->most, n + (f->values_may_be_out ? 0 : f->values_nbytes));
@@ -2819,10 +2856,10 @@ static void note_most(vqm *f) {
 static vqm_status take(vqm *f, int end, uint64_t n, uint8_t **at) {
     const uint64_t rounded = (n + 7) & ~UINT64_C(7);
     const size_t left = f->arena_nbytes - f->low - f->high;
-    *at = NULL;
-    if (f->pretends) {
+    if (f->pretends) { /* nothing is written there */
         *(end == LOW ? &f->pretended_low : &f->pretended_high) += rounded;
         note_most(f);
+        *at = f->arena;
         return VQM_OK;
     }
     f->wanted = max_u64(f->wanted, f->low + f->high + rounded);
@@ -2835,6 +2872,7 @@ static vqm_status take(vqm *f, int end, uint64_t n, uint8_t **at) {
         *at = f->arena + f->arena_nbytes - f->high;
         note_most(f);
     }
+    REVEAL(*at, n);
     return VQM_OK;
 }
 
@@ -2846,6 +2884,7 @@ static mark mark_of(const vqm *f) {
 }
 
 static void give_back(vqm *f, mark m) {
+    HIDE(f->arena + f->arena_nbytes - f->high, f->high - m.high);
     f->high = m.high;
     f->pretended_high = m.pretended;
 }
@@ -2909,6 +2948,7 @@ static vqm_status pass(vqm *f, uint64_t n, uint32_t *crc, int *is_zero) {
 
 static vqm_status go_to(vqm *f, uint64_t offset) {
     if (!f->source.memory && !f->source.seek) return pass(f, offset - f->offset, NULL, NULL); /* vqm_need of a pipe */
+    NEED(!f->source.nbytes || offset <= f->source.nbytes, VQM_TRUNCATED, "REA-001");
     f->must_seek = 1;
     f->offset = offset;
     return VQM_OK;
