@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from cli_runs import HOSTILE, HOSTILE_ESCAPED, Run, as_stdin
 
+import vqformat
+
 
 def test_info(run: Run, model: Path) -> None:
     result = run("info", model)
@@ -87,8 +89,9 @@ def test_info_does_not_import_torch(model: Path) -> None:
 
 def test_verify(run: Run, model: Path) -> None:
     digest = run("info", "--json", model).json["digest"]
+    content = vqformat.content_digest(model)
     result = run("verify", model)
-    assert (result.code, result.out, result.err) == (0, f"{model}: ok {digest}\n", "")
+    assert (result.code, result.out, result.err) == (0, f"{model}: ok {digest}, contents {content}\n", "")
 
 
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
@@ -245,3 +248,24 @@ def test_diff_tells_which_file_is_bad(run: Run, archive: Path, tmp_path: Path) -
     bad.write_bytes(b"nonsense" * 10)
     run("diff", archive, bad).failed_with("bad.vqm")
     run("diff", archive, tmp_path / "absent").failed_with("absent': no such file or directory")
+
+
+# The content digest
+
+
+def test_info_shows_the_content_digest_on_request(run: Run, model: Path, archive: Path) -> None:
+    for path in (model, archive):
+        digest = vqformat.content_digest(path)
+        assert digest not in run("info", path).out
+        assert f"contents  {digest}" in run("info", "--digest", path).out.splitlines()
+        assert run("info", "--digest", "--json", path).json["content_digest"] == digest
+
+
+def test_diff_says_whether_the_contents_are_the_same(run: Run, archive: Path, tmp_path: Path) -> None:
+    run("convert", archive, "--lossless", "-o", tmp_path / "exact.vqm")
+    run("convert", archive, "-o", tmp_path / "lossy.vqm")
+    same, other = (run("diff", archive, tmp_path / name).out for name in ("exact.vqm", "lossy.vqm"))
+    assert "same contents" in same.splitlines()
+    assert "same contents" not in other.splitlines()
+    assert run("diff", "--json", archive, tmp_path / "exact.vqm").json["same_contents"] is True
+    assert run("diff", "--json", archive, tmp_path / "lossy.vqm").json["same_contents"] is False

@@ -23,7 +23,8 @@ methods:
 """
 
 _DIFF_HELP = """\
-SQNR, RMS error and cosine take A as the original. exit code: 0 if both have the same tensors (names, shapes
+SQNR, RMS error and cosine take A as the original. "same contents": all tensors are equal to the bit, so that
+vqm info --digest shows the same digest for both. exit code: 0 if both have the same tensors (names, shapes
 and dtypes), however much their values differ; 1 if they do not, or if a file cannot be read
 """
 
@@ -95,9 +96,11 @@ def build_parser() -> argparse.ArgumentParser:
     info = add("info", "inspect", "show what is in a .vqm, or in any file that convert reads")
     info.add_argument("file", type=_given, metavar="FILE", help="- is stdin; more files may follow")
     _add_names(info)
+    info.add_argument("--digest", action="store_true", help="show the content digest, a SHA-256 of all tensors, the"
+                      " same in every format. It reads all weights")  # fmt: skip
     _add_common(info)
 
-    verify = add("verify", "inspect", "read .vqm files completely and check every byte, CRC-32 and SHA-256")
+    verify = add("verify", "verify", "read .vqm files completely and check every byte, CRC-32 and SHA-256")
     verify.add_argument("files", type=_given, metavar="FILE", nargs="+", help="- is stdin")
     _add_common(verify)
 
