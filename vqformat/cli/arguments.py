@@ -28,6 +28,15 @@ vqm info --digest shows the same digest for both. exit code: 0 if both have the 
 and dtypes), however much their values differ; 1 if they do not, or if a file cannot be read
 """
 
+_VERIFY_HELP = """\
+Of a damaged file, other than stdin, all damage is listed by tensor and byte; -v lists the whole tensors, too
+"""
+
+_RECOVER_HELP = """\
+Tensors whose every byte is right are copied as they are stored. What is left out is told on stderr: damaged
+tensors, aliases of them, and ancillary chunks. exit code: 0 if a tensor is whole, else 1
+"""
+
 
 class UsageError(Exception):
     """Wrong arguments that were found after parsing. The exit code is 2."""
@@ -100,9 +109,16 @@ def build_parser() -> argparse.ArgumentParser:
                       " same in every format. It reads all weights")  # fmt: skip
     _add_common(info)
 
-    verify = add("verify", "verify", "read .vqm files completely and check every byte, CRC-32 and SHA-256")
+    verify = add("verify", "verify", "read .vqm files completely and check every byte, CRC-32 and SHA-256",
+                 _VERIFY_HELP)  # fmt: skip
     verify.add_argument("files", type=_given, metavar="FILE", nargs="+", help="- is stdin")
     _add_common(verify)
+
+    recover = add("recover", "recover", "write what is whole in a damaged or truncated .vqm to a new one",
+                  _RECOVER_HELP)  # fmt: skip
+    recover.add_argument("file", type=_given, metavar="FILE", help="- is stdin")
+    _add_output(recover, "WHOLE.vqm", "the new file", required=True)
+    _add_common(recover)
 
     extract = add("extract", "convert", "write the tensors of a .vqm, or of any file that convert reads, in another"
                   " format")  # fmt: skip
