@@ -32,6 +32,13 @@ _VERIFY_HELP = """\
 Of a damaged file, other than stdin, all damage is listed by tensor and byte; -v lists the whole tensors, too
 """
 
+_SIGN_HELP = """\
+OpenSSL makes the two keys:
+  openssl genpkey -algorithm ed25519 -out key.pem
+  openssl pkey -in key.pem -pubout -out pub.pem
+vqm verify FILE --key pub.pem checks the signature
+"""
+
 _RECOVER_HELP = """\
 Tensors whose every byte is right are copied as they are stored. What is left out is told on stderr: damaged
 tensors, aliases of them, and ancillary chunks. exit code: 0 if a tensor is whole, else 1
@@ -112,7 +119,15 @@ def build_parser() -> argparse.ArgumentParser:
     verify = add("verify", "verify", "read .vqm files completely and check every byte, CRC-32 and SHA-256",
                  _VERIFY_HELP)  # fmt: skip
     verify.add_argument("files", type=_given, metavar="FILE", nargs="+", help="- is stdin")
+    verify.add_argument("--key", type=_given, metavar="PUB.pem", help="public key: check the signature FILE.sig before"
+                        " anything else is read of FILE")  # fmt: skip
     _add_common(verify)
+
+    sign = add("sign", "signature", "write an Ed25519 signature of a file to FILE.sig", _SIGN_HELP)
+    sign.add_argument("file", type=_given, metavar="FILE", help="any file")
+    sign.add_argument("--key", type=_given, metavar="KEY.pem", required=True, help="private key, without a password")
+    sign.add_argument("-f", "--force", action="store_true", help="replace FILE.sig if it exists")
+    _add_common(sign)
 
     recover = add("recover", "recover", "write what is whole in a damaged or truncated .vqm to a new one",
                   _RECOVER_HELP)  # fmt: skip

@@ -5,24 +5,32 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import FormatError, VqmError
 from ..files import is_plain_file
 from ..read.contents import read_contents
 from ..read.survey import Survey, survey
+from .arguments import UsageError
 from .files import STDIO, label, opened
 from .progress import Progress, progress_line
+from .signature import check_signature, load_public_key
 from .text import counted, describe_error, escape, one_line, to_json
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 
 def run_verify(args: argparse.Namespace) -> int:
     """Run ``vqm verify``: check whether files are complete and correct."""
+    if args.key is not None and STDIO in args.files:
+        raise UsageError("--key needs files: the signature of FILE is FILE.sig")
+    key = None if args.key is None else load_public_key(args.key)
     results = []
     for file in args.files:
         result: dict[str, Any] = {"file": file, "ok": False}
         try:
-            digest, content = _verify(file, quiet=args.quiet or args.json)
+            digest, content = _verify(file, key, quiet=args.quiet or args.json)
         except (VqmError, OSError) as err:
             text = describe_error(err)
             result["error"] = text
@@ -39,18 +47,22 @@ def run_verify(args: argparse.Namespace) -> int:
                     print("\n".join(_survey_text(file, found, verbose=args.verbose)))
         else:
             result |= {"ok": True, "digest": digest, "content_digest": content}
+            if key is not None:
+                result["signature_ok"] = True
             if not (args.json or args.quiet):
-                print(f"{label(file)}: ok {digest}, contents {content}")
+                print(f"{label(file)}: ok {digest}, contents {content}{', signature right' * (key is not None)}")
         results.append(result)
     if args.json:
         print(to_json(results))
     return 0 if all(result["ok"] for result in results) else 1
 
 
-def _verify(file: str, *, quiet: bool) -> tuple[str, str]:
-    """Check a file. Returns its SHA-256 and its content digest, in hexadecimal."""
+def _verify(file: str, key: Ed25519PublicKey | None, *, quiet: bool) -> tuple[str, str]:
+    """Check a file, its signature first. Returns its SHA-256 and its content digest, in hexadecimal."""
     total = 0 if file == STDIO else Path(file).stat().st_size
     with opened(file) as stream, progress_line(quiet=quiet or not total) as progress:
+        if key is not None:
+            check_signature(file, stream, key)
         return read_contents(_Watched(stream, file, total, progress) if progress else stream)  # type: ignore[arg-type]
 
 
