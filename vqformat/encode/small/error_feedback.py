@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from ...decode.tables import Floats
+from ...native import encoding
 from ..calibration import TensorStatistics
 from ..progress import advance
 from . import row_steps, viterbi
@@ -114,7 +114,7 @@ def quantize(
     Returns:
         Index and codebook of each element.
     """
-    aims = points.astype(np.float32, copy=True)
+    aims = points.astype(np.float32, order="C", copy=True)
     indices, books = np.empty(points.shape, np.int16), np.empty(points.shape, np.uint8)
     weights = np.square(factors.typical_spread / factors.spread).astype(np.float32)  # (inputs, groups)
     coder = _RowCoder(contexts, grid, rates, points.shape[1])
@@ -123,15 +123,11 @@ def quantize(
         size = len(runs[0])
         for start in range(0, size, _LAZY_ROWS):
             end = min(start + _LAZY_ROWS, size)
-            errors = np.empty((end - start, points.shape[1]), np.float32)
-            for i in range(start, end):
-                row = first + i
-                indices[row], books[row] = coder.code(row, aims[row], weights[row])
-                advance(points.shape[1])
-                error = aims[row] - (2 * indices[row].astype(np.float32) + books[row])
-                errors[i - start] = error / _spread_out(factors.spread[row], error.size)
-                _subtract(aims[row + 1 : first + end], errors[i - start : i - start + 1],
-                          [u[i : i + 1, i + 1 : end] for u in runs])  # fmt: skip
+            rows = slice(first + start, first + end)
+            errors = coder.code(rows, aims[rows], weights=weights[rows], spread=factors.spread[rows],
+                                upper=[u[start:end, start:end] for u in runs], indices=indices[rows],
+                                books=books[rows])  # fmt: skip
+            advance(errors.size)
             _subtract(aims[first + end : first + size], errors, [u[start:end, end:] for u in runs])
         first += size
     return indices, books
@@ -160,23 +156,47 @@ class _RowCoder:
     def __init__(self, contexts: Contexts, grid: Grid, rates: Rates, n_columns: int) -> None:
         self._contexts, self._grid, self._rates = contexts, grid, rates
         self._states = np.zeros(-(-n_columns // grid.tile[1]), np.uint8)
-        self._n_columns = n_columns
 
-    def code(self, row: int, aims: Floats, weights: Floats) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
-        """Quantize the next row.
+    def code(
+        self, rows: slice, aims: Floats, *, weights: Floats, spread: Floats, upper: Sequence[Floats],
+        indices: Indices, books: Books,
+    ) -> Floats:  # fmt: skip
+        """Quantize the next rows, with feedback from each to those after it.
 
         Args:
-            aims: Its values, in steps of the grid.
-            weights: Weights of its squared errors, one for each group of columns.
+            rows: Their numbers.
+            aims: Their values, in steps of the grid. The errors of earlier rows are subtracted from them.
+            weights: Weights of squared errors, ``(rows, groups)``.
+            spread: See ``Factors``, of these rows.
+            upper: For each group of columns the part of U that belongs to these rows.
+            indices, books: Are filled with the index and codebook of each element.
 
         Returns:
-            Index and codebook of each element.
+            The errors, divided by the spread.
         """
+        if viterbi.has_kernel(self._grid.trellis, self._rates):
+            contexts = np.broadcast_to(self._contexts.at(rows, slice(None)), aims.shape)
+            path = self._grid.trellis
+            return encoding.quantize_with_feedback(
+                aims, rows.start, self._grid.tile, contexts=np.ascontiguousarray(contexts),
+                costs=np.ascontiguousarray(self._rates.costs), weights=weights, spread=np.ascontiguousarray(spread),
+                upper=np.stack(upper), polynomials=viterbi.polynomials(path), n_states=path.n_states,
+                states=self._states, indices=indices, books=books,
+            )  # fmt: skip
+        errors = np.empty(aims.shape, np.float32)
+        for i in range(len(aims)):
+            indices[i], books[i] = self._code_row(rows.start + i, aims[i], weights[i])
+            error = aims[i] - (2 * indices[i].astype(np.float32) + books[i])
+            errors[i] = error / _spread_out(spread[i], error.size)
+            _subtract(aims[i + 1 :], errors[i : i + 1], [u[i : i + 1, i + 1 :] for u in upper])
+        return errors
+
+    def _code_row(self, row: int, aims: Floats, weights: Floats) -> tuple[Indices, Books]:
         if row % self._grid.tile[0] == 0:  # a block has whole tiles
             self._states[:] = 0
         rates, of_columns = self._rates, None
         if weights.size > 1:
-            of_columns = _spread_out(weights, self._n_columns)
+            of_columns = _spread_out(weights, aims.size)
         else:  # one weight for the row: divide the costs of bits by it instead
             rates = Rates(rates.costs / weights, rates.reach)
         indices, books, self._states = viterbi.quantize_tiles(
