@@ -20,6 +20,7 @@ from ...native import encoding
 from ..calibration import TensorStatistics
 from ..progress import advance
 from . import row_steps, viterbi
+from .cholesky import inverse_factor
 from .contexts import Contexts
 from .trellis import Books, Grid, Indices
 from .viterbi import Rates
@@ -62,7 +63,10 @@ class Factors:
         mean_moment = float(moments.mean(dtype=np.float64))
         if not _SMALLEST_MOMENT < mean_moment < np.inf:
             return None
-        upper = tuple(tuple(_factor(block, statistics.n_observed) for block in group) for group in statistics.moments)
+        found = [[_factor(block, statistics.n_observed) for block in group] for group in statistics.moments]
+        upper = tuple(tuple(u for u in group if u is not None) for group in found)
+        if any(u is None for group in found for u in group):
+            return None
         spread: Floats = np.stack([np.concatenate([np.diagonal(u) for u in group]) for group in upper], axis=1)
         if not np.isfinite(spread).all() or not (spread > 0).all():
             return None
@@ -82,8 +86,8 @@ class Factors:
         return float(np.exp(np.log(self.spread.astype(np.float64)).mean()))
 
 
-def _factor(moments: Floats, n_observed: int) -> Floats:
-    """The matrix U for a block of second moments.
+def _factor(moments: Floats, n_observed: int) -> Floats | None:
+    """The matrix U for a block of second moments; None if they are not finite.
 
     Moments from few input vectors are shrunk towards their diagonal (after Ledoit and Wolf 2004), because correlations
     in a small sample are partly accidental.
@@ -94,9 +98,8 @@ def _factor(moments: Floats, n_observed: int) -> Floats:
     h *= 1 - n / (n + max(n_observed, 1))
     h[np.diag_indices(n)] = diagonal + max(_DAMPING * float(diagonal.mean()), _SMALLEST_MOMENT)
     # The Cholesky factor of H with reversed rows and columns gives U with Uᵀ U = H⁻¹, without computing H⁻¹
-    lower = np.linalg.cholesky(h[::-1, ::-1])
-    factor: Floats = np.linalg.inv(lower)[::-1, ::-1].astype(np.float32)
-    return factor
+    inverse = inverse_factor(np.ascontiguousarray(h[::-1, ::-1]))
+    return None if inverse is None else inverse[::-1, ::-1].astype(np.float32)
 
 
 def quantize(
