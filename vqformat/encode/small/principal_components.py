@@ -168,7 +168,10 @@ def _longest(matrix: Floats) -> float:
                 return math.inf
             basis = _orthonormal(products)
         projections = matrix @ basis
-    return float(np.linalg.norm(projections.astype(np.float64), 2)) ** 2 if np.isfinite(projections).all() else math.inf
+    if not np.isfinite(projections).all():
+        return math.inf
+    doubles = projections.astype(np.float64)
+    return float(np.linalg.eigvalsh(doubles.T @ doubles)[-1])
 
 
 def _choose_rank(squares: Doubles, shape: tuple[int, int], of_all: float, slope: float) -> tuple[int, float]:
