@@ -150,6 +150,39 @@ def test_bits_that_are_expected_tell_which_plan_is_better(
     assert expected[1] - expected[0] == pytest.approx(found[1] - found[0], rel=0.12 if least_noise else 0.3)
 
 
+def test_a_plan_is_kept_for_a_near_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(3)
+    matrix = (random.standard_normal((90, 2)) @ random.standard_normal((2, 80))).astype(np.float32)
+    matrix += random.standard_normal((90, 80)).astype(np.float32)
+    first = decorrelate.find_plan(matrix, None, 0.5, np.float32(0.5), 1e30, least_noise=False)
+    assert first.components
+    hysteresis = decorrelate.Hysteresis(first.kind, 0.01, first)
+    searched = []
+    monkeypatch.setattr(principal_components, "find_stages", lambda *_: searched.append(1) or [])
+
+    near = decorrelate.find_plan(matrix, None, 0.57, np.float32(0.57), 1e30, least_noise=False, hysteresis=hysteresis)
+    assert near.components == first.components and near.step == 0.5 and not searched
+    assert near.contexts.expected_bits < first.contexts.expected_bits
+
+    decorrelate.find_plan(matrix, None, 0.7, np.float32(0.7), 1e30, least_noise=False, hysteresis=hysteresis)
+    assert searched
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_a_kept_plan_of_a_kernel_has_its_layout(noise: float) -> None:
+    """With a transform rows are the taps of each input; without one they are in the order of the tensor's axes."""
+    random = np.random.default_rng(4)
+    values = np.repeat(random.standard_normal((3, 1, 16, 24)), 3, axis=1).astype(np.float32)
+    values += noise * random.standard_normal(values.shape).astype(np.float32)
+    first = small.quantize("w", "f32", values.shape, values, 0.5, output_axis=-1)
+    hysteresis = decorrelate.Hysteresis(first.plan.kind, 0.01, first.plan)
+
+    found = small.quantize("w", "f32", values.shape, values, 0.5, output_axis=-1, hysteresis=hysteresis)
+
+    assert (first.plan.transform is None) == (noise > 0)
+    assert found.coded.layout == first.coded.layout and np.array_equal(found.coded.indices, first.coded.indices)
+
+
 def test_rows_that_are_cut_have_no_transform(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks have whole groups (TRL-006)."""
     matrix = flat_images(400, 20, 2)

@@ -124,7 +124,7 @@ def test_a_large_tensor_is_told_in_parts(calibrated: bool, monkeypatch: pytest.M
 
     parts = [done for name, done, _ in told(tensors, **options) if name.phase == "encoding"]
 
-    assert len(parts) >= 5 and parts == sorted(parts)
+    assert len(parts) >= 4 and parts == sorted(parts)
     assert parts[0] <= 10_000 and parts[-1] == 20_000
 
 

@@ -30,11 +30,13 @@ from .sensitivity import Statistics, Steps, root_mean_square
 from .shared_codebooks import SharedCodebooks
 from .small import small
 from .small.decorrelate import Hysteresis
+from .small.decorrelate import Plan as GridPlan
 from .small.entropy_coding import CodedTensor
 from .source import SourceTensor, StoredForm, fits_float32, native
 
 Array = npt.NDArray[Any]
 _LEAST_SQNR_DB = 1.0  # least SQNR of a tensor on a grid; below it the tensor is nearly lost
+_KEPT_NBYTES = 1 << 26  # of the plans that are kept from one step of a search to the next
 _FIRST_HYSTERESIS, _STRONGEST_HYSTERESIS = 0.01, 0.32  # strengths; doubled at each further step of a search
 
 
@@ -48,6 +50,8 @@ class TensorEncoder:
     def __init__(self, plan: Plan, books: SharedCodebooks, collect: Collect) -> None:
         self._plan, self._options, self._books, self._collect = plan, plan.options, books, collect
         self._kinds: dict[str, tuple[int, bool]] = {}  # preset small: kind of each tensor at the step before
+        self._kept: dict[str, GridPlan] = {}  # preset small: plans of tensors at an earlier step
+        self._kept_nbytes = 0
         self._hysteresis_strength = _FIRST_HYSTERESIS
         self._curves: dict[str, fast.RateDistortionCurve] = {}  # preset fast
         self._between: tuple[str, bool] | None = None  # set by encode_between: name of the tensor, and by_entries
@@ -171,14 +175,16 @@ class TensorEncoder:
         match preset:
             case "small":
                 kind = self._kinds.get(tensor.name)
-                hysteresis = None if kind is None else Hysteresis(kind, self._hysteresis_strength)
+                hysteresis = None if kind is None else Hysteresis(kind, self._hysteresis_strength,
+                                                                    self._kept.get(tensor.name))
                 found = small.quantize(tensor.name, tensor.dtype, tensor.shape, reals(values), step,
                                        output_axis=tensor.output_axis, is_table=tensor.is_table,
                                        least_noise=self._options.sqnr is not None,
                                        factors=self._plan.feedback(tensor),
                                        row_scales=self._plan.row_scales(tensor),
                                        hysteresis=hysteresis)  # fmt: skip
-                self._kinds[tensor.name] = found.kind
+                self._kinds[tensor.name] = found.plan.kind
+                self._keep(tensor.name, found.plan)
                 encoded, signal, noise = found.coded, found.energy, found.noise
             case "fast":
                 choice = self._choice(tensor, values, step)
@@ -191,6 +197,15 @@ class TensorEncoder:
                 noise = signal / 10 ** (grid.sqnr_db / 10)
         result = self._result(tensor, encoded, decibel(signal, noise))
         return replace(result, energy=signal, noise=noise)
+
+    def _keep(self, name: str, plan: GridPlan) -> None:
+        """Keep the plan of a tensor for the next step of a search, unless kept plans take too much memory."""
+        before = self._kept.pop(name, None)
+        self._kept_nbytes += plan.nbytes - (before.nbytes if before is not None else 0)
+        if self._options.has_budget and self._kept_nbytes <= _KEPT_NBYTES:
+            self._kept[name] = plan
+        else:
+            self._kept_nbytes -= plan.nbytes
 
     def _choice(self, tensor: SourceTensor, values: ShortFloats, step: float) -> fast.Choice:
         """The codebooks of preset ``fast`` for a tensor. With a budget, more widths of codes are allowed."""

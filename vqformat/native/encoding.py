@@ -64,6 +64,47 @@ def search_trellis(
     return indices, books, end
 
 
+def quantize_with_feedback(
+    aims: npt.NDArray[np.float32], first_row: int, tile: tuple[int, int], *, contexts: npt.NDArray[np.uint8],
+    costs: npt.NDArray[np.float32], weights: npt.NDArray[np.float32], spread: npt.NDArray[np.float32],
+    upper: npt.NDArray[np.float32], polynomials: tuple[int, int], n_states: int, states: npt.NDArray[np.uint8],
+    indices: npt.NDArray[np.int16], books: npt.NDArray[np.uint8],
+) -> npt.NDArray[np.float32]:  # fmt: skip
+    """Quantize some rows of a matrix with error feedback, see ``quantize`` in ``encode/small/error_feedback.py``.
+
+    Args:
+        aims: ``(n_rows, n_columns)``, C-contiguous. Errors of the rows before it are subtracted from each row.
+        first_row: Number of the first row in the matrix.
+        tile: Rows and columns of a tile of the matrix.
+        contexts: Of the same shape.
+        costs: ``(n_contexts, 2, 2 · reach + 1)``.
+        weights, spread: ``(n_rows, n_groups)``; columns are n_groups parts of equal width.
+        upper: ``(n_groups, n_rows, n_rows)``: what an error in a row takes from a later row.
+        polynomials: Feedback and forward, shifted right by one.
+        states: The state of each tile of a row, before the first row; then those after the last row.
+        indices, books: ``(n_rows, n_columns)``, C-contiguous; they are filled.
+
+    Returns:
+        The errors, divided by the spread.
+    """
+    assert _kernels is not None and aims.dtype == costs.dtype == weights.dtype == spread.dtype == upper.dtype == "f4"
+    (n_rows, n_columns), n_groups, reach = aims.shape, len(upper), costs.shape[2] // 2
+    assert n_rows and n_columns and n_columns % n_groups == 0 and upper.shape[1:] == (n_rows, n_rows)
+    assert weights.shape == spread.shape == (n_rows, n_groups) and contexts.dtype == books.dtype == states.dtype == "u1"
+    assert contexts.shape == indices.shape == books.shape == aims.shape and indices.dtype == np.int16
+    assert can_search(*polynomials, n_states, reach) and costs.shape[1] == 2 and costs.size < 1 << 31
+    assert int(contexts.max()) < len(costs) and int(states.max()) < n_states and tile[0] > 0
+    width = max(1, min(tile[1], n_columns))
+    assert states.shape == (-(-n_columns // width),)
+    errors = np.empty(aims.shape, np.float32)
+    _kernels.feedback_quantize(
+        _instruction_set(), n_rows, n_columns, tile[0], width, first_row, n_groups, costs.size, reach, n_states,
+        *polynomials, _address(aims), _address(contexts), _address(costs), _address(weights), _address(spread),
+        _address(upper), _address(states), _address(indices), _address(books), _address(errors),
+    )  # fmt: skip
+    return errors
+
+
 @dataclass(frozen=True)
 class Codes:
     """Codes of a matrix, ``(n_rows, n_columns)``, for ``count_codes`` and ``encode_block``.

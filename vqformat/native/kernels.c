@@ -11,6 +11,7 @@
 #include "codebook.h"
 #include "crc.h"
 #include "entropy.h"
+#include "feedback.h"
 #include "lowrank.h"
 #include "nearest.h"
 #include "planes.h"
@@ -146,6 +147,32 @@ static PyObject *py_viterbi_search(PyObject *self, PyObject *args)
     s.books = (uint8_t *)(uintptr_t)books, s.end = (uint8_t *)(uintptr_t)end;
     Py_BEGIN_ALLOW_THREADS
     has_failed = viterbi_search(&s, instruction_set);
+    Py_END_ALLOW_THREADS
+    return has_failed ? PyErr_NoMemory() : (Py_INCREF(Py_None), Py_None);
+}
+
+static PyObject *py_feedback_quantize(PyObject *self, PyObject *args)
+{
+    (void)self;
+    Feedback f = {.search = {.weights = NULL}};
+    Search *s = &f.search;
+    int instruction_set, has_failed;
+    unsigned long long aims, contexts, costs, weights, spread, upper, states, indices, books, errors;
+    long long n_rows, n_columns, tile_rows, tile_columns, first_row, n_groups, n_costs;
+    if (!PyArg_ParseTuple(args, "iLLLLLLLiiIIKKKKKKKKKK", &instruction_set, &n_rows, &n_columns, &tile_rows,
+                          &tile_columns, &first_row, &n_groups, &n_costs, &s->reach, &s->n_states, &s->feedback,
+                          &s->forward, &aims, &contexts, &costs, &weights, &spread, &upper, &states, &indices, &books,
+                          &errors))
+        return NULL;
+    s->n_rows = n_rows, s->n_columns = n_columns, s->tile_rows = tile_rows, s->tile_columns = tile_columns;
+    f.first_row = first_row, f.n_groups = n_groups, f.n_costs = n_costs;
+    f.aims = (float *)(uintptr_t)aims, s->points = f.aims, s->contexts = (const uint8_t *)(uintptr_t)contexts;
+    s->costs = (const float *)(uintptr_t)costs, f.weights = (const float *)(uintptr_t)weights;
+    f.spread = (const float *)(uintptr_t)spread, f.upper = (const float *)(uintptr_t)upper;
+    f.states = (uint8_t *)(uintptr_t)states, s->indices = (int16_t *)(uintptr_t)indices;
+    s->books = (uint8_t *)(uintptr_t)books, f.errors = (float *)(uintptr_t)errors;
+    Py_BEGIN_ALLOW_THREADS
+    has_failed = feedback_quantize(&f, instruction_set);
     Py_END_ALLOW_THREADS
     return has_failed ? PyErr_NoMemory() : (Py_INCREF(Py_None), Py_None);
 }
@@ -328,6 +355,7 @@ static PyMethodDef METHODS[] = {
     {"lowrank_decode", py_lowrank_decode, METH_VARARGS, "Compute a block of a low-rank stage; see lowrank.h."},
     {"scatter", py_scatter, METH_VARARGS, "Put the values of a block in their places; see scatter.h."},
     {"viterbi_search", py_viterbi_search, METH_VARARGS, "Find the paths with the least cost; see viterbi.h."},
+    {"feedback_quantize", py_feedback_quantize, METH_VARARGS, "Quantize rows with error feedback; see feedback.h."},
     {"count_codes", py_count_codes, METH_VARARGS, "Count codes; see entropy.h."},
     {"rans_encode", py_rans_encode, METH_VARARGS, "Encode a block of codes; see entropy.h."},
     {"sum_errors", py_sum_errors, METH_VARARGS, "Sum the errors of columns; see arrays.h."},

@@ -189,7 +189,8 @@ def _share(logarithms: npt.NDArray[np.float64]) -> float:
 
 def _log_mean(energies: Floats, factors: Floats, axis: int) -> npt.NDArray[np.float64]:
     """For each row (axis 1) or column log2 of the mean of its energies times ``factors``."""
-    means = energies @ factors / factors.size if axis == 1 else factors @ energies / factors.size
+    # Not by a matrix product: on a busy machine the threads of BLAS wait for each other
+    means: Floats = np.einsum("ij,j->i" if axis == 1 else "ij,i->j", energies, factors) / factors.size
     return np.log2(np.maximum(means.astype(np.float64), 2.0**-40))
 
 

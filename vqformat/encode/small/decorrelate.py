@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,21 +27,7 @@ LARGEST_POINT = 16_000  # in steps. The index is half of it, and a table has at 
 _LEAST_GAIN = 0.04
 _MANY_BITS = 3.0  # for more bits a code the entropy is used: its noise is known, and a trial would need a larger sample
 _INPUT_CORRELATION = 0.3  # assumed correlation of the inputs of neighbouring taps
-
-
-@dataclass(frozen=True)
-class Hysteresis:
-    """A preference for the kind of coding that was used at the previous step of a search.
-
-    Without it the kind could change at each step, and sizes would jump, so that no budget could be met.
-
-    Attributes:
-        kind: Rows of the transform (0 without one), and whether there are components.
-        strength: Share of the bits that another kind must save to be chosen.
-    """
-
-    kind: tuple[int, bool]
-    strength: float
+_NEAR_STEP = 1.2  # largest ratio of two steps with the same plan
 
 
 @dataclass(frozen=True)
@@ -54,17 +40,24 @@ class Plan:
             compared only with those of other plans for the same matrix and step.
         transform: The transform whose coefficients the trellis codes; None without.
         components: Low-rank stages, packed, whose residual is coded.
+        step: Step of the grid for which transform and components were found.
     """
 
     contexts: Contexts
     bits: float
     transform: Transform | None
     components: tuple[QuantizedStage, ...]
+    step: float
 
     @property
     def kind(self) -> tuple[int, bool]:
         """See ``Hysteresis``."""
         return self.transform.size if self.transform is not None else 0, bool(self.components)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the components, about."""
+        return sum(codes.nbytes for q in self.components for codes in (q.codes, q.right_codes) if codes is not None)
 
     def points(self, matrix: Floats, unit: Floats | np.float32) -> Floats:
         """The values that the trellis codes, in steps of the grid, as a new array.
@@ -73,6 +66,28 @@ class Plan:
             unit: As for ``find_plan``.
         """
         return _points(_left_by(self.components, matrix) if self.components else matrix, self.transform, unit)
+
+
+@dataclass(frozen=True)
+class Hysteresis:
+    """A preference for the kind of coding that was used at the previous step of a search.
+
+    Without it the kind could change at each step, and sizes would jump, so that no budget could be met.
+
+    Attributes:
+        kind: Rows of the transform (0 without one), and whether there are components.
+        strength: Share of the bits that another kind must save to be chosen.
+        plan: The plan of an earlier step, which is kept if the step is near to it; None if it is not known any more.
+    """
+
+    kind: tuple[int, bool]
+    strength: float
+    plan: Plan | None = None
+
+    def plan_for(self, step: float) -> Plan | None:
+        """The plan to keep for this step; None if a plan must be found."""
+        is_near = self.plan is not None and 1 / _NEAR_STEP < step / self.plan.step < _NEAR_STEP
+        return self.plan if is_near else None
 
 
 def find_plan(
@@ -91,6 +106,11 @@ def find_plan(
         least_noise: Whether only the squared error counts.
         hysteresis: The preference for the kind used before.
     """
+    kept = hysteresis.plan_for(step) if hysteresis is not None else None
+    if kept is not None:
+        points = kept.points(matrix, unit)
+        if _fits(points, kept.transform, step, largest):
+            return replace(kept, contexts=find_contexts(points))
     view = make_view(matrix.shape, False, Layout(n_row_axes=1))
     plain = _points(matrix, None, unit)
     plain_contexts = find_contexts(plain)
@@ -99,11 +119,9 @@ def find_plan(
 
     def plan(left: Floats, transform: Transform | None, components: list[QuantizedStage]) -> Plan | None:
         """A plan; None if grid points would be too large."""
-        if transform is not None and not 1.1 * LARGEST_POINT * step * transform.gain < largest / 2:
-            return None  # VAL-002: tensors with the same tables may have points up to LARGEST_POINT; feedback adds 10 %
         is_plain = left is matrix and transform is None
         points = plain if is_plain else _points(left, transform, unit)
-        if largest_magnitude(points) > 1.001 * LARGEST_POINT:  # the step keeps the matrix below it, up to rounding
+        if not _fits(points, transform, step, largest):
             return None
         contexts = plain_contexts if is_plain else find_contexts(points)
         bits = principal_components.n_bits(components, view)
@@ -114,7 +132,7 @@ def find_plan(
             of_code = trellis.expected_bits(points, contexts, PRICE, fit, power)
         else:
             of_code = contexts.entropy(points, FINER)
-        return Plan(contexts, of_code + bits / matrix.size, transform, tuple(components))
+        return Plan(contexts, of_code + bits / matrix.size, transform, tuple(components), step)
 
     def plans(left: Floats, components: list[QuantizedStage]) -> list[Plan]:
         """Plans for the residual of components, without and with a transform."""
@@ -142,6 +160,14 @@ def find_plan(
         if principal_components.bound(components, view) + float(np.abs(left).max()) < largest / 2:  # VAL-002
             best = min([best, *plans(left, components)], key=cost)
     return best
+
+
+def _fits(points: Floats, transform: Transform | None, step: float, largest: float) -> bool:
+    """Whether grid points are not too large. Arguments are those of ``find_plan``."""
+    # VAL-002: tensors with the same tables may have points up to LARGEST_POINT; feedback adds 10 %
+    if transform is not None and not 1.1 * LARGEST_POINT * step * transform.gain < largest / 2:
+        return False
+    return largest_magnitude(points) <= 1.001 * LARGEST_POINT  # the step keeps the matrix below it, up to rounding
 
 
 def _points(matrix: Floats, transform: Transform | None, unit: Floats | np.float32) -> Floats:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from ...decode.tables import Floats
+from ...native import encoding
 from ..calibration import TensorStatistics
 from ..progress import advance
 from . import row_steps, viterbi
+from .cholesky import inverse_factor
 from .contexts import Contexts
 from .trellis import Books, Grid, Indices
 from .viterbi import Rates
@@ -62,7 +63,10 @@ class Factors:
         mean_moment = float(moments.mean(dtype=np.float64))
         if not _SMALLEST_MOMENT < mean_moment < np.inf:
             return None
-        upper = tuple(tuple(_factor(block, statistics.n_observed) for block in group) for group in statistics.moments)
+        found = [[_factor(block, statistics.n_observed) for block in group] for group in statistics.moments]
+        upper = tuple(tuple(u for u in group if u is not None) for group in found)
+        if any(u is None for group in found for u in group):
+            return None
         spread: Floats = np.stack([np.concatenate([np.diagonal(u) for u in group]) for group in upper], axis=1)
         if not np.isfinite(spread).all() or not (spread > 0).all():
             return None
@@ -82,8 +86,8 @@ class Factors:
         return float(np.exp(np.log(self.spread.astype(np.float64)).mean()))
 
 
-def _factor(moments: Floats, n_observed: int) -> Floats:
-    """The matrix U for a block of second moments.
+def _factor(moments: Floats, n_observed: int) -> Floats | None:
+    """The matrix U for a block of second moments; None if they are not finite.
 
     Moments from few input vectors are shrunk towards their diagonal (after Ledoit and Wolf 2004), because correlations
     in a small sample are partly accidental.
@@ -94,9 +98,8 @@ def _factor(moments: Floats, n_observed: int) -> Floats:
     h *= 1 - n / (n + max(n_observed, 1))
     h[np.diag_indices(n)] = diagonal + max(_DAMPING * float(diagonal.mean()), _SMALLEST_MOMENT)
     # The Cholesky factor of H with reversed rows and columns gives U with Uᵀ U = H⁻¹, without computing H⁻¹
-    lower = np.linalg.cholesky(h[::-1, ::-1])
-    factor: Floats = np.linalg.inv(lower)[::-1, ::-1].astype(np.float32)
-    return factor
+    inverse = inverse_factor(np.ascontiguousarray(h[::-1, ::-1]))
+    return None if inverse is None else inverse[::-1, ::-1].astype(np.float32)
 
 
 def quantize(
@@ -114,7 +117,7 @@ def quantize(
     Returns:
         Index and codebook of each element.
     """
-    aims = points.astype(np.float32, copy=True)
+    aims = points.astype(np.float32, order="C", copy=True)
     indices, books = np.empty(points.shape, np.int16), np.empty(points.shape, np.uint8)
     weights = np.square(factors.typical_spread / factors.spread).astype(np.float32)  # (inputs, groups)
     coder = _RowCoder(contexts, grid, rates, points.shape[1])
@@ -123,15 +126,11 @@ def quantize(
         size = len(runs[0])
         for start in range(0, size, _LAZY_ROWS):
             end = min(start + _LAZY_ROWS, size)
-            errors = np.empty((end - start, points.shape[1]), np.float32)
-            for i in range(start, end):
-                row = first + i
-                indices[row], books[row] = coder.code(row, aims[row], weights[row])
-                advance(points.shape[1])
-                error = aims[row] - (2 * indices[row].astype(np.float32) + books[row])
-                errors[i - start] = error / _spread_out(factors.spread[row], error.size)
-                _subtract(aims[row + 1 : first + end], errors[i - start : i - start + 1],
-                          [u[i : i + 1, i + 1 : end] for u in runs])  # fmt: skip
+            rows = slice(first + start, first + end)
+            errors = coder.code(rows, aims[rows], weights=weights[rows], spread=factors.spread[rows],
+                                upper=[u[start:end, start:end] for u in runs], indices=indices[rows],
+                                books=books[rows])  # fmt: skip
+            advance(errors.size)
             _subtract(aims[first + end : first + size], errors, [u[start:end, end:] for u in runs])
         first += size
     return indices, books
@@ -160,23 +159,47 @@ class _RowCoder:
     def __init__(self, contexts: Contexts, grid: Grid, rates: Rates, n_columns: int) -> None:
         self._contexts, self._grid, self._rates = contexts, grid, rates
         self._states = np.zeros(-(-n_columns // grid.tile[1]), np.uint8)
-        self._n_columns = n_columns
 
-    def code(self, row: int, aims: Floats, weights: Floats) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
-        """Quantize the next row.
+    def code(
+        self, rows: slice, aims: Floats, *, weights: Floats, spread: Floats, upper: Sequence[Floats],
+        indices: Indices, books: Books,
+    ) -> Floats:  # fmt: skip
+        """Quantize the next rows, with feedback from each to those after it.
 
         Args:
-            aims: Its values, in steps of the grid.
-            weights: Weights of its squared errors, one for each group of columns.
+            rows: Their numbers.
+            aims: Their values, in steps of the grid. The errors of earlier rows are subtracted from them.
+            weights: Weights of squared errors, ``(rows, groups)``.
+            spread: See ``Factors``, of these rows.
+            upper: For each group of columns the part of U that belongs to these rows.
+            indices, books: Are filled with the index and codebook of each element.
 
         Returns:
-            Index and codebook of each element.
+            The errors, divided by the spread.
         """
+        if viterbi.has_kernel(self._grid.trellis, self._rates):
+            contexts = np.broadcast_to(self._contexts.at(rows, slice(None)), aims.shape)
+            path = self._grid.trellis
+            return encoding.quantize_with_feedback(
+                aims, rows.start, self._grid.tile, contexts=np.ascontiguousarray(contexts),
+                costs=np.ascontiguousarray(self._rates.costs), weights=weights, spread=np.ascontiguousarray(spread),
+                upper=np.stack(upper), polynomials=viterbi.polynomials(path), n_states=path.n_states,
+                states=self._states, indices=indices, books=books,
+            )  # fmt: skip
+        errors = np.empty(aims.shape, np.float32)
+        for i in range(len(aims)):
+            indices[i], books[i] = self._code_row(rows.start + i, aims[i], weights[i])
+            error = aims[i] - (2 * indices[i].astype(np.float32) + books[i])
+            errors[i] = error / _spread_out(spread[i], error.size)
+            _subtract(aims[i + 1 :], errors[i : i + 1], [u[i : i + 1, i + 1 :] for u in upper])
+        return errors
+
+    def _code_row(self, row: int, aims: Floats, weights: Floats) -> tuple[Indices, Books]:
         if row % self._grid.tile[0] == 0:  # a block has whole tiles
             self._states[:] = 0
         rates, of_columns = self._rates, None
         if weights.size > 1:
-            of_columns = _spread_out(weights, self._n_columns)
+            of_columns = _spread_out(weights, aims.size)
         else:  # one weight for the row: divide the costs of bits by it instead
             rates = Rates(rates.costs / weights, rates.reach)
         indices, books, self._states = viterbi.quantize_tiles(

@@ -25,6 +25,7 @@ from ..methods.assemble import QuantizedStage
 from ..methods.sampling import Doubles, approximate_normals
 from ..methods.scales import encode_scales
 from ..sums import energy
+from .cholesky import inverse_factor
 
 _MOST_COMPONENTS = 128
 _SHARE_OF_SIDE = 3  # at most one third of the shorter side
@@ -123,30 +124,15 @@ def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
 def _orthonormal(columns: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """An orthonormal basis of what the columns span, ``(n, width)``, of their dtype.
 
-    Method: Cholesky QR, twice (Yamamoto and others 2015). LAPACK is not asked: on a busy machine its threads, which
-    wait for each other at every column, take up to 50 times as long.
+    Method: Cholesky QR, twice (Yamamoto and others 2015).
     """
     found = columns.astype(np.float64)
     for _ in range(2):
-        inverse = _inverse_factor(found.T @ found)
+        inverse = inverse_factor(found.T @ found)
         if inverse is None:  # the columns are nearly dependent
             return np.linalg.qr(columns)[0]
         found = found @ inverse.T
     return found.astype(columns.dtype)
-
-
-def _inverse_factor(gram: Doubles) -> Doubles | None:
-    """The inverse of the lower Cholesky factor of a Gram matrix; None if it has none."""
-    rest, inverse = gram.copy(), np.eye(len(gram))
-    for k in range(len(gram)):
-        square = float(rest[k, k])
-        if not 0 < square < math.inf:
-            return None
-        column = rest[k:, k] / math.sqrt(square)
-        rest[k:, k:] -= column[:, None] * column
-        inverse[k] /= column[0]
-        inverse[k + 1 :, : k + 1] -= column[1:, None] * inverse[k, : k + 1]
-    return inverse
 
 
 def _products(tall: Floats, width: int) -> Callable[[Doubles], Doubles]:
@@ -182,7 +168,10 @@ def _longest(matrix: Floats) -> float:
                 return math.inf
             basis = _orthonormal(products)
         projections = matrix @ basis
-    return float(np.linalg.norm(projections.astype(np.float64), 2)) ** 2 if np.isfinite(projections).all() else math.inf
+    if not np.isfinite(projections).all():
+        return math.inf
+    doubles = projections.astype(np.float64)
+    return float(np.linalg.eigvalsh(doubles.T @ doubles)[-1])
 
 
 def _choose_rank(squares: Doubles, shape: tuple[int, int], of_all: float, slope: float) -> tuple[int, float]:

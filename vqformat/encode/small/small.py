@@ -17,7 +17,7 @@ from ..report import as_decoded
 from ..sums import energy
 from . import error_feedback, error_weights, tiles, trellis, viterbi
 from .contexts import BITS_PER_HALVING, Contexts, find_contexts
-from .decorrelate import FINER, LARGEST_POINT, PRICE, Hysteresis, find_plan
+from .decorrelate import FINER, LARGEST_POINT, PRICE, Hysteresis, Plan, find_plan
 from .entropy_coding import CodedTensor
 from .transform import find_kernel
 
@@ -41,13 +41,13 @@ class Quantized:
     Attributes:
         coded: The tensor, without tables.
         energy, noise: Sums of squares of its values and of its errors.
-        kind: Kind of its plan, see ``decorrelate.Hysteresis``.
+        plan: Its plan, for the next step of a search.
     """
 
     coded: CodedTensor
     energy: float
     noise: float
-    kind: tuple[int, bool]
+    plan: Plan
 
 
 def quantize(
@@ -94,16 +94,18 @@ def quantize(
     step = max(step * FINER, furthest / LARGEST_POINT, tiny)
     unit = np.float32(step) if row_scales is None else np.float32(step) * row_scales[:, None]
     largest = BY_NAME[dtype].largest
-    if kernel is not None and kernel.layout != layout:
+    kept = hysteresis.plan_for(step) if hysteresis is not None else None
+    plan = None
+    if kernel is not None and kernel.layout != layout and (kept is None or kept.transform is not None):
         in_order = in_rows(view_matrix(values, kernel.layout))
         plan = find_plan(in_order, kernel.taps, step, unit, largest, least_noise=least_noise, hysteresis=hysteresis)
         if plan.transform is not None:
             layout, matrix = kernel.layout, in_order
         del in_order  # to save memory
-        if plan.transform is None:
-            plan = find_plan(matrix, None, step, unit, largest, least_noise=least_noise, hysteresis=hysteresis)
-    else:
-        taps = kernel.taps if kernel is not None else () if can_transform and values.ndim == 2 else None
+    if plan is None or (plan.transform is None and kernel is not None and kernel.layout != layout):
+        taps: tuple[int, ...] | None = () if kernel is None and can_transform and values.ndim == 2 else None
+        if kernel is not None and kernel.layout == layout:
+            taps = kernel.taps
         plan = find_plan(matrix, taps, step, unit, largest, least_noise=least_noise, hysteresis=hysteresis)
     contexts, transform = plan.contexts, plan.transform
     points, price = plan.points(matrix, unit), PRICE
@@ -145,7 +147,7 @@ def quantize(
                         row_scales, plan.components, transform)  # fmt: skip
     error = as_decoded(coded.values_as_coded(), dtype)
     error -= matrix
-    return Quantized(coded, energy(matrix), energy(error), plan.kind)
+    return Quantized(coded, energy(matrix), energy(error), plan)
 
 
 def _at_low_rate(bits: float) -> tuple[float, float]:

@@ -92,7 +92,7 @@ def quantize(
     Returns:
         Index and codebook of each value, ``(n_steps, n_sequences)``, and the final states of the sequences.
     """
-    if _has_kernel(trellis, rates):
+    if has_kernel(trellis, rates):
         n_steps = max(1, points.shape[0])
         indices, books, end = _search_natively(points, (n_steps, 1), contexts, rates, trellis,
                                                 weights=weights, start=start)  # fmt: skip
@@ -134,7 +134,7 @@ def quantize_tiles(
     Returns:
         Index and codebook of each value, ``(R, C)``, and the final states of the tiles.
     """
-    if _has_kernel(trellis, rates):
+    if has_kernel(trellis, rates):
         return _search_natively(points, tile, contexts, rates, trellis, weights=weights, start=start)
     shape = points.shape
     indices, books = np.empty(shape, np.int16), np.empty(shape, np.uint8)
@@ -152,12 +152,13 @@ def quantize_tiles(
     return indices, books, end
 
 
-def _has_kernel(trellis: Trellis, rates: Rates) -> bool:
+def has_kernel(trellis: Trellis, rates: Rates) -> bool:
     """Whether the kernel in C is used. It gives the same results."""
-    return native.is_used() and encoding.can_search(*_polynomials(trellis), trellis.n_states, rates.reach)
+    return native.is_used() and encoding.can_search(*polynomials(trellis), trellis.n_states, rates.reach)
 
 
-def _polynomials(trellis: Trellis) -> tuple[int, int]:
+def polynomials(trellis: Trellis) -> tuple[int, int]:
+    """Feedback and forward polynomials as kernels take them, shifted right by one."""
     return trellis.feedback >> 1, trellis.forward >> 1
 
 
@@ -172,7 +173,7 @@ def _search_natively(
         contexts=None if contexts is None else np.ascontiguousarray(np.broadcast_to(contexts, shape)),
         weights=None if weights is None else np.ascontiguousarray(np.broadcast_to(weights, shape), np.float32),
         costs=np.ascontiguousarray(rates.costs),
-        polynomials=_polynomials(trellis),
+        polynomials=polynomials(trellis),
         n_states=trellis.n_states,
         start=start,
     )
