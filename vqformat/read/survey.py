@@ -64,14 +64,18 @@ class Survey:
 
     Attributes:
         header: The header of the file.
+        has_index: Whether the index is whole, so that the names of all tensors are known.
         metadata: The user's metadata; None if it is lost.
         parts: Layers and whole tables, in file order.
+        ancillary: Whole chunks of types that this version does not know.
         faults: Damage that belongs to no tensor, such as that of header, metadata, tables, index and footer.
     """
 
     header: bytes
-    metadata: dict[str, Any] | None
+    has_index: bool
+    metadata: dict[str, Any] | None = None
     parts: list[SurveyedLayer | SurveyedTable] = field(default_factory=list)
+    ancillary: list[ChunkHead] = field(default_factory=list)
     faults: list[FormatError] = field(default_factory=list)
 
     @property
@@ -154,7 +158,7 @@ class _Surveyor:
         self._whole: set[str] = set()  # names of whole tensors that are not aliases
         self._names: set[str] = set()
         self._found = find_chunks(source)
-        self._result = Survey(self._found.header, None, faults=self._found.faults)
+        self._result = Survey(self._found.header, self._found.index is not None, faults=self._found.faults)
 
     def survey(self) -> Survey:
         result, index = self._result, self._found.index
@@ -207,6 +211,7 @@ class _Surveyor:
                 source = PartInput(self._source, chunk.data_offset)
                 for i, entry in enumerate(chunk.sections):
                     skip_section(source, entry, f"section {i} of the {chunk.label}")
+                self._result.ancillary.append(chunk)
 
     def _check_padding(self, chunk: ChunkHead, spans: list[tuple[int, int]]) -> None:
         end = chunk.data_offset
