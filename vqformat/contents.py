@@ -24,7 +24,7 @@ def content_digest(path: str | os.PathLike[str], *, threads: int | None = None) 
 
     Args:
         path: A ``.vqm``, or a checkpoint that ``vqformat.converters.convert`` reads. Of a ``.vqm`` every byte is
-            checked, too. One tensor at a time is in memory.
+            checked, too, and a few blocks are in memory; of a checkpoint one tensor at a time is.
         threads: Threads that decode; None for the number of processors, but at most 8.
 
     Raises:

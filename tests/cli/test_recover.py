@@ -38,7 +38,7 @@ def test_verify_lists_all_damage_by_tensor(run: Run, damaged: Path) -> None:
     assert result.code == 1
     assert result.err.count("\n") == 1
     lines = result.out.splitlines()
-    assert lines[0] == f"{damaged}: 3 of 6 tensors of which the names are known are whole; the metadata is whole"
+    assert lines[0] == f"{damaged}: 3 of 6 tensors are whole; the metadata is whole"
     assert lines[1].startswith("  fc1.weight: block 0 is damaged: CRC-32 ")
     assert lines[2] == "  fc1.tied: its target 'fc1.weight' is damaged or lost"
     assert lines[3].startswith("  step: block 0 is damaged: ")
@@ -102,6 +102,24 @@ def test_what_is_recovered_can_be_extracted(run: Run, archive: Path, tmp_path: P
     run("recover", tmp_path / "m.vqm", "-o", tmp_path / "whole.vqm")
     assert run("extract", tmp_path / "whole.vqm", "-o", tmp_path / "whole.npz").code == 0
     assert set(np.load(tmp_path / "whole.npz")) == {"fc1.bias", "step"}
+
+
+def test_recover_of_a_truncated_file(run: Run, model: Path, tmp_path: Path) -> None:
+    cut, out = tmp_path / "cut.vqm", tmp_path / "whole.vqm"
+    cut.write_bytes(model.read_bytes()[:-60])
+    assert run("verify", cut).out.splitlines()[0] == (
+        f"{cut}: 6 of 6 tensors are whole; the index is lost, so that there may have been more; the metadata is whole"
+    )
+    result = run("recover", cut, "-o", out)
+    assert "vqm: note: the index is lost, so that there may have been more tensors\n" in result.err
+    assert out.read_bytes() == model.read_bytes()
+
+
+def test_recover_tells_what_it_does_not_know(run: Run, tmp_path: Path) -> None:
+    fixture = Path(__file__).parent.parent.parent / "fixtures/valid/ancillary.vqm"
+    result = run("recover", fixture, "-o", tmp_path / "whole.vqm")
+    assert result.code == 0
+    assert result.err.startswith("vqm: note: left out the ")
 
 
 def test_recover_without_a_whole_tensor_fails(run: Run, model: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from examples import some_of
 
 import vqformat
+from vqformat.read.survey import survey
 
 pytestmark = pytest.mark.skipif(not memory.IS_KNOWN, reason="memory is told by /proc/self/status, which is Linux's")
 
@@ -85,7 +86,16 @@ def open_blocks(path: Path, folder: Path) -> None:
                 values.sum()
 
 
-@pytest.mark.parametrize("work", [stream_into, open_into, stream_blocks, open_blocks])
+def digest(path: Path, folder: Path) -> None:
+    vqformat.content_digest(path, threads=1)
+
+
+def survey_all(path: Path, folder: Path) -> None:
+    with open(path, "rb") as file:
+        survey(file)
+
+
+@pytest.mark.parametrize("work", [stream_into, open_into, stream_blocks, open_blocks, digest, survey_all])
 @pytest.mark.parametrize("preset", MOST_PRESETS)
 def test_blocks_take_no_more_than_24_mb(preset: str, work: Any, file_of: Callable[..., Path], tmp_path: Path) -> None:
     assert memory.measure(work, file_of(preset), tmp_path, limit_mb=24 + STACKS_MB).peak_mb <= 24

@@ -15,9 +15,9 @@ import vqformat
 from vqformat import VqmError
 from vqformat.encode.methods.assemble import assemble_raw
 from vqformat.format.chunkwriter import ChunkWriter, EncodedTensor
-from vqformat.format.records import AliasRecord
+from vqformat.format.records import AliasRecord, TensorRecord
 from vqformat.read.recovery import write_whole
-from vqformat.read.survey import Survey, survey
+from vqformat.read.survey import Survey, SurveyedTable, survey
 
 Array = np.ndarray[Any, Any]
 FIXTURES = Path(__file__).parent.parent.parent / "fixtures"
@@ -137,9 +137,25 @@ def test_something_else_is_refused() -> None:
             survey(io.BytesIO(data))
 
 
+def test_tables_after_a_lost_one_get_new_numbers(tmp_path: Path) -> None:
+    """Of three BOOK chunks the first is damaged: its tensor is lost, and that of the third uses number 1."""
+    data = bytearray((FIXTURES / "valid/books.vqm").read_bytes())
+    first = next(part for part in survey(io.BytesIO(data)).parts if isinstance(part, SurveyedTable))
+    data[first.section[1]] ^= 1
+
+    found, tensors = recovered(bytes(data), tmp_path / "m.vqm")
+
+    assert [str(tensor.faults[0]) for tensor in found.tensors if tensor.faults] == [
+        "it uses BOOK 0, which is damaged or lost"]  # fmt: skip
+    assert list(tensors) == ["b"]
+    assert_right(tensors, vqformat.load_file(FIXTURES / "valid/books.vqm"))
+    (tensor,) = survey(io.BytesIO((tmp_path / "m.vqm").read_bytes())).tensors
+    assert isinstance(tensor.record, TensorRecord)
+    assert tensor.record.book_numbers() == [1]
+
+
 @pytest.mark.parametrize("name", ["books", "base-trellis", "aliases", "axes-conv", "freq-of-the-text", "ancillary"])
-def test_tables_keep_their_users(tmp_path: Path, name: str) -> None:
-    """Where one of several tables is lost, the tensors that use the others are written with new numbers."""
+def test_damage_of_any_part_gives_no_wrong_value(tmp_path: Path, name: str) -> None:
     data = (FIXTURES / f"valid/{name}.vqm").read_bytes()
     expected = vqformat.load(data)
     assert list(recovered(data, tmp_path / "m.vqm")[1]) == list(expected)
@@ -152,3 +168,19 @@ def test_tables_keep_their_users(tmp_path: Path, name: str) -> None:
             assert "no tensor" in str(err)
             continue
         assert_right(tensors, expected)
+
+
+INVALID = sorted((FIXTURES / "invalid").glob("*.vqm"))
+OF_THE_WHOLE_FILE = ("fil-001", "ftr-001", "idx-")  # faults of the index and of what follows it; each tensor is whole
+
+
+@pytest.mark.parametrize("path", [INVALID[0].with_name("sec-004-freq-long.vqm"), *INVALID[::25]], ids=lambda p: p.stem)
+def test_faults_with_right_checksums_are_found(path: Path, tmp_path: Path) -> None:
+    """Files with one fault each that no accident makes, such as a table of the wrong size with the right CRC."""
+    try:
+        found, _ = recovered(path.read_bytes(), tmp_path / "m.vqm")
+    except VqmError:
+        assert not (tmp_path / "m.vqm").exists()
+        return
+    has_fault = found.faults or any(tensor.faults for tensor in found.tensors)
+    assert has_fault or path.name.startswith(OF_THE_WHOLE_FILE)

@@ -80,8 +80,9 @@ def _survey(file: str, err: Exception) -> Survey | None:
 def _survey_text(file: str, found: Survey, *, verbose: bool) -> list[str]:
     tensors = found.tensors
     meta = "the metadata is whole" if found.metadata is not None else "the metadata is lost"
-    lines = [f"{label(file)}: {found.n_whole:,} of {counted(len(tensors), 'tensor')} of which the names are known"
-             f" {'is' if found.n_whole == 1 else 'are'} whole; {meta}"]  # fmt: skip
+    more = "" if found.has_index else "; the index is lost, so that there may have been more"
+    lines = [f"{label(file)}: {found.n_whole:,} of {counted(len(tensors), 'tensor')}"
+             f" {'is' if found.n_whole == 1 else 'are'} whole{more}; {meta}"]  # fmt: skip
     for tensor in tensors:
         name = escape(tensor.name)
         if verbose and not tensor.faults:
@@ -95,7 +96,8 @@ def _survey_text(file: str, found: Survey, *, verbose: bool) -> list[str]:
 
 def survey_json(found: Survey) -> dict[str, Any]:
     """The fields of a JSON document that tell what is whole in a damaged file."""
-    return {"metadata_is_whole": found.metadata is not None, "n_whole": found.n_whole,
+    return {"index_is_whole": found.has_index, "metadata_is_whole": found.metadata is not None,
+            "n_whole": found.n_whole,
             "tensors": [{"name": tensor.name, "whole": not tensor.faults, "faults": _faults_json(tensor.faults)}
                         for tensor in found.tensors],
             "faults": _faults_json(found.faults)}  # fmt: skip

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+import numpy as np
 import numpy.typing as npt
 
 from ..decode.block_groups import plain
+from ..files import temporary_space
 from ..format.content_digest import ContentDigest
 from ..format.records import AliasRecord, TensorRecord
 from .budget import Budget
@@ -15,14 +18,19 @@ from .sequential import SequentialReader, SequentialTensor
 
 Array = npt.NDArray[Any]
 
+_IN_MEMORY_NBYTES = 1 << 24  # a larger tensor whose blocks are not in order is decoded into a temporary file
+_PIECE = 1 << 20  # elements that are hashed together; an even number, so that 4-bit elements fill bytes
+_ANY_NBYTES = 1 << 62
+
 
 def read_contents(stream: BinaryIO, threads: int = 1) -> tuple[str, str]:
     """Read and decode a whole file and check all of it, including its SHA-256. The stream need not support ``seek``.
 
-    A few blocks are in memory at a time; of a tensor whose blocks are not in the order of its elements, all.
+    A few blocks are in memory at a time. A large tensor whose blocks are not in the order of its elements is decoded
+    into a temporary file.
 
     Args:
-        threads: Threads that decode a tensor which is in memory as a whole.
+        threads: Threads that decode such a tensor.
 
     Returns:
         The SHA-256 that the file states, and its content digest, both in hexadecimal.
@@ -44,12 +52,21 @@ def read_contents(stream: BinaryIO, threads: int = 1) -> tuple[str, str]:
 
 def _pieces(tensor: SequentialTensor, threads: int) -> Iterator[Array]:
     """The elements of a tensor in C order."""
-    Budget().take(tensor.record)
-    if not _has_blocks_in_order(tensor.record):
+    record = tensor.record
+    if _has_blocks_in_order(record):
+        Budget(max_total_nbytes=_ANY_NBYTES).take(record)
+        for blocks, sections in tensor.groups():
+            yield from tensor.decoder.block_values(blocks, plain(sections))
+        return
+    Budget().take(record)
+    if max(record.nbytes, record.n_elements) <= _IN_MEMORY_NBYTES:
         yield tensor.decode_all(tensor.groups(), None, threads)
         return
-    for blocks, sections in tensor.groups():
-        yield from tensor.decoder.block_values(blocks, plain(sections))
+    with temporary_space(), tempfile.TemporaryFile() as file:
+        out = np.memmap(file, record.dtype_info.numpy, "w+", shape=record.shape)
+        elements = tensor.decode_all(tensor.groups(), out, threads).reshape(-1)
+        for start in range(0, elements.size, _PIECE):
+            yield elements[start : start + _PIECE]
 
 
 def _has_blocks_in_order(record: TensorRecord) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, BinaryIO
 
 from ..decode import rans
@@ -15,10 +16,13 @@ from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES, MAX_CHUNKS
 from ..format.records import AliasRecord, BookRecord, FreqRecord, Record, TensorRecord
 from ..format.sections import SectionEntry, StoredSection, check_padding, check_size, skip_section
 from ..format.stages import Size
+from .budget import Budget
 from .chunk_search import Gap, find_chunks
 from .random_access import PartInput, RandomInput
 from .shared_tables import book_values
 from .stored_tensor import ChunkSections, StoredTensor
+
+_MOST_FAULTS = 1000  # of a tensor that are listed
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,18 @@ class Survey:
 
     Attributes:
         header: The header of the file.
+        has_index: Whether the index is whole, so that the names of all tensors are known.
         metadata: The user's metadata; None if it is lost.
         parts: Layers and whole tables, in file order.
+        ancillary: Whole chunks of types that this version does not know.
         faults: Damage that belongs to no tensor, such as that of header, metadata, tables, index and footer.
     """
 
     header: bytes
-    metadata: dict[str, Any] | None
+    has_index: bool
+    metadata: dict[str, Any] | None = None
     parts: list[SurveyedLayer | SurveyedTable] = field(default_factory=list)
+    ancillary: list[ChunkHead] = field(default_factory=list)
     faults: list[FormatError] = field(default_factory=list)
 
     @property
@@ -146,10 +154,11 @@ class _Surveyor:
     def __init__(self, source: RandomInput) -> None:
         self._source = source
         self._tables = _Tables()
+        self._budget = Budget()  # of the tables, which are all kept in memory
         self._whole: set[str] = set()  # names of whole tensors that are not aliases
         self._names: set[str] = set()
         self._found = find_chunks(source)
-        self._result = Survey(self._found.header, None, faults=self._found.faults)
+        self._result = Survey(self._found.header, self._found.index is not None, faults=self._found.faults)
 
     def survey(self) -> Survey:
         result, index = self._result, self._found.index
@@ -202,6 +211,7 @@ class _Surveyor:
                 source = PartInput(self._source, chunk.data_offset)
                 for i, entry in enumerate(chunk.sections):
                     skip_section(source, entry, f"section {i} of the {chunk.label}")
+                self._result.ancillary.append(chunk)
 
     def _check_padding(self, chunk: ChunkHead, spans: list[tuple[int, int]]) -> None:
         end = chunk.data_offset
@@ -222,7 +232,9 @@ class _Surveyor:
         is_book = chunk.type == b"BOOK"
         record: BookRecord | FreqRecord = parse_book_chunk(chunk) if is_book else parse_freq_chunk(chunk)
         self._tables.records[chunk.type, number] = record
+        self._budget.take_bytes(record.nbytes, f"the {chunk.label}")
         entry, start = chunk.sections[0], spans[0][0]
+        check_size(entry, record.nbytes, f"the {chunk.label}", start)
         data = self._section(entry, start, record.nbytes, f"the {chunk.label}").plain()
         values: Any
         if isinstance(record, BookRecord):
@@ -246,7 +258,7 @@ class _Surveyor:
                 if record.target not in self._whole:
                     faults.append(FormatError(f"its target {record.target!r} is damaged or lost"))
             elif record.stages:
-                faults += self._faults_of_sections(record, sections)
+                faults += islice(self._faults_of_sections(record, sections), _MOST_FAULTS)
                 if not faults:
                     faults += self._faults_of_values(record, _SoundSections(self._source, chunk, spans, first))
             self._names.add(record.name)
