@@ -96,8 +96,7 @@ def _report(results: list[_Result], args: argparse.Namespace) -> list[str]:
     lines = table([["", *LEVELS], *rows], "<" + ">" * len(LEVELS))
     peaks = [result.peak_nbytes for result in results if result.peak_nbytes is not None]
     if peaks and not args.quiet:
-        most = max(peaks) - min(peaks)
-        lines.append(f"memory: {_mib(min(peaks))} MiB for itself, at most {_mib(most)} MiB for a file")
+        lines.append(f"at most {_mib(max(peaks) - min(peaks))} MiB more for one file than for another")
     clauses = _by_clause(results)
     shown = [[clause, f"{right}/{all}"] for clause, (right, all) in clauses.items() if args.verbose or right < all]
     if shown:
