@@ -70,7 +70,7 @@ def test_the_scores_as_json(run: Run) -> None:
     ("accepts", "the names of the tensors are wrong"), ("wrong class", "refused as limit"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_valid_file(run: Run, tmp_path: Path, fault: str, problem: str) -> None:
-    result = run("conformance", "--decoder", faulty(tmp_path, fault), "--no-stdin", "valid/worked-trellis.vqm")
+    result = run("conformance", "--decoder", faulty(tmp_path, fault), "--by", "name", "valid/worked-trellis.vqm")
 
     assert result.code == 1
     assert "1 failure:" in result.out
@@ -82,18 +82,29 @@ def test_what_is_wrong_with_a_valid_file(run: Run, tmp_path: Path, fault: str, p
     ("accepts", "it was read; it is to be refused as checksum"), ("wrong class", "refused as limit, not as checksum"),
 ])  # fmt: skip
 def test_what_is_wrong_with_an_invalid_file(run: Run, tmp_path: Path, fault: str, problem: str) -> None:
-    result = run("conformance", "--decoder", faulty(tmp_path, fault), "--no-stdin", "invalid/sec-001-crc.vqm")
+    result = run("conformance", "--decoder", faulty(tmp_path, fault), "--by", "name", "invalid/sec-001-crc.vqm")
 
     assert result.code == 1
     assert f"invalid/sec-001-crc.vqm: {problem} [SEC-001]" in result.out
 
 
 def test_a_decoder_that_does_not_end(run: Run, tmp_path: Path) -> None:
-    options = ["--no-stdin", "--timeout", "0.5", "valid/worked-trellis.vqm"]
+    options = ["--by", "name", "--timeout", "0.5", "valid/worked-trellis.vqm"]
     result = run("conformance", "--decoder", faulty(tmp_path, "hang"), *options)
 
     assert result.code == 1
     assert "it took too long and was ended" in result.out
+
+
+def test_a_decoder_that_reads_stdin_only(run: Run, tmp_path: Path) -> None:
+    script = tmp_path / "decoder.py"
+    script.write_text("import runpy, sys\nassert len(sys.argv) == 1\nsys.argv.append('-')\n"
+                      f"runpy.run_path({str(MINI)!r}, run_name='__main__')\n")  # fmt: skip
+
+    result = run("conformance", "--decoder", command(script), "--by", "stdin", "valid/worked-*")
+
+    assert result.code == 0
+    assert re.search(r"^valid +1/1 +1/1$", result.out, re.MULTILINE)
 
 
 def test_a_decoder_that_takes_one_read_for_the_whole_file(run: Run, tmp_path: Path) -> None:
@@ -105,7 +116,7 @@ def test_a_decoder_that_takes_one_read_for_the_whole_file(run: Run, tmp_path: Pa
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="the platform does not tell the memory of a process")
 def test_a_decoder_that_takes_too_much_memory(tmp_path: Path) -> None:
-    options = ["--no-stdin", "invalid/spa-004-fewer.vqm", "valid/sparse-base.vqm"]
+    options = ["--by", "name", "invalid/spa-004-fewer.vqm", "valid/sparse-base.vqm"]
     # In a process of its own, since the memory of this one counts
     result = vqm("conformance", "--decoder", faulty(tmp_path, "memory"), *options)
 
@@ -123,7 +134,7 @@ def test_core_leaves_out_what_needs_more_than_fixed_width_codes() -> None:
 
 
 def test_core_alone(run: Run) -> None:
-    result = run("conformance", "--decoder", command(MINI), "--level", "core", "--no-stdin", *FEW)
+    result = run("conformance", "--decoder", command(MINI), "--level", "core", "--by", "name", *FEW)
 
     assert result.code == 0
     assert re.search(r"^valid +1/1 +-$", result.out, re.MULTILINE)

@@ -47,7 +47,7 @@ tensors, aliases of them, and ancillary chunks. exit code: 0 if a tensor is whol
 
 _CONFORMANCE_HELP = """\
 For a valid file a decoder prints what fixtures/README.md says, as JSON, and exits with status 0. For an invalid one it
-prints {"error": class} or the class alone, and exits with status 1. Every file is given twice: by its name, and on
+prints {"error": class} or the class alone, and exits with status 1. It gets every file twice: by its name, and on
 stdin in pieces. exit code: 0 if all is right, 1 if not, or if a clause of the page has no fixture
 """
 
@@ -163,8 +163,8 @@ def build_parser() -> argparse.ArgumentParser:
     conformance.add_argument("--fixtures", type=_given, metavar="DIR", help="default: those of the checkout")
     conformance.add_argument("--level", choices=("core", "full"), default="full", help="core: raw and codebook stages;"
                              " full: low-rank, trellis and sparse raw stages too (default)")  # fmt: skip
-    conformance.add_argument("--no-stdin", dest="stdin", action="store_false", help="do not run it on stdin, for which"
-                             " the file is -")  # fmt: skip
+    conformance.add_argument("--by", choices=("both", "name", "stdin"), default="both", help="how it gets a file:"
+                             " by its name, on stdin without an argument, or both (default: both)")  # fmt: skip
     conformance.add_argument("--timeout", type=_positive, metavar="S", default=60.0, help="seconds for a file"
                              " (default: 60)")  # fmt: skip
     conformance.add_argument("--jobs", type=_count, metavar="N", help="runs at the same time (default: one per core)")

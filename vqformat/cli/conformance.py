@@ -57,13 +57,13 @@ def run_conformance(args: argparse.Namespace) -> int:
 
 
 def _run_all(args: argparse.Namespace, cases: list[Case]) -> list[_Result]:
-    ways: tuple[Way, ...] = ("file", "pieces") if args.stdin else ("file",)
-    tasks = [(case, way) for case in cases for way in ways]
+    ways: dict[str, tuple[Way, ...]] = {"both": ("name", "pieces"), "name": ("name",), "stdin": ("pieces",)}
+    tasks = [(case, way) for case in cases for way in ways[args.by]]
 
     def score(task: tuple[Case, Way]) -> _Result:
         case, way = task
         try:
-            answer = run(args.decoder, case, way, args.timeout)
+            answer = run(args.decoder, case, way, args.timeout, stdin_only=args.by == "stdin")
         except OSError as err:
             raise FileError(f"the decoder cannot be run: {escape(str(err))}") from err
         return _Result(case, way, problem_of(case, answer), answer.peak_nbytes)
@@ -96,8 +96,7 @@ def _report(results: list[_Result], args: argparse.Namespace) -> list[str]:
     lines = table([["", *LEVELS], *rows], "<" + ">" * len(LEVELS))
     peaks = [result.peak_nbytes for result in results if result.peak_nbytes is not None]
     if peaks and not args.quiet:
-        most = max(peaks) - min(peaks)
-        lines.append(f"memory: {_mib(min(peaks))} MiB for itself, at most {_mib(most)} MiB for a file")
+        lines.append(f"at most {_mib(max(peaks) - min(peaks))} MiB more for one file than for another")
     clauses = _by_clause(results)
     shown = [[clause, f"{right}/{all}"] for clause, (right, all) in clauses.items() if args.verbose or right < all]
     if shown:
@@ -110,14 +109,15 @@ def _report(results: list[_Result], args: argparse.Namespace) -> list[str]:
     return lines
 
 
-_NAMES: dict[Way, str] = {"file": "", "pieces": " in pieces"}
+_NAMES: dict[Way, str] = {"name": "", "pieces": " in pieces"}
 
 
 def _scores(results: list[_Result]) -> dict[str, list[tuple[int, int]]]:
     """Runs that are right, and all runs, of each kind and each level."""
+    first = results[0].way
     kinds = {
-        "valid": [result for result in results if result.way == "file" and result.case.error is None],
-        "invalid": [result for result in results if result.way == "file" and result.case.error is not None],
+        "valid": [result for result in results if result.way == first and result.case.error is None],
+        "invalid": [result for result in results if result.way == first and result.case.error is not None],
         "in pieces": [result for result in results if result.way == "pieces"],
     }
     scores = {}

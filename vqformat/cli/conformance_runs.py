@@ -20,7 +20,7 @@ from .conformance_cases import Case, integers
 from .files import STDIO
 from .text import escape, shorten
 
-Way = Literal["file", "pieces"]  # a file as argument; its bytes on stdin, piece by piece
+Way = Literal["name", "pieces"]  # the name of a file as argument; its bytes on stdin, piece by piece
 
 _MAX_OUTPUT = 1 << 26  # bytes of an answer that are read
 _PER_PIECE_S = 0.05  # a decoder that does not read a piece in this time gets the next one all the same
@@ -37,22 +37,24 @@ class Answer:
     timed_out: bool
 
 
-def command_for(decoder: str, case: Case, way: Way) -> list[str]:
-    """The command: ``{}`` becomes the name of the file, which comes last if there is no ``{}``."""
+def command_for(decoder: str, file: str | None) -> list[str]:
+    """The command: ``{}`` becomes the file, which comes last if there is no ``{}``."""
     words = shlex.split(decoder, posix=os.name == "posix")
-    file = str(case.path.absolute()) if way == "file" else STDIO
-    return [word.replace("{}", file) for word in words] if "{}" in decoder else [*words, file]
+    if "{}" in decoder:
+        return [word.replace("{}", STDIO if file is None else file) for word in words]
+    return words if file is None else [*words, file]
 
 
-def run(decoder: str, case: Case, way: Way, timeout_s: float) -> Answer:
-    """Run the decoder on a fixture.
+def run(decoder: str, case: Case, way: Way, timeout_s: float, *, stdin_only: bool = False) -> Answer:
+    """Run the decoder on a fixture. With ``stdin_only`` it gets no argument.
 
     Raises:
         OSError: The command does not exist.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        stdin = subprocess.DEVNULL if way == "file" else subprocess.PIPE
-        process = subprocess.Popen(command_for(decoder, case, way), stdin=stdin, stdout=out, stderr=err, bufsize=0,
+        file = str(case.path.absolute()) if way == "name" else None if stdin_only else STDIO
+        stdin = subprocess.DEVNULL if way == "name" else subprocess.PIPE
+        process = subprocess.Popen(command_for(decoder, file), stdin=stdin, stdout=out, stderr=err, bufsize=0,
                                    start_new_session=True)  # fmt: skip
         overdue = threading.Event()
 
