@@ -57,7 +57,8 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """Memory of the components, about."""
-        return sum(codes.nbytes for q in self.components for codes in (q.codes, q.right_codes) if codes is not None)
+        return sum(codes.nbytes for q in self.components for codes in (q.codes, q.right_codes)
+                   if isinstance(codes, np.ndarray))  # fmt: skip
 
     def points(self, matrix: Floats, unit: Floats | np.float32) -> Floats:
         """The values that the trellis codes, in steps of the grid, as a new array.
