@@ -376,9 +376,9 @@ def test_of_two_faults_the_first_is_told_whatever_the_threads(preset: str) -> No
     data = bytearray(two_tensors(preset))
     with safe_open(io.BytesIO(bytes(data))) as file:
         for name, block in (("a", 3), ("b", 0)):
-            record, chunk, first = file._reader._locate(name)
+            record, layer, first = file._reader._locate(name)
             n_resident = sum(map(len, record.resident_nbytes()))
-            start, end = list(chunk.spans())[first + n_resident + block]
+            start, end = layer.spans[first + n_resident + block]
             data[(start + end) // 2] ^= 1
 
     def error(read: Callable[[], Any]) -> str:
@@ -437,8 +437,8 @@ def test_a_file_cut_anywhere_gives_the_tensors_that_are_whole() -> None:
     ends = {}  # of the tensors, in the file
     with safe_open(io.BytesIO(data)) as file:
         for name in expected:
-            record, chunk, first = file._reader._locate(name)
-            ends[name] = list(chunk.spans())[first + record.n_sections() - 1][1]
+            record, layer, first = file._reader._locate(name)
+            ends[name] = layer.spans[first + record.n_sections() - 1][1]
     for n in range(0, len(data), 3):
         whole = [name for name, end in ends.items() if end <= n]
         with warnings.catch_warnings(record=True) as caught:

@@ -35,6 +35,8 @@ class IndexedChunks:
         if len(first) < CHUNK_HEAD_NBYTES:
             raise FormatError(f"index: chunk {at} has {len(first)} bytes", clause="IDX-001", offset=start)
         chunk = container.read_chunk_head(PartInput(self.source, start, start, first))
+        # Here only: the head has the CRCs of the sections, so those of another file are refused
+        self.source.check_unchanged()
         if chunk.type != self.index.chunk_types[at] or chunk.end() != end:
             raise FormatError(f"index: chunk {at} is said to be {self.index.chunk_types[at]!r} up to byte {end}, and is"
                               f" {chunk.type!r} up to {chunk.end()}", clause="IDX-001", offset=start)  # fmt: skip
