@@ -12,7 +12,7 @@ import hashlib
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -197,7 +197,7 @@ class Chunk:
     meta: bytes
     sections: tuple[Section, ...] = ()
     is_compressed: bool = False
-    meta_frame: bytes | None = None
+    meta_frame: bytes | Callable[[bytes], bytes] | None = None  # the frame of ``meta``, or what makes it
     tensors: tuple[Any, ...] = ()
 
     flags: int | None = None
@@ -213,7 +213,8 @@ class Chunk:
         """The bytes of the chunk if it starts at ``offset`` of the file."""
         stored = self.meta
         if self.is_compressed:
-            stored = frame(self.meta) if self.meta_frame is None else self.meta_frame
+            made = frame if self.meta_frame is None else self.meta_frame
+            stored = made(self.meta) if callable(made) else made
         header = self.type
         header += u32(self.is_compressed if self.flags is None else self.flags)
         header += u32(len(stored) if self.meta_stored is None else self.meta_stored)
@@ -250,7 +251,8 @@ def index_fields(chunks: Sequence[Chunk], lengths: Sequence[int], before: bytes)
     """The ten fields of INDX (SPEC 13)."""
     entries = [(tensor.entry, i) for i, chunk in enumerate(chunks) for tensor in chunk.tensors]
     names = [entry.name for entry, _ in entries]
-    targets = [0 if entry.target not in names else 1 + names.index(entry.target) for entry, _ in entries]
+    positions = {name: i for i, name in reversed(list(enumerate(names, 1)))}  # the first of each name
+    targets = [0 if entry.target is None else positions.get(entry.target, 0) for entry, _ in entries]
     metadata = chunks[0].meta if chunks else b""
     return [
         hashlib.sha256(before).digest(),

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
+from .written import Written, link_new
+
 Path = str | os.PathLike[str]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the errors of a disk, a quota or a file that is full
 
@@ -118,28 +120,8 @@ def name_full_disk(err: BaseException | None, path: Path) -> None:
         err.filename = os.fspath(path)
 
 
-class _Written(io.FileIO):
-    """A new file that remembers why it could not be written, and names it as the user does.
-
-    Libraries turn this error into others: torch.save into a RuntimeError, h5py into an OSError without a number.
-    """
-
-    def __init__(self, path: pathlib.Path, asked: str) -> None:
-        self.error: OSError | None = None
-        self._asked = asked
-        super().__init__(path, "x+")
-
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except OSError as err:
-            err.filename = self._asked
-            self.error = err
-            raise
-
-
 class NewFile:
-    """A file that is written under a temporary name in the same folder, and renamed when it is complete.
+    """A file that is written without a name, or under a temporary one, and gets its name when it is complete.
 
     As a context manager it gives the stream. It calls ``commit`` at the end, or ``discard`` after an exception. If a
     write failed, the error of the disk is raised in place of that exception.
@@ -167,7 +149,7 @@ class NewFile:
         # Not tempfile.mkstemp, whose files only the owner can read: here the umask decides
         self._temporary = self._path.with_name(f".{secrets.token_hex(8)}.vqm.tmp")
         try:
-            self._written = _Written(self._temporary, self.asked)
+            self._written = Written(self._temporary, self.asked)
         except PermissionError as err:
             raise PermissionError(err.errno, "nothing can be written to this folder", str(self._path.parent)) from err
         except FileNotFoundError as err:
@@ -193,11 +175,12 @@ class NewFile:
         self.rename()
 
     def complete(self) -> None:
-        """Write everything to the disk and close the file, which keeps its temporary name."""
+        """Write everything to the disk and close the file, which has a temporary name then."""
         try:
             self.stream.flush()
             if self._temporary is not None:
                 os.fsync(self.stream.fileno())
+                self._written.give_name(self._temporary)
             self.stream.close()
         except BaseException as err:
             self.discard()
@@ -214,7 +197,12 @@ class NewFile:
             with contextlib.suppress(OSError):  # no file is replaced, or the file system has no permissions
                 os.chmod(self._temporary, self._path.stat().st_mode & 0o777)
             try:
-                os.replace(self._temporary, self._path)
+                if self._overwrite:
+                    os.replace(self._temporary, self._path)
+                else:
+                    link_new(self._temporary, self._path)
+            except FileExistsError as err:
+                raise FileExistsError(f"{str(self._path)!r} exists; it was not replaced") from err
             except OSError as err:
                 raise OSError(err.errno, err.strerror, self.asked) from err
             self._forget.detach()

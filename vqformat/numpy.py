@@ -125,7 +125,8 @@ def load_file(
     Args:
         filename: Path, or a binary stream, which need not support ``seek``.
         max_tensor_bytes: Most bytes of one decoded tensor.
-        max_total_bytes: Most bytes of all decoded tensors together; None for the memory that is available.
+        max_total_bytes: Most bytes that are held together: decoded tensors, codebooks and other tables. None for the
+            memory that is available; then tables may have 256 MiB, or as many bytes as the tensor that is decoded.
         threads: Threads that decode; None for the number of processors, but at most 8. It does not change the result.
         allow_partial: Accept a truncated file, as after an interrupted download: return its complete tensors, with a
             warning.
@@ -156,8 +157,19 @@ def load(data: bytes | bytearray | memoryview, **options: Unpack[LoadOptions]) -
     return load_file(io.BytesIO(data), **options)
 
 
-def verify(filename: Path | BinaryIO) -> str:
+def verify(
+    filename: Path | BinaryIO,
+    *,
+    max_tensor_bytes: int = DEFAULT_MAX_TENSOR_NBYTES,
+    max_total_bytes: int | None = None,
+) -> str:
     """Read and decode a whole file and check all of it, including the SHA-256.
+
+    Args:
+        filename: Path, or a binary stream, which need not support ``seek``.
+        max_tensor_bytes: Most bytes of one decoded tensor.
+        max_total_bytes: Most bytes that are held together: the tensors of a layer, codebooks and other tables; None as
+            for ``load_file``.
 
     Returns:
         The SHA-256 that the file states, in hexadecimal.
@@ -166,6 +178,7 @@ def verify(filename: Path | BinaryIO) -> str:
         VqmError: The file is refused.
     """
     with opened(filename) as stream:
-        reader = SequentialReader(stream, check_digest=True, keep_total=False, in_batches=True)
+        reader = SequentialReader(stream, Budget(max_tensor_bytes, max_total_bytes), check_digest=True,
+                                  keep_total=False, in_batches=True)  # fmt: skip
         deque(reader.layers(), maxlen=0)  # reads all layers and keeps none
         return reader.digest.hex()

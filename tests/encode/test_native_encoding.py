@@ -121,7 +121,7 @@ def test_codes_give_the_same_tables_and_payloads(tensor: entropy_coding.CodedTen
     def encode() -> tuple[Any, ...]:
         pool = entropy_coding.Pool.of([tensor])
         sections = pool.encode(tensor, 0).sections
-        return (pool.tables.frequencies, tensor.counts(pool.zero, pool.record.entries),
+        return (pool.tables.frequencies(), tensor.counts(pool.zero, pool.record.entries),
                 *(section.stored for section in sections))  # fmt: skip
 
     check_all_agree(encode)

@@ -489,7 +489,7 @@ def test_what_has_waited_is_let_go(error: type[Exception] | None, tmp_path: Path
         del large
         gc.collect()
         assert reference() is None
-        assert len(open_temporary_files()) == 1
+        assert len(open_temporary_files()) in (1, 2)  # that of the layer; the new file, too, if it has no name yet
         if error is not None:
             raise error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -248,3 +249,30 @@ def test_an_index_that_is_said_to_be_the_whole_file_is_not_read_whole(tmp_path: 
         assert tracemalloc.get_traced_memory()[1] < 1 << 23
     finally:
         tracemalloc.stop()
+
+
+def test_a_file_that_is_overwritten_while_it_is_open_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.vqm"
+    arrays = {f"layer{i}.w": np.arange(i, i + 64, dtype=np.float32) for i in range(3)}
+    path.write_bytes(vqformat.save(arrays, recipe="raw"))
+    with safe_open(path) as f:
+        assert np.array_equal(f["layer0.w"], arrays["layer0.w"])
+        new = vqformat.save({name: array + 1 for name, array in arrays.items()}, recipe="raw")
+        assert len(new) == path.stat().st_size
+        with open(path, "r+b") as stream:
+            stream.write(new)
+        os.utime(path, ns=(0, 0))  # the clock of a file system may be too coarse for a test
+
+        for name in ("layer1.w", "layer2.w", "layer1.w"):
+            with pytest.raises(vqformat.FormatError, match="overwritten"):
+                f[name]
+
+
+def test_a_file_that_is_replaced_while_it_is_open_is_read_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.vqm"
+    arrays = {f"layer{i}.w": np.full((4, 64), i, np.float32) for i in range(3)}
+    vqformat.save_file(arrays, path, lossless=True)
+    with safe_open(path) as f:
+        vqformat.save_file({name: array + 1 for name, array in arrays.items()}, path, lossless=True)
+
+        assert all(np.array_equal(f[name], array) for name, array in arrays.items())

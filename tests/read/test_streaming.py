@@ -28,7 +28,7 @@ from strategies import models
 import vqformat
 from vqformat import ChecksumError, LimitError, TruncatedError, VqmError, safe_open, stream
 from vqformat.decode.workers import Workers
-from vqformat.read.indexed import IndexedReader
+from vqformat.read import indexed
 
 PRESETS = ("fast", "default", "small")
 VALID = [case["file"] for case in json.loads((FIXTURES / "manifest.json").read_text()) if "error" not in case]
@@ -171,8 +171,8 @@ def aliases(data: bytes) -> set[str]:
 def test_a_layer_that_is_not_looked_into_is_checked(preset: str) -> None:
     data = bytearray(written(layers(), preset=preset))
     with safe_open(io.BytesIO(bytes(data))) as file:
-        (_, chunk, first) = file._reader._locate("body.1.weight")
-        data[list(chunk.spans())[first][0] + 1] ^= 1
+        (_, layer, first) = file._reader._locate("body.1.weight")
+        data[layer.spans[first][0] + 1] ^= 1
     given_layers = stream(io.BytesIO(bytes(data)))
     next(given_layers)
 
@@ -334,7 +334,7 @@ class Slow(io.BytesIO):
 
 
 def test_threads_that_read_one_file_get_what_they_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(IndexedReader, "HELD_NBYTES", 1000)  # nothing of a layer is held
+    monkeypatch.setattr(indexed, "HELD_NBYTES", 1000)  # nothing of a layer is held
     data = written({f"{i}.weight": weights(200, 300, seed=i) for i in range(6)}, preset="fast")
     expected = vqformat.load(data)
 
@@ -376,9 +376,9 @@ def test_of_two_faults_the_first_is_told_whatever_the_threads(preset: str) -> No
     data = bytearray(two_tensors(preset))
     with safe_open(io.BytesIO(bytes(data))) as file:
         for name, block in (("a", 3), ("b", 0)):
-            record, chunk, first = file._reader._locate(name)
+            record, layer, first = file._reader._locate(name)
             n_resident = sum(map(len, record.resident_nbytes()))
-            start, end = list(chunk.spans())[first + n_resident + block]
+            start, end = layer.spans[first + n_resident + block]
             data[(start + end) // 2] ^= 1
 
     def error(read: Callable[[], Any]) -> str:
@@ -437,8 +437,8 @@ def test_a_file_cut_anywhere_gives_the_tensors_that_are_whole() -> None:
     ends = {}  # of the tensors, in the file
     with safe_open(io.BytesIO(data)) as file:
         for name in expected:
-            record, chunk, first = file._reader._locate(name)
-            ends[name] = list(chunk.spans())[first + record.n_sections() - 1][1]
+            record, layer, first = file._reader._locate(name)
+            ends[name] = layer.spans[first + record.n_sections() - 1][1]
     for n in range(0, len(data), 3):
         whole = [name for name, end in ends.items() if end <= n]
         with warnings.catch_warnings(record=True) as caught:

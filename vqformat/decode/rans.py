@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,57 +23,65 @@ START = 1 << 16  # the state in which an encoder begins and a decoder ends
 WORD_BITS = 16
 STATE_NBYTES = 4
 STATE_BITS = 8  # width of the state of a trellis
+_FEW_CODES = 1 << 16  # of a FREQ whose frequencies are all computed and kept
 
 Codes = npt.NDArray[Any]
 Words = npt.NDArray[np.uint32]
 
 
-def frequencies(section: bytes, record: FreqRecord) -> npt.NDArray[np.uint32]:
-    """Frequencies of codes from the plain section of a FREQ chunk (SPEC 6).
+class Tables:
+    """The tables of a FREQ chunk.
 
-    Returns:
-        ``(tables, entries)`` uint32; each table has the sum ``2**precision``.
+    Frequencies are computed when they are needed: a FREQ may have 4,194,304 codes, and a stage uses few of them.
+
+    Args:
+        section: Plain section of the chunk.
 
     Raises:
         FormatError: A table has no weight (FRQ-003).
     """
-    byte = np.frombuffer(section, np.uint8).reshape(record.tables, record.entries).astype(np.int64) - 1
-    weights = np.where(byte >= 0, (16 + byte % 16) << np.maximum(byte // 16, 0), 0)
-    total = weights.sum(axis=1, keepdims=True)
-    if not total.all():
-        raise FormatError(f"table {int(np.argmin(total))} of a FREQ has no weight that is not 0", clause="FRQ-003")
-    is_there = (weights > 0).astype(np.int64)
-    spare = (1 << record.precision) - is_there.sum(axis=1, keepdims=True)
-    found = is_there + weights * spare // total
-    found[np.arange(len(found)), weights.argmax(axis=1)] += (1 << record.precision) - found.sum(axis=1)
+
+    def __init__(self, section: bytes, record: FreqRecord) -> None:
+        self.precision = record.precision
+        self._weights = np.frombuffer(section, np.uint8).reshape(record.tables, record.entries)  # bytes of weights
+        has_weight = self._weights.any(axis=1)
+        if not has_weight.all():
+            raise FormatError(f"table {int(np.argmin(has_weight))} of a FREQ has no weight that is not 0",
+                              clause="FRQ-003")  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def frequencies(self, used: slice = slice(None)) -> npt.NDArray[np.uint32]:
+        """Frequencies of the codes of some tables, by default of all: ``(n, entries)`` uint32.
+
+        Each table has the sum ``2**precision``.
+        """
+        if self._weights.size > _FEW_CODES:
+            return _frequencies(self._weights[used], self.precision)
+        return self._of_all[used]
+
+    @cached_property
+    def _of_all(self) -> npt.NDArray[np.uint32]:
+        return _frequencies(self._weights, self.precision)
+
+
+def starts(frequencies: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """For each code the sum of the frequencies of the codes before it in its table, ``(tables, entries)``."""
+    return (np.cumsum(frequencies, axis=1) - frequencies).astype(np.uint32)
+
+
+def _frequencies(weights: npt.NDArray[np.uint8], precision: int) -> npt.NDArray[np.uint32]:
+    """Frequencies from the bytes of weights, ``(tables, entries)`` (SPEC 6)."""
+    byte = weights.astype(np.int64) - 1
+    weight = np.where(byte >= 0, (16 + byte % 16) << np.maximum(byte // 16, 0), 0)
+    total = weight.sum(axis=1, keepdims=True)
+    is_there = (weight > 0).astype(np.int64)
+    spare = (1 << precision) - is_there.sum(axis=1, keepdims=True)
+    found = is_there + weight * spare // total
+    found[np.arange(len(found)), weight.argmax(axis=1)] += (1 << precision) - found.sum(axis=1)
     frequencies: npt.NDArray[np.uint32] = found.astype(np.uint32)
     return frequencies
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The tables of a FREQ chunk.
-
-    Attributes:
-        frequencies: ``(tables, entries)``.
-    """
-
-    precision: int
-    frequencies: npt.NDArray[np.uint32]
-
-    @classmethod
-    def decode(cls, section: bytes, record: FreqRecord) -> Tables:
-        """The tables of a plain section.
-
-        Raises:
-            FormatError: A table has no weight (FRQ-003).
-        """
-        return cls(record.precision, frequencies(section, record))
-
-    @property
-    def starts(self) -> npt.NDArray[np.uint32]:
-        """For each code the sum of the frequencies of the codes before it, ``(tables, entries)``."""
-        return (np.cumsum(self.frequencies, axis=1) - self.frequencies).astype(np.uint32)
 
 
 class Slots:
@@ -96,7 +104,7 @@ class Slots:
     def __init__(self, tables: Tables, first: int, n_contexts: int, n_books: int, trellis: Trellis | None) -> None:
         self.precision, self.trellis = tables.precision, trellis
         used = slice(first, first + n_contexts * n_books)
-        frequencies = tables.frequencies[used]
+        frequencies = tables.frequencies(used)
         n_tables, entries = frequencies.shape
         n_slots = 1 << self.precision
         symbols = n_books * np.arange(entries) + np.arange(n_books)[:, None]  # (n_books, entries)
@@ -106,7 +114,7 @@ class Slots:
         dtype = np.dtype(np.uint32 if STATE_BITS + 2 * self.precision <= 32 else np.uint64)
         self.shift = 8 * dtype.itemsize - STATE_BITS
         steps = (n_slots - counts).astype(dtype)
-        steps[: -n_books] |= tables.starts[used].reshape(-1).astype(dtype) << dtype.type(self.precision)
+        steps[: -n_books] |= starts(frequencies).reshape(-1).astype(dtype) << dtype.type(self.precision)
         if trellis is not None:
             steps[: -n_books] |= _additions(trellis)[of_all[: -n_books] & 3].astype(dtype) << dtype.type(self.shift)
         self.symbols = of_all.astype(np.uint8 if n_books * entries <= 256 else np.uint16).repeat(counts)

@@ -97,9 +97,9 @@ class TrellisDecoder:
         self.row_classes = np.frombuffer(next(sections), np.uint8) if stage.classes & CLASSES_ROWS else None
         self.column_classes = np.frombuffer(next(sections), np.uint8) if stage.classes & CLASSES_COLUMNS else None
         n_contexts = 1 + sum(int(c.max()) for c in (self.row_classes, self.column_classes) if c is not None)
-        if stage.first + n_contexts * stage.n_books > len(freq.frequencies):
+        if stage.first + n_contexts * stage.n_books > len(freq):
             raise FormatError(f"{n_contexts} contexts from table {stage.first} on, but FREQ {stage.freq} has"
-                              f" {len(freq.frequencies)} tables", clause="TRL-004")  # fmt: skip
+                              f" {len(freq)} tables", clause="TRL-004")  # fmt: skip
         self._freq, self._n_contexts = freq, n_contexts
         source = stage.source
         self._values: Floats | tuple[int, float] = self._book  # of symbols, for the kernel
@@ -116,7 +116,7 @@ class TrellisDecoder:
     @cached_property
     def _native_slots(self) -> decoding.TrellisSlots:
         used = slice(self.stage.first, self.stage.first + self._n_contexts * self.stage.n_books)
-        return decoding.TrellisSlots.of(self._freq.frequencies[used], self._freq.precision, self.stage.n_books)
+        return decoding.TrellisSlots.of(self._freq.frequencies(used), self._freq.precision, self.stage.n_books)
 
     @property
     def kind(self) -> tuple[object, ...]:

@@ -9,52 +9,87 @@ from ..format import limits
 from ..format.records import TensorRecord
 
 _FREE_RESIDENT_NBYTES = 1 << 20
+_MOST_TABLE_NBYTES = 1 << 28  # of all tables together, if the caller sets no bound on the total
 
 
 @dataclass
 class Budget:
     """The caller's limits on decoded bytes. They are checked before memory is allocated.
 
+    Tables are BOOK and FREQ sections, and the resident sections of the tensor that is decoded. A zstd frame of 8 kB can
+    hold one of 256 MiB. So without a bound on the total, tables may have 256 MiB together, or as many bytes as the
+    tensor that is decoded.
+
     Attributes:
         max_tensor_nbytes: Most bytes of one tensor.
-        max_total_nbytes: Most bytes of all tensors together; None for the memory that is available.
-        used_nbytes: Bytes counted so far against ``max_total_nbytes``.
+        max_total_nbytes: Most bytes of all tensors and tables together; None for the memory that is available.
+        tensor_nbytes: Bytes counted so far of tensors that are held.
+        shared_nbytes: Bytes counted so far of BOOK and FREQ sections.
     """
 
     max_tensor_nbytes: int = limits.DEFAULT_MAX_TENSOR_NBYTES
     max_total_nbytes: int | None = None
-    used_nbytes: int = 0
+    tensor_nbytes: int = 0
+    shared_nbytes: int = 0
+    _available_nbytes: int | None = None
 
     def take(self, record: TensorRecord) -> None:
-        """Count a tensor before it is decoded.
+        """Count a tensor, with its tables, before it is decoded into a new array.
 
         Raises:
-            LimitError: It has too many bytes, or all tensors together have.
+            LimitError: It has too many bytes, or all tensors and tables together have.
         """
-        # Bytes in memory, where a 4-bit element takes one byte
-        nbytes = max(record.nbytes, record.n_elements)
+        nbytes = _in_memory(record)
         if nbytes > self.max_tensor_nbytes:
             raise LimitError(f"tensor {record.name!r} has {nbytes} bytes; max_tensor_bytes is {self.max_tensor_nbytes}",
                              clause="LIM-002")  # fmt: skip
+        self.check_tables(record, nbytes)
+        self.tensor_nbytes += nbytes
+
+    def check_tables(self, record: TensorRecord, new_nbytes: int = 0) -> None:
+        """Check the tables of a tensor before it is decoded. They are in memory only during that.
+
+        Args:
+            new_nbytes: Bytes of a new array for its values.
+
+        Raises:
+            LimitError: They have too many bytes together with all else that is held.
+        """
         resident_nbytes = sum(map(sum, record.resident_nbytes())) if record.stages else 0
         # Small tables do not count, so that a limit of exactly the bytes of all tensors is enough
         if resident_nbytes <= _FREE_RESIDENT_NBYTES:
             resident_nbytes = 0
-        self.take_bytes(nbytes + resident_nbytes, f"tensor {record.name!r}")
-        self.used_nbytes -= resident_nbytes  # tables are in memory only while the tensor is decoded
+        self._check(new_nbytes, resident_nbytes, f"tensor {record.name!r}", _in_memory(record))
 
-    def take_bytes(self, nbytes: int, what: str) -> None:
-        """Count bytes before they are allocated.
+    def take_shared(self, nbytes: int, what: str) -> None:
+        """Count a BOOK or FREQ section before it is read.
 
         Args:
-            what: What they are for, for the error.
+            what: Its name, for the error.
 
         Raises:
             LimitError: All counted bytes together are too many.
         """
-        if self.max_total_nbytes is None:
-            self.max_total_nbytes = limits.available_memory()
-        self.used_nbytes += nbytes
-        if self.used_nbytes > self.max_total_nbytes:
-            raise LimitError(f"with {what} there are {self.used_nbytes} bytes; max_total_bytes is"
-                             f" {self.max_total_nbytes}", clause="LIM-002")  # fmt: skip
+        self._check(0, nbytes, what, 0)
+        self.shared_nbytes += nbytes
+
+    def _check(self, tensor_nbytes: int, table_nbytes: int, what: str, fair_nbytes: int) -> None:
+        table_nbytes += self.shared_nbytes
+        total_nbytes = self.tensor_nbytes + tensor_nbytes + table_nbytes
+        most_nbytes = self.max_total_nbytes
+        if most_nbytes is None:
+            if self._available_nbytes is None:
+                self._available_nbytes = limits.available_memory()
+            most_nbytes = self._available_nbytes
+            most_tables = max(_MOST_TABLE_NBYTES, fair_nbytes)
+            if table_nbytes > most_tables:
+                raise LimitError(f"with {what} there are {table_nbytes} bytes of tables; without max_total_bytes at"
+                                 f" most {most_tables} are allowed", clause="LIM-002")  # fmt: skip
+        if total_nbytes > most_nbytes:
+            raise LimitError(f"with {what} there are {total_nbytes} bytes; max_total_bytes is {most_nbytes}",
+                             clause="LIM-002")  # fmt: skip
+
+
+def _in_memory(record: TensorRecord) -> int:
+    """Bytes of a tensor in memory, where a 4-bit element takes one byte."""
+    return max(record.nbytes, record.n_elements)

@@ -13,6 +13,7 @@ import os
 import pickle
 from typing import BinaryIO, Protocol
 
+from ..errors import FormatError
 from ..files import is_plain_file
 from ..forks import ForkSafeLock, RenewedByFork
 
@@ -22,6 +23,10 @@ class FileAccess(Protocol):
 
     def read(self, offset: int, n: int) -> bytes:
         """Read the bytes ``offset:offset + n``, or those of them that the file has."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise FormatError if the file has been overwritten since it was opened, as far as the system tells."""
         ...
 
     def close(self) -> None:
@@ -39,6 +44,16 @@ class _Descriptor:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
+        self._version = self._stat()
+
+    def _stat(self) -> tuple[int, int]:
+        stat = os.fstat(self._stream.fileno())
+        return stat.st_size, stat.st_mtime_ns
+
+    def check_unchanged(self) -> None:
+        if self._stat() != self._version:
+            raise FormatError("the file was overwritten while it was open: its size or modification time has changed",
+                              clause="IDX-001")  # fmt: skip
 
     def read(self, offset: int, n: int) -> bytes:
         file = self._stream.fileno()  # asked for each time: raises ValueError once the file is closed
@@ -76,6 +91,9 @@ class _Seeking(RenewedByFork):
                 pieces.append(piece)
                 n -= len(piece)
         return b"".join(pieces)
+
+    def check_unchanged(self) -> None:
+        pass  # nothing tells this without a further read, which over a network takes long
 
     def close(self) -> None:
         if self._copy is not None:

@@ -59,6 +59,10 @@ class RandomInput:
         if self._is_closed:
             raise ValueError("the file is closed")
 
+    def check_unchanged(self) -> None:
+        """Raise FormatError if the file has been overwritten since it was opened, as far as the system tells."""
+        self._file.check_unchanged()
+
     @contextlib.contextmanager
     def clearing_on_error(self) -> Iterator[None]:
         """Context that frees all held bytes if the file is refused: a retry after a network error must read anew."""

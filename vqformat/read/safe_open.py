@@ -71,6 +71,8 @@ class safe_open(Mapping[str, Tensor]):
         framework: ``"np"`` or ``"numpy"`` for NumPy arrays, ``"pt"`` or ``"torch"`` for PyTorch tensors.
         device: Device of PyTorch tensors. For arrays only ``"cpu"`` is allowed.
         max_tensor_bytes: Most bytes of one decoded tensor.
+        max_total_bytes: Most bytes that are held together: a decoded tensor until it is returned, codebooks and other
+            tables. None for the memory that is available; then tables may have 256 MiB, or as many bytes as the tensor.
         threads: Threads that decode a tensor; None for the number of processors, but at most 8.
 
     Raises:
@@ -80,27 +82,30 @@ class safe_open(Mapping[str, Tensor]):
 
     @overload
     def __init__(self: safe_open[Array], filename: Path | BinaryIO, framework: NumPy = "np",
-                 device: Literal["cpu"] = "cpu", *, max_tensor_bytes: int = ..., threads: int | None = ...
-                 ) -> None: ...  # fmt: skip
+                 device: Literal["cpu"] = "cpu", *, max_tensor_bytes: int = ..., max_total_bytes: int | None = ...,
+                 threads: int | None = ...) -> None: ...  # fmt: skip
 
     @overload
     def __init__(self: safe_open[torch.Tensor], filename: Path | BinaryIO, framework: PyTorch, device: Device = "cpu",
-                 *, max_tensor_bytes: int = ..., threads: int | None = ...) -> None: ...  # fmt: skip
+                 *, max_tensor_bytes: int = ..., max_total_bytes: int | None = ..., threads: int | None = ...
+                 ) -> None: ...  # fmt: skip
 
     @overload
     def __init__(self: safe_open[Any], filename: Path | BinaryIO, framework: str, device: Any = "cpu", *,
-                 max_tensor_bytes: int = ..., threads: int | None = ...) -> None: ...  # fmt: skip
+                 max_tensor_bytes: int = ..., max_total_bytes: int | None = ..., threads: int | None = ...
+                 ) -> None: ...  # fmt: skip
 
     def __init__(self, filename: Path | BinaryIO, framework: str = "np", device: Any = "cpu", *,
-                 max_tensor_bytes: int = DEFAULT_MAX_TENSOR_NBYTES, threads: int | None = None) -> None:  # fmt: skip
+                 max_tensor_bytes: int = DEFAULT_MAX_TENSOR_NBYTES, max_total_bytes: int | None = None,
+                 threads: int | None = None) -> None:  # fmt: skip
         self._framework: Framework[Tensor] = Framework(framework, device)
-        self._arguments = framework, device, max_tensor_bytes, threads
+        self._arguments = framework, device
+        self._options = {"max_tensor_bytes": max_tensor_bytes, "max_total_bytes": max_total_bytes, "threads": threads}
         self._threads = n_threads(threads)
-        self._max_tensor_bytes = max_tensor_bytes
         self._opened = opened(filename)
         stream = self._opened.__enter__()
         try:
-            self._reader = IndexedReader(stream)
+            self._reader = IndexedReader(stream, Budget(max_tensor_bytes, max_total_bytes))
         except BaseException:
             self._opened.__exit__(None, None, None)
             raise
@@ -120,7 +125,7 @@ class safe_open(Mapping[str, Tensor]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._reader.check_open()
-        return _opened_again, (self._opened.for_other_process(), *self._arguments)
+        return _opened_again, (self._opened.for_other_process(), *self._arguments, self._options)
 
     def keys(self) -> list[str]:  # type: ignore[override]  # a list, as in safetensors
         """Names of all tensors, in file order."""
@@ -136,7 +141,7 @@ class safe_open(Mapping[str, Tensor]):
         return isinstance(name, str) and self._reader.index.position(name) is not None
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._framework.give(self._reader.tensor(name, self._budget(), self._threads))
+        return self._framework.give(self._reader.tensor(name, self._threads))
 
     def get_tensor(self, name: str) -> Tensor:
         """Decode a tensor.
@@ -178,15 +183,10 @@ class safe_open(Mapping[str, Tensor]):
         return TensorInfo(name, entry.dtype, entry.shape, self._reader.layer_name(name), method,
                           self._reader.stored_nbytes(name), entry.target)  # fmt: skip
 
-    def _budget(self) -> Budget:
-        return Budget(self._max_tensor_bytes)
 
-
-def _opened_again(
-    filename: Path | BinaryIO, framework: str, device: Any, max_tensor_bytes: int, threads: int | None
-) -> safe_open[Any]:
+def _opened_again(filename: Path | BinaryIO, framework: str, device: Any, options: dict[str, Any]) -> safe_open[Any]:
     """A pickled ``safe_open`` in the process that loads it."""
-    return safe_open(filename, framework, device, max_tensor_bytes=max_tensor_bytes, threads=threads)
+    return safe_open(filename, framework, device, **options)
 
 
 class TensorSlice(Generic[Tensor]):
@@ -206,7 +206,7 @@ class TensorSlice(Generic[Tensor]):
 
     def __getitem__(self, index: Index) -> Tensor:
         file = self._file
-        return file._framework.give(file._reader.part(self._name, index, file._budget()))
+        return file._framework.give(file._reader.part(self._name, index))
 
     def decode_into(self, out: Array | torch.Tensor) -> None:
         """Decode the whole tensor into an existing array.
@@ -234,5 +234,5 @@ class TensorSlice(Generic[Tensor]):
             For each block an index and its values, so that ``whole[index] = values`` puts them in place.
         """
         file = self._file
-        for index, values in file._reader.parts(self._name, file._budget(), file._threads):
+        for index, values in file._reader.parts(self._name, file._threads):
             yield index, file._framework.give(values)

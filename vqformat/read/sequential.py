@@ -124,7 +124,7 @@ class SequentialReader:
                     self._read_freq(chunk)
                 case b"LAYR":
                     if not self._keep_total:
-                        self._budget.used_nbytes = self._shared.nbytes
+                        self._budget.tensor_nbytes = 0
                     info = LayerInfo.parse(chunk, self._shared)
                     self._index.check_names(info.records)
                     tensors = self._tensors(chunk, info)
@@ -167,14 +167,14 @@ class SequentialReader:
 
     def _read_book(self, chunk: ChunkHead) -> None:
         record = parse_book_chunk(chunk)
-        self._budget.take_bytes(record.nbytes, "a BOOK")
+        self._budget.take_shared(record.nbytes, f"the {chunk.label}")
         section = read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}").plain()
         self._shared.add_book(record, section)
         self._note(chunk, [])
 
     def _read_freq(self, chunk: ChunkHead) -> None:
         record = parse_freq_chunk(chunk)
-        self._budget.take_bytes(record.nbytes, "a FREQ")
+        self._budget.take_shared(record.nbytes, f"the {chunk.label}")
         section = read_section(self._input, chunk.sections[0], record.nbytes, f"the {chunk.label}").plain()
         self._shared.add_freq(record, section)
         self._note(chunk, [])

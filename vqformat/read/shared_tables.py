@@ -32,7 +32,7 @@ class Shared(SharedRecords):
         Raises:
             FormatError: A table has no weight (FRQ-003).
         """
-        self._tables.append(rans.Tables.decode(section, record))
+        self._tables.append(rans.Tables(section, record))
         self.freqs.append(record)
 
     def book_values(self, number: int) -> Floats:

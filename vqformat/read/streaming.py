@@ -50,6 +50,8 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
             response.
         framework, device: As for ``safe_open``.
         max_tensor_bytes: Most bytes of one decoded tensor. It does not limit tensors that are decoded block by block.
+        max_total_bytes: Most bytes that are held together: the tensors of a layer, codebooks and other tables. None for
+            the memory that is available; then tables may have 256 MiB, or as many bytes as the tensor.
         threads: Threads that decode a tensor; None for the number of processors, but at most 8.
         allow_partial: Accept a truncated file: give its complete tensors, then a warning. Then each layer is decoded
             when the iteration reaches it.
@@ -64,28 +66,28 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
 
     @overload
     def __init__(self: stream[Array], source: Path | BinaryIO, framework: NumPy = "np",
-                 device: Literal["cpu"] = "cpu", *, max_tensor_bytes: int = ..., threads: int | None = ...,
-                 allow_partial: bool = ...) -> None: ...  # fmt: skip
+                 device: Literal["cpu"] = "cpu", *, max_tensor_bytes: int = ..., max_total_bytes: int | None = ...,
+                 threads: int | None = ..., allow_partial: bool = ...) -> None: ...  # fmt: skip
 
     @overload
     def __init__(self: stream[torch.Tensor], source: Path | BinaryIO, framework: PyTorch, device: Device = "cpu", *,
-                 max_tensor_bytes: int = ..., threads: int | None = ..., allow_partial: bool = ...
-                 ) -> None: ...  # fmt: skip
+                 max_tensor_bytes: int = ..., max_total_bytes: int | None = ..., threads: int | None = ...,
+                 allow_partial: bool = ...) -> None: ...  # fmt: skip
 
     @overload
     def __init__(self: stream[Any], source: Path | BinaryIO, framework: str, device: Any = "cpu", *,
-                 max_tensor_bytes: int = ..., threads: int | None = ..., allow_partial: bool = ...
-                 ) -> None: ...  # fmt: skip
+                 max_tensor_bytes: int = ..., max_total_bytes: int | None = ..., threads: int | None = ...,
+                 allow_partial: bool = ...) -> None: ...  # fmt: skip
 
     def __init__(self, source: Path | BinaryIO, framework: str = "np", device: Any = "cpu", *,
-                 max_tensor_bytes: int = DEFAULT_MAX_TENSOR_NBYTES, threads: int | None = None,
-                 allow_partial: bool = False) -> None:  # fmt: skip
+                 max_tensor_bytes: int = DEFAULT_MAX_TENSOR_NBYTES, max_total_bytes: int | None = None,
+                 threads: int | None = None, allow_partial: bool = False) -> None:  # fmt: skip
         self._framework: Framework[Tensor] = Framework(framework, device)
         self._threads = n_threads(threads)
         self._opened = opened(source, has_own_position=True)
         file = self._opened.__enter__()
         try:
-            self._budget = Budget(max_tensor_bytes)
+            self._budget = Budget(max_tensor_bytes, max_total_bytes)
             self._reader = SequentialReader(file, self._budget, keep_total=False, allow_partial=allow_partial,
                                             threads=self._threads)  # fmt: skip
         except BaseException:
@@ -252,7 +254,9 @@ class StreamedTensor(Generic[Tensor]):
             ValueError: ``out`` has another shape or dtype, or its memory cannot be filled; or as for ``decode``.
             VqmError: The tensor's part of the file is refused. A part of ``out`` may have been overwritten.
         """
-        self._decode(as_output(out, self.name, self._tensor.record.dtype, self.shape))
+        array = as_output(out, self.name, self._tensor.record.dtype, self.shape)
+        self._budget.check_tables(self._tensor.record)
+        self._decode(array)
 
     def blocks(self) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
         """Decode the tensor block by block.
@@ -272,6 +276,7 @@ class StreamedTensor(Generic[Tensor]):
             yield (), self.decode()
             return
         self._check_first()
+        self._budget.check_tables(record)
         decoder = self._tensor.decoder
         for blocks, sections in self._tensor.groups():
             for block, values in zip(blocks, decoder.block_values(blocks, plain(sections)), strict=True):

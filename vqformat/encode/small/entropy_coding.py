@@ -183,7 +183,7 @@ class Pool:
         precision = _COARSE_PRECISION if entries <= _COARSE_ENTRIES else MAX_PRECISION
         record = FreqRecord(precision, entries, len(weights))
         plain = weights.tobytes()
-        return cls(record, packing.sections([plain])[0], rans.Tables.decode(plain, record), zero, exponent, n_books)
+        return cls(record, packing.sections([plain])[0], rans.Tables(plain, record), zero, exponent, n_books)
 
     def first_table(self, tensor: CodedTensor) -> int:
         """Number of the first table that a tensor uses."""
@@ -199,7 +199,8 @@ class Pool:
                    for kind in zip(*map(stage.payload, blocks), strict=True)]  # fmt: skip
         first = self.first_table(tensor)
         used = slice(first, first + tensor.contexts.n_contexts * self.n_books)
-        frequencies, starts = self.tables.frequencies[used], self.tables.starts[used]
+        frequencies = self.tables.frequencies(used)
+        starts = rans.starts(frequencies)
         if native.is_used():
             codes = tensor.codes(self.zero, self.record.entries)
             coded = [encoding.encode_block(codes, slice(block.row, block.row_end),
@@ -309,7 +310,7 @@ class Pool:
         """Bits that the codes of a tensor take with these tables."""
         first = self.first_table(tensor)
         counts = tensor.counts(self.zero, self.record.entries).reshape(-1, self.record.entries)
-        frequencies = self.tables.frequencies[first : first + len(counts)]
+        frequencies = self.tables.frequencies(slice(first, first + len(counts)))
         used = counts > 0
         return float(-(counts[used] * np.log2(frequencies[used] / (1 << self.record.precision))).sum())
 

@@ -1,0 +1,152 @@
+"""Bounds on memory and work hold however a file is read, and whatever it asks for (LIM-002)."""
+
+from __future__ import annotations
+
+import io
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import vqm_attacks
+
+import vqformat
+from vqformat import LimitError, safe_open, stream
+from vqformat.format.chunks import LayerInfo
+
+MB = 1_000_000
+Read = Callable[..., object]
+
+
+def load(data: bytes, **bounds: Any) -> None:
+    vqformat.load(data, **bounds)
+
+
+def verify(data: bytes, **bounds: Any) -> None:
+    vqformat.verify(io.BytesIO(data), **bounds)
+
+
+def open_all(data: bytes, **bounds: Any) -> None:
+    with safe_open(io.BytesIO(data), **bounds) as f:
+        for name in f:
+            f[name]
+
+
+def slices(data: bytes, **bounds: Any) -> None:
+    with safe_open(io.BytesIO(data), **bounds) as f:
+        for name in f:
+            f.get_slice(name)[0]
+
+
+def open_blocks(data: bytes, **bounds: Any) -> None:
+    with safe_open(io.BytesIO(data), **bounds) as f:
+        for name in f:
+            for _ in f.get_slice(name).blocks():
+                pass
+
+
+def open_into(data: bytes, **bounds: Any) -> None:
+    with safe_open(io.BytesIO(data), **bounds) as f:
+        for name in f:
+            part = f.get_slice(name)
+            part.decode_into(np.empty(part.get_shape(), np.float32))
+
+
+def stream_layers(data: bytes, **bounds: Any) -> None:
+    for layer in stream(io.BytesIO(data), **bounds):
+        dict(layer)
+
+
+def stream_blocks(data: bytes, **bounds: Any) -> None:
+    for layer in stream(io.BytesIO(data), **bounds):
+        for tensor in layer.tensors():
+            for _ in tensor.blocks():
+                pass
+
+
+def stream_into(data: bytes, **bounds: Any) -> None:
+    for layer in stream(io.BytesIO(data), **bounds):
+        for tensor in layer.tensors():
+            tensor.decode_into(np.empty(tensor.shape, np.float32))
+
+
+READS = [load, verify, open_all, slices, open_blocks, open_into, stream_layers, stream_blocks, stream_into]
+ATTACKS = {"tables": vqm_attacks.large_tables, "books": vqm_attacks.large_books}
+
+
+def peak_of(read: Read, data: bytes, **bounds: Any) -> int:
+    """Peak memory of a read that is refused."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(LimitError):
+            read(data, **bounds)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("read", READS)
+def test_tables_count_however_a_file_is_read(read: Read, attack: str) -> None:
+    data = ATTACKS[attack]()
+    assert len(data) < 100_000
+
+    assert peak_of(read, data, max_total_bytes=100 * MB) < 4 * MB
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("read", [load, verify, open_all, stream_layers])
+def test_without_bounds_tables_take_a_section_and_no_more(read: Read, attack: str) -> None:
+    assert peak_of(read, ATTACKS[attack](), max_tensor_bytes=MB) < vqm_attacks.LARGEST_NBYTES + 16 * MB
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_bound_of_what_is_held_is_enough(read: Read) -> None:
+    tensor = np.arange(1 << 16, dtype=np.float32)
+    data = vqformat.save({"w": tensor, "v": tensor + 1}, recipe="kmeans:entries=16,share=all")
+
+    read(data, max_tensor_bytes=tensor.nbytes, max_total_bytes=2 * tensor.nbytes + 64)
+
+
+@pytest.mark.parametrize("read", [load, verify, open_all, stream_layers])
+def test_each_read_has_both_bounds(read: Read) -> None:
+    data = vqformat.save({"w": np.arange(1000, dtype=np.float32)})
+
+    with pytest.raises(LimitError, match="max_tensor_bytes is 3999"):
+        read(data, max_tensor_bytes=3999)
+    with pytest.raises(LimitError, match="max_total_bytes is 3999"):
+        read(data, max_total_bytes=3999)
+
+
+def test_a_refused_book_does_not_count() -> None:
+    data = vqm_attacks.large_books(1)
+
+    with safe_open(io.BytesIO(data), max_total_bytes=100 * MB) as f:
+        for _ in range(3):
+            with pytest.raises(LimitError, match=f"there are {vqm_attacks.LARGEST_NBYTES} bytes"):
+                f["w0"]
+
+
+def test_frequencies_are_computed_for_the_tables_that_are_used() -> None:
+    data = vqm_attacks.large_freqs()
+    with safe_open(io.BytesIO(data)) as f:
+        tracemalloc.start()
+        try:
+            assert all(f[name] == 1 for name in f)
+            assert tracemalloc.get_traced_memory()[1] < 12 * 3 * (1 << 20) + 4 * MB
+        finally:
+            tracemalloc.stop()
+
+
+def test_no_layer_is_parsed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = vqm_attacks.far_aliases(n_layers=70, n_tensors=1, n_aliases=140)
+    parsed = []
+    parse = LayerInfo.parse
+    monkeypatch.setattr(LayerInfo, "parse", lambda chunk, shared: parsed.append(chunk.offset) or parse(chunk, shared))
+
+    with safe_open(io.BytesIO(data)) as f:
+        assert len([f[name] for name in f]) == 70 + 70 + 140
+        assert [f.info(name).layer for name in f] == [""] * 280
+
+    assert len(parsed) == len(set(parsed)) == 71

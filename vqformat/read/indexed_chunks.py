@@ -1,0 +1,132 @@
+"""The chunks of a seekable file, found by its index; BOOK and FREQ chunks are read when a tensor uses them."""
+
+from __future__ import annotations
+
+import bisect
+
+from ..decode import rans
+from ..decode.tables import Floats
+from ..errors import FormatError
+from ..forks import ForkSafeLock
+from ..format import container
+from ..format.chunks import parse_book_chunk, parse_freq_chunk
+from ..format.container import CHUNK_HEAD_NBYTES, ChunkHead
+from ..format.index import Index
+from ..format.records import BookRecord, FreqRecord
+from .budget import Budget
+from .random_access import PartInput, RandomInput
+from .shared_tables import book_values
+from .stored_tensor import ChunkSections
+
+TAIL_NBYTES = 1 << 16  # read at once at the end of the file, and at the beginning of each chunk
+HELD_NBYTES = 1 << 22  # a layer of at most so many stored bytes is read at once and kept
+
+
+class IndexedChunks:
+    """Reads the heads of chunks, and compares them with the index."""
+
+    def __init__(self, source: RandomInput, index: Index) -> None:
+        self.source, self.index = source, index
+
+    def head(self, at: int) -> ChunkHead:
+        """Read the head of a chunk by its number in the chunk list, and compare it with the index."""
+        start, end = self.index.chunk_offsets[at], self.index.chunk_offsets[at + 1]
+        first = self.source.read_at(start, min(end - start, TAIL_NBYTES), "a chunk")
+        if len(first) < CHUNK_HEAD_NBYTES:
+            raise FormatError(f"index: chunk {at} has {len(first)} bytes", clause="IDX-001", offset=start)
+        chunk = container.read_chunk_head(PartInput(self.source, start, start, first))
+        # Here only: the head has the CRCs of the sections, so those of another file are refused
+        self.source.check_unchanged()
+        if chunk.type != self.index.chunk_types[at] or chunk.end() != end:
+            raise FormatError(f"index: chunk {at} is said to be {self.index.chunk_types[at]!r} up to byte {end}, and is"
+                              f" {chunk.type!r} up to {chunk.end()}", clause="IDX-001", offset=start)  # fmt: skip
+        return chunk
+
+    def start_of_tables(self, chunk: int, end: int, most_nbytes: int) -> int:
+        """Offset of the first BOOK or FREQ chunk of those directly before a chunk.
+
+        Args:
+            chunk: Number of the chunk in the chunk list.
+            end: Offset at which the read ends.
+            most_nbytes: Chunks that are farther than this before ``end`` are left out.
+        """
+        offsets = self.index.chunk_offsets
+        while self.index.chunk_types[chunk - 1] in (b"BOOK", b"FREQ") and end - offsets[chunk - 1] <= most_nbytes:
+            chunk -= 1
+        return offsets[chunk]
+
+
+class IndexedTables:
+    """The BOOK and FREQ chunks of a file. Each is read when it is first used, counted, and kept.
+
+    Args:
+        budget: Counts what is kept.
+        lock: Guards what is kept, and the budget.
+    """
+
+    def __init__(self, chunks: IndexedChunks, budget: Budget, lock: ForkSafeLock) -> None:
+        self._chunks, self._budget, self._lock = chunks, budget, lock
+        self._books: dict[int, tuple[BookRecord, Floats]] = {}
+        self._freqs: dict[int, tuple[FreqRecord, rans.Tables]] = {}
+
+    def before(self, at: int) -> SharedBefore:
+        """Those before a chunk, by its number in the chunk list."""
+        chunks_of = self._chunks.index.chunks_of
+        return SharedBefore(self, *(bisect.bisect_left(chunks_of(type), at) for type in (b"BOOK", b"FREQ")))
+
+    def book(self, number: int) -> tuple[BookRecord, Floats]:
+        """Record and values of a BOOK chunk."""
+        with self._lock:
+            if number not in self._books:
+                chunk = self._head(b"BOOK", number)
+                record = parse_book_chunk(chunk)
+                self._books[number] = record, book_values(self._section(chunk, record.nbytes), record, number)
+                self._chunks.source.release(b"BOOK")
+            return self._books[number]
+
+    def freq(self, number: int) -> tuple[FreqRecord, rans.Tables]:
+        """Record and tables of a FREQ chunk."""
+        with self._lock:
+            if number not in self._freqs:
+                chunk = self._head(b"FREQ", number)
+                record = parse_freq_chunk(chunk)
+                self._freqs[number] = record, rans.Tables(self._section(chunk, record.nbytes), record)
+                self._chunks.source.release(b"FREQ")
+            return self._freqs[number]
+
+    def _head(self, type: bytes, number: int) -> ChunkHead:
+        """The head of a BOOK or FREQ chunk by its number. The whole chunk is read at once, unless it is large."""
+        at = self._chunks.index.chunks_of(type)[number]
+        start, end = self._chunks.index.chunk_offsets[at : at + 2]
+        if end - start <= HELD_NBYTES:
+            self._chunks.source.hold(type, start, end)
+        return self._chunks.head(at)
+
+    def _section(self, chunk: ChunkHead, plain_nbytes: int) -> bytes:
+        """Plain bytes of the only section of a chunk."""
+        self._budget.take_shared(plain_nbytes, f"the {chunk.label}")
+        try:
+            sections = ChunkSections(self._chunks.source, chunk, list(chunk.spans()), 0)
+            return sections.read(0, [[plain_nbytes]], f"the {chunk.label}")[0].plain()
+        except BaseException:
+            self._budget.shared_nbytes -= plain_nbytes
+            raise
+
+
+class SharedBefore:
+    """The BOOK and FREQ chunks that come before a chunk. Each is read when it is used."""
+
+    def __init__(self, tables: IndexedTables, n_books: int, n_freqs: int) -> None:
+        self._tables, self.n_books, self.n_freqs = tables, n_books, n_freqs
+
+    def book(self, number: int) -> BookRecord:
+        return self._tables.book(number)[0]
+
+    def freq(self, number: int) -> FreqRecord:
+        return self._tables.freq(number)[0]
+
+    def book_values(self, number: int) -> Floats:
+        return self._tables.book(number)[1]
+
+    def freq_tables(self, number: int) -> rans.Tables:
+        return self._tables.freq(number)[1]

@@ -1,0 +1,76 @@
+"""A new file that may have no name until it is complete, and giving it one that no file has."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pathlib
+import shutil
+from typing import Any
+
+
+class Written(io.FileIO):
+    """A new file that remembers why it could not be written, and names it as the user does.
+
+    Libraries turn this error into others: torch.save into a RuntimeError, h5py into an OSError without a number.
+    """
+
+    def __init__(self, path: pathlib.Path, asked: str) -> None:
+        self.error: OSError | None = None
+        self._asked = asked
+        self.has_name = False
+        try:
+            super().__init__(path.parent, "r+", opener=_open_unnamed)
+        except OSError:  # the system or the file system has no files without a name
+            super().__init__(path, "x+")
+            self.has_name = True
+
+    def give_name(self, path: pathlib.Path) -> None:
+        """Give a complete file without a name its first one."""
+        if self.has_name:
+            return
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:  # src_dir_fd has no effect on an absolute path, but makes Python follow the link in /proc
+            os.link(f"/proc/self/fd/{self.fileno()}", path, src_dir_fd=folder)
+        except OSError:
+            self.seek(0)
+            with open(path, "xb") as copy:
+                shutil.copyfileobj(self, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
+        finally:
+            os.close(folder)
+        self.has_name = True
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as err:
+            err.filename = self._asked
+            self.error = err
+            raise
+
+
+def _open_unnamed(folder: str, flags: int) -> int:
+    """Open a new file that has no name, so that nothing of it is left if the process is killed (Linux: O_TMPFILE)."""
+    if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+
+
+def link_new(temporary: pathlib.Path, path: pathlib.Path) -> None:
+    """Give a file a name that no file has.
+
+    Raises:
+        FileExistsError: A file has this name.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except (OSError, NotImplementedError, AttributeError):  # the file system has no links: the name is taken first
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
