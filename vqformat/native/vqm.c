@@ -393,7 +393,7 @@ static vqm_status create(vqm **file, const vqm_source *source, const vqm_options
     f->arena = (uint8_t *)f;
     f->arena_nbytes = (n - skew) & ~(size_t)7;
     f->low = (sizeof *f + 7) & ~(size_t)7;
-    HIDE(f->arena + f->low, f->arena_nbytes - f->low);
+    HIDE(f->arena + f->low, f->arena_nbytes - f->low < 1 << 16 ? f->arena_nbytes - f->low : 1 << 16);
     f->source = *source;
     if (options) f->options = *options;
     f->rule = "";
@@ -2445,9 +2445,9 @@ static vqm_status load_trellis(vqm *f, trellis_stage *s, float *bound) {
     return VQM_OK;
 }
 
-/* 12.3: the codes of a block. `symbols` gets B · code + q of each element, 4 bytes each. */
+/* 12.3: the codes of a block. `symbols` gets B · code + q of each element, `size` bytes each (2 or 4). */
 static vqm_status read_symbols(vqm *f, const trellis_stage *s, const vqm_block *b, const uint8_t *payload, size_t n_payload,
-                               uint32_t *x, uint8_t *state, uint8_t *symbols) {
+                               uint32_t *x, uint8_t *state, size_t size, uint8_t *symbols) {
     const chunk *const freq = s->freq;
     const uint32_t precision = freq->precision, mask = (1u << precision) - 1, n_books = s->n_books;
     const uint32_t shift = precision - (uint32_t)freq->guide_bits, feedback = s->feedback >> 1, forward = s->forward >> 1;
@@ -2468,9 +2468,9 @@ static vqm_status read_symbols(vqm *f, const trellis_stage *s, const vqm_block *
             for (row = i; row < b->n_rows; row += tile_rows) {
                 const uint32_t row_class = s->row_classes ? s->row_classes[b->row + row] : 0;
                 const size_t tiles_below = (size_t)ceil_div(b->n_columns, tile_columns);
-                uint8_t *to = symbols + 4 * ((size_t)row * b->n_columns + j);
+                uint8_t *to = symbols + size * ((size_t)row * b->n_columns + j);
                 const size_t t_of_row = t;
-                for (column = j; column < b->n_columns; column += tile_columns, t++, to += 4 * (size_t)tile_columns) {
+                for (column = j; column < b->n_columns; column += tile_columns, t++, to += size * tile_columns) {
                     const uint32_t q = state[t] & (n_books - 1), slot = x[t] & mask;
                     const uint32_t k = row_class + (s->column_classes ? s->column_classes[b->column + column] : 0);
                     const size_t table = s->first + (size_t)k * n_books + q;
@@ -2489,7 +2489,8 @@ static vqm_status read_symbols(vqm *f, const trellis_stage *s, const vqm_block *
                         word += 2;
                     }
                     state[t] = (uint8_t)(state[t] >> 1 ^ (q ? feedback : 0) ^ (code & 1 ? forward : 0));
-                    put32(to, n_books * code + q);
+                    if (size == 2) put16(to, n_books * code + q);
+                    else put32(to, n_books * code + q);
                 }
                 t = t_of_row + tiles_below; /* the last tile of a row may lack column j */
             }
@@ -2525,24 +2526,26 @@ static vqm_status trellis_block(vqm *f, const trellis_stage *s, const vqm_block 
     const size_t n = (size_t)b->n_rows * b->n_columns;
     const uint64_t n_tiles = ceil_div(b->n_rows, s->tile_rows) * ceil_div(b->n_columns, s->tile_columns);
     const int32_t offset = (int32_t)s->n_books * s->zero;
+    /* The first stage has its symbols where its values come. They are below 2^15; a transform makes values of them */
+    const size_t size = adds && s->source != 5 ? 2 : 4;
     uint8_t *x, *state, *symbols = values;
     const uint8_t *payload;
     group_walk scale = {NULL, 0, 0, 0, 0};
     size_t n_payload;
     float step = 1;
     uint32_t i, j;
-    if (adds) TRY(take(f, HIGH, 4 * n, &symbols)); /* the first stage has them where its values come */
+    if (adds) TRY(take(f, HIGH, size * n, &symbols));
     TRY(take(f, HIGH, 4 * n_tiles, &x));
     TRY(take(f, HIGH, n_tiles, &state));
     TRY(payload_section(f, 4 * n_tiles, 4 * n_tiles + 2 * n, &payload, &n_payload));
     if (f->pretends) return VQM_OK;
-    TRY(read_symbols(f, s, b, payload, n_payload, (uint32_t *)(void *)x, state, symbols));
+    TRY(read_symbols(f, s, b, payload, n_payload, (uint32_t *)(void *)x, state, size, symbols));
     if (s->source == 5) transform(s, b, symbols);
     if (s->source) step = value_at(VQM_F32, table->values, 0);
     for (i = 0; i < b->n_rows; i++) {
         if (s->has_scale) walk_to(&scale, &s->scale, b->row + i, b->column, 1);
-        for (j = 0; j < b->n_columns; j++, symbols += 4, values += 4) {
-            const uint32_t symbol = u32_at(symbols);
+        for (j = 0; j < b->n_columns; j++, symbols += size, values += 4) {
+            const uint32_t symbol = size == 2 ? u16_at(symbols) : u32_at(symbols);
             float v;
             switch (s->source) {
                 case 0: {
