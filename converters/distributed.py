@@ -96,8 +96,9 @@ class _Checkpoint:
             shown = ", ".join(repr(name[:80]) for name in others[:_MAX_SHOWN]) + ", …" * (len(others) > _MAX_SHOWN)
             notes.append(f"left out {len(others)} values that are no tensors ({shown})")
         if not tensors:
-            raise ConversionError(f"{str(self._path.parent)!r} is {_WHAT} without tensors of a model; save a state dict"
-                                  " with it")  # fmt: skip
+            hint = f"; {notes[0]}" if notes else ""
+            raise ConversionError(f"{str(self._path.parent)!r} is {_WHAT} without tensors of a model{hint}; save a"
+                                  " state dict with it")  # fmt: skip
         return Source("pytorch-distributed", tensors, {}, notes, {"format": "pytorch-distributed"},
                       left_out=list(notes))  # fmt: skip
 
@@ -120,7 +121,7 @@ class _Checkpoint:
                             is_exact=is_training_path(keys))  # fmt: skip
 
     def _loader(self, name: str, dtype: str, box: Box) -> Callable[[], npt.NDArray[Any]]:
-        """What reads a chunk; where it lies is checked here."""
+        """A function that reads a chunk. The place of the chunk is checked here."""
         place = self._places.get((name, box.offsets))
         if place is None:
             raise ValueError(f"its chunk at {box.offsets} is in no file")
@@ -148,7 +149,8 @@ class _Checkpoint:
             try:
                 saved = Saved(region)
                 if not isinstance(saved.value, Tensor):
-                    raise ValueError("it is no tensor")
+                    kind = saved.value.function if isinstance(saved.value, Call) else type(saved.value).__name__
+                    raise ValueError(f"it is no tensor, but of {str(kind)[:80]!r}")
                 array = saved.load(saved.value)
             except ValueError as err:
                 raise ConversionError(f"{where} cannot be read: {err}") from err

@@ -12,6 +12,33 @@ import numpy.typing as npt
 
 from .model_folder import open_regular
 
+_MAPPED_NBYTES = 1 << 24  # so many bytes, or more, are mapped
+_ALIGNMENT = 8  # of the numbers in an array
+_SHORTER = "the file became shorter while it was read"
+
+
+def file_bytes(path: Path, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+    """Bytes of a file. A large part is mapped: then the system holds of it in memory what it has room for.
+
+    A part that begins at an odd place is read, since numbers in an array must be aligned.
+
+    Returns:
+        Array ``(nbytes,)``, which may be read-only. The file must not become shorter while a mapped one is used.
+
+    Raises:
+        ValueError: The file is too short.
+    """
+    with open(path, "rb") as stream:
+        if nbytes >= _MAPPED_NBYTES and offset % _ALIGNMENT == 0:
+            if stream.seek(0, 2) < offset + nbytes:
+                raise ValueError(_SHORTER)
+            return np.memmap(stream, np.uint8, "r", offset, (nbytes,)).view(np.ndarray)
+        data = np.empty(nbytes, np.uint8)
+        stream.seek(offset)
+        if stream.readinto(data.data) != nbytes:
+            raise ValueError(_SHORTER)
+    return data
+
 
 @dataclass(frozen=True)
 class Region:
@@ -74,7 +101,19 @@ class Region:
         with open(self.path, "rb") as stream:
             stream.seek(self.start + offset)
             if stream.readinto(target) != len(target):
-                raise ValueError("the file became shorter while it was read")
+                raise ValueError(_SHORTER)
+
+    def bytes(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        """Some of the bytes; ``file_bytes`` says how they are had.
+
+        Raises:
+            ValueError: The region is too short.
+        """
+        if self.data is None and 0 <= offset <= self.size - nbytes:
+            return file_bytes(self.path, self.start + offset, nbytes)
+        data = np.empty(nbytes, np.uint8)
+        self.fill(data, offset)
+        return data
 
     def open(self) -> BinaryIO:
         """The bytes as a seekable binary file."""

@@ -54,7 +54,7 @@ def open_flax(path: Path, *, include_optimizer: bool = False) -> Source:
             walker = Walker(stream, 0, size)
             tree = walker.value()
             if walker.position != size:
-                raise ValueError(f"{size - walker.position} bytes follow the value that it is")
+                raise ValueError(f"{size - walker.position} bytes follow its value")
             return _source(path, stream, tree, include_optimizer=include_optimizer)
     except (ValueError, EncodeError) as err:
         if isinstance(err, ConversionError):
@@ -125,7 +125,7 @@ def _leaves(stream: BinaryIO, value: Any, keys: list[str]) -> Iterator[tuple[lis
 
 
 def _array(stream: BinaryIO, value: Extension) -> _Array | None:
-    """An array, or None for a complex number of Python's."""
+    """An array; None for a complex number of Python."""
     if value.kind == _COMPLEX:
         return None
     if value.kind not in (_NDARRAY, _SCALAR):
@@ -140,7 +140,7 @@ def _array(stream: BinaryIO, value: Extension) -> _Array | None:
 
 
 def _chunked(stream: BinaryIO, value: dict[Any, Any]) -> _Array:
-    """An array of more than 1 GiB, which Flax cuts into flat ones; its lists are dicts with numbers as keys."""
+    """An array of more than 1 GiB. Flax cuts it into flat arrays, in dicts whose keys are numbers."""
     shape, chunks = value.get("shape"), value.get("chunks")
     if not isinstance(shape, dict) or not isinstance(chunks, dict) or not chunks:
         raise ValueError("an array in chunks has no shape or no chunks")

@@ -15,6 +15,7 @@ from vqformat.encode.source import SourceTensor, StoredForm, check_name, check_s
 from vqformat.errors import ConversionError
 from vqformat.format.dtypes import BY_NAME
 
+from .file_region import file_bytes
 from .gguf_blocks import encode_blocks
 from .gguf_forms import Bytes
 from .gguf_header import Header, TensorEntry, block_size, can_dequantize, dequantized, read_header
@@ -67,7 +68,7 @@ def open_gguf(path: Path) -> Source:
 
 
 def user_metadata(header: Header) -> dict[str, Any]:
-    """What of the metadata a ``.vqm`` can show: strings, integers and truth values. The header has all of it."""
+    """The strings, integers and truth values of the metadata. The header has all of the metadata."""
     shown: dict[str, Any] = {}
     nbytes = 0
     for key, value in header.metadata.items():
@@ -95,7 +96,7 @@ def quantized(
     n_blocks = prod(shape) // weights
     form = StoredForm(kind, n_blocks * nbytes, load_blocks,
                       lambda: encode_blocks(name, kind, shape, load_blocks()))  # fmt: skip
-    if not can_dequantize(kind):  # of some types gguf knows no more than the size
+    if not can_dequantize(kind):  # gguf knows the size of each type, and the values of some
         return SourceTensor(name, "u8", (nbytes, n_blocks), lambda: load_blocks().T, form=form)
     return SourceTensor(name, "f32", shape, load or (lambda: dequantized(kind, shape, load_blocks())), form=form)
 
@@ -111,10 +112,10 @@ def _tensor(path: Path, header: Header, entry: TensorEntry) -> SourceTensor:
 
 
 def _read(path: Path, offset: int, nbytes: int) -> Bytes:
-    data = np.fromfile(path, np.uint8, nbytes, offset=offset)
-    if data.size < nbytes:
-        raise ConversionError(f"{str(path)!r} became shorter while it was read")
-    return data
+    try:
+        return file_bytes(path, offset, nbytes)
+    except ValueError as err:
+        raise ConversionError(f"{str(path)!r} became shorter while it was read") from err
 
 
 def _free_name(names: set[str]) -> str:
@@ -125,7 +126,7 @@ def _free_name(names: set[str]) -> str:
 
 
 def _gaps(path: Path, header: Header, size: int, notes: list[str]) -> list[list[Any]]:
-    """Offset and bytes of what belongs to no tensor, where it is not zero, as padding should be."""
+    """Offset and bytes of each gap between tensors that is not all zero, as padding is."""
     spans = sorted((header.data_start + entry.offset, entry.nbytes) for entry in header.tensors if entry.nbytes)
     gaps = []
     position = len(header.data)

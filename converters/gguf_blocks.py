@@ -23,8 +23,8 @@ from vqformat.format.stages import CodebookStage, RawStage, Stage
 
 from .gguf_forms import FORMS, BlockForm, Bytes, Scales
 
-# What stages may take more than the blocks, as factor and bytes: a reader of stages gets values. What does not compress
-# takes a section table more; scales of MXFP4, a byte each, may take two.
+# Stages may take more bytes than the blocks, by this factor and this number, since a reader of stages gets values. They
+# do where codes do not compress (the section table is added), and for the scales of MXFP4 (one byte becomes two).
 _MOST_GROWTH, _FREE_NBYTES = 1.005, 256
 # Rows of a band of planes, unless that makes a block too large. Lower bands compress no better, since each has a table
 # of its own; in higher ones bytes of several kinds share one. Where less than a share is saved, others are tried.
@@ -121,7 +121,7 @@ def _as_stages(name: str, form: BlockForm, shape: tuple[int, ...], blocks: Bytes
 
 
 def _as_planes(name: str, blocks: Bytes) -> EncodedTensor:
-    """The bytes as they are, in planes by their position in the block, so that bytes of a kind lie together."""
+    """The bytes unchanged, in planes by their position in the block, so that bytes of one kind lie together."""
     columns = np.ascontiguousarray(blocks.T)  # (bytes of a block, n_blocks)
     layout = choose_blocks(Layout(n_row_axes=1), *columns.shape)
     most = min(max(1, BLOCK_ELEMENTS // columns.shape[1]), columns.shape[0] - 1)
@@ -148,5 +148,5 @@ def _raw(name: str, columns: Bytes, layout: Layout) -> EncodedTensor:
 
 
 def _cost(tensor: EncodedTensor) -> int:
-    """About the bytes that it takes in a file."""
+    """Bytes that it takes in a file, approximately."""
     return tensor.stored_nbytes + TABLE_ENTRY_NBYTES * len(tensor.sections)

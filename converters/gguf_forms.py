@@ -208,7 +208,7 @@ def _join_tq1_0(parts: Parts) -> Bytes:
             number *= np.uint8(3)
             if i < n_digits:
                 number += codes[:, at + i * n_bytes : at + (i + 1) * n_bytes]
-        # NumPy divides arrays by one number fast: a table is slower
+        # NumPy divides an array by one number faster than it looks up a table
         runs.append(((number * np.uint16(256) + np.uint16(242)) // np.uint16(243)).astype(np.uint8))
         at += n_bytes * n_digits
     return np.concatenate([*runs, _bytes(scales)], axis=1)

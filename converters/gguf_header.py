@@ -94,7 +94,7 @@ class Header:
 
     @property
     def most_gap_nbytes(self) -> int:
-        """Bytes that may belong to no tensor: more are no padding."""
+        """Bytes between tensors that are taken for padding, at most."""
         return _MAX_GAP_NBYTES + self.alignment * (len(self.tensors) + 1)
 
     def with_tensors(self, tensors: Iterable[tuple[str, tuple[int, ...], str]]) -> Header:
@@ -240,7 +240,7 @@ class _Reader:
         return None
 
     def _skip_texts(self, count: int) -> None:
-        """As ``text``, in a loop that a vocabulary goes through in a moment."""
+        """Skip texts as ``text`` reads them, in a fast loop: a vocabulary has some 100,000."""
         read, length, position = self._stream.read, struct.Struct("<Q"), self.position
         for _ in range(count):
             if position + 8 > self._size:

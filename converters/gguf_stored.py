@@ -19,7 +19,7 @@ from .gguf_header import block_size
 
 
 def with_blocks(file: safe_open, tensors: list[SourceTensor], types: object) -> list[SourceTensor]:
-    """The tensors, those whose blocks can be had again as quantized ones.
+    """The tensors. Those whose blocks can be restored become quantized tensors.
 
     Args:
         types: ``ggml_types`` of SPEC section 18; anybody may have written it.

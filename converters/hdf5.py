@@ -275,8 +275,7 @@ def _loader(
                 case ["bytes", data]:
                     array = np.frombuffer(bytearray(data), storage).reshape(shape)
                 case ["at", offset]:
-                    array = np.empty(shape, storage)
-                    region.fill(array, offset)
+                    array = region.bytes(offset, nbytes).view(storage).reshape(shape)
                 case ["chunks", steps, filters, table]:
                     array = Chunks(region, shape, tuple(steps), filters, table, storage).read()
         except ValueError as err:

@@ -1,4 +1,4 @@
-"""MessagePack read from a file without its binary data: of those it tells where they lie (msgpack/spec, spec.md)."""
+"""MessagePack read from a file. Binary data are not read: their places are told (msgpack/spec, spec.md)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Walker:
         self._count = 0
 
     def value(self, depth: int = 0) -> Any:
-        """The next value: dicts, lists, text, plain values, and ``Binary`` and ``Extension`` where bytes lie."""
+        """The next value: a dict, list, text or plain value; ``Binary`` and ``Extension`` tell the place of bytes."""
         self._count += 1
         if depth > MAX_DEPTH or self._count > _MAX_VALUES:
             raise ValueError(f"it has more than {_MAX_VALUES} values, or is nested deeper than {MAX_DEPTH} levels")

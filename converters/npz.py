@@ -6,6 +6,7 @@ import errno
 import io
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -19,10 +20,12 @@ from vqformat.errors import ConversionError, EncodeError
 from vqformat.format.dtypes import of_array
 from vqformat.format.limits import MAX_RANK
 
+from .file_region import file_bytes
 from .model_folder import open_regular
 from .source import Source
 from .zip_archive import leads_out
 
+_PIECE = 1 << 20
 _MAX_HEADER_NBYTES = 10_000  # of an array of numbers; NumPy has the same limit
 
 # Kinds of NumPy dtypes that cannot be tensors
@@ -50,7 +53,9 @@ def open_npz(path: Path) -> Source:
                 notes.append(f"left out {member.filename!r}: no NumPy array")
                 continue
             name = member.filename.removesuffix(".npy")
-            tensor = _tensor(path, name, _opener(archive, member), member.file_size, notes)
+            opener = _opener(archive, member)
+            tensor = _tensor(path, name, opener, partial(_read_member, opener), size=member.file_size,
+                             notes=notes)  # fmt: skip
             if tensor is not None:
                 tensors.append(tensor)
             elif not notes[-1].endswith(_TEXTS):
@@ -74,7 +79,7 @@ def open_npy(path: Path) -> Source:
     notes: list[str] = []
     with open_regular(path) as stream:
         size = stream.seek(0, 2)
-    tensor = _tensor(path, path.stem, lambda: open_regular(path), size, notes)
+    tensor = _tensor(path, path.stem, lambda: open_regular(path), partial(file_bytes, path), size=size, notes=notes)
     if tensor is None:
         raise ConversionError(f"{str(path)!r} is a NumPy file without a numeric array: {notes[0]}; save arrays of"
                               " numbers with numpy.savez")  # fmt: skip
@@ -85,8 +90,33 @@ def _opener(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], I
     return lambda: archive.open(member)
 
 
-def _tensor(path: Path, name: str, opener: Callable[[], IO[bytes]], size: int, notes: list[str]) -> SourceTensor | None:
-    """A member as a tensor, after its header has been read; None, and a note, if it is not a tensor."""
+def _read_member(opener: Callable[[], IO[bytes]], offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+    """The bytes of a member from an offset to its end, where zipfile checks its CRC."""
+    data = np.empty(nbytes, np.uint8)
+    with opener() as stream:
+        stream.read(offset)
+        done = 0
+        while piece := stream.read(_PIECE):
+            if len(piece) > nbytes - done:
+                raise ValueError(f"more than {nbytes} bytes")
+            data[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+            done += len(piece)
+    if done != nbytes:
+        raise ValueError(f"{done} bytes instead of {nbytes}")
+    return data
+
+
+def _tensor(
+    path: Path, name: str, opener: Callable[[], IO[bytes]], read: Callable[[int, int], npt.NDArray[np.uint8]],
+    *, size: int, notes: list[str],
+) -> SourceTensor | None:  # fmt: skip
+    """An array as a tensor, after its header has been read; None, and a note, if it is not a tensor.
+
+    Args:
+        opener: Opens it as a file.
+        read: Gives the bytes from an offset to the end; the second argument is how many these are.
+        size: Its bytes, with the header.
+    """
     with _complaining(path, name), opener() as stream:
         shape, fortran_order, dtype = _header(stream)
         header_nbytes = stream.tell()
@@ -107,15 +137,12 @@ def _tensor(path: Path, name: str, opener: Callable[[], IO[bytes]], size: int, n
                               f" but {size - header_nbytes} are there; save it again")  # fmt: skip
 
     def load() -> npt.NDArray[Any]:
-        with _complaining(path, name), opener() as stream:
-            stream.read(header_nbytes)
-            data = stream.read(nbytes + 1)  # 1 more byte, since zipfile checks the CRC of a member at its end
-            if len(data) != nbytes:
-                raise ValueError(f"{len(data)} bytes instead of {nbytes}")
+        with _complaining(path, name):
+            data = read(header_nbytes, nbytes)
         if info.name == "bool":
-            flat: npt.NDArray[Any] = np.frombuffer(data, np.uint8) != 0
+            flat: npt.NDArray[Any] = data != 0
         else:
-            flat = np.frombuffer(data, dtype)
+            flat = data.view(dtype)
         return flat.reshape(shape[::-1]).T if fortran_order else flat.reshape(shape)
 
     return SourceTensor(name, info.name, shape, load)

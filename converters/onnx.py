@@ -7,16 +7,18 @@ are not safe for untrusted files.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vqformat.encode.source import SourceTensor, check_name
 from vqformat.errors import ConversionError, EncodeError
 from vqformat.format.limits import MAX_RANK
 
-from .model_folder import read_file
+from .file_region import file_bytes
+from .onnx_cutting import Place, read_model
 from .source import Source
 
 try:
@@ -31,7 +33,7 @@ MAX_NBYTES = (1 << 31) - 1  # limit of a protobuf message
 _FEW = 16  # a tensor of at most so many elements is kept exactly: it may be the scales of a Resize or bounds of a Clip
 
 def open_onnx(path: Path) -> Source:
-    """Open a model. It is read at once, except for external data.
+    """Open a model. It is read at once, except for large initializers and external data.
 
     Raises:
         ConversionError: It is damaged, or not an ONNX model, or its external data is not in a file in its folder.
@@ -40,7 +42,8 @@ def open_onnx(path: Path) -> Source:
     what = repr(str(path))
     if path.stat().st_size > MAX_NBYTES:
         raise ConversionError(f"{what} has more than the 2 GiB that an ONNX model can have")
-    return open_model(path, parse_model(read_file(path, MAX_NBYTES), what))
+    data, places = read_model(path, MAX_NBYTES)
+    return open_model(path, parse_model(data, what), places)
 
 
 def parse_model(data: bytes, what: str) -> ModelProto:
@@ -75,7 +78,8 @@ def initializers(model: ModelProto) -> tuple[list[Initializer], list[TensorProto
     reasons: set[str] = set()
     seen: Counter[str] = Counter()
 
-    def take(name: str, proto: TensorProto, others: list[TensorProto], *, is_constant: bool = False) -> None:
+    def take(name: str, proto: TensorProto, others: list[TensorProto], number: int | None = None, *,
+             is_constant: bool = False) -> None:  # fmt: skip
         reason = _why_left(name, proto)
         if reason:
             others.append(proto)
@@ -85,12 +89,13 @@ def initializers(model: ModelProto) -> tuple[list[Initializer], list[TensorProto
         while unique in taken:
             seen[name] += 1
             unique = f"{name}#{seen[name] + 1}"
-        taken[unique] = Initializer(unique, proto, DTYPES[proto.data_type][0], tuple(proto.dims), is_constant)
+        taken[unique] = Initializer(unique, proto, DTYPES[proto.data_type][0], tuple(proto.dims), is_constant,
+                                    number)  # fmt: skip
 
-    for graph in _graphs(model):
+    for n_before, graph in enumerate(_graphs(model)):
         if isinstance(graph, GraphProto):
-            for proto in graph.initializer:
-                take(proto.name, proto, left)
+            for number, proto in enumerate(graph.initializer):
+                take(proto.name, proto, left, None if n_before else number)  # the main graph comes first
             if graph.sparse_initializer:
                 left += [sparse.values for sparse in graph.sparse_initializer]
                 reasons.add("sparse")
@@ -135,19 +140,24 @@ def _why_left(name: str, proto: TensorProto) -> str:
     return ""
 
 
-def open_model(path: Path, model: ModelProto) -> Source:
+def open_model(path: Path, model: ModelProto, places: Mapping[int, Place] = MappingProxyType({})) -> Source:
     """Make a source from a model. The values of its tensors are removed from the model.
 
     Args:
         path: Path of the model; external data is beside it.
+        places: For initializers whose values have been cut out, by number, where these are in the file.
     """
+    for number, place in places.items():
+        proto = model.graph.initializer[number]
+        if _why_left(proto.name, proto):  # its values stay in the graph
+            proto.raw_data = file_bytes(path, *place).tobytes()
     taken, left, constants, reasons = initializers(model)
     has_external_data = bool(still_outside([*(each.proto for each in taken), *left, *constants]))
     axes, recurrent = _output_axes(model), _recurrent(model)
     notes: list[str] = []
     tensors = []
     for each in taken:
-        load = loader(path, each)
+        load = loader(path, each, None if each.number is None else places.get(each.number))
         axis = axes.get(each.name, 0) if len(each.shape) == 2 else 0
         tensors.append(SourceTensor(each.name, each.dtype, each.shape, load, is_exact=each.count <= _FEW,
                                     output_axis=axis, is_recurrent=each.name in recurrent))  # fmt: skip
@@ -160,9 +170,9 @@ def open_model(path: Path, model: ModelProto) -> Source:
     outside = still_outside(left + constants)
     if outside:
         entries = [entry for proto in outside for entry in proto.external_data]
-        places = sorted({repr(entry.value) for entry in entries if entry.key == "location"})
-        notes.append(f"{len(outside)} of them keep their data in {', '.join(places[:8])}, which the graph still needs"
-                     " beside it")  # fmt: skip
+        locations = sorted({repr(entry.value) for entry in entries if entry.key == "location"})
+        notes.append(f"{len(outside)} of them keep their data in {', '.join(locations[:8])}, which the graph still"
+                     " needs beside it")  # fmt: skip
     origin: dict[str, Any] = {"format": "onnx"}
     graph = model.SerializeToString(deterministic=True)
     if len(graph) <= MAX_GRAPH_NBYTES:

@@ -17,7 +17,9 @@ from vqformat.errors import ConversionError
 from vqformat.format.bits import unpack_nibbles
 from vqformat.format.dtypes import BY_NAME
 
+from .file_region import file_bytes
 from .model_folder import inside, open_regular
+from .onnx_cutting import Place
 
 MAX_GRAPH_NBYTES = 15 << 20  # leaves room for other metadata in META, which has at most 16 MiB
 
@@ -37,13 +39,18 @@ _WORDS = {"float_data": "<f4", "double_data": "<f8", "int32_data": "<i4", "int64
 
 @dataclass(frozen=True)
 class Initializer:
-    """An initializer, or the value of a Constant node, that a ``.vqm`` can hold."""
+    """An initializer, or the value of a Constant node, that a ``.vqm`` can hold.
+
+    Attributes:
+        number: Its number among the initializers of the main graph; None if it is none of these.
+    """
 
     name: str
     proto: TensorProto
     dtype: str
     shape: tuple[int, ...]
     is_constant: bool
+    number: int | None
 
     @property
     def count(self) -> int:
@@ -75,11 +82,12 @@ def remove_values(proto: TensorProto, *, has_elements: bool = True) -> None:
         proto.ClearField("external_data")
 
 
-def loader(path: Path, each: Initializer) -> Callable[[], npt.NDArray[Any]]:
+def loader(path: Path, each: Initializer, place: Place | None = None) -> Callable[[], npt.NDArray[Any]]:
     """A function that loads the values of an initializer.
 
     Args:
         path: The model.
+        place: Where they are in the model, if they have been cut out of what was parsed.
 
     Raises:
         ConversionError: The values are not there, or not as many as the shape needs.
@@ -94,16 +102,23 @@ def loader(path: Path, each: Initializer) -> Callable[[], npt.NDArray[Any]]:
         if length != nbytes:
             raise ConversionError(f"{where} of shape {shape} and dtype {dtype} needs {nbytes} bytes, but has {length}"
                                   " outside the model")  # fmt: skip
+    elif place is None:
+        kept = _inside(each, where)
+        return lambda: _array(np.frombuffer(kept, np.uint8), dtype, shape)
+    else:
+        file, (offset, length) = path, place
+        if any(len(getattr(each.proto, field)) for field in _FIELDS):
+            raise ConversionError(f"{where} has its data twice, or in the wrong field")
+        _check_nbytes(each, length, where)
 
-        def load() -> npt.NDArray[Any]:
-            data = np.fromfile(file, np.uint8, nbytes, offset=offset)
-            if data.size < nbytes:
-                raise ConversionError(f"{str(file)!r} became shorter while it was read")
-            return _array(data, dtype, shape)
+    def load() -> npt.NDArray[Any]:
+        try:
+            data = file_bytes(file, offset, nbytes)
+        except ValueError as err:
+            raise ConversionError(f"{str(file)!r} became shorter while it was read") from err
+        return _array(data, dtype, shape)
 
-        return load
-    kept = _inside(each, where)
-    return lambda: _array(np.frombuffer(kept, np.uint8), dtype, shape)
+    return load
 
 
 def _entries(proto: TensorProto) -> dict[str, str]:
@@ -167,9 +182,7 @@ def _inside(each: Initializer, where: str) -> bytes:
     if others or (raw and len(values)):
         raise ConversionError(f"{where} has its data twice, or in the wrong field")
     if not len(values):
-        if len(raw) != each.nbytes:
-            raise ConversionError(f"{where} of shape {each.shape} and dtype {each.dtype} needs {each.nbytes} bytes, but"
-                                  f" {len(raw)} are there")  # fmt: skip
+        _check_nbytes(each, len(raw), where)
         return raw
     info = BY_NAME[each.dtype]
     expected = (each.count + 1) // 2 if info.bits == 4 else each.count * (1 + info.is_complex)
@@ -185,6 +198,12 @@ def _inside(each: Initializer, where: str) -> bytes:
     array: npt.NDArray[Any] = np.fromiter(values, words, expected)
     array = array != 0 if each.dtype == "bool" else array.astype(f"<u{max(info.bits // 8, 1)}")
     return array.tobytes()
+
+
+def _check_nbytes(each: Initializer, nbytes: int, where: str) -> None:
+    if nbytes != each.nbytes:
+        raise ConversionError(f"{where} of shape {each.shape} and dtype {each.dtype} needs {each.nbytes} bytes, but"
+                              f" {nbytes} are there")  # fmt: skip
 
 
 def _array(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -3,39 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 
 
-def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field: integers as unsigned, fixed ones little-endian.
+class Span(NamedTuple):
+    """A field on the wire.
+
+    Attributes:
+        number, kind: Of the field, and its wire type.
+        start, value, end: Offsets of the field, of its value, and of the end of both.
+    """
+
+    number: int
+    kind: int
+    start: int
+    value: int
+    end: int
+
+
+def spans(data: bytes | memoryview) -> Iterator[Span]:
+    """Where each field is.
 
     Raises:
         ValueError: The message is damaged, or has groups, which newer ones do not have.
     """
     position = 0
     while position < len(data):
-        tag, position = varint(data, position)
+        tag, value = varint(data, position)
         number, kind = tag >> 3, tag & 7
-        value: int | bytes
         if kind == VARINT:
-            value, position = varint(data, position)
+            _, end = varint(data, value)
         elif kind in (BYTES, FIXED32, FIXED64):
-            nbytes, position = varint(data, position) if kind == BYTES else ({FIXED32: 4, FIXED64: 8}[kind], position)
-            if nbytes > len(data) - position:
-                raise ValueError(f"field {number} has {nbytes} bytes, and {len(data) - position} remain")
-            value = data[position : position + nbytes]
-            position += nbytes
-            if kind != BYTES:
-                value = int.from_bytes(value, "little")
+            nbytes, value = varint(data, value) if kind == BYTES else ({FIXED32: 4, FIXED64: 8}[kind], value)
+            if nbytes > len(data) - value:
+                raise ValueError(f"field {number} has {nbytes} bytes, and {len(data) - value} remain")
+            end = value + nbytes
         else:
             raise ValueError(f"field {number} has wire type {kind}")
         if not number:
             raise ValueError("a field has the number 0")
-        yield number, value
+        yield Span(number, kind, position, value, end)
+        position = end
 
 
-def varint(data: bytes, position: int) -> tuple[int, int]:
+def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Number and value of each field: integers as unsigned, fixed ones little-endian.
+
+    Raises:
+        ValueError: See ``spans``.
+    """
+    for span in spans(data):
+        if span.kind == VARINT:
+            yield span.number, varint(data, span.value)[0]
+        else:
+            value = data[span.value : span.end]
+            yield span.number, value if span.kind == BYTES else int.from_bytes(value, "little")
+
+
+def varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
     """An integer of up to 64 bits, and where it ends.
 
     Raises:

@@ -100,14 +100,16 @@ class _Reader:
                 self.add(call.function, inner, f"{prefix}{key}.", [*above, id(state)])
 
     def _add_attributes(self, function: Any, items: dict[Any, Any], path: str) -> None:
-        # Those of PyTorch's own modules follow from how a model is built, unless they are tensors
+        # Those of PyTorch's own modules follow from how a model is built, unless they are other tensors than parameters
         is_own = isinstance(function, Global) and function.module.startswith("torch.nn.")
+        known = set(map(id, self.found.values()))
         kept = {}
         for key, item in items.items():
             if not isinstance(key, str):
                 continue
             value = self._interpreter.value(item, [*self._keys, "_metadata", path, "attributes", key], is_inside=True)
-            if not isinstance(value, LeftOut) and (not is_own or tensors_in(value)):
+            if not isinstance(value, LeftOut) and (
+                not is_own or any(id(tensor) not in known for tensor in tensors_in(value))):  # fmt: skip
                 kept[key] = value
         if kept:
             self.attributes[path] = {"attributes": kept}

@@ -44,9 +44,28 @@ def first(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], keys
     return interpreter.value(arguments[0], keys, is_inside=True)
 
 
+def parameter_with_state(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], keys: list[Any]) -> Any:
+    _note_attributes(interpreter, arguments[3:], keys)
+    return first(interpreter, call, arguments, keys)
+
+
+def _note_attributes(interpreter: Interpreter, states: tuple[Any, ...], keys: list[Any]) -> None:
+    state = attributes_of(states[0]) if states else None
+    found = [key for key in state if isinstance(key, str) and key[:1] != "_"] if isinstance(state, dict) else []
+    if found:
+        names = ", ".join(repr(key[:80]) for key in found[:4]) + ", …" * (len(found) > 4)
+        interpreter.notes.append(f"left out attributes of the tensor {join_keys(keys)!r}: {names}")
+
+
 def subclass(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], keys: list[Any]) -> Any:
     rebuild, kind, inner = arguments[:3]
     found = interpreter.value(Call(rebuild, inner), keys, is_inside=True)
+    state = attributes_of(arguments[3]) if len(arguments) > 3 else None
+    if isinstance(found, LeftOut) and isinstance(state, dict) and state:
+        # A wrapper has no values of its own: tensors among its attributes have them
+        found = Named(str(kind)[:300], interpreter.value(state, keys, is_inside=True))
+    else:
+        _note_attributes(interpreter, arguments[3:], keys)
     if str(kind) not in ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter"):
         interpreter.noted.setdefault(str(kind)[:200], []).append(join_keys(keys))
     return found
@@ -253,7 +272,7 @@ KNOWN: dict[tuple[str, str], _Known] = {
     (_UTILS, "_rebuild_tensor_v2"): tensor_v2,
     (_UTILS, "_rebuild_tensor_v3"): tensor_v3,
     (_UTILS, "_rebuild_parameter"): first,
-    (_UTILS, "_rebuild_parameter_with_state"): first,
+    (_UTILS, "_rebuild_parameter_with_state"): parameter_with_state,
     (_UTILS, "_rebuild_device_tensor_from_numpy"): first,
     (_UTILS, "_rebuild_xla_tensor"): first,
     (_UTILS, "_rebuild_device_tensor_from_cpu_tensor"): first,

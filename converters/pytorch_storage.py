@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from vqformat.errors import ConversionError
 from vqformat.format.dtypes import BY_NAME
+from vqformat.format.limits import MAX_RANK
 
+from .file_region import file_bytes
 from .inert_pickle import Call, HostileError, Persistent, PickleError, unpickle
 from .pickled_tensors import Tensor, itemsize_of, storage_of
 from .strided_storage import are_sizes, array_of, brief, most_nbytes, n_spanned
@@ -144,6 +146,9 @@ class CheckpointFile:
         if tensor.dtype not in BY_NAME:
             raise ConversionError(f"{str(self.path)!r}: tensor {name!r} has dtype {tensor.dtype}, which a .vqm cannot"
                                   " hold; convert it with tensor.to(…), or tensor.dequantize(), first")  # fmt: skip
+        if isinstance(shape, tuple) and len(shape) > MAX_RANK:
+            raise ConversionError(f"{str(self.path)!r}: tensor {name!r} has {len(shape)} axes, and a .vqm holds at most"
+                                  f" {MAX_RANK}; reshape it first")  # fmt: skip
         if not (isinstance(shape, tuple) and isinstance(stride, tuple) and are_sizes(offset, shape, stride)):
             raise self.refuse(f"tensor {name!r} has the offset {brief(offset)}, shape {brief(shape)} and strides"
                               f" {brief(stride)}")  # fmt: skip
@@ -160,7 +165,8 @@ class CheckpointFile:
         most = most_nbytes(have, _MAX_EXPANSION)
         if nbytes > most:
             raise ConversionError(f"{str(self.path)!r}: tensor {name!r} of shape {brief(shape)} is {nbytes} bytes that"
-                                  f" repeat {have}; at most {most} are allowed")  # fmt: skip
+                                  f" repeat {have}, and at most {most} are allowed; save tensor.contiguous() in its"
+                                  " place")  # fmt: skip
 
     def extent(self, tensor: Tensor) -> tuple[str, int, int]:
         """The storage's key, and offsets in it of a tensor's first byte and of the byte after its last."""
@@ -172,7 +178,7 @@ class CheckpointFile:
         return cast(int, tensor.offset + n) * itemsize_of(tensor.dtype) if n else 0
 
     def loader(self, name: str, tensor: Tensor) -> Callable[[], npt.NDArray[Any]]:
-        """What loads a tensor that has been checked."""
+        """A function that loads a tensor that has been checked."""
         return lambda: self.load(name, tensor)
 
     def load(self, name: str, tensor: Tensor) -> npt.NDArray[Any]:
@@ -181,9 +187,10 @@ class CheckpointFile:
         if not prod(tensor.shape):
             return np.empty(tensor.logical_shape, info.numpy)
         _, start, end = self.extent(tensor)
-        data = self._read(tensor.storage.key, start, end - start)
-        if len(data) != end - start:
-            raise ConversionError(f"{str(self.path)!r} became shorter while {name!r} was read")
+        try:
+            data = self._read(tensor.storage.key, start, end - start)
+        except ValueError as err:
+            raise ConversionError(f"{str(self.path)!r} became shorter while {name!r} was read") from err
         itemsize = itemsize_of(tensor.dtype)
         if self._is_big_endian and itemsize > 1 and tensor.storage.key not in self._memory:
             size = itemsize // 2 if info.is_complex else itemsize
@@ -194,14 +201,12 @@ class CheckpointFile:
             return halves.reshape(tensor.logical_shape).view(info.numpy)
         return array_of(data, tensor.dtype, tensor.shape, tensor.stride, is_conj=tensor.is_conj, is_neg=tensor.is_neg)
 
-    def _read(self, key: str, start: int, nbytes: int) -> bytes:
+    def _read(self, key: str, start: int, nbytes: int) -> bytes | npt.NDArray[np.uint8]:
         if key in self._memory:
             return self._memory[key][start : start + nbytes]
         place = self._places[key]
         if place.member is None:
-            with open(self.path, "rb") as stream:
-                stream.seek(place.start + start)
-                return stream.read(nbytes)
+            return file_bytes(self.path, place.start + start, nbytes)
         if self._inflated is None or self._inflated[0] != key:
             self._inflated = None
             with Archive(self.path) as archive:

@@ -113,6 +113,8 @@ class Interpreter:
         if key_to_json(plain) is not NOTHING and plain not in taken:
             return plain
         what = str(key.function) if isinstance(key, Call) else str(key) if isinstance(key, Global) else brief(key)
+        if isinstance(plain, Named) and isinstance(plain.value, tuple):  # a member of an enumeration, say
+            what = f"{plain.name}{brief(plain.value)}"
         text, n = what[:200], 2
         while text in taken:
             text, n = f"{what[:200]}#{n}", n + 1
@@ -148,9 +150,13 @@ class Interpreter:
     def _object(self, function: Global, call: Call, state: Any, arguments: tuple[Any, ...], keys: list[Any]) -> Any:
         """What can be told of an object of any class."""
         value: Any
+        more = _attributes_beside(call.items, state)
         if call.items:
             value = {}
-            self.fill(value, call.items, keys, is_inside=True)
+            self.fill(value, {**call.items, **({"__dict__": more} if more else {})}, keys, is_inside=True)
+        elif call.elements and more:
+            value = {}
+            self.fill(value, {"elements": call.elements, "__dict__": more}, keys, is_inside=True)
         elif call.elements:
             value = [self.value(item, [*keys, i], is_inside=True) for i, item in enumerate(call.elements)]
         elif isinstance(state, dict) and state:
@@ -165,3 +171,15 @@ class Interpreter:
             return LeftOut(f"an object of the class {function}")
         self.noted.setdefault(str(function)[:200], []).append(join_keys(keys))
         return Named(str(function)[:300], value)
+
+
+def _attributes_beside(items: dict[Any, Any], state: Any) -> dict[Any, Any]:
+    """Those attributes of a dict or list of a class that are not its items as well."""
+    if not isinstance(state, dict):
+        return {}
+    return {key: item for key, item in state.items() if key not in items or not _is_same(items[key], item)}
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    plain = plain_to_json(a)
+    return a is b or (plain is not NOTHING and plain == plain_to_json(b))

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from vqformat.encode.source import SourceTensor
@@ -16,6 +15,7 @@ from vqformat.format.bits import unpack_nibbles
 from vqformat.format.dtypes import BY_NAME
 
 from .export.safetensors import NAMES
+from .file_region import file_bytes
 from .sharding import check_shard, read_shards
 from .source import Source, take_metadata
 
@@ -84,9 +84,10 @@ def _read(path: Path) -> tuple[list[SourceTensor], dict[str, Any]]:
 
 def _loader(path: Path, dtype: str, shape: tuple[int, ...], offset: int, nbytes: int) -> Callable[[], npt.NDArray[Any]]:
     def load() -> npt.NDArray[Any]:
-        data = np.fromfile(path, np.uint8, nbytes, offset=offset)  # nbytes were in the file when it was opened
-        if data.size < nbytes:
-            raise ConversionError(f"{str(path)!r} became shorter while it was read")
+        try:
+            data = file_bytes(path, offset, nbytes)  # they were in the file when it was opened
+        except ValueError as err:
+            raise ConversionError(f"{str(path)!r} became shorter while it was read") from err
         info = BY_NAME[dtype]
         if info.bits == 4:
             return unpack_nibbles(data, 2 * nbytes).view(info.numpy).reshape(shape)

@@ -25,7 +25,7 @@ def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     if len(data) < _FOOTER_NBYTES or not data.endswith(TABLE_END):
         raise ValueError("its end is missing")
     footer = data[-_FOOTER_NBYTES:-8]
-    _, position = _handle(footer, 0)  # of the block of metadata, which has none
+    _, position = _handle(footer, 0)  # skips the handle of the block of metadata, which is empty
     index, _ = _handle(footer, position)
     last: bytes | None = None
     count = 0
@@ -61,7 +61,7 @@ def _block(data: bytes, place: tuple[int, int]) -> bytes:
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The entries of a block; a key is stored as how much of the one before it begins with, and the rest."""
+    """The entries of a block. A key is stored as the number of bytes it shares with the one before, and the rest."""
     n_restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 - 4 * n_restarts
     if end < 0:

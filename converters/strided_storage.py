@@ -130,6 +130,6 @@ def read_strided(tensor: Strided, storage: Region) -> npt.NDArray[Any]:
     dtype = BY_NAME[tensor.dtype].numpy
     if not tensor.n_elements:
         return np.empty(tensor.shape, dtype)
-    data = np.empty(n_spanned(tensor.shape, tensor.stride) * dtype.itemsize, np.uint8)
-    storage.fill(data, tensor.offset * dtype.itemsize)
+    nbytes = n_spanned(tensor.shape, tensor.stride) * dtype.itemsize
+    data = storage.bytes(tensor.offset * dtype.itemsize, nbytes)
     return array_of(data, tensor.dtype, tensor.shape, tensor.stride, is_conj=tensor.is_conj, is_neg=tensor.is_neg)

@@ -1,4 +1,4 @@
-"""TensorFlow checkpoints and the variables of SavedModels as a source, read by hand: no graph is looked into.
+"""TensorFlow checkpoints and the variables of SavedModels as a source, read without TensorFlow. Graphs are not read.
 
 A checkpoint is an index, a sorted table of names and BundleEntryProto messages, and files of data beside it
 (tensorflow/core/protobuf/tensor_bundle.proto).
@@ -68,7 +68,7 @@ def open_saved_model(folder: Path, *, include_optimizer: bool = False) -> Source
 
 
 def open_tensorflow(index: Path, *, include_optimizer: bool = False) -> Source:
-    """Open a checkpoint by its index; names lose what TensorFlow 2 adds at their end, the order is the index's.
+    """Open a checkpoint by its index; names are without the ending of TensorFlow 2, in the order of the index.
 
     Raises:
         ConversionError: It is damaged, or a file of it is missing.
@@ -87,7 +87,7 @@ def _open(index: Path, kind: str, what: str, *, include_optimizer: bool) -> Sour
 
 
 class _Part(NamedTuple):
-    """A TensorSliceProto: where it lies, and what stands for its size on each axis: -1 for a whole axis."""
+    """A TensorSliceProto: its place in the tensor, and its stored length on each axis, -1 for a whole axis."""
 
     box: Box
     lengths: tuple[int, ...]
@@ -95,7 +95,7 @@ class _Part(NamedTuple):
 
 @dataclass
 class _Entry:
-    """A BundleEntryProto; parts are those of a variable that is cut, under keys of their own."""
+    """A BundleEntryProto. A variable may be stored in parts, each of which has an entry and a key of its own."""
 
     dtype: int = 0
     shape: tuple[int, ...] = ()
@@ -169,7 +169,7 @@ class _Bundle:
     def _part_loader(self, key: bytes, name: str, dtype: str, part: _Part) -> Callable[[], npt.NDArray[Any]]:
         entry = self._entries.get(part_key(key, part.box.offsets, part.lengths))
         if entry is None or _DTYPES.get(entry.dtype) != dtype or entry.shape != part.box.sizes or entry.parts:
-            raise ValueError(f"its part at {part.box.offsets} is missing, or is none")
+            raise ValueError(f"its part at {part.box.offsets} is missing, or is no part")
         return self._loader(name, dtype, entry, entry.shape)
 
     def _loader(self, name: str, dtype: str, entry: _Entry, shape: tuple[int, ...]) -> Callable[[], npt.NDArray[Any]]:
@@ -257,7 +257,7 @@ def _entry(data: bytes) -> _Entry:
 
 
 def _shape(data: bytes) -> tuple[int, ...]:
-    """A TensorShapeProto."""
+    """Read a TensorShapeProto."""
     shape = []
     for number, value in fields(data):
         if number == 2:
@@ -269,7 +269,7 @@ def _shape(data: bytes) -> tuple[int, ...]:
 
 
 def _part(data: bytes, shape: tuple[int, ...]) -> _Part:
-    """A TensorSliceProto: an extent for each axis, of which an absent length stands for the whole axis."""
+    """Read a TensorSliceProto. It has an extent for each axis; without a length the extent is the whole axis."""
     extents = [dict(fields(message(value))) for number, value in fields(data) if number == 1]
     if len(extents) != len(shape):
         raise ValueError(f"a part of it has {len(extents)} axes instead of {len(shape)}")
@@ -296,7 +296,7 @@ def _ordered(number: int) -> bytes:
 
 
 def _ordered_signed(number: int) -> bytes:
-    """A number with a sign: two's complement of 7 bits a byte, xor as many leading ones as there are bytes."""
+    """A number with a sign: two's complement, 7 bits in a byte. As many leading bits as bytes are inverted."""
     n = (~number if number < 0 else number).bit_length() // 7 + 1
     header = ((1 << n) - 1) << 7 * n
     return (header ^ (number & ((1 << 8 * n) - 1))).to_bytes(n, "big")

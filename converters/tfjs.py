@@ -25,7 +25,7 @@ from .source import Source, take_metadata
 _MAX_JSON_NBYTES = 100_000_000  # a model's topology is in it
 _MAX_TEXT_NBYTES = 1 << 20
 _PIECE = 1 << 20  # elements that are float64 at once
-_LARGEST = 1 << 53  # of a size: JavaScript's numbers are exact so far
+_LARGEST = 1 << 53  # size: JavaScript's integers are exact up to it
 
 # dtype in the manifest -> SPEC name; some are only what a weight is quantized to
 _DTYPES = {"float32": "f32", "int32": "i32", "bool": "bool", "complex64": "c64", "float16": "f16", "uint8": "u8",
@@ -78,8 +78,8 @@ class _Model:
         if not self._sources:
             raise self._refuse("it has no weights")
         if self._n_dequantized:
-            self._notes.append(f"{self._n_dequantized} weights are quantized already: stored as the values meant, so"
-                               " quantizing again loses more")  # fmt: skip
+            self._notes.append(f"{self._n_dequantized} weights are quantized already: the values that they stand for"
+                               " are stored, and coding those loses more")  # fmt: skip
         metadata = self._metadata()
         return Source("tfjs", list(self._sources.values()), metadata, self._notes, {"format": "tfjs"})
 
@@ -95,7 +95,7 @@ class _Model:
         return [beside(self._path, path, "a TensorFlow.js model") for path in paths]
 
     def _metadata(self) -> dict[str, Any]:
-        """Who made the model, and what its user added, as far as it is text or whole numbers."""
+        """Texts and whole numbers that tell who made the model, or that its user added."""
         if not isinstance(self._json, dict):
             return {}
         if self._json.get("modelTopology"):
@@ -166,7 +166,7 @@ class _Shards:
             raise ValueError(f"{len(array) - done} bytes are missing")
 
     def skip_texts(self, offset: int, count: int) -> int:
-        """Where strings end of which each has its length before it."""
+        """The offset after ``count`` strings. Each string follows its length."""
         length = np.empty(4, np.uint8)
         if count > (self.size - offset) // 4:
             raise ValueError(f"{count} strings do not fit in the {self.size - offset} bytes that remain")

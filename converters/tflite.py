@@ -25,10 +25,10 @@ from .source import Source
 from .tflite_sparse import places, read_levels
 
 _WHAT = "a TensorFlow Lite (TFLite) model"
-_FEW = 16  # elements: so few floats are rather bounds or scales than weights, and are kept exactly
+_FEW = 16  # elements: so few floats may be bounds or scales, and are kept exactly
 _MAX_TEXT_NBYTES = 1 << 16
-_LONGEST_NAME_NBYTES = MAX_NAME_NBYTES - 32  # what is put after a name, at most
-_MAX_SHARED = 8  # tensors may share a buffer, but not so that few bytes stand for many
+_LONGEST_NAME_NBYTES = MAX_NAME_NBYTES - 32  # room for what is appended to a name
+_MAX_SHARED = 8  # tensors that share a buffer: else a few bytes could stand for a large model
 _MAX_EXPANDED_NBYTES, _MAX_SPARSE_RATIO = 64 << 20, 1000  # of a sparse tensor made dense
 
 # enum TensorType -> SPEC name
@@ -127,7 +127,8 @@ class _Model:
             return lambda: _values(region, dtype, count).reshape(shape)
         nbytes = BY_NAME[dtype].nbytes(count)
         if nbytes > max(_MAX_EXPANDED_NBYTES, _MAX_SPARSE_RATIO * region.size):
-            raise ValueError(f"it has {nbytes} bytes, of which {region.size} are stored; so sparse ones are refused")
+            raise ValueError(f"it has {nbytes} bytes, of which {region.size} are stored: it is too sparse to be made"
+                             " dense")  # fmt: skip
         levels = read_levels(self._flat, sparsity, shape)
         stored = region.size * 8 // BY_NAME[dtype].bits
 

@@ -24,7 +24,7 @@ from .zip_archive import Archive
 
 _MAX_CONFIG_NBYTES = 64 << 20
 _STRIDED = 7  # of enum Layout in PyTorch's export schema
-# Members that have or describe tensors: now; from PyTorch 2.7; before, where the archive has no folder
+# Members that have tensors or describe them. _MEMBER has the names since PyTorch 2.7, in a folder; _OLD those before
 _MEMBER = re.compile(r"[^/]+/data/(?P<kind>weights|constants)/(?P<model>.+?)(?:_(?:weights|constants)_config\.json"
                      r"|\.pt)")  # fmt: skip
 _OLD = ("serialized_state_dict.pt", "serialized_constants.pt")

@@ -93,7 +93,8 @@ class _Model:
                 raise self._refuse(f"two tensors would have the name {name!r}")
             found[name] = tensor
         if not found:
-            raise self._refuse("its module has no parameters and no buffers")
+            more = f" ({'; '.join(self._left_out[:2])})" if self._left_out else ""
+            raise self._refuse(f"its module has no parameters and no buffers{more}")
         sources = []
         targets: dict[tuple[str, Strided], str] = {}
         for name, tensor in found.items():

@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "converters"))  # fuzz_bases takes files of tests there
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from fuzz_bases import Files, small_files

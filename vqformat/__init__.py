@@ -37,6 +37,7 @@ __all__ = [
     "UnsupportedError",
     "VqmError",
     "backend",
+    "content_digest",
     "load",
     "load_file",
     "safe_open",
@@ -51,11 +52,13 @@ __all__ = [
 
 # The encoder is imported when it is first used
 if TYPE_CHECKING:
+    from .contents import content_digest
     from .encode.recipe import Recipe
     from .encode.writer import writer
     from .smallest import search
 
-_LAZY = {"Recipe": "encode.recipe", "search": "smallest", "writer": "encode.writer"}
+_LAZY = {"Recipe": "encode.recipe", "content_digest": "contents", "search": "smallest",
+         "writer": "encode.writer"}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

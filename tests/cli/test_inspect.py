@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from cli_runs import HOSTILE, HOSTILE_ESCAPED, Run, as_stdin
 
+import vqformat
+
 
 def test_info(run: Run, model: Path) -> None:
     result = run("info", model)
@@ -71,7 +73,7 @@ def test_info_reads_no_data(run: Run, model: Path) -> None:
     whole[at] ^= 1
     model.write_bytes(whole)
     assert run("info", model).code == 0
-    run("verify", model).failed_with("damaged")
+    run("verify", "-q", model).failed_with("damaged")
 
 
 def test_info_does_not_import_torch(model: Path) -> None:
@@ -87,8 +89,9 @@ def test_info_does_not_import_torch(model: Path) -> None:
 
 def test_verify(run: Run, model: Path) -> None:
     digest = run("info", "--json", model).json["digest"]
+    content = vqformat.content_digest(model)
     result = run("verify", model)
-    assert (result.code, result.out, result.err) == (0, f"{model}: ok {digest}\n", "")
+    assert (result.code, result.out, result.err) == (0, f"{model}: ok {digest}, contents {content}\n", "")
 
 
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
@@ -111,7 +114,7 @@ def test_verify_goes_on_after_a_bad_file(run: Run, model: Path, tmp_path: Path) 
     cut.write_bytes(model.read_bytes()[:-1])
     result = run("verify", cut, tmp_path / "absent.vqm", tmp_path, model)
     assert result.code == 1
-    assert result.out.startswith(f"{model}: ok ")
+    assert f"\n{model}: ok " in result.out
     errors = result.err.splitlines()
     assert errors[0].startswith(f"vqm: error: {cut}: ")
     assert errors[1:] == [f"vqm: error: '{tmp_path / 'absent.vqm'}': no such file or directory",
@@ -123,7 +126,7 @@ def test_verify_finds_any_flipped_byte(run: Run, model: Path, tmp_path: Path) ->
     bad = tmp_path / "bad.vqm"
     for at in range(0, len(whole), 7):
         bad.write_bytes(whole[:at] + bytes([whole[at] ^ 0x20]) + whole[at + 1 :])
-        run("verify", bad).failed_with("bad.vqm: ")
+        run("verify", "-q", bad).failed_with("bad.vqm: ")
 
 
 def test_verify_json(run: Run, model: Path, tmp_path: Path) -> None:
@@ -245,3 +248,24 @@ def test_diff_tells_which_file_is_bad(run: Run, archive: Path, tmp_path: Path) -
     bad.write_bytes(b"nonsense" * 10)
     run("diff", archive, bad).failed_with("bad.vqm")
     run("diff", archive, tmp_path / "absent").failed_with("absent': no such file or directory")
+
+
+# The content digest
+
+
+def test_info_shows_the_content_digest_on_request(run: Run, model: Path, archive: Path) -> None:
+    for path in (model, archive):
+        digest = vqformat.content_digest(path)
+        assert digest not in run("info", path).out
+        assert f"contents  {digest}" in run("info", "--digest", path).out.splitlines()
+        assert run("info", "--digest", "--json", path).json["content_digest"] == digest
+
+
+def test_diff_says_whether_the_contents_are_the_same(run: Run, archive: Path, tmp_path: Path) -> None:
+    run("convert", archive, "--lossless", "-o", tmp_path / "exact.vqm")
+    run("convert", archive, "-o", tmp_path / "lossy.vqm")
+    same, other = (run("diff", archive, tmp_path / name).out for name in ("exact.vqm", "lossy.vqm"))
+    assert "same contents" in same.splitlines()
+    assert "same contents" not in other.splitlines()
+    assert run("diff", "--json", archive, tmp_path / "exact.vqm").json["same_contents"] is True
+    assert run("diff", "--json", archive, tmp_path / "lossy.vqm").json["same_contents"] is False

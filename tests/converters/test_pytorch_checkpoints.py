@@ -135,13 +135,33 @@ class AttributeDict(dict):  # type: ignore[type-arg]
     """Stands for a class of a package that is not installed where the file is read."""
 
 
+class Wrapper(torch.Tensor):
+    """A tensor without values of its own, as those of torchao are."""
+
+    @staticmethod
+    def __new__(cls, codes: Any, scale: Any) -> Any:
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+
+    def __init__(self, codes: Any, scale: Any) -> None:
+        self.codes, self.scale = codes, scale
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        raise NotImplementedError
+
+
+def with_attribute(value: Any) -> Any:
+    value.more = W + 5
+    return value
+
+
 Point = collections.namedtuple("Point", "x y")
 
 
 @pytest.fixture
 def classes(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("not_installed")
-    for kind in (AttributeDict, Point):
+    for kind in (AttributeDict, Point, Wrapper):
         monkeypatch.setattr(kind, "__module__", "not_installed")
         setattr(module, kind.__name__, kind)
     monkeypatch.setitem(sys.modules, "not_installed", module)
@@ -150,6 +170,8 @@ def classes(monkeypatch: pytest.MonkeyPatch) -> None:
 @IS_ZIP
 @pytest.mark.parametrize(("value", "expected"), [
     (lambda: AttributeDict(lr=1e-3, w=W), {"lr": 1e-3, "w": W}),
+    (lambda: with_attribute(AttributeDict(a=1)), {"a": 1, "__dict__": {"more": W + 5}}),
+    (lambda: Wrapper(W.to(torch.int8), W[:, 0]), {"codes": W.to(torch.int8), "scale": W[:, 0]}),
     (lambda: collections.defaultdict(list, loss=[1.0, 0.5]), {"loss": [1.0, 0.5]}),
     (lambda: Point(1, W), (1, W)),
     (lambda: argparse.Namespace(lr=2), {"lr": 2}),
@@ -209,6 +231,28 @@ def test_attributes_of_a_whole_module_are_kept_beside_its_state_dict(tmp_path: P
     assert Net().load_state_dict(found) == ([], [])
 
 
+def test_parameters_that_a_module_of_pytorch_lists_again_are_no_attributes(tmp_path: Path) -> None:
+    net = torch.nn.LSTM(3, 4)
+
+    found, report = there_and_back(tmp_path, net)
+
+    assert same(dict(found), dict(net.state_dict())) and not hasattr(found, "_metadata")
+    assert len(report.tensors) == 4
+
+
+def test_attributes_of_a_tensor_are_left_out_aloud(tmp_path: Path) -> None:
+    _, report = there_and_back(tmp_path, {"w": with_attribute(torch.nn.Parameter(W)), "v": W})
+
+    assert report.left_out == ["left out attributes of the tensor 'w': 'more'"]
+
+
+def test_a_tensor_of_too_many_axes_is_named(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones([1] * 40)}, tmp_path / "a.pt")
+
+    with pytest.raises(ConversionError, match=r"'w' has 40 axes, and a \.vqm holds at most 32"):
+        open_source(tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize(("checkpoint", "kept"), [
     ({"model": {"state": {"0": {"exp_avg": W}}, "w": W + 1}}, {"state.0.exp_avg", "w"}),
     ({"m": {"w": W}, "o": {"state": {0: {"exp_avg": W}}, "param_groups": [{"params": [0]}], "fp32": [W + 1]}},
@@ -245,7 +289,7 @@ def test_plain_values_beyond_what_metadata_holds_are_left_out_aloud(tmp_path: Pa
 @IS_ZIP
 def test_elements_beyond_the_storage_are_bounded(tmp_path: Path, tensor: Any, is_zip: bool) -> None:
     torch.save({"w": tensor}, tmp_path / "a.pt", _use_new_zipfile_serialization=is_zip)
-    with pytest.raises(ConversionError, match=r"'w' of shape .* that repeat 4; at most 67108864"):
+    with pytest.raises(ConversionError, match=r"'w' of shape .* that repeat 4, and at most 67108864"):
         open_source(tmp_path / "a.pt")
 
     found, _ = there_and_back(tmp_path, {"w": torch.ones(1).expand(1000)}, is_zip)

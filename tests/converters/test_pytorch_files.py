@@ -403,6 +403,20 @@ class TestTorchScript:
             assert "left out 'plain': an attribute that is neither a parameter nor a buffer" in source.notes
             assert source.origin == {"format": "torchscript"}
 
+    def test_without_parameters_what_it_has_is_named(self, tmp_path: Path) -> None:
+        class Table(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.table = torch.ones(3)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x + self.table
+
+        torch.jit.script(Table()).save(str(tmp_path / "a.ts"))
+
+        with pytest.raises(ConversionError, match=r"no parameters and no buffers \(left out 'table': an attribute"):
+            open_source(tmp_path / "a.ts")
+
     def test_compressed_members_are_read(self, tmp_path: Path) -> None:
         expected = torch.jit.load(str(write_script(tmp_path / "a.ts"))).state_dict()
         patch(tmp_path / "a.ts", lambda _, data: data, zipfile.ZIP_DEFLATED)

@@ -201,7 +201,7 @@ def test_the_worked_frame_of_the_spec_is_one() -> None:
 
 def test_every_rule_of_the_spec_is_enforced_in_code_and_shown_by_a_test() -> None:
     clauses = set(re.findall(r"\*\*\[([A-Z]{3}-\d{3})\]\*\*", (ROOT / "SPEC.md").read_text()))
-    sources = "\n".join(path.read_text() for path in (ROOT / "vqformat").rglob("*.py"))
+    sources = "\n".join(path.read_text() for path in (ROOT / "vqformat").rglob("*.py") if path.parent.name != "cli")
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
     shown = {clause for case in MANIFEST for clause in case["clauses"]}
 

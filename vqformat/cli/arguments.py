@@ -23,8 +23,32 @@ methods:
 """
 
 _DIFF_HELP = """\
-SQNR, RMS error and cosine take A as the original. exit code: 0 if both have the same tensors (names, shapes
+SQNR, RMS error and cosine take A as the original. "same contents": all tensors are equal to the bit, so that
+vqm info --digest shows the same digest for both. exit code: 0 if both have the same tensors (names, shapes
 and dtypes), however much their values differ; 1 if they do not, or if a file cannot be read
+"""
+
+_VERIFY_HELP = """\
+Of a damaged file, other than stdin, all damage is listed by tensor and byte; -v lists the whole tensors, too
+"""
+
+_SIGN_HELP = """\
+OpenSSL makes the two keys:
+  openssl genpkey -algorithm ed25519 -out key.pem
+  openssl pkey -in key.pem -pubout -out pub.pem
+vqm verify FILE --key pub.pem checks the signature
+"""
+
+_RECOVER_HELP = """\
+Tensors whose every byte is right are copied as they are stored. What is left out is told on stderr: damaged
+tensors, aliases of them, and ancillary chunks. exit code: 0 if a tensor is whole, else 1
+"""
+
+
+_CONFORMANCE_HELP = """\
+For a valid file a decoder prints what fixtures/README.md says, as JSON, and exits with status 0. For an invalid one it
+prints {"error": class} or the class alone, and exits with status 1. Every file is given twice: by its name, and on
+stdin in pieces. exit code: 0 if all is right, 1 if not, or if a clause of the page has no fixture
 """
 
 
@@ -95,11 +119,28 @@ def build_parser() -> argparse.ArgumentParser:
     info = add("info", "inspect", "show what is in a .vqm, or in any file that convert reads")
     info.add_argument("file", type=_given, metavar="FILE", help="- is stdin; more files may follow")
     _add_names(info)
+    info.add_argument("--digest", action="store_true", help="show the content digest, a SHA-256 of all tensors, the"
+                      " same in every format. It reads all weights")  # fmt: skip
     _add_common(info)
 
-    verify = add("verify", "inspect", "read .vqm files completely and check every byte, CRC-32 and SHA-256")
+    verify = add("verify", "verify", "read .vqm files completely and check every byte, CRC-32 and SHA-256",
+                 _VERIFY_HELP)  # fmt: skip
     verify.add_argument("files", type=_given, metavar="FILE", nargs="+", help="- is stdin")
+    verify.add_argument("--key", type=_given, metavar="PUB.pem", help="public key: check the signature FILE.sig before"
+                        " anything else is read of FILE")  # fmt: skip
     _add_common(verify)
+
+    sign = add("sign", "signature", "write an Ed25519 signature of a file to FILE.sig", _SIGN_HELP)
+    sign.add_argument("file", type=_given, metavar="FILE", help="any file")
+    sign.add_argument("--key", type=_given, metavar="KEY.pem", required=True, help="private key, without a password")
+    sign.add_argument("-f", "--force", action="store_true", help="replace FILE.sig if it exists")
+    _add_common(sign)
+
+    recover = add("recover", "recover", "write what is whole in a damaged or truncated .vqm to a new one",
+                  _RECOVER_HELP)  # fmt: skip
+    recover.add_argument("file", type=_given, metavar="FILE", help="- is stdin")
+    _add_output(recover, "WHOLE.vqm", "the new file", required=True)
+    _add_common(recover)
 
     extract = add("extract", "convert", "write the tensors of a .vqm, or of any file that convert reads, in another"
                   " format")  # fmt: skip
@@ -113,6 +154,24 @@ def build_parser() -> argparse.ArgumentParser:
     diff.add_argument("original", type=_given, metavar="A", help="- is stdin")
     diff.add_argument("other", type=_given, metavar="B", help="- is stdin")
     _add_common(diff)
+
+    conformance = add("conformance", "conformance", "score a decoder in any language by the fixtures",
+                      _CONFORMANCE_HELP)  # fmt: skip
+    conformance.add_argument("--decoder", type=_given, metavar="COMMAND", help="the command; {} stands for the file,"
+                             " which comes last if there is no {}")  # fmt: skip
+    conformance.add_argument("names", metavar="NAME", nargs="*", help="only these fixtures; wildcards *, ? and [abc]")
+    conformance.add_argument("--fixtures", type=_given, metavar="DIR", help="default: those of the checkout")
+    conformance.add_argument("--level", choices=("core", "full"), default="full", help="core: raw and codebook stages;"
+                             " full: low-rank, trellis and sparse raw stages too (default)")  # fmt: skip
+    conformance.add_argument("--no-stdin", dest="stdin", action="store_false", help="do not run it on stdin, for which"
+                             " the file is -")  # fmt: skip
+    conformance.add_argument("--timeout", type=_positive, metavar="S", default=60.0, help="seconds for a file"
+                             " (default: 60)")  # fmt: skip
+    conformance.add_argument("--jobs", type=_count, metavar="N", help="runs at the same time (default: one per core)")
+    conformance.add_argument("--page", type=_given, metavar="FILE", help="write a markdown page: the fixtures of each"
+                             " clause of SPEC.md, and the line that enforces it")  # fmt: skip
+    conformance.add_argument("-f", "--force", action="store_true", help="replace the page if it exists")
+    _add_common(conformance)
     return parser
 
 
@@ -166,6 +225,12 @@ def _nbytes(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 300000, 300kB or 2.5MiB")
     base = 1024 if match.group(3) else 1000
     return value * math.pow(base, " kMG".index(match.group(2) or " "))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer above 0")
+    return int(text)
 
 
 def _seed(text: str) -> int:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from vqformat.converters import open_source
 
+from ..encode.source import native
 from ..format.dtypes import BY_NAME
 from .arguments import UsageError
 from .files import STDIO, label, local_path, naming
@@ -156,12 +157,13 @@ def run_diff(args: argparse.Namespace) -> int:
         if row.distance is not None and not row.is_alias and BY_NAME[row.dtypes[0]].arithmetic:
             total.join(row.distance)
     agrees = not any(only) and all(row.agrees for row in rows)
+    is_same = agrees and all(row.distance is not None and row.distance.is_identical for row in rows)
     if args.json:
-        document = {"a": args.original, "b": args.other, "same_structure": agrees, "only_in_a": only[0],
-                    "only_in_b": only[1], "total": _measures(total)}  # fmt: skip
+        document = {"a": args.original, "b": args.other, "same_structure": agrees, "same_contents": is_same,
+                    "only_in_a": only[0], "only_in_b": only[1], "total": _measures(total)}  # fmt: skip
         print(to_json(document | {"tensors": [row.to_json() for row in rows]}))
     else:
-        print("\n".join(_diff_text(args, rows, only, total)))
+        print("\n".join([*_diff_text(args, rows, only, total), *["same contents"] * is_same]))
     return 0 if agrees else 1
 
 
@@ -176,9 +178,9 @@ def _compare(args: argparse.Namespace, a: SourceTensor, b: SourceTensor) -> _Row
     if a.shape == b.shape:
         distance = Distance()
         with naming(args.original):
-            array_a = np.asarray(a.load())
+            array_a = native(a)
         with naming(args.other):
-            array_b = np.asarray(b.load())
+            array_b = native(b)
         distance.add(array_a, array_b)
     return _Row(a.name, (a.dtype, b.dtype), (a.shape, b.shape), distance, a.alias_of is not None)
 

@@ -1,17 +1,17 @@
-"""``vqm info`` and ``vqm verify``."""
+"""``vqm info``."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import os
-import sys
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ..errors import FormatError, VqmError
+from ..decode.workers import n_threads
+from ..errors import FormatError
 from ..format import metadata
 from ..format.byte_stream import StreamInput
 from ..format.chunks import LayerInfo, SharedRecords, parse_book_chunk, parse_freq_chunk, parse_meta
@@ -19,11 +19,10 @@ from ..format.container import HEADER_NBYTES, ChunkHead, read_chunk_head
 from ..format.dtypes import BY_NAME
 from ..format.records import AliasRecord, Record, TensorRecord
 from ..format.stage_summary import stage_summary
+from ..read.contents import read_contents
 from ..read.indexed import IndexedReader
-from ..read.sequential import SequentialReader
-from .files import STDIO, label, local_path, opened, select
-from .progress import Progress, progress_line
-from .text import count, counted, describe_error, escape, number, shape_text, shorten, table, to_json
+from .files import label, local_path, select
+from .text import count, counted, escape, number, shape_text, shorten, table, to_json
 
 _SHOWN_METADATA = 12  # pairs that are shown without -v
 
@@ -66,6 +65,7 @@ class _Contents:
         self.section_nbytes = self.n_books = self.n_freqs = self.n_layers = 0
         self.metadata: dict[str, Any] = {}
         self.generator = ""
+        self.content_digest = ""  # computed on request only
         stream.seek(0)
         header = StreamInput(stream).read(HEADER_NBYTES, "the header")
         self.version = f"{header[8] | header[9] << 8}.{header[10] | header[11] << 8}"
@@ -151,6 +151,9 @@ def _describe(args: argparse.Namespace, file: str, names: list[str]) -> dict[str
         with open(path, "rb") as stream:
             contents = _Contents(stream)
             chosen = set(select([tensor.name for tensor in contents.tensors], names))
+            if args.digest:
+                stream.seek(0)
+                contents.content_digest = read_contents(stream, n_threads(None))[1]
     tensors = [tensor for tensor in contents.tensors if tensor.name in chosen]
     if args.json:
         return _info_json(file, contents, tensors)
@@ -170,7 +173,8 @@ def _is_vqm(path: Path) -> bool:
 
 def _info_json(file: str, contents: _Contents, tensors: list[_Tensor]) -> dict[str, Any]:
     return {"file": file, "format_version": contents.version, "generator": contents.generator,
-            "digest": contents.digest.hex(), "metadata": contents.metadata, "n_tensors": len(contents.tensors),
+            "digest": contents.digest.hex(), "content_digest": contents.content_digest or None,
+            "metadata": contents.metadata, "n_tensors": len(contents.tensors),
             "n_layers": contents.n_layers, "n_books": contents.n_books, "n_freqs": contents.n_freqs,
             "n_weights": contents.n_elements,
             "file_nbytes": contents.file_nbytes, "section_nbytes": contents.section_nbytes,
@@ -193,6 +197,8 @@ def _summary(file: str, contents: _Contents, *, verbose: bool) -> list[str]:
     lines = [f"file      {label(file)}",
              f"format    vqm {contents.version}, written by {escape(shorten(contents.generator))}",
              f"content   {', '.join(parts)}", f"size      {size}", f"digest    {contents.digest.hex()}"]  # fmt: skip
+    if contents.content_digest:
+        lines.append(f"contents  {contents.content_digest}")
     pairs = list(contents.metadata.items())
     source = contents.metadata.get("vqm.source")
     if not verbose and isinstance(source, dict) and isinstance(source.get("format"), str):
@@ -219,54 +225,3 @@ def _tensor_table(tensors: list[_Tensor], *, verbose: bool) -> list[str]:
                      "-" if is_alias else count(tensor.stored_nbytes), escape(tensor.layer)))  # fmt: skip
     align = "<<<<>><"
     return table(rows, align) if verbose else table([row[:-1] for row in rows], align[:-1])
-
-
-def run_verify(args: argparse.Namespace) -> int:
-    """Run ``vqm verify``: check whether files are complete and correct."""
-    results = []
-    for file in args.files:
-        result: dict[str, Any] = {"file": file, "ok": False}
-        try:
-            digest = _verify(file, quiet=args.quiet or args.json)
-        except (VqmError, OSError) as err:
-            text = describe_error(err)
-            result["error"] = text
-            if isinstance(err, FormatError):
-                result |= {"error_class": err.error_class, "clause": err.clause or None, "offset": err.offset}
-            if not args.json:
-                where = "" if getattr(err, "filename", None) is not None else f"{label(file)}: "
-                sys.stdout.flush()  # so that the lines of stdout and stderr are in order
-                print(f"vqm: error: {where}{text}", file=sys.stderr)
-        else:
-            result |= {"ok": True, "digest": digest}
-            if not (args.json or args.quiet):
-                print(f"{label(file)}: ok {digest}")
-        results.append(result)
-    if args.json:
-        print(to_json(results))
-    return 0 if all(result["ok"] for result in results) else 1
-
-
-def _verify(file: str, *, quiet: bool) -> str:
-    """Check a file. Returns its SHA-256 in hexadecimal."""
-    total = 0 if file == STDIO else Path(file).stat().st_size
-    with opened(file) as stream, progress_line(quiet=quiet or not total) as progress:
-        reader = SequentialReader(_Watched(stream, file, total, progress) if progress else stream,  # type: ignore[arg-type]
-                                  check_digest=True, keep_total=False)  # fmt: skip
-        for _ in reader.layers():
-            pass
-        return reader.digest.hex()
-
-
-class _Watched:
-    """A stream that reports to the line of progress how much has been read."""
-
-    def __init__(self, stream: BinaryIO, label: str, total: int, progress: Progress) -> None:
-        self._stream, self._label, self._total, self._progress = stream, label, total, progress
-        self._done = 0
-
-    def read(self, n: int) -> bytes:
-        data = self._stream.read(n)
-        self._done += len(data)
-        self._progress(self._label, self._done, self._total)
-        return data

@@ -36,6 +36,12 @@ def encode_sparse(elements: npt.NDArray[Any], dtype: DType, split: int) -> list[
     return [_pack_bits(is_marked), _pack_bits(bare != 0), *planes]
 
 
+def n_marked(elements: npt.NDArray[Any], dtype: DType) -> int:
+    """How many words of a block ``encode_sparse`` puts into the byte planes."""
+    words: npt.NDArray[Any] = elements.view(f"<u{dtype.word_nbytes}")
+    return int(np.count_nonzero(words << 1))
+
+
 def _planes(words: npt.NDArray[Any], split: int) -> list[bytes]:
     nbytes = words.itemsize
     if native.is_used():

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..decode.tables import Floats
 from .methods import fine
+from .methods.layout import ShortFloats
 
 _SAMPLE = 1 << 12
 _FREE_BITS = 0.25  # bits for each value that exact coding of a large constant may take
@@ -56,7 +57,7 @@ def is_in_order(values: Floats) -> bool:
     return steps.size >= _FEWEST_IN_ORDER - 1 and bool((steps > 0).all() or (steps < 0).all())
 
 
-def is_filter_bank(values: Floats) -> bool:
+def is_filter_bank(values: ShortFloats) -> bool:
     """Whether the rows, or the columns of a matrix, are even or odd functions: kernels of Fourier transforms."""
     if values.ndim < 2 or not values.any():
         return False
@@ -69,10 +70,10 @@ def _is_whole(flat: Floats) -> bool:
     return bool((scaled == np.rint(scaled)).all()) and float(np.abs(scaled).max(initial=0)) < _WHOLE
 
 
-def _are_filters(rows: Floats) -> bool:
+def _are_filters(rows: ShortFloats) -> bool:
     if rows.shape[1] < _FEWEST_TAPS:
         return False
-    some = rows[:: max(1, rows.shape[0] // 64)]
+    some = rows[:: max(1, rows.shape[0] // 64)].astype(np.float32)
     some = some[np.abs(some).max(axis=1) > 0]  # a filter may be zero: the sine of frequency 0
     limit = _SYMMETRIC * np.abs(some).max(axis=1, initial=0)
     found = np.zeros(some.shape[0], bool)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import mmap
 import pickle
 import tempfile
 import weakref
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import IO, Any, TypeVar, cast, overload
 
 from ..files import temporary_space
 
 _IN_MEMORY_NBYTES = 1 << 20
+_LARGE_NBYTES = 1 << 16  # of a buffer that is stored beside the pickle, and mapped when its item is loaded
+_ALIGNMENT = 64  # of these buffers
 T = TypeVar("T")
 
 
 class DiskList(Sequence[T]):
     """A list whose items are stored in an unnamed temporary file. Each is loaded when it is accessed.
 
-    Up to 1 MiB stays in memory.
+    Up to 1 MiB stays in memory. Large arrays and memoryviews of an item are mapped when it is loaded, and are
+    read-only.
 
     Args:
         items: The first items.
@@ -28,7 +34,8 @@ class DiskList(Sequence[T]):
     def __init__(self, items: Iterable[T] = (), *, folder: str | None) -> None:
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY_NBYTES, dir=folder)  # noqa: SIM115
         self._is_in_folder = folder is not None
-        self._offsets = [0]
+        self._items: list[tuple[int, list[int]]] = []  # where the parts of each begin, and the sizes of these
+        self._end = 0
         self.close = weakref.finalize(self, _close, self._file)
         for item in items:
             self.append(item)
@@ -39,16 +46,20 @@ class DiskList(Sequence[T]):
         Raises:
             OSError: The disk is full. Without a folder of its own, the error names TMPDIR.
         """
+        parts = _parts(item)
         with self._space():
-            self._file.seek(self._offsets[-1])
-            pickle.dump(item, self._file, protocol=5)
-            self._offsets.append(self._file.tell())
+            self._file.seek(self._end)
+            for part in parts:
+                self._file.write(part)
+                self._file.write(bytes(-len(part) % _ALIGNMENT))
+            self._items.append((self._end, list(map(len, parts))))
+            self._end = self._file.tell()
 
     def _space(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._is_in_folder else temporary_space()
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        return len(self._items)
 
     @overload
     def __getitem__(self, at: int) -> T: ...
@@ -57,9 +68,41 @@ class DiskList(Sequence[T]):
     def __getitem__(self, at: int | slice) -> Any:
         if isinstance(at, slice):
             return [self[i] for i in range(*at.indices(len(self)))]
+        offset, sizes = self._items[at]
         with self._space():  # seek writes what is in the buffer
-            self._file.seek(self._offsets[:-1][at])
-        return cast(T, pickle.load(self._file))
+            self._file.seek(offset)
+            pickled = self._file.read(sizes[0])
+            buffers = self._mapped(offset, sizes)[1:] if len(sizes) > 1 else []
+        return cast(T, pickle.loads(pickled, buffers=buffers))
+
+    def _mapped(self, offset: int, sizes: list[int]) -> list[memoryview]:
+        """The parts of an item, mapped."""
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        places = list(accumulate(map(_aligned, sizes), initial=offset - start))
+        self._file.flush()
+        view = memoryview(mmap.mmap(self._file.fileno(), places[-1], access=mmap.ACCESS_READ, offset=start))
+        return [view[place : place + size] for place, size in zip(places, sizes, strict=False)]
+
+
+def _parts(item: object) -> list[memoryview]:
+    """The pickle of an item, and its large buffers."""
+    large: list[pickle.PickleBuffer] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        is_small = buffer.raw().nbytes < _LARGE_NBYTES
+        if not is_small:
+            large.append(buffer)
+        return is_small
+
+    pickled = io.BytesIO()
+    pickler = pickle.Pickler(pickled, protocol=5, buffer_callback=keep)
+    pickler.dispatch_table = {memoryview: lambda view: (memoryview, (pickle.PickleBuffer(view),))}
+    pickler.dump(item)
+    return [pickled.getbuffer(), *(buffer.raw() for buffer in large)]
+
+
+def _aligned(nbytes: int) -> int:
+    return nbytes + -nbytes % _ALIGNMENT
 
 
 def _close(file: IO[bytes]) -> None:

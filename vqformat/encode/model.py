@@ -26,6 +26,7 @@ from .progress import Passes, Phase
 from .report import Report
 from .requested_goal import RequestedGoal
 from .ruin import note_ruin
+from .section_store import SectionStore
 from .sensitivity import Steps
 from .shared_codebooks import SharedCodebooks
 from .size_drafts import ROUNDS, DraftedSteps
@@ -131,7 +132,7 @@ class ModelEncoder:
         self.tensors, self.options, self._metadata = tensors, options, metadata
         self.plan = Plan(tensors, options, is_part=is_part)
         self._books = SharedCodebooks()
-        self._tensors = TensorEncoder(self.plan, self._books)
+        self._tensors = TensorEncoder(self.plan, self._books, list)
         self._request = RequestedGoal(tensors, options)
         self._passes = Passes(options.progress, tensors, options.preset, is_part=is_part)
         self._fixed: dict[str, Result] = {}  # with a budget: results that no step changes
@@ -156,6 +157,7 @@ class ModelEncoder:
             folder: Folder of temporary files that hold results of several passes; None for the system's.
         """
         self._folder = folder
+        self._tensors = TensorEncoder(self.plan, self._books, SectionStore(folder).collect)
         self._passes.is_search = self.options.has_budget and self.options.step is None
         self._passes.is_corrected = self.options.correct is not None
         self._books.train(self.plan, self._passes)

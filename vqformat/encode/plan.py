@@ -15,7 +15,7 @@ from ..format.dtypes import BY_NAME
 from . import constant_tensors
 from .calibration import TensorStatistics
 from .methods import quantize
-from .methods.layout import reals
+from .methods.layout import short_reals
 from .options import Options
 from .recipe import Method
 from .sensitivity import Statistics, Steps
@@ -128,7 +128,7 @@ class Plan:
         if is_free and constant_tensors.is_constant(array, tensor.dtype, is_short=not has_step):
             self.constants.add(tensor.name)
         elif has_step:
-            self.statistics[tensor.name] = Statistics.of(reals(array), self.sensitivity(tensor),
+            self.statistics[tensor.name] = Statistics.of(short_reals(array), self.sensitivity(tensor),
                                                           is_recurrent=tensor.in_sequence)  # fmt: skip
 
     def _known(self, tensor: SourceTensor) -> TensorStatistics:

@@ -95,12 +95,6 @@ class Report:
         return self.section_nbytes - sum(tensor.stored_nbytes for tensor in self.tensors)
 
 
-def energy(values: npt.NDArray[np.float32]) -> float:
-    """Sum of the squares of the values, computed in float64."""
-    flat = values.reshape(-1)
-    return float(np.einsum("i,i->", flat, flat, dtype=np.float64))
-
-
 def as_decoded(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.float32]:
     """Round float32 values to the dtype of a tensor, as the decoder does (VAL-001). Returns float32."""
     info = BY_NAME[dtype]

@@ -24,8 +24,9 @@ import numpy as np
 
 from ..decode.tables import Floats
 from .constant_tensors import is_filter_bank
+from .methods.layout import ShortFloats
 from .methods.uniform import ROUNDING
-from .report import energy
+from .sums import energy
 
 SAMPLE = 1 << 15  # values
 LARGEST_STEP: float = 8.0  # largest step, in deviations of the tensor: with larger ones nearly all values become 0
@@ -87,15 +88,15 @@ class Statistics:
     is_filter_bank: bool = False
 
     @classmethod
-    def of(cls, values: Floats, sensitivity: float = 0.0, *, is_recurrent: bool = False) -> Statistics:
+    def of(cls, values: ShortFloats, sensitivity: float = 0.0, *, is_recurrent: bool = False) -> Statistics:
         """Statistics of a tensor.
 
         Args:
-            values: The tensor as reals.
+            values: The tensor as reals, see ``layout.short_reals``.
         """
         flat = values.reshape(-1)
         stride = max(1, flat.size // SAMPLE) | 1  # odd, so that the sample is not from few columns
-        sample = flat[::stride].copy()
+        sample = flat[::stride].astype(np.float32)
         deviation = root_mean_square(flat)
         scale = float(np.abs(sample).mean(dtype=np.float64)) / _NORMAL_MAGNITUDE if sample.any() else deviation
         return cls(flat.size, deviation, scale, sample, sensitivity, is_recurrent, is_filter_bank(values))
@@ -120,7 +121,7 @@ class Statistics:
         return float(-(share * np.log2(share)).sum()) * self.n_values / 8
 
 
-def root_mean_square(values: Floats) -> float:
+def root_mean_square(values: ShortFloats) -> float:
     """Root mean square of the values, computed in float64."""
     return math.sqrt(energy(values) / max(values.size, 1))
 

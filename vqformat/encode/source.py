@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,13 +15,13 @@ from ..errors import EncodeError
 from ..format.chunkwriter import EncodedTensor
 from ..format.dtypes import BY_NAME, of_array
 from ..format.limits import MAX_NAME_NBYTES, MAX_RANK
-from .methods.layout import reals
 from .sensitivity import has_recurrent_name
 
 Array = npt.NDArray[Any]
 _LARGEST = float(np.finfo(np.float32).max) / 16  # so that sums of stages and products with scales do not overflow
 _SMALLEST = 2.0**-110  # least value of a tensor's largest magnitude, so that its steps and scales are normal numbers
 _FEWEST_ROWS, _TALL = 4096, 8  # a table has at least so many rows, and so many times more rows than columns
+_PIECE = 1 << 16  # values that are looked at together
 _SHAPE_PRODUCT = 1 << 58  # with 16 bytes an element, the size in bytes fits a signed 64-bit integer
 
 
@@ -170,12 +171,18 @@ def native(tensor: SourceTensor) -> Array:
 
 def fits_float32(array: Array) -> bool:
     """Whether all values are finite and in the range of float32. Others can only be stored raw (SPEC 7)."""
-    values = reals(array) if array.dtype.itemsize < 4 else np.ascontiguousarray(array)
+    values = np.ascontiguousarray(array).reshape(-1)
     if np.iscomplexobj(values):
-        values = values.reshape(-1).view(values.real.dtype)
+        values = values.view(values.real.dtype)
+    low = high = 0.0
     with np.errstate(invalid="ignore"):  # NaN is expected
-        low, high = float(values.min(initial=0)), float(values.max(initial=0))
-    if not (low > -_LARGEST and high < _LARGEST):  # also if one is NaN
+        for start in range(0, values.size, _PIECE):
+            piece = values[start : start + _PIECE]
+            piece = piece.astype(np.float32) if piece.itemsize < 4 else piece
+            low, high = float(piece.min(initial=low)), float(piece.max(initial=high))
+            if math.isnan(low):
+                return False
+    if not (low > -_LARGEST and high < _LARGEST):
         return False
     return low == high == 0 or max(-low, high) >= _SMALLEST
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..decode.tables import Floats
 from ..errors import EncodeError
 from ..format.chunkwriter import EncodedTensor
 from ..format.dtypes import BY_NAME
@@ -20,13 +19,13 @@ from ..format.stage_summary import stage_summary
 from .budget_search import EXACT
 from .layers import Result
 from .methods import exact, fast, fine, quantize
-from .methods.assemble import QuantizedStage, assemble, sum_of_stages
-from .methods.layout import layout_for, reals, view_matrix
+from .methods.assemble import Collect, QuantizedStage, assemble, sum_of_stages
+from .methods.layout import ShortFloats, layout_for, reals, short_reals, view_matrix
 from .methods.minifloat import encode_minifloat
 from .methods.uniform import encode_uniform
 from .plan import Plan
 from .recipe import Method
-from .report import TensorReport, as_decoded, decibel, energy, sqnr_db
+from .report import TensorReport, as_decoded, decibel, sqnr_db
 from .sensitivity import Statistics, Steps, root_mean_square
 from .shared_codebooks import SharedCodebooks
 from .small import small
@@ -40,10 +39,14 @@ _FIRST_HYSTERESIS, _STRONGEST_HYSTERESIS = 0.01, 0.32  # strengths; doubled at e
 
 
 class TensorEncoder:
-    """Encodes tensors with any step. It remembers how each was coded, for the next step of a search."""
+    """Encodes tensors with any step. It remembers how each was coded, for the next step of a search.
 
-    def __init__(self, plan: Plan, books: SharedCodebooks) -> None:
-        self._plan, self._options, self._books = plan, plan.options, books
+    Args:
+        collect: See ``methods.assemble``.
+    """
+
+    def __init__(self, plan: Plan, books: SharedCodebooks, collect: Collect) -> None:
+        self._plan, self._options, self._books, self._collect = plan, plan.options, books, collect
         self._kinds: dict[str, tuple[int, bool]] = {}  # preset small: kind of each tensor at the step before
         self._hysteresis_strength = _FIRST_HYSTERESIS
         self._curves: dict[str, fast.RateDistortionCurve] = {}  # preset fast
@@ -74,7 +77,8 @@ class TensorEncoder:
         if not array.size:
             return self._result(tensor, fine.encode_exact(tensor.name, tensor.dtype, array), math.nan)
         if method is not None and method.name == "raw":
-            return self._result(tensor, fine.encode_raw(tensor.name, tensor.dtype, array), math.inf)
+            encoded = fine.encode_raw(tensor.name, tensor.dtype, array, collect=self._collect)
+            return self._result(tensor, encoded, math.inf)
         is_arithmetic = BY_NAME[tensor.dtype].arithmetic and fits_float32(array)
         if not is_arithmetic and method is not None and method.name not in ("lossless", "fine"):
             self._plan.reject_method(tensor, method, "it holds NaN, infinity or values beyond float32")
@@ -86,7 +90,8 @@ class TensorEncoder:
             as_bytes = fine.encode_lossless if self._options.lossless else fine.encode_exact
             encode = partial(exact.encode, is_lossless=self._options.lossless) if is_weight else as_bytes
             thorough = self._options.preset == "small"
-            return self._result(tensor, encode(tensor.name, tensor.dtype, array, thorough=thorough), math.inf)
+            encoded = encode(tensor.name, tensor.dtype, array, thorough=thorough, collect=self._collect)
+            return self._result(tensor, encoded, math.inf)
         if method is not None and quantize.is_vector_method(method):
             try:
                 return self._encode_by_method(tensor, array, method)
@@ -140,7 +145,7 @@ class TensorEncoder:
     def _encode_on_grid(
         self, tensor: SourceTensor, array: Array, method: Method | None, relative_step: float
     ) -> Result:
-        values = reals(array)
+        values = short_reals(array)
         if method is not None and quantize.has_fixed_step(method):
             step = quantize.uniform_step(method, root_mean_square(values), 1.0)
         else:
@@ -156,14 +161,18 @@ class TensorEncoder:
                 " more bits")  # fmt: skip
         return replace(result, notes=(*result.notes, note))
 
-    def _encode_coarsely(self, tensor: SourceTensor, values: Floats, step: float, preset: str) -> Result:
-        """Encode a tensor by a preset, with about the noise of a uniform grid with this step."""
+    def _encode_coarsely(self, tensor: SourceTensor, values: ShortFloats, step: float, preset: str) -> Result:
+        """Encode a tensor by a preset, with about the noise of a uniform grid with this step.
+
+        Args:
+            values: See ``layout.short_reals``.
+        """
         encoded: EncodedTensor | CodedTensor
         match preset:
             case "small":
                 kind = self._kinds.get(tensor.name)
                 hysteresis = None if kind is None else Hysteresis(kind, self._hysteresis_strength)
-                found = small.quantize(tensor.name, tensor.dtype, tensor.shape, values, step,
+                found = small.quantize(tensor.name, tensor.dtype, tensor.shape, reals(values), step,
                                        output_axis=tensor.output_axis, is_table=tensor.is_table,
                                        least_noise=self._options.sqnr is not None,
                                        factors=self._plan.feedback(tensor),
@@ -174,16 +183,16 @@ class TensorEncoder:
             case "fast":
                 choice = self._choice(tensor, values, step)
                 encoded, signal, noise = fast.encode(tensor.name, tensor.dtype, tensor.shape, values, choice,
-                                                     seed=self._options.seed)  # fmt: skip
+                                                     seed=self._options.seed, collect=self._collect)  # fmt: skip
             case _:
-                encoded, sqnr = encode_uniform(tensor.name, tensor.dtype, tensor.shape, values, step,
-                                               is_table=tensor.is_table)  # fmt: skip
-                signal = energy(values)
-                noise = signal / 10 ** (sqnr / 10)
+                encoded, grid = encode_uniform(tensor.name, tensor.dtype, tensor.shape, values, step,
+                                               is_table=tensor.is_table, collect=self._collect)  # fmt: skip
+                signal = grid.energy
+                noise = signal / 10 ** (grid.sqnr_db / 10)
         result = self._result(tensor, encoded, decibel(signal, noise))
         return replace(result, energy=signal, noise=noise)
 
-    def _choice(self, tensor: SourceTensor, values: Floats, step: float) -> fast.Choice:
+    def _choice(self, tensor: SourceTensor, values: ShortFloats, step: float) -> fast.Choice:
         """The codebooks of preset ``fast`` for a tensor. With a budget, more widths of codes are allowed."""
         curve = self._curves.get(tensor.name)
         if curve is None:
@@ -210,7 +219,7 @@ class TensorEncoder:
             self._books.use(name)
         else:
             stages = quantize.quantize(matrix, view, method, seed=self._options.seed, dtype=tensor.dtype)
-        encoded = assemble(tensor.name, tensor.dtype, tensor.shape, layout, stages)
+        encoded = assemble(tensor.name, tensor.dtype, tensor.shape, layout, stages, collect=self._collect)
         return self._result(tensor, encoded, sqnr_db(matrix, as_decoded(sum_of_stages(stages, view), tensor.dtype)))
 
     def _result(

@@ -195,7 +195,7 @@ class _Output:
         else:
             raise TypeError(f"expected a path or a binary stream, not {type(target).__name__}")
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
         while rest:
             n = self._stream.write(rest)

@@ -35,7 +35,7 @@ class SectionEntry:
 class Section:
     """The stored bytes of a section that is to be written."""
 
-    stored: bytes
+    stored: bytes | memoryview
     is_zstd: bool = False
 
     @property

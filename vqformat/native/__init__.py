@@ -11,7 +11,6 @@ import os
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 try:
@@ -84,38 +83,3 @@ def _address(array: npt.NDArray[Any] | None) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def search_trellis(
-    points: npt.NDArray[np.float32],
-    *,
-    contexts: npt.NDArray[np.uint8] | None,
-    weights: npt.NDArray[np.float32] | None,
-    costs: npt.NDArray[np.float32],
-    reach: int,
-    before: npt.NDArray[np.int32],
-    subsets: npt.NDArray[np.int32],
-    start: npt.NDArray[np.uint8] | None,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Quantize sequences of values to grid points, with the least cost, see ``viterbi.quantize``.
-
-    Args:
-        points, contexts, weights: ``(n_steps, n_sequences)``, C-contiguous.
-        costs: ``(n_contexts, 2, 2 · reach + 1)``.
-        before, subsets: ``(2, n_states)``: the predecessors of each state, and the subsets of these transitions.
-        start: ``(n_sequences,)``; None for 0.
-
-    Returns:
-        Index and codebook of each value, and the final states of the sequences.
-    """
-    assert _kernels is not None and points.dtype == costs.dtype == np.float32
-    assert before.dtype == subsets.dtype == np.int32 and before.shape == subsets.shape and before.shape[1] <= 256
-    assert all(array is None or array.shape == points.shape for array in (contexts, weights))
-    assert weights is None or weights.dtype == np.float32
-    assert start is None or (start.dtype == np.uint8 and int(start.max(initial=0)) < before.shape[1])
-    indices, books = np.empty(points.shape, np.int32), np.empty(points.shape, np.uint8)
-    end = np.empty(points.shape[1], np.uint8)
-    _kernels.viterbi_search(
-        _instruction_set(), *points.shape, _address(points), _address(contexts), _address(weights), _address(costs),
-        costs.size, reach, before.shape[1], _address(before), _address(subsets), _address(start), _address(indices),
-        _address(books), _address(end),
-    )  # fmt: skip
-    return indices, books, end

@@ -9,20 +9,12 @@
 #include "instruction_sets.h"
 
 #ifdef HAS_X86
-#if defined(__GNUC__)
 #define TARGET_CRC __attribute__((target("pclmul,sse4.1")))
-#else
-#define TARGET_CRC
-#endif
 
 int has_crc32(void)
 {
-#if defined(__GNUC__)
     __builtin_cpu_init();
     return __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1");
-#else
-    return 0;
-#endif
 }
 
 /* ``x`` times the two constants, plus what lies where it is folded to. */

@@ -5,16 +5,12 @@
 
 enum { SCALAR, AVX2, AVX512, N_INSTRUCTION_SETS };
 
-#if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(_MSC_VER))
+/* Other compilers get portable C: functions for a processor of their own are asked for as GCC and Clang do. */
+#if defined(__x86_64__) && defined(__GNUC__)
 #define HAS_X86
 #include <immintrin.h>
-#if defined(__GNUC__)
 #define TARGET_AVX2 __attribute__((target("avx2,fma,popcnt")))
 #define TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,popcnt")))
-#else
-#define TARGET_AVX2
-#define TARGET_AVX512
-#endif
 #endif
 
 #if defined(__GNUC__)

@@ -7,9 +7,12 @@
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
 
+#include "arrays.h"
 #include "codebook.h"
 #include "crc.h"
+#include "entropy.h"
 #include "lowrank.h"
+#include "nearest.h"
 #include "planes.h"
 #include "scatter.h"
 #include "trellis.h"
@@ -130,17 +133,16 @@ static PyObject *py_viterbi_search(PyObject *self, PyObject *args)
     (void)self;
     Search s;
     int instruction_set, has_failed;
-    unsigned long long points, contexts, weights, costs, before, subsets, start, indices, books, end;
-    long long n_steps, n_sequences, n_costs;
-    if (!PyArg_ParseTuple(args, "iLLKKKKLiiKKKKKK", &instruction_set, &n_steps, &n_sequences, &points, &contexts,
-                          &weights, &costs, &n_costs, &s.reach, &s.n_states, &before, &subsets, &start, &indices,
-                          &books, &end))
+    unsigned long long points, contexts, weights, costs, start, indices, books, end;
+    long long n_rows, n_columns, tile_rows, tile_columns;
+    if (!PyArg_ParseTuple(args, "iLLLLKKKKiiIIKKKK", &instruction_set, &n_rows, &n_columns, &tile_rows, &tile_columns,
+                          &points, &contexts, &weights, &costs, &s.reach, &s.n_states, &s.feedback, &s.forward, &start,
+                          &indices, &books, &end))
         return NULL;
-    s.n_steps = n_steps, s.n_sequences = n_sequences, s.n_costs = n_costs;
+    s.n_rows = n_rows, s.n_columns = n_columns, s.tile_rows = tile_rows, s.tile_columns = tile_columns;
     s.points = (const float *)(uintptr_t)points, s.contexts = (const uint8_t *)(uintptr_t)contexts;
     s.weights = (const float *)(uintptr_t)weights, s.costs = (const float *)(uintptr_t)costs;
-    s.before = (const int32_t *)(uintptr_t)before, s.subsets = (const int32_t *)(uintptr_t)subsets;
-    s.start = (const uint8_t *)(uintptr_t)start, s.indices = (int32_t *)(uintptr_t)indices;
+    s.start = (const uint8_t *)(uintptr_t)start, s.indices = (int16_t *)(uintptr_t)indices;
     s.books = (uint8_t *)(uintptr_t)books, s.end = (uint8_t *)(uintptr_t)end;
     Py_BEGIN_ALLOW_THREADS
     has_failed = viterbi_search(&s, instruction_set);
@@ -209,6 +211,98 @@ static PyObject *py_planes_huffman(PyObject *self, PyObject *args)
     return PyLong_FromLongLong(nbytes);
 }
 
+static int parse_codes(PyObject *args, const char *format, Codes *c, unsigned long long others[2], long long tile[2],
+                       int *precision, int *instruction_set)
+{
+    unsigned long long indices, books, row_classes, column_classes;
+    long long n_rows, n_columns, stride, n_books, entries, n_symbols;
+    if (!PyArg_ParseTuple(args, format, &n_rows, &n_columns, &stride, &indices, &books, &row_classes, &column_classes,
+                          &c->zero, &n_books, &entries, &n_symbols, &others[0], &others[1], &tile[0], &tile[1],
+                          precision, instruction_set))
+        return 0;
+    c->n_rows = n_rows, c->n_columns = n_columns, c->stride = stride;
+    c->indices = (const int16_t *)(uintptr_t)indices, c->books = (const uint8_t *)(uintptr_t)books;
+    c->row_classes = (const uint8_t *)(uintptr_t)row_classes;
+    c->column_classes = (const uint8_t *)(uintptr_t)column_classes;
+    c->n_books = n_books, c->entries = entries, c->n_symbols = n_symbols;
+    return 1;
+}
+
+static PyObject *py_count_codes(PyObject *self, PyObject *args)
+{
+    (void)self;
+    Codes c;
+    unsigned long long others[2];
+    long long tile[2];
+    int precision, instruction_set, found;
+    if (!parse_codes(args, "LLLKKKKiLLLK|KLLii", &c, others, tile, &precision, &instruction_set))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    found = count_codes(&c, (int64_t *)(uintptr_t)others[0]);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(found);
+}
+
+static PyObject *py_rans_encode(PyObject *self, PyObject *args)
+{
+    (void)self;
+    Codes c;
+    unsigned long long others[2];
+    long long tile[2], found;
+    int precision, instruction_set;
+    if (!parse_codes(args, "LLLKKKKiLLLKKLLii", &c, others, tile, &precision, &instruction_set))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    found = rans_encode(&c, tile[0], tile[1], (const uint32_t *)(uintptr_t)others[0], precision,
+                        (uint8_t *)(uintptr_t)others[1], instruction_set);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLongLong(found);
+}
+
+static PyObject *py_sum_errors(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long points, indices, books, factors, sums;
+    long long n_rows, n_columns;
+    if (!PyArg_ParseTuple(args, "LLKKKKK", &n_rows, &n_columns, &points, &indices, &books, &factors, &sums))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    sum_errors(n_rows, n_columns, (const float *)(uintptr_t)points, (const int16_t *)(uintptr_t)indices,
+               (const uint8_t *)(uintptr_t)books, (const float *)(uintptr_t)factors, (float *)(uintptr_t)sums);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_sum_values(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int instruction_set, are_squared;
+    unsigned long long values, sums;
+    long long n;
+    if (!PyArg_ParseTuple(args, "iKLiK", &instruction_set, &values, &n, &are_squared, &sums))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    sum_values((const float *)(uintptr_t)values, n, are_squared, (double *)(uintptr_t)sums, instruction_set);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_find_nearest(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int instruction_set, is_double, has_failed;
+    unsigned long long vectors, entries, codes, top;
+    long long n, n_entries, dim;
+    if (!PyArg_ParseTuple(args, "iKKLLLKKi", &instruction_set, &vectors, &entries, &n, &n_entries, &dim, &codes, &top,
+                          &is_double))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    has_failed = find_nearest((const void *)(uintptr_t)vectors, (const void *)(uintptr_t)entries, n, n_entries, dim,
+                              (int64_t *)(uintptr_t)codes, (void *)(uintptr_t)top, is_double != 0, instruction_set);
+    Py_END_ALLOW_THREADS
+    return has_failed ? PyErr_NoMemory() : (Py_INCREF(Py_None), Py_None);
+}
+
 static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
 {
     (void)self, (void)args;
@@ -234,6 +328,11 @@ static PyMethodDef METHODS[] = {
     {"lowrank_decode", py_lowrank_decode, METH_VARARGS, "Compute a block of a low-rank stage; see lowrank.h."},
     {"scatter", py_scatter, METH_VARARGS, "Put the values of a block in their places; see scatter.h."},
     {"viterbi_search", py_viterbi_search, METH_VARARGS, "Find the paths with the least cost; see viterbi.h."},
+    {"count_codes", py_count_codes, METH_VARARGS, "Count codes; see entropy.h."},
+    {"rans_encode", py_rans_encode, METH_VARARGS, "Encode a block of codes; see entropy.h."},
+    {"sum_errors", py_sum_errors, METH_VARARGS, "Sum the errors of columns; see arrays.h."},
+    {"sum_values", py_sum_values, METH_VARARGS, "Sum values or squares; see arrays.h."},
+    {"find_nearest", py_find_nearest, METH_VARARGS, "Find the nearest entries; see nearest.h."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS, "Which of scalar, AVX2, AVX-512 the processor has."},
     {NULL, NULL, 0, NULL},
 };

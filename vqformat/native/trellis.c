@@ -116,9 +116,7 @@ TARGET_AVX2
 static ALWAYS_INLINE __m256i all_lanes(void)
 {
     __m256i all = _mm256_set1_epi32(-1);
-#if defined(__GNUC__)
     __asm__("" : "+x"(all));
-#endif
     return all;
 }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import lcm
 from typing import Any
 
@@ -26,6 +27,8 @@ from ...format.stages import CodebookStage, LowRankStage, PackedStage, RawStage,
 from . import packing, planes
 
 BLOCK_ELEMENTS = 1 << 18  # of a block, about
+Collect = Callable[[Iterable[Section]], list[Section]]
+Maker = packing.SectionMaker | planes.PlaneMaker
 _SMALL_NUMBERS = tuple(dtype.name for dtype in DTYPES if dtype.bits == 8 and dtype.name != "bool")
 
 
@@ -36,27 +39,41 @@ class QuantizedStage:
     Attributes:
         stage: The stage. ``with_planes`` chooses its packing.
         resident: Plain bytes of its resident sections (SPEC 7.3); for a low-rank stage only those of the scales.
-        codes: ``(R, n_subvectors)``; for a low-rank stage those of the left factor, ``(R, rank)``.
+        codes: ``(R, n_subvectors)``; for a low-rank stage those of the left factor, ``(R, rank)``. Only the left codes
+            of a codebook stage may be other than an array.
         right_codes: Codes of the right factor of a low-rank stage, ``(rank, C)``; else None.
         shared: Values of the BOOK that it uses, ``(groups · entries · dim,)``; None without one.
     """
 
     stage: PackedStage
     resident: list[bytes]
-    codes: npt.NDArray[Any]
+    codes: packing.CodeMatrix
     right_codes: npt.NDArray[Any] | None = None
     shared: Floats | None = None
 
     def values(self, view: View) -> Floats:
         """The values that a decoder computes, bit for bit: the stored matrix, ``(R, C)`` float32."""
         out = np.empty((view.n_rows, view.n_columns), np.float32)
-        block = Block(0, view.n_rows, 0, view.n_columns)
+        for block, values in self.blocks(view):
+            out[block.row : block.row_end, block.column : block.column_end] = values
+        return out
+
+    def blocks(self, view: View) -> Iterator[tuple[Block, Floats]]:
+        """The same block by block, the blocks in the order of their rows."""
+        unit = self.stage.dim if isinstance(self.stage, CodebookStage) else 1
+        whole_rows = isinstance(self.stage, LowRankStage)
+        layout = choose_blocks(view.layout, view.n_rows, view.n_columns, unit, whole_rows=whole_rows)
+        blocks = View(view.shape, layout, view.n_rows, view.n_columns)
         match self.stage:
             case CodebookStage():
-                CodebookDecoder(self.stage, view, self.resident, self.shared).look_up(self.codes, block, out)
+                decode = CodebookDecoder(self.stage, view, self.resident, self.shared).look_up
             case LowRankStage():
-                LowRankDecoder(self.stage, view, self._low_rank_resident()).multiply(self.codes, block, out)
-        return out
+                decode = LowRankDecoder(self.stage, view, self._low_rank_resident()).multiply
+        for i in range(blocks.n_blocks):
+            block = blocks.block(i)
+            out = np.empty((block.n_rows, block.n_columns), np.float32)
+            decode(self._codes_of(block), block, out)
+            yield block, out
 
     def _low_rank_resident(self) -> list[bytes]:
         assert isinstance(self.stage, LowRankStage) and self.right_codes is not None
@@ -71,12 +88,13 @@ class QuantizedStage:
         """
         match self.stage:
             case CodebookStage():
-                codes = packing.as_codes(self.codes, self.stage.entries)
-                planes = packing.choose_planes(codes, self.stage.entries, compress=compress)
+                sample = packing.sample_of(self.codes, self.stage.entries)
+                planes = packing.choose_planes(sample, self.stage.entries, compress=compress)
                 return replace(self, stage=replace(self.stage, planes=planes))
             case LowRankStage():
-                left = packing.as_codes(self.codes, self.stage.entries_u)
-                right = packing.as_codes(self.right_codes, self.stage.entries_v)  # type: ignore[arg-type]
+                assert self.right_codes is not None
+                left = packing.sample_of(self.codes, self.stage.entries_u)
+                right = packing.sample_of(self.right_codes, self.stage.entries_v)
                 planes_u = packing.choose_planes(left, self.stage.entries_u, compress=compress)
                 planes_v = packing.choose_planes(right, self.stage.entries_v, compress=compress)
                 return replace(self, stage=replace(self.stage, planes_u=planes_u, planes_v=planes_v))
@@ -89,12 +107,18 @@ class QuantizedStage:
         """Plain bytes of the payload sections of a block."""
         match self.stage:
             case CodebookStage():
-                first = block.column // self.stage.dim
-                last = first + self.stage.n_subvectors(block.n_columns)
-                codes, entries, planes = self.codes[:, first:last], self.stage.entries, self.stage.planes
+                entries, planes = self.stage.entries, self.stage.planes
             case LowRankStage():
-                codes, entries, planes = self.codes, self.stage.entries_u, self.stage.planes_u
-        return bits.pack(packing.as_codes(codes[block.row : block.row_end], entries), entries, planes)
+                entries, planes = self.stage.entries_u, self.stage.planes_u
+        return bits.pack(packing.as_codes(self._codes_of(block), entries), entries, planes)
+
+    def _codes_of(self, block: Block) -> npt.NDArray[Any]:
+        """The codes of a block; for a low-rank stage those of the left factor."""
+        columns = slice(None)
+        if isinstance(self.stage, CodebookStage):
+            first = block.column // self.stage.dim
+            columns = slice(first, first + self.stage.n_subvectors(block.n_columns))
+        return self.codes[block.row : block.row_end, columns]
 
 
 def sum_of_stages(stages: Sequence[QuantizedStage], view: View) -> Floats:
@@ -140,6 +164,7 @@ def assemble(
     column_classes: npt.NDArray[np.uint8] | None = None,
     compress: bool = True,
     is_quick: bool = False,
+    collect: Collect = list,
 ) -> EncodedTensor:
     """Make an encoded tensor from quantized stages.
 
@@ -149,6 +174,7 @@ def assemble(
         row_classes, column_classes: Classes, if ``layout.order`` has the bits for them.
         compress: Whether sections may be zstd frames.
         is_quick: Whether payloads are searched for matches only where a trial says that they pay.
+        collect: Makes a list of the sections, which are made one after another.
 
     Raises:
         EncodeError: A block would exceed the limit of LAY-005.
@@ -164,15 +190,16 @@ def assemble(
                 if layout.order & bit and classes is not None]  # fmt: skip
     for q in stages:
         resident += q.resident_sections()
-    blocks = [view.block(i) for i in range(view.n_blocks)]
-    payloads = [[section for q in stages for section in q.payload(block)] for block in blocks]
-    as_sections = planes.sections if is_quick else packing.sections
-    return EncodedTensor(record, _store(resident, payloads, compress, as_sections))
+    payloads = ([plain for q in stages for plain in q.payload(view.block(i))] for i in range(view.n_blocks))
+    makers: Sequence[Maker] | None = None
+    if compress:
+        makers = _quick(record, is_quick=True) if is_quick else _searching(record)
+    return EncodedTensor(record, collect(_sections(resident, payloads, makers)))
 
 
 def assemble_raw(
     name: str, dtype: str, array: npt.NDArray[Any], split: int, *, compress: bool = True, thorough: bool = False,
-    is_quick: bool = False, is_sparse: bool = False,
+    is_quick: bool = False, is_sparse: bool = False, collect: Collect = list,
 ) -> EncodedTensor:  # fmt: skip
     """Make an encoded tensor with a raw or sparse raw stage, which keeps every bit.
 
@@ -181,8 +208,9 @@ def assemble_raw(
         split: See SPEC section 8.
         compress: Whether sections may be zstd frames.
         thorough: Whether all zstd parameters are tried for floats and numbers of 8 bits, as they are for others.
-        is_quick: See ``planes.sections``.
+        is_quick: See ``planes.PlaneMaker``.
         is_sparse: Whether zeros are stored apart (SPEC 8.1).
+        collect: Makes a list of the sections, which are made one after another.
     """
     info = BY_NAME[dtype]
     if not array.size:
@@ -195,27 +223,59 @@ def assemble_raw(
         layout = Layout()
     view = make_view(array.shape, False, layout)
     flat = array.reshape(-1)
-    encode = raw.encode_sparse if is_sparse else raw.encode
-    payloads = []
-    for i in range(view.n_blocks):
-        block = view.block(i)
-        start = block.row * view.n_columns + block.column
-        payloads.append(encode(flat[start : start + block.n_elements], info, split))
-    stage = SparseStage(split, tuple(len(block[-1]) for block in payloads)) if is_sparse else RawStage(split)
+    stage: RawStage | SparseStage = RawStage(split)
+    encode = raw.encode
+    if is_sparse:
+        stage = SparseStage(split, tuple(raw.n_marked(_elements(flat, view, i), info) for i in range(view.n_blocks)))
+        encode = raw.encode_sparse
     record = TensorRecord(name, dtype, array.shape, layout, (stage,))
-    if not compress or thorough or not (info.arithmetic or dtype in _SMALL_NUMBERS):
-        return EncodedTensor(record, _store([], payloads, compress))
-    kinds = [planes.sections(kind, is_quick=is_quick) for kind in zip(*payloads, strict=True)]
-    return EncodedTensor(record, [section for block in zip(*kinds, strict=True) for section in block])
+    payloads = (encode(_elements(flat, view, i), info, split) for i in range(view.n_blocks))
+    makers: Sequence[Maker] | None = None
+    if compress:
+        is_searched = thorough or not (info.arithmetic or dtype in _SMALL_NUMBERS)
+        makers = _searching(record) if is_searched else _quick(record, is_quick=is_quick)
+    return EncodedTensor(record, collect(_sections([], payloads, makers)))
 
 
-def _store(
-    resident: list[bytes], payloads: list[list[bytes]], compress: bool,
-    as_sections: Callable[[Sequence[bytes]], list[Section]] = packing.sections,
-) -> list[Section]:  # fmt: skip
-    """The sections in file order. The n-th payload sections of all blocks are compressed together."""
-    if not compress:
-        return [Section(plain) for plain in resident + [p for block in payloads for p in block]]
-    stored = [packing.sections([plain])[0] for plain in resident]
-    kinds = [as_sections(kind) for kind in zip(*payloads, strict=True)]
-    return stored + [section for block in zip(*kinds, strict=True) for section in block]
+def _elements(flat: npt.NDArray[Any], view: View, number: int) -> npt.NDArray[Any]:
+    """The elements of a block of whole rows, or of a part of a row."""
+    block = view.block(number)
+    start = block.row * view.n_columns + block.column
+    return flat[start : start + block.n_elements]
+
+
+def _searching(record: TensorRecord) -> Sequence[Maker]:
+    """For each payload section of a block what makes it, and the same section of all other blocks."""
+    return [packing.SectionMaker() for _ in range(record.n_payload())]
+
+
+def _quick(record: TensorRecord, *, is_quick: bool = False) -> Sequence[Maker]:
+    """The same at the speed of a Huffman coder.
+
+    Args:
+        is_quick: See ``planes.PlaneMaker``.
+    """
+    view = record.view()
+    totals = [0] * record.n_payload()
+    for i in range(view.n_blocks):
+        for kind, nbytes in enumerate(chain.from_iterable(record.payload_nbytes(view.block(i)))):
+            assert isinstance(nbytes, int)  # no entropy-coded section, whose size is not known before
+            totals[kind] += nbytes
+    return [planes.PlaneMaker(nbytes, is_quick=is_quick) for nbytes in totals]
+
+
+def _sections(
+    resident: list[bytes], payloads: Iterable[list[bytes]], makers: Sequence[Maker] | None
+) -> Iterator[Section]:
+    """The sections in file order.
+
+    Args:
+        payloads: For each block the plain bytes of its sections.
+        makers: For each of these what makes a section of it; None if no section is compressed.
+    """
+    yield from (Section(plain) if makers is None else packing.SectionMaker().make(plain) for plain in resident)
+    for block in payloads:
+        if makers is None:
+            yield from map(Section, block)
+        else:
+            yield from (maker.make(plain) for maker, plain in zip(makers, block, strict=True))

@@ -19,10 +19,12 @@ from ...format.stages import CodebookStage, SharedSource, TableSource
 from . import kmeans
 from .assemble import QuantizedStage
 from .kmeans_1d import kmeans_1d, nearest_1d
+from .layout import ShortFloats
 from .nearest import nearest
 from .sampling import Seed
 from .scales import ScaledMatrix, choose_table_dtype, group_size, scale_matrix
 
+_BAND = 1 << 22  # values whose nearest levels are found together
 _BATCH_VALUES = 1 << 24  # values of all problems that are solved together
 
 
@@ -47,14 +49,14 @@ class CodebookOptions:
     iterations: int = 25
 
 
-def quantize_codebook(matrix: Floats, options: CodebookOptions, *, seed: Seed) -> QuantizedStage:
+def quantize_codebook(matrix: ShortFloats, options: CodebookOptions, *, seed: Seed) -> QuantizedStage:
     """Quantize a matrix with codebooks that are trained on it.
 
     With dim 1 and one codebook this is scalar k-means. With ``book_columns = 1`` it is product quantization (Gong et
     al. 2014, sections 3.2.2 and 3.2.3).
 
     Args:
-        matrix: ``(R, C)``, finite.
+        matrix: ``(R, C)``, finite. f16 and bf16 are allowed with dim 1, one codebook and no scales.
 
     Raises:
         EncodeError: A subvector, or all codebooks together, exceed a limit of SPEC section 14.
@@ -86,7 +88,7 @@ def quantize_codebook(matrix: Floats, options: CodebookOptions, *, seed: Seed) -
     if dim == 1 and dtype != "f32":  # rounding moves levels, so that other ones may be nearest
         rounded = tables.decode(table, dtype, "codebook").reshape(n_books, entries)
         levels = [row[: book.shape[0]] for row, book in zip(rounded, found, strict=True)]
-        codes = _nearest_levels(scaled.values, levels, row_edges, column_edges).astype(codes.dtype)
+        _find_nearest(scaled.values, levels, row_edges, column_edges, codes)
     return QuantizedStage(replace(stage, source=TableSource(dtype)), [table, *scaled.resident], codes)
 
 
@@ -172,10 +174,26 @@ def _solve(
             own_mass = None
             if mass is not None:
                 own_mass = np.broadcast_to(mass[:, columns], (values.shape[0], columns.stop - columns.start))
+            own_seed = [*seed, len(books)]
+            if dim == 1:
+                books.append(_solve_scalars(values, own_mass, options, own_seed, codes[rows, columns]))
+                continue
             found, codes[rows, columns] = _solve_run(values, own_mass, dim, options, n_groups=end - first,
-                                                     seed=[*seed, len(books)])  # fmt: skip
+                                                     seed=own_seed)  # fmt: skip
             books += found
     return books, codes
+
+
+def _solve_scalars(
+    values: ShortFloats, weights: npt.NDArray[np.float64] | None, options: CodebookOptions, seed: list[int],
+    codes: Codes,
+) -> Floats:  # fmt: skip
+    """The codebook of a group of scalars, ``(≤ entries, 1)``. Their codes are written to ``codes``."""
+    flat_weights = None if weights is None else weights.reshape(-1)
+    levels = kmeans_1d(values.reshape(-1), options.entries, seed=seed, iterations=options.iterations,
+                       weights=flat_weights).astype(np.float32)  # fmt: skip
+    _find_nearest(values, [levels], [0, values.shape[0]], [0, values.shape[1]], codes)
+    return levels[:, None]
 
 
 def _runs(column_edges: list[int], n_rows: int, n_columns: int, dim: int) -> Iterator[tuple[int, int]]:
@@ -198,18 +216,13 @@ def _solve_run(
     n_groups: int,
     seed: list[int],
 ) -> tuple[list[Floats], Codes]:
-    """Codebooks of neighbouring groups of the same width, and codes ``(n_rows, n_subvectors)``.
+    """Codebooks of subvectors for neighbouring groups of the same width, and codes ``(n_rows, n_subvectors)``.
 
     Args:
         values: ``(n_rows, n_columns)``. If n_columns is not a multiple of dim, there must be one group.
         weights: Weights of squared errors, ``(n_rows, n_subvectors)``; None for 1.
     """
     n_rows, n_columns = values.shape
-    if dim == 1:
-        flat_weights = None if weights is None else weights.reshape(-1)
-        levels = kmeans_1d(values.reshape(-1), options.entries, seed=seed, iterations=options.iterations,
-                                  weights=flat_weights).astype(np.float32)  # fmt: skip
-        return [levels[:, None]], nearest_1d(values, levels)
     n_whole = n_columns // dim
     if n_whole == 0:  # SPEC 9.1: columns beyond the last one are dropped, so they may be 0
         values = np.pad(values, ((0, 0), (0, dim - n_columns)))
@@ -231,15 +244,16 @@ def _solve_run(
     return list(clusters.books), codes
 
 
-def _nearest_levels(
-    values: Floats, levels: list[Floats], row_edges: list[int], column_edges: list[int]
-) -> Codes:
-    """Codes of scalars, by the levels of each group."""
-    codes = np.empty(values.shape, code_dtype(max(own.size for own in levels)))
+def _find_nearest(
+    values: ShortFloats, levels: list[Floats], row_edges: list[int], column_edges: list[int], codes: Codes
+) -> None:
+    """Write the codes of scalars, by the levels of each group, to ``codes``."""
     groups = ((slice(*rows), slice(*columns)) for rows in pairwise(row_edges) for columns in pairwise(column_edges))
-    for group, own in zip(groups, levels, strict=True):
-        codes[group] = nearest_1d(values[group], own)
-    return codes
+    for (rows, columns), own in zip(groups, levels, strict=True):
+        at_once = max(1, _BAND // (columns.stop - columns.start))
+        for start in range(rows.start, rows.stop, at_once):
+            band = slice(start, min(start + at_once, rows.stop)), columns
+            codes[band] = nearest_1d(values[band], own)
 
 
 def _nearest_level(values: Floats, levels: Floats) -> Codes:
@@ -284,7 +298,7 @@ def _measure(
             mass = np.broadcast_to(weights if weights.shape[0] == 1 else weights[rows], uses.shape).reshape(-1)
         counts += np.bincount(uses.reshape(-1), weights=mass, minlength=counts.size)
         decoded = np.take(flat, uses, axis=0).reshape(uses.shape[0], -1)[:, :n_columns]
-        errors = np.square(decoded.astype(np.float64) - scaled.values[rows])
+        errors = np.square(decoded.astype(np.float64) - scaled.values[rows].astype(np.float32, copy=False))
         distortion += float((errors * scaled.weights if scaled.weights.shape[0] == 1 else
                              errors * scaled.weights[rows]).sum())  # fmt: skip
     return counts.reshape(n_books, entries), distortion

@@ -6,7 +6,7 @@ compared with the tensor's; where one differs the tensor is none of these.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 from ...decode import tables
 from ...decode.tables import Floats
+from ...format.bits import Codes, code_dtype
 from ...format.chunkwriter import EncodedTensor
 from ...format.dtypes import BY_NAME
 from ...format.layout import Layout, View, make_view
 from ...format.stages import CodebookStage, ProgressionSource, Scale, TableSource
 from . import packing
-from .assemble import QuantizedStage, assemble
+from .assemble import Collect, QuantizedStage, assemble
 from .grids import INTEGERS, KINDS, LARGEST_INTEGER, Groups, Units, estimate_scales, exact_scales, largest_unit
 from .groupings import SAMPLE, Grouping, groupings
 from .layout import view_matrix
@@ -34,16 +35,18 @@ _SAMPLE_OF_FLOATS = 32  # fewer do on a grid of floats: the largest value and so
 _MOST_FAILED = 3  # grids that fit samples and not the tensor, until it is left as it is
 _PIECE = 1 << 20
 _SOLVED = 1 << 16  # elements whose scales are sought together: their float64 numbers fit a cache
+_FEW_KEYS = 256  # points around zero whose numbers are kept in a byte: integers up to 127 have no others
 _FEW_VALUES = 4096
 _SHORT_TABLE_NBYTES = 1024  # of 256 values; where there are more a grid takes fewer bits
 _FEW_ELEMENTS = 1 << 16  # of a tensor for which the bytes of a table matter
 
 
-def encode(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor | None:
+def encode(name: str, dtype: str, array: npt.NDArray[Any], *, collect: Collect = list) -> EncodedTensor | None:
     """A tensor as codes of a grid, every bit kept; None if it is on no grid.
 
     Args:
         array: C-contiguous, of the dtype.
+        collect: See ``assemble.assemble``.
     """
     if dtype not in DTYPES or not looks_dequantized(array):
         return None
@@ -53,12 +56,13 @@ def encode(name: str, dtype: str, array: npt.NDArray[Any]) -> EncodedTensor | No
             values = array.astype(np.float32)
         if not np.array_equal(values.astype(np.float64), array):
             return None
-    if not np.isfinite(values).all():
+    if not all(np.isfinite(piece).all() for piece in _pieces(values)):
         return None
     few, grids = _few_values(values, dtype), _on_grid(values, dtype)
     if grids:
         few = [(layout, stage) for layout, stage in few if len(stage.resident[0]) <= _SHORT_TABLE_NBYTES]
-    found = [assemble(name, dtype, array.shape, layout, [stage], is_quick=True) for layout, stage in [*few, *grids]
+    found = [assemble(name, dtype, array.shape, layout, [stage], is_quick=True, collect=collect)
+             for layout, stage in [*few, *grids]
              if _gives_back(stage, make_view(values.shape, False, layout), values)]  # fmt: skip
     return min(found, key=lambda encoded: encoded.stored_nbytes, default=None)
 
@@ -92,12 +96,21 @@ def _share_repeated(runs: npt.NDArray[Any]) -> float:
     return float(repeated.sum() / max(1, counted.sum()))
 
 
+def _pieces(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    flat = values.reshape(-1)
+    return (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
+
+
 def _gives_back(stage: QuantizedStage, view: View, values: npt.NDArray[Any]) -> bool:
     """Whether a decoder makes of a stage the very bits of a tensor."""
-    with np.errstate(all="ignore"):
-        decoded = stage.values(view).astype(values.dtype)
     words = f"<u{values.itemsize}"
-    return np.array_equal(decoded.reshape(-1).view(words), values.reshape(-1).view(words))
+    matrix = values.reshape(view.n_rows, view.n_columns).view(words)
+    for block, decoded in stage.blocks(view):
+        with np.errstate(all="ignore"):
+            given = decoded.astype(values.dtype).view(words)
+        if not np.array_equal(given, matrix[block.row : block.row_end, block.column : block.column_end]):
+            return False
+    return True
 
 
 Stages = list[tuple[Layout, QuantizedStage]]  # what would do
@@ -109,15 +122,11 @@ def _few_values(values: npt.NDArray[Any], dtype: str) -> Stages:
     known = np.unique(words[:: max(1, words.size // _FEW_VALUES)])
     if known.size > min(_FEW_VALUES // 4, words.size // 2 + 1):
         return []
-    pieces = []
-    for start in range(0, words.size, _PIECE):
-        piece = words[start : start + _PIECE]
+    for piece in _pieces(words):
         codes = np.minimum(np.searchsorted(known, piece), known.size - 1)
-        is_new = known[codes] != piece
-        if is_new.any():
+        if (known[codes] != piece).any():
             return _few_values_at_length(values, dtype)
-        pieces.append(codes)
-    return _table_of(known, np.concatenate(pieces), values, dtype)
+    return _table_of(known, values, dtype)
 
 
 def _few_values_at_length(values: npt.NDArray[Any], dtype: str) -> Stages:
@@ -128,20 +137,27 @@ def _few_values_at_length(values: npt.NDArray[Any], dtype: str) -> Stages:
         known = np.union1d(known, words[start : start + _PIECE])
         if known.size > _FEW_VALUES:
             return []
-    return _table_of(known, np.searchsorted(known, words), values, dtype)
+    return _table_of(known, values, dtype)
 
 
-def _table_of(
-    known: npt.NDArray[Any], codes: npt.NDArray[Any], values: npt.NDArray[Any], dtype: str
-) -> Stages:
+def _table_of(known: npt.NDArray[Any], values: npt.NDArray[Any], dtype: str) -> Stages:
+    """The stage of a table.
+
+    Args:
+        known: The words of all values, ascending.
+    """
     if known.size > _FEW_VALUES:
         return []
     entries = known.view(values.dtype).astype(np.float32)
     order = np.lexsort((~np.signbit(entries), entries))  # -0 before 0
-    ranks = np.empty(order.size, np.intp)
+    ranks = np.empty(order.size, code_dtype(order.size))
     ranks[order] = np.arange(order.size)
+    words = values.reshape(-1).view(known.dtype)
+    codes = np.empty(words.size, ranks.dtype)
+    for start, piece in zip(range(0, words.size, _PIECE), _pieces(words), strict=True):
+        codes[start : start + _PIECE] = ranks[np.searchsorted(known, piece)]
     layout = Layout(n_row_axes=min(1, max(0, values.ndim - 1)))
-    return [(layout, _stage_of_table(entries[order], ranks[codes], make_view(values.shape, False, layout)))]
+    return [(layout, _stage_of_table(entries[order], codes, make_view(values.shape, False, layout)))]
 
 
 def _stage_of_table(
@@ -196,16 +212,24 @@ def _solve(
     if about is None:
         return None
     scales = np.empty(about.shape[1], np.float32)
-    points, keys = np.empty(0, np.float32), np.empty(groups.values.shape, np.int16)
+    keys, first_key = np.empty(groups.values.shape, np.uint8), 0  # numbers of points, from the first one
     for start in range(0, scales.size, max(1, _SOLVED // n)):
         piece = slice(start, start + max(1, _SOLVED // n))
         found = exact_scales(groups.part(piece), units, about[:, piece])
         if found is None:
             return None
         scales[piece] = found[0]
-        points, keys[piece] = _points(found[1], units)
+        points, of_piece = _points(found[1], units)
+        if not start:
+            first_key = max(0, points.size // 2 - _FEW_KEYS // 2)
+        last_key = first_key + _FEW_KEYS - 1
+        if keys.dtype == np.uint8 and (of_piece.min() < first_key or of_piece.max() > last_key):
+            keys, first_key = np.add(keys, first_key, dtype=np.uint16), 0
+        keys[piece] = of_piece - first_key
     codes = grouping.join(keys, (matrix.shape[0], matrix.shape[1]))
-    counts = np.bincount(codes.reshape(-1), minlength=points.size)
+    counts = np.zeros(points.size, np.int64)
+    for some in _pieces(codes):
+        counts[first_key:] += np.bincount(some, minlength=points.size - first_key)
     first, last = np.flatnonzero(counts)[[0, -1]]
     largest = float(np.abs(points[counts > 0]).max())
     with np.errstate(over="ignore"):
@@ -220,18 +244,29 @@ def _solve(
     of_scales = [] if scale is None else [tables.encode(scales, scale.dtype)]
     has_negative_zero = counts[zero - 1] > 0
     if units is INTEGERS and not has_negative_zero and np.count_nonzero(counts) > (last - first) * 0.8:
-        codes = np.where(codes >= zero, codes - 1, codes) if first < zero else codes  # no code for -0
-        zero, last = (zero - 1, last - 1) if first < zero else (zero, last)
+        shifted = np.arange(points.size) - first
+        if first < zero:  # no code for -0
+            shifted[zero:] -= 1
+            zero, last = zero - 1, last - 1
         step = np.float32(1) if scale is not None else scales[0]
         stage = CodebookStage(dim=1, entries=int(last - first + 1), source=ProgressionSource(int(zero - first)),
                               scale=scale)  # fmt: skip
-        packed = packing.as_codes(codes - first, stage.entries).reshape(view.n_rows, view.n_columns)
+        packed = _looked_up(shifted[first_key:], codes, stage.entries).reshape(view.n_rows, view.n_columns)
         return QuantizedStage(stage, [tables.encode(np.array([step]), "f32"), *of_scales], packed)
     used = np.flatnonzero(counts)
     ranks = np.zeros(points.size, np.intp)
     ranks[used] = np.arange(used.size)
     entries = points[used] if scale is not None else points[used] * scales[0]
-    return _stage_of_table(entries, ranks[codes], view, scale, of_scales)
+    return _stage_of_table(entries, _looked_up(ranks[first_key:], codes, entries.size), view, scale, of_scales)
+
+
+def _looked_up(table: npt.NDArray[np.intp], keys: Codes, entries: int) -> Codes:
+    """The codes of keys, ``(n,)``."""
+    of_keys = table.astype(code_dtype(entries))
+    codes = np.empty(keys.size, of_keys.dtype)
+    for start, piece in zip(range(0, keys.size, _PIECE), _pieces(keys), strict=True):
+        codes[start : start + _PIECE] = of_keys[piece]
+    return codes
 
 
 def _points(signed: Floats, units: Units) -> tuple[Floats, npt.NDArray[np.int16]]:

@@ -9,23 +9,27 @@ import numpy.typing as npt
 
 from ...format.chunkwriter import EncodedTensor
 from . import dequantized, fine
+from .assemble import Collect
 
 _SMALL = 1 << 16  # elements of a tensor that is coded in both ways
 _PART = 1 << 17  # elements of a larger one that are tried as bytes
 
 
 def encode(
-    name: str, dtype: str, array: npt.NDArray[Any], *, thorough: bool = False, is_lossless: bool = False
-) -> EncodedTensor:
+    name: str, dtype: str, array: npt.NDArray[Any], *, thorough: bool = False, is_lossless: bool = False,
+    collect: Collect = list,
+) -> EncodedTensor:  # fmt: skip
     """Every bit kept, in the fewest bytes.
 
     Args:
         array: C-contiguous, of the dtype.
         thorough: See ``fine.encode_exact``.
         is_lossless: Whether all of the file is: see ``fine.encode_lossless``.
+        collect: See ``assemble.assemble``.
     """
-    as_bytes = partial(fine.encode_lossless if is_lossless else fine.encode_exact, name, dtype, thorough=thorough)
-    on_grid = dequantized.encode(name, dtype, array) if array.size else None
+    encode_bytes = fine.encode_lossless if is_lossless else fine.encode_exact
+    as_bytes = partial(encode_bytes, name, dtype, thorough=thorough, collect=collect)
+    on_grid = dequantized.encode(name, dtype, array, collect=collect) if array.size else None
     if on_grid is None:
         return as_bytes(array)
     if array.size > _SMALL:

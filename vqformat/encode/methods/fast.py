@@ -10,14 +10,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from ...decode.tables import Floats
 from ...errors import EncodeError
 from ...format import bits
 from ...format.chunkwriter import EncodedTensor
-from ...format.layout import Layout, make_view
-from ..report import as_decoded, energy
-from .assemble import assemble, sum_of_stages
+from ...format.layout import Layout, View, make_view
+from ..report import as_decoded
+from ..sums import Energy, energy
+from .assemble import Collect, QuantizedStage, assemble, sum_of_stages
 from .codebook import CodebookOptions, quantize_codebook
+from .layout import ShortFloats
 from .packing import plain_bits
 from .quantize import check_bound
 
@@ -59,10 +60,10 @@ class RateDistortionCurve:
     noise: Sequence[float]
 
     @classmethod
-    def of(cls, values: Floats, entries: Sequence[int], *, seed: int = 0) -> RateDistortionCurve:
+    def of(cls, values: ShortFloats, entries: Sequence[int], *, seed: int = 0) -> RateDistortionCurve:
         """Measure rate and distortion on a sample of the values."""
         flat = values.reshape(-1)
-        sample = np.ascontiguousarray(flat[:: max(1, flat.size // _SAMPLE) | 1]).reshape(1, -1)
+        sample = flat[:: max(1, flat.size // _SAMPLE) | 1].astype(np.float32).reshape(1, -1)
         view = make_view(sample.shape, False, Layout(n_row_axes=1))
 
         def noise(n: int) -> float:
@@ -146,13 +147,15 @@ def choose_within(nbytes: float, shape: tuple[int, int]) -> Choice:
 
 
 def encode(
-    name: str, dtype: str, shape: tuple[int, ...], values: Floats, choice: Choice, *, seed: int = 0
-) -> tuple[EncodedTensor, float, float]:
+    name: str, dtype: str, shape: tuple[int, ...], values: ShortFloats, choice: Choice, *, seed: int = 0,
+    collect: Collect = list,
+) -> tuple[EncodedTensor, float, float]:  # fmt: skip
     """Encode a tensor by scalar k-means with codes of fixed width.
 
     Args:
-        values: The tensor as reals, see ``layout.reals``; at least one axis, finite.
+        values: The tensor as reals, see ``layout.short_reals``; at least one axis, finite.
         choice: The codebooks.
+        collect: See ``assemble.assemble``.
 
     Returns:
         The encoded tensor, the sum of squares of its values, and the sum of squares of its errors.
@@ -171,11 +174,23 @@ def encode(
         with contextlib.suppress(EncodeError):  # no second stage if sums could exceed the range of the dtype
             check_bound([*stages, further], view, dtype)
             stages.append(further)
-    encoded = assemble(name, dtype, shape, layout, stages, compress=False)
-    error = as_decoded(sum_of_stages(stages, view), dtype) - matrix
-    return encoded, energy(matrix), energy(error)
+    noise = _noise(matrix, stages, view, dtype)
+    encoded = assemble(name, dtype, shape, layout, stages, compress=False, collect=collect)
+    return encoded, energy(matrix), noise
 
 
-def as_matrix(values: Floats) -> Floats:
+def _noise(matrix: ShortFloats, stages: Sequence[QuantizedStage], view: View, dtype: str) -> float:
+    """Sum of squares of the errors of all stages together."""
+    noise = Energy()
+    if len(stages) > 1:  # their blocks differ
+        noise.add(as_decoded(sum_of_stages(stages, view), dtype) - matrix)
+        return noise.total()
+    for block, decoded in stages[0].blocks(view):
+        original = matrix[block.row : block.row_end, block.column : block.column_end].astype(np.float32, copy=False)
+        noise.add(as_decoded(decoded, dtype) - original)
+    return noise.total()
+
+
+def as_matrix(values: ShortFloats) -> ShortFloats:
     """The matrix that is coded: the first axis as rows."""
     return values.reshape(values.shape[0] if values.ndim > 1 else 1, -1)

@@ -133,7 +133,11 @@ class Groups:
 
     @classmethod
     def of(cls, values: npt.NDArray[Any], dtype: str) -> Groups:
-        return cls(values, np.abs(values.astype(np.float32)).max(axis=1).astype(np.float64), dtype)
+        peaks = np.empty(values.shape[0])
+        step = max(1, _PIECE // values.shape[1])
+        for start in range(0, peaks.size, step):
+            peaks[start : start + step] = np.abs(values[start : start + step].astype(np.float32)).max(axis=1)
+        return cls(values, peaks, dtype)
 
     def part(self, groups: Any, columns: slice = slice(None)) -> Groups:
         return Groups(self.values[groups, columns], self.peaks[groups], self.dtype)
@@ -197,16 +201,19 @@ def estimate_scales(sample: Groups, units: Units, likely: Sequence[float]) -> Do
     step = max(1, _PIECE // sample.values.shape[1])
     n_trials = _MOST_TRIALS * open_groups.size
     for top in [*likely, *sorted(others, key=lambda top: abs(top - likely[0]))]:
-        groups = open_groups
-        if units is INTEGERS and top not in likely:
-            groups = groups[_may_fit(sample.part(groups), np.full(groups.size, top))]
-        for start in range(0, groups.size, step):
-            piece = groups[start : start + step]
+        n_tried = 0
+        for start in range(0, open_groups.size, step):
+            piece = open_groups[start : start + step]
+            if units is INTEGERS and top not in likely:
+                piece = piece[_may_fit(sample.part(piece), np.full(piece.size, top))]
+            n_tried += piece.size
+            if not piece.size:
+                continue
             least, most = sample.part(piece).scale_bounds(units, np.full(piece.size, top))
             fits = least <= most
             found[:, piece[fits]] = least[fits], most[fits]
         open_groups = open_groups[found[1, open_groups] == 0]
-        n_trials -= groups.size
+        n_trials -= n_tried
         if not open_groups.size:
             return found
         if n_trials < 0:

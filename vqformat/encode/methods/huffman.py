@@ -75,7 +75,7 @@ def code_lengths(counts: Counts) -> Counts:
     used = used[np.argsort(counts[used], kind="stable")]
     found: list[int] = counts[used].tolist()
     depths = _depths(found)
-    least = sum(found) >> _MAX_LENGTH + 1
+    least = sum(found) >> _MAX_LENGTH
     while depths[0] > _MAX_LENGTH:  # rare values get shorter codes
         depths = _depths([max(n, least) for n in found])
         least += least // 2 + 1

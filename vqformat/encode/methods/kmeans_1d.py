@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ...decode.tables import Floats
 from ...format.bits import Codes, code_dtype
+from .layout import ShortFloats
 from .sampling import Doubles, Seed, sample_indices
 
 SAMPLE = 1 << 22  # training values; a quarter of it if they have weights
@@ -19,8 +20,9 @@ _KEY_SHIFT = np.uint32(13)  # the upper 19 bits of a float32 select a cell of th
 
 
 def kmeans_1d(
-    values: Floats, entries: int, *, seed: Seed = 0, iterations: int = 1000, weights: npt.NDArray[Any] | None = None
-) -> Doubles:
+    values: ShortFloats, entries: int, *, seed: Seed = 0, iterations: int = 1000,
+    weights: npt.NDArray[Any] | None = None,
+) -> Doubles:  # fmt: skip
     """Levels that represent scalars with little squared error (Lloyd 1982; Max 1960).
 
     The initial density of levels is the cube root of the density of values, which is optimal for many levels (Panter
@@ -41,6 +43,7 @@ def kmeans_1d(
         chosen = sample_indices(values.size, limit, seed)
         values = values[chosen]
         weights = None if weights is None else weights[chosen]
+    values = values.astype(np.float32, copy=False)
     if weights is None:
         ordered, masses = np.sort(values), None
     else:
@@ -133,17 +136,17 @@ def _midpoints(levels: npt.NDArray[np.floating]) -> Floats:
     return np.where(bounds < exact, np.nextafter(bounds, np.float32(np.inf)), bounds)
 
 
-def nearest_1d(values: Floats, levels: npt.NDArray[np.floating]) -> Codes:
+def nearest_1d(values: ShortFloats, levels: npt.NDArray[np.floating]) -> Codes:
     """For each value the code of the nearest of ascending levels, in the shape of ``values``."""
     bounds = _midpoints(levels)
     dtype = code_dtype(levels.size)
-    flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+    flat = np.ascontiguousarray(values).reshape(-1)
     if flat.size < 1 << 18:
-        return np.searchsorted(bounds, flat, side="right").astype(dtype).reshape(values.shape)
+        return np.searchsorted(bounds, flat.astype(np.float32), side="right").astype(dtype).reshape(values.shape)
     table, is_split = _code_table(bounds, dtype)
     codes = np.empty(flat.size, dtype)
     for start in range(0, flat.size, 1 << 18):
-        part = flat[start : start + (1 << 18)]
+        part = flat[start : start + (1 << 18)].astype(np.float32, copy=False)
         keys = (part.view(np.uint32) >> _KEY_SHIFT).astype(np.intp)
         found = np.take(table, keys, mode="clip")
         unsure = np.flatnonzero(np.take(is_split, keys, mode="clip"))

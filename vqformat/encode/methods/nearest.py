@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ...decode.tables import Floats
 from ...format.bits import Codes, code_dtype
+from ...native import encoding
 from .sampling import Doubles
 
 # Scores of one matrix product: few enough to stay in the cache, with so few multiplications that OpenBLAS starts no
@@ -78,6 +79,8 @@ def best_entries(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> tuple[npt.N
         left: Vectors, from ``Grid.vectors``.
         right: Entries, from ``Grid.entries``.
     """
+    if encoding.can_find_nearest(left.shape[2] - 1):
+        return encoding.best_entries(left, right)
     n_problems, n, _ = left.shape
     entries = right.shape[2]
     codes = np.empty((n_problems, n), np.intp)

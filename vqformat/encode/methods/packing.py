@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import zstandard
 
 from ...format import bits
@@ -55,30 +57,44 @@ SMALL_NBYTES = 1 << 13  # for a smaller section all parameters are tried
 _TINY_NBYTES = 1 << 10  # for a smaller section long matches are not tried: models have thousands of these
 
 
-def sections(payloads: Iterable[bytes]) -> list[Section]:
-    """Make sections of payloads of the same kind, each as small as possible.
+class CodeMatrix(Protocol):
+    """Codes ``(R, C)``: an array, or something that makes a part of one when it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, part: tuple[slice, slice], /) -> npt.NDArray[Any]: ...
+
+
+class SectionMaker:
+    """Makes sections of payloads of the same kind, one after another, each as small as possible.
 
     The best zstd parameters are determined with the first payload that is not small, and used for the others.
-
-    Args:
-        payloads: Plain bytes.
     """
-    best: list[Parameters] | None = None
-    result = []
-    for plain in payloads:
+
+    def __init__(self) -> None:
+        self._best: list[Parameters] | None = None
+
+    def make(self, plain: bytes) -> Section:
+        """The section of the next payload, given its plain bytes."""
         if len(plain) < SMALL_NBYTES:
             candidates = _QUICK if len(plain) < _TINY_NBYTES else _ALL
             stored = min((compress(plain, parameters) for parameters in candidates), key=len)
-        elif best is None:
+        elif self._best is None:
             frames = [compress(plain, parameters) for parameters in _ALL]
             stored = min(frames, key=len)
             # Searching matches takes much more time than literals, so it must save at least 0.1 %
             pays = len(stored) < 0.999 * len(frames[0])
-            best = [LITERALS, _ALL[frames.index(stored)]] if pays else [LITERALS]
+            self._best = [LITERALS, _ALL[frames.index(stored)]] if pays else [LITERALS]
         else:
-            stored = min((compress(plain, parameters) for parameters in best), key=len)
-        result.append(as_section(plain, stored))
-    return result
+            stored = min((compress(plain, parameters) for parameters in self._best), key=len)
+        return as_section(plain, stored)
+
+
+def sections(payloads: Iterable[bytes]) -> list[Section]:
+    """The sections that a ``SectionMaker`` makes of payloads of the same kind."""
+    maker = SectionMaker()
+    return [maker.make(plain) for plain in payloads]
 
 
 def as_section(plain: bytes, stored: bytes) -> Section:
@@ -130,14 +146,13 @@ def choose_planes(codes: Codes, entries: int, *, compress: bool = True) -> Plane
     Two planes must save at least 1 %, because one plane is decoded several times as fast.
 
     Args:
-        codes: ``(n,)``. Packings are compared on a sample.
+        codes: A sample; see ``sample_of``.
         compress: Whether sections may be compressed. If not, plain sizes are compared.
     """
-    sample = _spread_sample(codes)
     best: Planes = ()
     best_nbytes = math.inf
     for planes in _candidates(entries):
-        payloads = bits.pack(sample, entries, planes)
+        payloads = bits.pack(codes, entries, planes)
         nbytes: float = TABLE_ENTRY_NBYTES * len(payloads) + sum(
             quick_nbytes(plain) if compress else len(plain) for plain in payloads
         )
@@ -153,13 +168,24 @@ def plain_bits(entries: int) -> float:
     return min(sum(8 / n for _, n in planes) if planes else bits.code_width(entries) for planes in _candidates(entries))
 
 
-def _spread_sample(codes: Codes) -> Codes:
-    """A sample of codes from several places, because the first rows differ from the others if rows are sorted."""
-    if codes.size <= _SAMPLE:
-        return codes
+def sample_of(codes: CodeMatrix, entries: int) -> Codes:
+    """Codes from several places of a matrix, because the first rows differ from the others if rows are sorted.
+
+    Args:
+        codes: ``(R, C)``.
+        entries: Entries of the codebook.
+    """
+    n_rows, n_columns = codes.shape
+    size = n_rows * n_columns
+    if size <= _SAMPLE:
+        return as_codes(codes[:, :], entries)
     length = _SAMPLE // _STRETCHES
-    starts = [(codes.size - length) * i // (_STRETCHES - 1) for i in range(_STRETCHES)]
-    return np.concatenate([codes[start : start + length] for start in starts])
+    stretches = []
+    for i in range(_STRETCHES):
+        row, column = divmod((size - length) * i // (_STRETCHES - 1), n_columns)
+        rows = as_codes(codes[row : row - (-(column + length) // n_columns), :], entries)
+        stretches.append(rows[column : column + length])
+    return np.concatenate(stretches)
 
 
 def _candidates(entries: int) -> list[Planes]:

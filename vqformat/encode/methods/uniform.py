@@ -16,10 +16,11 @@ from ...format.chunkwriter import EncodedTensor
 from ...format.dtypes import BY_NAME
 from ...format.sections import TABLE_ENTRY_NBYTES
 from ...format.stages import CodebookStage, ProgressionSource, TableSource
-from ..report import as_decoded, energy
+from ..report import as_decoded
+from ..sums import Energy, energy
 from . import packing
-from .assemble import QuantizedStage, assemble
-from .layout import Orientation, orientations
+from .assemble import Collect, QuantizedStage, assemble
+from .layout import Orientation, OrientedCodes, ShortFloats, orientations
 from .scales import table_dtype
 
 ROUNDING = 0.38  # |w| / step + ROUNDING is rounded down. With less than 0.5 more values become 0, which saves bits
@@ -52,7 +53,7 @@ class Grid:
 
 
 def quantize_uniform(
-    matrix: Floats, step: float, *, rounding: float = ROUNDING, gain: bool = True, dtype: str = "f32"
+    matrix: ShortFloats, step: float, *, rounding: float = ROUNDING, gain: bool = True, dtype: str = "f32"
 ) -> Grid:
     """Quantize a matrix to a grid. Values become the mean of their cell, times a gain; on a fine grid, the grid point.
 
@@ -60,33 +61,32 @@ def quantize_uniform(
     energy at the coarsest steps. That harms networks more than the squared error that the gain adds.
 
     Args:
-        matrix: ``(R, C)``, finite.
+        matrix: ``(R, C)``, finite. f16 and bf16 are converted piece by piece.
         step: Distance of grid points. It is increased if there would be more points than a codebook can have.
         rounding: See ``ROUNDING``.
         gain: Whether means are multiplied by the gain.
         dtype: dtype of the tensor, whose range no value may leave (VAL-002). Errors are computed after rounding to it.
     """
-    furthest = max(float(matrix.max(initial=0)), -float(matrix.min(initial=0)))
-    step = max(step, furthest / _MAX_CODE, float(np.finfo(np.float32).tiny))
     flat = matrix.reshape(-1)
-    grid = np.empty(flat.size, np.int16)
-    for start in range(0, flat.size, _PIECE):
-        scaled = flat[start : start + _PIECE] * np.float32(1 / step)
-        scaled += np.copysign(np.float32(rounding), scaled)
-        grid[start : start + _PIECE] = scaled  # the conversion to integers rounds towards 0
-    low, high = int(grid.min()), int(grid.max())
+    extremes = _extremes(flat)
+    furthest = max(float(extremes[1]), -float(extremes[0]), 0.0)
+    step = max(step, furthest / _MAX_CODE, float(np.finfo(np.float32).tiny))
+    low, high = map(int, _grid(extremes, step, rounding))  # a larger value has no smaller number
     zero = _code_of_zero(low, high)
     entries = high + zero + 1
     codes = np.empty(flat.size, bits.code_dtype(entries))
     counts, sums = np.zeros(entries, np.int64), np.zeros(entries)
+    total = Energy()
     for start in range(0, flat.size, _PIECE):
-        piece = grid[start : start + _PIECE].astype(np.intp) + zero
+        values = _piece(flat, start)
+        piece = _grid(values, step, rounding) + zero
         counts += np.bincount(piece, minlength=entries)
-        sums += np.bincount(piece, weights=flat[start : start + _PIECE], minlength=entries)
+        sums += np.bincount(piece, weights=values, minlength=entries)
         codes[start : start + _PIECE] = piece
+        total.add(values)
     if np.count_nonzero(counts) * _FEW_A_POINT > flat.size and furthest + step < BY_NAME[dtype].largest:
-        return _on_points(matrix, np.float32(step), dtype)
-    signal = energy(flat)
+        return _on_points(matrix, extremes, np.float32(step), dtype)
+    signal = total.total()
     points = np.where(counts > 0, sums / np.maximum(counts, 1), 0.0)
     if gain:
         projection = float(points @ sums)
@@ -101,55 +101,91 @@ def quantize_uniform(
     return Grid(QuantizedStage(stage, [table], codes.reshape(matrix.shape)), signal, max(noise, 0.0))
 
 
+def _piece(flat: ShortFloats, start: int) -> Floats:
+    return flat[start : start + _PIECE].astype(np.float32, copy=False)
+
+
+def _extremes(flat: ShortFloats) -> Floats:
+    """The least and the largest value."""
+    found = np.array([np.inf, -np.inf], np.float32)
+    for start in range(0, flat.size, _PIECE):
+        values = _piece(flat, start)
+        found[:] = values.min(initial=found[0]), values.max(initial=found[1])
+    return found
+
+
+def _grid(values: Floats, step: float, rounding: float) -> npt.NDArray[np.intp]:
+    """The numbers of the nearest grid points."""
+    scaled = values * np.float32(1 / step)
+    scaled += np.copysign(np.float32(rounding), scaled)
+    return scaled.astype(np.intp)  # rounds towards 0
+
+
 def _code_of_zero(low: int, high: int) -> int:
     return -low if high - low <= 4 else -low + (_ALIGNED_ZERO + low) % 15
 
 
-def _on_points(matrix: Floats, step: np.float32, dtype: str) -> Grid:
-    """Quantize a matrix to the nearest grid points, for which only the step is stored."""
-    indices = np.rint(matrix.astype(np.float64) / float(step)).astype(np.int64)
-    low, high = int(indices.min(initial=0)), int(indices.max(initial=0))
+def _on_points(matrix: ShortFloats, extremes: Floats, step: np.float32, dtype: str) -> Grid:
+    """Quantize a matrix to the nearest grid points, for which only the step is stored.
+
+    Args:
+        extremes: Its least and its largest value.
+    """
+    least, largest = map(int, _indices(extremes, step))
+    low, high = min(least, 0), max(largest, 0)
     zero = _code_of_zero(low, high)
     entries = high + zero + 1
-    codes = (indices + zero).astype(bits.code_dtype(entries))
+    flat = matrix.reshape(-1)
+    codes = np.empty(flat.size, bits.code_dtype(entries))
+    noise = Energy()
+    for start in range(0, flat.size, _PIECE):
+        values = _piece(flat, start)
+        indices = _indices(values, step)
+        codes[start : start + _PIECE] = indices + zero
+        noise.add(as_decoded(indices.astype(np.float32) * step, dtype) - values)
     stage = CodebookStage(dim=1, entries=entries, source=ProgressionSource(zero))
-    error = as_decoded(indices.astype(np.float32) * step, dtype) - matrix
     resident = [tables.encode(np.array([step]), "f32")]
-    return Grid(QuantizedStage(stage, resident, codes), energy(matrix), energy(error))
+    return Grid(QuantizedStage(stage, resident, codes.reshape(matrix.shape)), energy(matrix), noise.total())
+
+
+def _indices(values: Floats, step: np.float32) -> npt.NDArray[np.int64]:
+    return np.rint(values.astype(np.float64) / float(step)).astype(np.int64)
 
 
 def encode_uniform(
-    name: str, dtype: str, shape: tuple[int, ...], values: Floats, step: float, *, is_table: bool = False
-) -> tuple[EncodedTensor, float]:
+    name: str, dtype: str, shape: tuple[int, ...], values: ShortFloats, step: float, *, is_table: bool = False,
+    collect: Collect = list,
+) -> tuple[EncodedTensor, Grid]:  # fmt: skip
     """Encode a tensor on a grid, with the orientation and order that take the fewest bytes.
 
     Args:
         shape: Shape of the tensor.
-        values: The tensor as reals, see ``layout.reals``; at least one axis, finite.
+        values: The tensor as reals, see ``layout.short_reals``; at least one axis, finite.
         step: Distance of grid points.
         is_table: Whether its rows are looked up one by one, so that they must stay rows.
+        collect: See ``assemble``.
 
     Returns:
-        The encoded tensor, and its SQNR in dB.
+        The encoded tensor, and the tensor on the grid.
     """
     quantized = quantize_uniform(values.reshape(1, -1), step, dtype=dtype)
     stage = quantized.stage.with_planes(compress=True)
-    codes = stage.codes.reshape(values.shape)
+    codes = stage.codes[:, :].reshape(values.shape)
     candidates = orientations(values, is_table=is_table)
     best = candidates[0]
     if len(candidates) > 1:
         best = min(candidates, key=lambda orientation: _trial_nbytes(stage, orientation, codes))
-    stored = replace(stage, codes=best.apply(codes))
+    stored = replace(stage, codes=OrientedCodes(best, codes))
     encoded = assemble(name, dtype, shape, best.layout, [stored], row_classes=best.row_classes,
-                       column_classes=best.column_classes)  # fmt: skip
-    return encoded, quantized.sqnr_db
+                       column_classes=best.column_classes, collect=collect)  # fmt: skip
+    return encoded, quantized
 
 
 def _trial_nbytes(quantized: QuantizedStage, orientation: Orientation, codes: npt.NDArray[Any]) -> float:
     """Estimate of the bytes of codes in an orientation, from evenly spread rows."""
     stage = quantized.stage
     assert isinstance(stage, CodebookStage)
-    part = orientation.apply(codes, stride=max(1, codes.size // _TRIAL_CODES))
+    part = orientation.apply(codes, slice(None, None, max(1, codes.size // _TRIAL_CODES)))
     payloads = bits.pack(part.reshape(-1), stage.entries, stage.planes)
     nbytes = sum(map(packing.quick_nbytes, payloads)) * codes.size / part.size
     if orientation.row_classes is not None and orientation.column_classes is not None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ...decode.tables import Floats
 from ...format.sections import TABLE_ENTRY_NBYTES
 from ..methods.sampling import sample_indices
+from ..sums import total
 
 LOWEST = -8  # variances, in squared steps of the grid, are clipped to 2**LOWEST .. 2**HIGHEST
 HIGHEST = 24
@@ -137,7 +138,7 @@ def find_contexts(points: Floats) -> Contexts:
         Contexts with classes of rows or columns only if these save more bits than they take.
     """
     energies = np.square(points, dtype=np.float32)
-    overall = _log2(float(energies.mean(dtype=np.float64)))
+    overall = _log2(total(energies) / energies.size)
     rows, columns = np.zeros(points.shape[0]), np.zeros(points.shape[1])
     for _ in range(_ROUNDS):
         rows = _log_mean(energies, np.exp2(-columns).astype(np.float32), axis=1)

@@ -10,6 +10,7 @@ import numpy as np
 from ...decode.tables import Floats
 from ...format.layout import Layout, make_view
 from ..methods.assemble import QuantizedStage, sum_of_stages
+from ..methods.layout import largest_magnitude
 from . import principal_components, trellis
 from .contexts import Contexts, find_contexts
 from .error_weights import power_at
@@ -91,17 +92,20 @@ def find_plan(
         hysteresis: The preference for the kind used before.
     """
     view = make_view(matrix.shape, False, Layout(n_row_axes=1))
-    typical_bits = find_contexts(np.divide(matrix, unit, dtype=np.float32)).expected_bits
+    plain = _points(matrix, None, unit)
+    plain_contexts = find_contexts(plain)
+    typical_bits = plain_contexts.expected_bits
     power = 0.0 if least_noise else power_at(typical_bits)
 
     def plan(left: Floats, transform: Transform | None, components: list[QuantizedStage]) -> Plan | None:
         """A plan; None if grid points would be too large."""
         if transform is not None and not 1.1 * LARGEST_POINT * step * transform.gain < largest / 2:
             return None  # VAL-002: tensors with the same tables may have points up to LARGEST_POINT; feedback adds 10 %
-        points = _points(left, transform, unit)
-        if np.abs(points).max(initial=0) > 1.001 * LARGEST_POINT:  # the step keeps the matrix below it, up to rounding
+        is_plain = left is matrix and transform is None
+        points = plain if is_plain else _points(left, transform, unit)
+        if largest_magnitude(points) > 1.001 * LARGEST_POINT:  # the step keeps the matrix below it, up to rounding
             return None
-        contexts = find_contexts(points)
+        contexts = plain_contexts if is_plain else find_contexts(points)
         bits = principal_components.n_bits(components, view)
         if transform is not None:
             bits += transform.n_bits

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ... import native
 from ...decode import rans, tables, transform, trellis
 from ...decode.tables import Floats
 from ...format.chunkwriter import EncodedTensor
 from ...format.dtypes import BY_NAME
-from ...format.layout import Layout, make_view
+from ...format.layout import Block, Layout, make_view
 from ...format.limits import MAX_PRECISION
 from ...format.records import FreqRecord, TensorRecord
 from ...format.sections import Section
@@ -30,6 +31,7 @@ from ...format.stages import (
     TrellisSource,
     TrellisStage,
 )
+from ...native import encoding
 from ..methods import packing
 from ..methods.assemble import QuantizedStage, sum_of_stages
 from ..methods.scales import encode_scales, group_size, table_dtype
@@ -94,7 +96,10 @@ class CodedTensor:
         """The values of the codes, ``(R, C)``, equal to those of a decoder up to rounding."""
         found: Floats
         if self.values is None:
-            found = (self.n_books * self.indices.astype(np.float32) + self.books) * np.float32(self.step)
+            found = self.indices.astype(np.float32)
+            found *= np.float32(self.n_books)
+            found += self.books
+            found *= np.float32(self.step)
         else:
             reach = (self.values.shape[1] - 1) // 2
             found = self.values[self.books, self.indices.astype(np.intp) + reach]
@@ -121,6 +126,12 @@ class CodedTensor:
         values = permuted.transpose(np.argsort(axes))
         return np.ascontiguousarray(values).view(np.complex64)[..., 0] if is_complex else values
 
+    def codes(self, zero: int, entries: int) -> encoding.Codes:
+        """The codes for a kernel in C. Arguments are those of ``counts``."""
+        indices, books = np.ascontiguousarray(self.indices), np.ascontiguousarray(self.books)
+        return encoding.Codes(indices, books, self.contexts.rows, self.contexts.columns, zero, self.contexts.n_contexts,
+                              self.n_books, entries)  # fmt: skip
+
     def counts(self, zero: int, entries: int) -> Counts:
         """How often each code occurs, ``(n_contexts, n_books, entries)``.
 
@@ -128,6 +139,8 @@ class CodedTensor:
             zero: The code of index 0.
             entries: Number of codes.
         """
+        if native.is_used():
+            return encoding.count_codes(self.codes(zero, entries)).astype(np.float64)
         contexts = self.contexts.at(slice(None), slice(None)).astype(np.intp)
         at = (contexts * self.n_books + self.books) * entries + (self.indices.astype(np.intp) + zero)
         size = self.contexts.n_contexts * self.n_books * entries
@@ -186,22 +199,36 @@ class Pool:
                    for kind in zip(*map(stage.payload, blocks), strict=True)]  # fmt: skip
         first = self.first_table(tensor)
         used = slice(first, first + tensor.contexts.n_contexts * self.n_books)
-        frequencies = self.tables.frequencies[used].astype(np.uint16).reshape(-1)
-        starts = self.tables.starts[used].astype(np.uint16).reshape(-1)
+        frequencies, starts = self.tables.frequencies[used], self.tables.starts[used]
+        if native.is_used():
+            codes = tensor.codes(self.zero, self.record.entries)
+            coded = [encoding.encode_block(codes, slice(block.row, block.row_end),
+                                           slice(block.column, block.column_end), tile=tensor.tile,
+                                           frequencies=frequencies, starts=starts, precision=self.record.precision)
+                     for block in blocks]  # fmt: skip
+        else:
+            coded = self._encode_blocks(tensor, record, blocks, frequencies, starts)
+        payloads = [*map(Section, coded)]
+        return EncodedTensor(record, sections + _by_block([*of_base, payloads]))
+
+    def _encode_blocks(
+        self, tensor: CodedTensor, record: TensorRecord, blocks: list[Block], frequencies: npt.NDArray[np.uint32],
+        starts: npt.NDArray[np.uint32],
+    ) -> list[bytes]:  # fmt: skip
+        """The payloads of blocks (the twin of ``encoding.encode_block``)."""
+        tables = [array.astype(np.uint16).reshape(-1) for array in (frequencies, starts)]
         parts = []
         for block in blocks:
             place = slice(block.row, block.row_end), slice(block.column, block.column_end)
             contexts = tensor.contexts.at(*place).astype(np.intp)
             at = (contexts * self.n_books + tensor.books[place]) * self.record.entries
             at += tensor.indices[place].astype(np.intp) + self.zero
-            parts.append((tiles.by_steps(np.take(frequencies, at), tensor.tile),
-                          tiles.by_steps(np.take(starts, at), tensor.tile)))  # fmt: skip
+            parts.append([tiles.by_steps(np.take(table, at), tensor.tile) for table in tables])
         stage = record.stages[-1]
         assert isinstance(stage, TrellisStage)
         n_sequences = [prod(stage.tile_grid(block)) for block in blocks]
         of_all = [np.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
-        payloads = [*map(Section, rans.encode(of_all[0], of_all[1], self.record.precision, n_sequences))]
-        return EncodedTensor(record, sections + _by_block([*of_base, payloads]))
+        return rans.encode(of_all[0], of_all[1], self.record.precision, n_sequences)
 
     def _record(self, tensor: CodedTensor, number: int) -> tuple[TensorRecord, list[bytes]]:
         """The record of a tensor, and the plain bytes of its resident sections."""

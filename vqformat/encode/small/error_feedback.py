@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ...decode.tables import Floats
 from ..calibration import TensorStatistics
 from ..progress import advance
-from . import row_steps, tiles, viterbi
+from . import row_steps, viterbi
 from .contexts import Contexts
 from .trellis import Books, Grid, Indices
 from .viterbi import Rates
@@ -159,11 +159,10 @@ class _RowCoder:
 
     def __init__(self, contexts: Contexts, grid: Grid, rates: Rates, n_columns: int) -> None:
         self._contexts, self._grid, self._rates = contexts, grid, rates
-        self._tiles = list(tiles.groups((1, n_columns), 0, (1, grid.tile[1])))  # whole tiles, and a narrower last one
-        self._states = [np.zeros(group.columns.shape[1], np.uint8) for group in self._tiles]
+        self._states = np.zeros(-(-n_columns // grid.tile[1]), np.uint8)
         self._n_columns = n_columns
 
-    def code(self, row: int, aims: Floats, weights: Floats) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    def code(self, row: int, aims: Floats, weights: Floats) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
         """Quantize the next row.
 
         Args:
@@ -173,19 +172,15 @@ class _RowCoder:
         Returns:
             Index and codebook of each element.
         """
-        begins = row % self._grid.tile[0] == 0  # a block has whole tiles
-        indices, books = np.empty(self._n_columns, np.int32), np.empty(self._n_columns, np.uint8)
-        of_row = np.broadcast_to(self._contexts.at(slice(row, row + 1), slice(None)), (1, self._n_columns))[0]
-        of_columns = _spread_out(weights, self._n_columns) if weights.size > 1 else None
-        rates = self._rates
-        if of_columns is None:  # one weight for the row: divide the costs of bits by it instead
+        if row % self._grid.tile[0] == 0:  # a block has whole tiles
+            self._states[:] = 0
+        rates, of_columns = self._rates, None
+        if weights.size > 1:
+            of_columns = _spread_out(weights, self._n_columns)
+        else:  # one weight for the row: divide the costs of bits by it instead
             rates = Rates(rates.costs / weights, rates.reach)
-        for i, group in enumerate(self._tiles):
-            columns = group.columns
-            found, of_book, self._states[i] = viterbi.quantize(
-                aims[columns], of_row[columns], rates, self._grid.trellis,
-                weights=None if of_columns is None else of_columns[columns],
-                start=None if begins else self._states[i],
-            )  # fmt: skip
-            indices[columns], books[columns] = found, of_book
-        return indices, books
+        indices, books, self._states = viterbi.quantize_tiles(
+            aims[None], (1, self._grid.tile[1]), self._contexts.at(slice(row, row + 1), slice(None)), rates,
+            self._grid.trellis, weights=of_columns, start=self._states,
+        )  # fmt: skip
+        return indices[0], books[0]

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from ...decode.tables import Floats
+from ..sums import total
 
 # _POWER: the power of a weight's magnitude by which its squared error counts, at 1 bit a weight and below.
 # _LESS_A_DOUBLING: decrease of the power with each doubling of the rate
@@ -34,6 +35,6 @@ def weights_of(whole: Floats, left: Floats, power: float) -> Floats:
     """
     squares = np.abs(whole * left)
     weights: Floats = np.power(squares, np.float32(power / 2))
-    scale = float(squares.mean(dtype=np.float64)) / max(float((squares * weights).mean(dtype=np.float64)), 1e-30)
+    scale = total(squares) / squares.size / max(total(squares * weights) / squares.size, 1e-30)
     weights *= np.float32(scale)
     return weights

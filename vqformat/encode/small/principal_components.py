@@ -9,7 +9,8 @@ factors are coarse integers at any rate, because the residual, which is coded an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +24,16 @@ from ..methods import packing
 from ..methods.assemble import QuantizedStage
 from ..methods.sampling import Doubles, approximate_normals
 from ..methods.scales import encode_scales
-from ..report import energy
+from ..sums import energy
 
 _MOST_COMPONENTS = 128
 _SHARE_OF_SIDE = 3  # at most one third of the shorter side
 _LEAST_SIDE = 16  # shortest side of a matrix for which components are searched
 _OVERSAMPLING = 8  # further columns of the random subspace
 _POWER_ROUNDS = 3  # rounds of subspace iteration
+_QUICK_COMPONENTS = 32  # if there may be more, a quick search tells first whether the longest one could pay
+_QUICK_WIDTH, _QUICK_ROUNDS = 8, 2  # columns and rounds of the quick search
+_QUICK_MARGIN = 1.5  # at most by this factor it underestimates a squared length
 _SPAN = 1.7  # components whose lengths differ by at most this factor are one stage, with the same step
 _DIRECTION_STEP = 1.5  # step of directions, relative to the step at which their errors equal those of the residual
 _DEAD_ZONE = 0.12  # integers are rounded towards 0 by so much more than to nearest
@@ -57,8 +61,13 @@ def find_stages(matrix: Floats, slope: float) -> list[QuantizedStage]:
     most = min(_MOST_COMPONENTS, min(matrix.shape) // _SHARE_OF_SIDE, MAX_RIGHT_FACTOR // matrix.shape[1])
     if min(matrix.shape) < _LEAST_SIDE or not most:
         return []
+    of_all = energy(matrix)
+    if most >= _QUICK_COMPONENTS:
+        square = min(_QUICK_MARGIN * _longest(matrix), of_all / 2)
+        if _gain(square, matrix.shape, of_all, slope)[0] <= 0:
+            return []
     lengths, directions = _components(matrix, most)
-    rank, left = _choose_rank(np.square(lengths), matrix.shape, energy(matrix), slope)
+    rank, left = _choose_rank(np.square(lengths), matrix.shape, of_all, slope)
     if not rank:
         return []
     left_step = math.sqrt(12 * left / matrix.size / slope)  # step²/12 is the energy of the residual, divided by slope
@@ -95,15 +104,10 @@ def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
     tall = matrix.T if is_wide else matrix
     width = min(n + _OVERSAMPLING, tall.shape[1])
     basis = approximate_normals(0, (tall.shape[1], width))
+    times = _products(tall, width)
     for _ in range(_POWER_ROUNDS):
-        product = np.zeros_like(basis)
-        for _, part in pieces(tall):
-            product += part.T @ (part @ basis)
-        basis = np.linalg.qr(product)[0]
-    gram = np.zeros((width, width))
-    for _, part in pieces(tall):
-        projections = part @ basis
-        gram += projections.T @ projections
+        basis = _orthonormal(times(basis))
+    gram = basis.T @ times(basis)
     squares, vectors = np.linalg.eigh(gram)
     order = np.argsort(-squares, kind="stable")[:n]
     lengths = np.sqrt(np.maximum(squares[order], 0))
@@ -114,6 +118,71 @@ def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
             directions += across[:, rows] @ part
         directions /= np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]
     return lengths, signed(directions)
+
+
+def _orthonormal(columns: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """An orthonormal basis of what the columns span, ``(n, width)``, of their dtype.
+
+    Method: Cholesky QR, twice (Yamamoto and others 2015). LAPACK is not asked: on a busy machine its threads, which
+    wait for each other at every column, take up to 50 times as long.
+    """
+    found = columns.astype(np.float64)
+    for _ in range(2):
+        inverse = _inverse_factor(found.T @ found)
+        if inverse is None:  # the columns are nearly dependent
+            return np.linalg.qr(columns)[0]
+        found = found @ inverse.T
+    return found.astype(columns.dtype)
+
+
+def _inverse_factor(gram: Doubles) -> Doubles | None:
+    """The inverse of the lower Cholesky factor of a Gram matrix; None if it has none."""
+    rest, inverse = gram.copy(), np.eye(len(gram))
+    for k in range(len(gram)):
+        square = float(rest[k, k])
+        if not 0 < square < math.inf:
+            return None
+        column = rest[k:, k] / math.sqrt(square)
+        rest[k:, k:] -= column[:, None] * column
+        inverse[k] /= column[0]
+        inverse[k + 1 :, : k + 1] -= column[1:, None] * inverse[k, : k + 1]
+    return inverse
+
+
+def _products(tall: Floats, width: int) -> Callable[[Doubles], Doubles]:
+    """The function that multiplies ``tallᵀ tall`` with ``width`` columns. The product of a short side is kept."""
+    side = tall.shape[1]
+    n_products = _POWER_ROUNDS + 1
+    if tall.size * side + 2 * n_products * side * side * width < 4 * n_products * tall.size * width:
+        whole = np.zeros((side, side))
+        for _, part in pieces(tall):
+            whole += part.T @ part
+        return lambda basis: whole @ basis
+
+    def times(basis: Doubles) -> Doubles:
+        product = np.zeros_like(basis)
+        for _, part in pieces(tall):
+            product += part.T @ (part @ basis)
+        return product
+
+    return times
+
+
+def _longest(matrix: Floats) -> float:
+    """About the squared length of the longest component, hardly ever too large; infinity where it cannot be found.
+
+    The method is that of ``_components`` with few columns in float32.
+    """
+    basis = approximate_normals(0, (matrix.shape[1], _QUICK_WIDTH)).astype(np.float32)
+    with np.errstate(all="ignore"):
+        for _ in range(_QUICK_ROUNDS):
+            projections = matrix @ basis
+            products = matrix.T @ (projections / np.abs(projections).max())
+            if not np.isfinite(products).all():
+                return math.inf
+            basis = _orthonormal(products)
+        projections = matrix @ basis
+    return float(np.linalg.norm(projections.astype(np.float64), 2)) ** 2 if np.isfinite(projections).all() else math.inf
 
 
 def _choose_rank(squares: Doubles, shape: tuple[int, int], of_all: float, slope: float) -> tuple[int, float]:
@@ -127,20 +196,34 @@ def _choose_rank(squares: Doubles, shape: tuple[int, int], of_all: float, slope:
         of_all: Energy of the matrix.
         slope: See ``find_stages``.
     """
-    n_rows, n_columns = shape
-    n = n_rows * n_columns
     best_rank, best_left, best_gain = 0, of_all, 0.0
     left, gain = of_all, -float(_STAGE_BITS)
     for rank, square in enumerate(squares, 1):
-        error = left / n / slope
-        before, left = left, left - square + (n_rows + n_columns) * error
-        if not 0 < left < before:
+        further, left = _gain(square, shape, left, slope)
+        if not further > -math.inf:
             break
-        gain += slope / 2 * n * math.log2(before / left)
-        gain -= n_rows * _rounded_bits(square / n_rows / error) + n_columns * _rounded_bits(square / n_columns / error)
+        gain += further
         if gain > best_gain:
             best_rank, best_left, best_gain = rank, left, gain
     return best_rank, best_left
+
+
+def _gain(square: float, shape: tuple[int, int], before: float, slope: float) -> tuple[float, float]:
+    """The gain in bits by one more component, and the energy that is left; see ``_choose_rank``.
+
+    Args:
+        square: Squared length of the component.
+        before: Energy without the component.
+    """
+    n_rows, n_columns = shape
+    n = n_rows * n_columns
+    error = before / n / slope
+    left = before - square + (n_rows + n_columns) * error
+    if not 0 < left < before:
+        return -math.inf, before
+    gain = slope / 2 * n * math.log2(before / left)
+    gain -= n_rows * _rounded_bits(square / n_rows / error) + n_columns * _rounded_bits(square / n_columns / error)
+    return gain, left
 
 
 def _rounded_bits(ratio: float) -> float:

@@ -12,8 +12,9 @@ from ...format.dtypes import BY_NAME
 from ...format.layout import Layout
 from ...format.stages import Trellis
 from ..methods.assemble import BLOCK_ELEMENTS
-from ..methods.layout import by_rows, view_matrix
-from ..report import as_decoded, energy
+from ..methods.layout import by_rows, in_rows, largest_magnitude, view_matrix
+from ..report import as_decoded
+from ..sums import energy
 from . import error_feedback, error_weights, tiles, trellis, viterbi
 from .contexts import BITS_PER_HALVING, Contexts, find_contexts
 from .decorrelate import FINER, LARGEST_POINT, PRICE, Hysteresis, find_plan
@@ -78,7 +79,7 @@ def quantize(
     if factors is None and not is_table and values.shape[output_axis] < 2:  # a depthwise kernel of Keras, for example
         output_axis = int(np.argmax(values.shape))
     layout = by_rows(values.shape) if is_table else _inputs_as_rows(values.ndim, output_axis)
-    matrix = np.ascontiguousarray(view_matrix(values, layout))
+    matrix = in_rows(view_matrix(values, layout))
     known = factors.spread.shape[0] if factors is not None else row_scales.size if row_scales is not None else None
     if known is not None and known != matrix.shape[0]:
         raise EncodeError(f"tensor {name!r} has {matrix.shape[0]} {'rows' if is_table else 'inputs'}, its calibration"
@@ -88,13 +89,13 @@ def quantize(
         raise EncodeError(f"tensor {name!r} has {matrix.shape[1]} outputs, its calibration {n_groups} groups of them")
     if factors is not None:
         row_scales = factors.steps
-    furthest = float(np.abs(matrix).max(initial=0)) / (1.0 if row_scales is None else float(row_scales.min()))
+    furthest = largest_magnitude(matrix) / (1.0 if row_scales is None else float(row_scales.min()))
     tiny = float(np.finfo(np.float32).tiny)
     step = max(step * FINER, furthest / LARGEST_POINT, tiny)
     unit = np.float32(step) if row_scales is None else np.float32(step) * row_scales[:, None]
     largest = BY_NAME[dtype].largest
     if kernel is not None and kernel.layout != layout:
-        in_order = np.ascontiguousarray(view_matrix(values, kernel.layout))
+        in_order = in_rows(view_matrix(values, kernel.layout))
         plan = find_plan(in_order, kernel.taps, step, unit, largest, least_noise=least_noise, hysteresis=hysteresis)
         if plan.transform is not None:
             layout, matrix = kernel.layout, in_order
@@ -108,7 +109,7 @@ def quantize(
     points, price = plan.points(matrix, unit), PRICE
     if least_noise and factors is None and transform is None and contexts.busy_bits < _LOW_RATE:
         # With a smaller factor of the step there would be too many means for a table
-        finest = max(float(np.abs(points).max(initial=0)) / (2 * _MOST_MEANS - 4), tiny / step)
+        finest = max(largest_magnitude(points) / (2 * _MOST_MEANS - 4), tiny / step)
         if finest < 1:
             finer, price = _at_low_rate(contexts.busy_bits)
             finer = max(finer, finest)
@@ -135,14 +136,15 @@ def quantize(
         else:
             indices, books = trellis.quantize(points, contexts, grid, rates, weights)
     table = None
-    reach = int(np.abs(indices).max(initial=0)) + 1
+    reach = max(int(indices.max(initial=0)), -int(indices.min(initial=0))) + 1
     if least_noise and transform is not None:
         step *= trellis.gain(points, indices, books)
     elif least_noise and reach <= _MOST_MEANS:
         table = (trellis.centroids(points, indices, books, reach) * step).astype(np.float32)
     coded = CodedTensor(name, dtype, shape, layout, grid.tile, grid.trellis, contexts, indices, books, step, table,
                         row_scales, plan.components, transform)  # fmt: skip
-    error = as_decoded(coded.values_as_coded(), dtype) - matrix
+    error = as_decoded(coded.values_as_coded(), dtype)
+    error -= matrix
     return Quantized(coded, energy(matrix), energy(error), plan.kind)
 
 

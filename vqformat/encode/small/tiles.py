@@ -101,18 +101,25 @@ def groups(shape: tuple[int, int], block_rows: int, tile: tuple[int, int]) -> It
     """
     n_rows, n_columns = shape
     height, width = tile
-    bands: dict[int, list[int]] = {}  # first rows of tiles, by their number of rows
+    bands: dict[int, list[npt.NDArray[np.intp]]] = {}  # first rows of tiles, by their number of rows
     for block in range(0, n_rows, block_rows or n_rows):
         block_end = min(block + (block_rows or n_rows), n_rows)
-        for row in range(block, block_end, height):
-            bands.setdefault(min(height, block_end - row), []).append(row)
-    strips: dict[int, list[int]] = {}
-    for column in range(0, n_columns, width):
-        strips.setdefault(min(width, n_columns - column), []).append(column)
+        _add_starts(bands, block, block_end, height)
+    strips: dict[int, list[npt.NDArray[np.intp]]] = {}
+    _add_starts(strips, 0, n_columns, width)
     for band_rows, row_starts in bands.items():
-        rows = np.arange(band_rows)[:, None] + np.array(row_starts)
+        rows = np.arange(band_rows)[:, None] + np.concatenate(row_starts)
         for strip_columns, column_starts in strips.items():
-            yield Group(rows, np.arange(strip_columns)[:, None] + np.array(column_starts))
+            yield Group(rows, np.arange(strip_columns)[:, None] + np.concatenate(column_starts))
+
+
+def _add_starts(found: dict[int, list[npt.NDArray[np.intp]]], start: int, end: int, size: int) -> None:
+    """Cut a range into parts of a size, the last one maybe smaller; add their starts to those of equal size."""
+    n_whole = (end - start) // size
+    if n_whole:
+        found.setdefault(size, []).append(start + size * np.arange(n_whole))
+    if left := (end - start) % size:
+        found.setdefault(left, []).append(np.array([end - left]))
 
 
 def by_steps(matrix: Array, tile: tuple[int, int], fill: int = 0) -> Array:

@@ -137,10 +137,11 @@ def find_group(matrix: Floats, step: float) -> int:
     def bits(variances: npt.NDArray[np.float64]) -> float:
         return 0.5 * float(np.log2(1 + variances / noise).mean())
 
+    grams = _grams(sample, sizes)
     best, best_bits = 0, bits(np.square(sample).mean(keepdims=True)) - _LEAST_GAIN
     for size in sizes:
         n = sample.size // size
-        components = np.linalg.eigvalsh(_gram(sample, size) / n)
+        components = np.linalg.eigvalsh(grams[size] / n)
         cost = size**2 * _ENTRY_BITS / matrix.size + _CHANCE * size / n
         if (found := bits(np.maximum(components, 0)) + cost) < best_bits:
             best, best_bits = size, found
@@ -154,6 +155,19 @@ def _gram(matrix: npt.NDArray[np.floating[Any]], size: int) -> npt.NDArray[np.fl
         groups = part.reshape(-1, size, matrix.shape[1])
         gram += np.matmul(groups, groups.transpose(0, 2, 1)).sum(axis=0)
     return gram
+
+
+def _grams(matrix: npt.NDArray[np.floating[Any]], sizes: list[int]) -> dict[int, npt.NDArray[np.float64]]:
+    """The results of ``_gram`` for ascending sizes. A group whose size is a multiple has those of smaller groups."""
+    grams: dict[int, npt.NDArray[np.float64]] = {}
+    for size in sizes[::-1]:
+        multiple = next((n for n in grams if n % size == 0), None)
+        if multiple is None:
+            grams[size] = _gram(matrix, size)
+        else:
+            parts = grams[multiple].reshape(multiple // size, size, multiple // size, size)
+            grams[size] = np.einsum("isit->st", parts)
+    return grams
 
 
 def find_transform(matrix: Floats, taps: tuple[int, ...], correlation: float) -> Transform | None:

@@ -9,8 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ... import native
 from ...decode.tables import Floats
 from ...format.stages import Trellis
+from ...native import encoding
+from ..methods.layout import largest_magnitude
 from ..methods.sampling import sample_indices
 from ..progress import advance
 from . import tiles, viterbi
@@ -70,7 +73,7 @@ def find_rates(
         price: Cost of a bit, in squared steps.
         weights: Weights of the squared errors, of a shape that can be broadcast; None for 1.
     """
-    reach = int(np.abs(points).max(initial=0) / 2) + 3
+    reach = int(largest_magnitude(points) / 2) + 3
     bits = expected_rates(contexts, reach)
     group = next(tiles.groups(points.shape, grid.block_rows, grid.tile))
     sample = _thin(group)
@@ -132,7 +135,7 @@ class Draft:
         n_steps = min(places.size, _SAMPLE_STEPS)
         places = places[: places.size // n_steps * n_steps].reshape(-1, n_steps).T
         values, of_sample = points.reshape(-1)[places], contexts.at_places(places, points.shape[1]).astype(np.uint8)
-        reach = int(np.abs(values).max(initial=0) / 2) + 3
+        reach = int(largest_magnitude(values) / 2) + 3
         rates = expected_rates(contexts, reach)
         weights = weights_of(values, values, power) if power else np.ones((1, 1), np.float32)
         _, indices, books = _adapt(values, of_sample, rates, viterbi.TRELLISES[8], price=price, weights=weights)
@@ -212,20 +215,10 @@ def quantize(
     Returns:
         Index and codebook of each element.
     """
-    shape = points.shape
-    indices, books = np.empty(shape, np.int16), np.empty(shape, np.uint8)
-    of_rows = contexts.at(slice(first_row, first_row + shape[0]), slice(None))
-    of_all = np.broadcast_to(of_rows, shape)
-    block_rows = grid.block_rows if first_row == 0 else 0
-    for whole in tiles.groups(shape, block_rows, grid.tile):
-        for group in whole.split(_TOGETHER):
-            found, of_book, _ = viterbi.quantize(
-                group.take(points), group.take(of_all), rates, grid.trellis,
-                weights=None if weights is None else group.take(np.broadcast_to(weights, shape)),
-            )  # fmt: skip
-            group.put(indices, found)
-            group.put(books, of_book)
-            advance(found.size)
+    # A block has whole tiles, so tiles are the same as without blocks
+    of_rows = contexts.at(slice(first_row, first_row + points.shape[0]), slice(None))
+    indices, books, _ = viterbi.quantize_tiles(points, grid.tile, of_rows, rates, grid.trellis, weights=weights)
+    advance(points.size)
     return indices, books
 
 
@@ -249,14 +242,25 @@ def quantize_keeping_sums(
     for start, end in halves(n_rows, grid.tile[0]):
         part = slice(start, end)
         of_part = None if weights is None else weights[part] if weights.shape[0] > 1 else weights
-        made_up = _DAMPING * of_rows[part] / (1 + _DAMPING * np.square(of_rows[start:]).sum())
-        aims = points[part] + left * made_up[:, None]
+        aims = points[part]
+        if start:  # there are errors before it
+            made_up = _DAMPING * of_rows[part] / (1 + _DAMPING * np.square(of_rows[start:]).sum())
+            aims = aims + left * made_up[:, None]
         indices[part], books[part] = quantize(aims, contexts, grid, rates, of_part, first_row=start)
-        errors = points[part] - (2 * indices[part] + books[part])
-        if shares is not None:
-            errors *= of_rows[part, None]
-        left += errors.sum(axis=0)  # not by a matrix product, whose rounding depends on threads and BLAS
+        factors = None if shares is None else of_rows[part]
+        left += _sum_errors(points[part], indices[part], books[part], factors)
     return indices, books
+
+
+def _sum_errors(points: Floats, indices: Indices, books: Books, factors: Floats | None) -> Floats:
+    """The sums of the errors of columns, each times the factor of its row."""
+    if native.is_used() and points.shape[1] > 1:  # NumPy adds the elements of a single column in another order
+        return encoding.sum_errors(points, indices, books, factors)
+    errors = points - (2 * indices + books)
+    if factors is not None:
+        errors *= factors[:, None]
+    sums: Floats = errors.sum(axis=0)  # not by a matrix product, whose rounding depends on threads and BLAS
+    return sums
 
 
 def halves(n_rows: int, unit: int) -> list[tuple[int, int]]:

@@ -17,6 +17,8 @@ import numpy.typing as npt
 from ... import native
 from ...decode.tables import Floats
 from ...format.stages import Trellis
+from ...native import encoding
+from . import tiles
 
 # Parity-check polynomials by the number of states (Ungerboeck 1982, table I, one-dimensional)
 TRELLISES = {4: Trellis(0o5, 0o2), 8: Trellis(0o13, 0o4), 16: Trellis(0o23, 0o4), 32: Trellis(0o45, 0o10),
@@ -90,21 +92,13 @@ def quantize(
     Returns:
         Index and codebook of each value, ``(n_steps, n_sequences)``, and the final states of the sequences.
     """
-    if native.is_used():
-        moves = _moves(trellis)
-        of_all = None if weights is None else np.ascontiguousarray(np.broadcast_to(weights, points.shape), np.float32)
-        return native.search_trellis(
-            np.ascontiguousarray(points, np.float32),
-            contexts=None if contexts is None else np.ascontiguousarray(contexts),
-            weights=of_all,
-            costs=np.ascontiguousarray(rates.costs),
-            reach=rates.reach,
-            before=moves.before.astype(np.int32).reshape(2, -1),
-            subsets=moves.subsets.astype(np.int32).reshape(2, -1),
-            start=start,
-        )
+    if _has_kernel(trellis, rates):
+        n_steps = max(1, points.shape[0])
+        indices, books, end = _search_natively(points, (n_steps, 1), contexts, rates, trellis,
+                                                weights=weights, start=start)  # fmt: skip
+        return indices.astype(np.int32), books, end
     n_sequences = points.shape[1]
-    indices, books = np.empty(points.shape, np.int32), np.empty(points.shape, np.uint8)
+    chosen, books = np.empty(points.shape, np.int32), np.empty(points.shape, np.uint8)
     end = np.empty(n_sequences, np.uint8)
     size = max(1, _PATHS // trellis.n_states)
     for first in range(0, n_sequences, size):
@@ -115,8 +109,73 @@ def quantize(
         )  # fmt: skip
         subsets, end[piece] = search.find_path(trellis, None if start is None else start[piece])
         np.bitwise_and(subsets, 1, out=books[:, piece])
-        indices[:, piece] = search.choices(subsets)
+        chosen[:, piece] = search.choices(subsets)
+    return chosen, books, end
+
+
+def quantize_tiles(
+    points: Floats,
+    tile: tuple[int, int],
+    contexts: npt.NDArray[np.uint8] | None,
+    rates: Rates,
+    trellis: Trellis,
+    *,
+    weights: Floats | None = None,
+    start: States | None = None,
+) -> tuple[npt.NDArray[np.int16], States, States]:
+    """Quantize the tiles of a matrix. Each tile is a sequence, row after row.
+
+    Args:
+        points: ``(R, C)``, in steps of the grid.
+        tile: Rows and columns of a tile.
+        contexts, weights: Of a shape that can be broadcast.
+        start: The initial state of each tile, those of the first row of tiles first; None for 0.
+
+    Returns:
+        Index and codebook of each value, ``(R, C)``, and the final states of the tiles.
+    """
+    if _has_kernel(trellis, rates):
+        return _search_natively(points, tile, contexts, rates, trellis, weights=weights, start=start)
+    shape = points.shape
+    indices, books = np.empty(shape, np.int16), np.empty(shape, np.uint8)
+    n_across = -(-shape[1] // tile[1])
+    end = np.zeros(-(-shape[0] // tile[0]) * n_across, np.uint8)
+    for group in tiles.groups(shape, 0, tile):
+        numbers = (group.rows[0, :, None] // tile[0] * n_across + group.columns[0] // tile[1]).reshape(-1)
+        found, of_book, end[numbers] = quantize(
+            group.take(points), None if contexts is None else group.take(np.broadcast_to(contexts, shape)), rates,
+            trellis, weights=None if weights is None else group.take(np.broadcast_to(weights, shape)),
+            start=None if start is None else start[numbers],
+        )  # fmt: skip
+        group.put(indices, found)
+        group.put(books, of_book)
     return indices, books, end
+
+
+def _has_kernel(trellis: Trellis, rates: Rates) -> bool:
+    """Whether the kernel in C is used. It gives the same results."""
+    return native.is_used() and encoding.can_search(*_polynomials(trellis), trellis.n_states, rates.reach)
+
+
+def _polynomials(trellis: Trellis) -> tuple[int, int]:
+    return trellis.feedback >> 1, trellis.forward >> 1
+
+
+def _search_natively(
+    points: Floats, tile: tuple[int, int], contexts: npt.NDArray[np.uint8] | None, rates: Rates, trellis: Trellis, *,
+    weights: Floats | None, start: States | None,
+) -> tuple[npt.NDArray[np.int16], States, States]:  # fmt: skip
+    shape = points.shape
+    return encoding.search_trellis(
+        np.ascontiguousarray(points, np.float32),
+        tile,
+        contexts=None if contexts is None else np.ascontiguousarray(np.broadcast_to(contexts, shape)),
+        weights=None if weights is None else np.ascontiguousarray(np.broadcast_to(weights, shape), np.float32),
+        costs=np.ascontiguousarray(rates.costs),
+        polynomials=_polynomials(trellis),
+        n_states=trellis.n_states,
+        start=start,
+    )
 
 
 class _Search:

@@ -1,0 +1,98 @@
+"""The content digest (SPEC 15.3): the same in each format, and another one for any other tensors."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import vqformat
+from vqformat.converters import extract
+from vqformat.format.content_digest import ContentDigest
+
+ROOT = Path(__file__).parent.parent.parent
+SPEC_DIGEST = "8b7c7657190da4166d4c2d6fdd1105ee3d1b54d266a47ab6a031a1e918e83ea4"
+
+
+def tensors() -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(1)
+    tied = rng.standard_normal((600, 500)).astype(np.float32)
+    return {
+        "z.weight": tied,
+        "a.tied": tied,
+        "half": rng.standard_normal((3, 5)).astype(np.float16),
+        "brain": rng.standard_normal(7).astype(ml_dtypes.bfloat16),
+        "mask": np.array([True, False, True]),
+        "step": np.array(7),
+        "none": np.zeros((0, 3), np.float32),
+    }
+
+
+def test_the_example_of_the_spec() -> None:
+    section = re.search(r"### 15\.3 .*?\n## 16\.", (ROOT / "SPEC.md").read_text(), re.DOTALL)
+    assert section is not None
+    assert SPEC_DIGEST in section[0]
+    assert vqformat.content_digest(ROOT / "fixtures/valid/worked-codebook.vqm") == SPEC_DIGEST
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".npz"])
+def test_it_is_the_same_in_other_formats(tmp_path: Path, suffix: str) -> None:
+    given = tensors()
+    if suffix == ".npz":
+        del given["brain"]  # NumPy has no such dtype
+    vqformat.save_file(given, tmp_path / "m.vqm", preset="fast")
+    extract(tmp_path / "m.vqm", tmp_path / f"m{suffix}")
+
+    assert vqformat.content_digest(tmp_path / f"m{suffix}") == vqformat.content_digest(tmp_path / "m.vqm")
+
+
+def test_4_bit_elements_count_as_packed(tmp_path: Path) -> None:
+    """Two elements are a byte, also at the borders of blocks with an odd number of elements."""
+    nibbles = np.arange(15, dtype=np.uint8).astype(ml_dtypes.uint4).reshape(5, 3)
+    vqformat.save_file({"n": nibbles}, tmp_path / "m.vqm")
+    expected = ContentDigest()
+    expected.add("n", "u4", (5, 3), [nibbles])
+
+    assert vqformat.content_digest(tmp_path / "m.vqm") == expected.hexdigest()
+
+
+def digest_of(folder: Path, given: dict[str, np.ndarray[Any, Any]], **options: Any) -> str:
+    vqformat.save_file(given, folder / "m.vqm", lossless=True, **options)
+    return vqformat.content_digest(folder / "m.vqm")
+
+
+def test_order_ties_coding_and_metadata_do_not_count(tmp_path: Path) -> None:
+    given = tensors()
+    copies = {name: given[name].copy() for name in reversed(given)}
+
+    assert digest_of(tmp_path, given) == digest_of(tmp_path, copies, metadata={"other": 1}, preset="fast")
+
+
+@pytest.mark.parametrize("change", [
+    lambda t: t.update(half=t["half"].reshape(5, 3)),
+    lambda t: t.update(half=t["half"].view(np.int16)),
+    lambda t: t.update(step=np.array(8)),
+    lambda t: t.update(half2=t.pop("half")),
+    lambda t: t.pop("none"),
+    lambda t: t.update(none=np.zeros((3, 0), np.float32)),
+])  # fmt: skip
+def test_names_dtypes_shapes_and_values_count(tmp_path: Path, change: Any) -> None:
+    given = tensors()
+    before = digest_of(tmp_path, given)
+    change(given)
+
+    assert digest_of(tmp_path, given) != before
+
+
+def test_a_damaged_file_has_no_digest(tmp_path: Path) -> None:
+    vqformat.save_file(tensors(), tmp_path / "m.vqm")
+    data = bytearray((tmp_path / "m.vqm").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "m.vqm").write_bytes(data)
+
+    with pytest.raises(vqformat.ChecksumError):
+        vqformat.content_digest(tmp_path / "m.vqm")

@@ -1,0 +1,38 @@
+"""``vqm recover``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..read.recovery import write_whole
+from ..read.survey import survey
+from .arguments import UsageError
+from .files import STDIO, check_output, label, local_path
+from .text import count, counted, escape, one_line, to_json
+from .verify import survey_json
+
+
+def run_recover(args: argparse.Namespace) -> int:
+    """Run ``vqm recover``: write the whole tensors of a damaged file to a new one."""
+    if args.output == STDIO:
+        raise UsageError("-o -: recover writes to a file only")
+    output = Path(args.output)
+    check_output(output, args.file, force=args.force)
+    with local_path(args.file) as path, open(path, "rb") as stream:
+        found = survey(stream)
+        write_whole(found, stream, output, overwrite=args.force)
+    for tensor in found.tensors:
+        for fault in tensor.faults[:1]:
+            print(f"vqm: note: left out {escape(tensor.name)}: {one_line(str(fault))}", file=sys.stderr)
+    for fault in found.faults:
+        print(f"vqm: note: damage of no tensor: {one_line(str(fault))}", file=sys.stderr)
+    if found.metadata is None:
+        print("vqm: note: left out the metadata, which is lost", file=sys.stderr)
+    if args.json:
+        print(to_json({"source": args.file, "output": str(output), **survey_json(found)}))
+    elif not args.quiet:
+        print(f"{label(str(output))}: {found.n_whole:,} of {counted(len(found.tensors), 'tensor')},"
+              f" {count(output.stat().st_size)} bytes")  # fmt: skip
+    return 0

@@ -1,0 +1,77 @@
+"""Writing a new file with what is whole in a damaged one. Sections are copied as they are stored."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import BinaryIO
+
+from ..errors import FormatError
+from ..format.chunkwriter import ChunkWriter, EncodedTensor
+from ..format.crc import check_crc
+from ..format.records import AliasRecord, BookRecord, TensorRecord
+from ..format.sections import Section, SectionEntry
+from ..format.stages import CodebookStage, SharedSource, Stage, TrellisStage
+from .random_access import RandomInput
+from .survey import Survey, SurveyedLayer, SurveyedTable
+
+
+def write_whole(found: Survey, stream: BinaryIO, target: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Write the whole tensors of a file, their tables and the metadata to a new file. One layer is in memory at a time.
+
+    Args:
+        found: The survey of ``stream``.
+
+    Raises:
+        FormatError: No tensor is whole.
+        FileExistsError: The new file exists and ``overwrite`` is false.
+    """
+    if not found.n_whole and (found.tensors or found.faults):
+        raise FormatError("no tensor of it is whole")
+    source = RandomInput(stream)
+    minor = struct.unpack_from("<H", found.header, 10)[0]
+    books: dict[int, int] = {}  # number in the damaged file -> number in the new one
+    freqs: dict[int, int] = {}
+    with ChunkWriter(target, found.metadata, overwrite=overwrite, minor=minor) as writer:
+        for part in found.parts:
+            if isinstance(part, SurveyedTable):
+                section = _copied(source, *part.section)
+                if isinstance(part.record, BookRecord):
+                    books[part.number] = writer.add_book(part.record, section)
+                else:
+                    freqs[part.number] = writer.add_freq(part.record, section)
+            elif tensors := list(_whole_tensors(part, source, books, freqs)):
+                writer.add_layer(part.name, tensors)
+
+
+def _whole_tensors(
+    layer: SurveyedLayer, source: RandomInput, books: dict[int, int], freqs: dict[int, int]
+) -> Iterator[EncodedTensor | AliasRecord]:
+    for tensor in layer.tensors:
+        record = tensor.record
+        if tensor.faults or record is None:
+            continue
+        if isinstance(record, TensorRecord):
+            stages = tuple(_renumbered(stage, books, freqs) for stage in record.stages)
+            sections = [_copied(source, entry, start) for entry, start in tensor.sections]
+            yield EncodedTensor(replace(record, stages=stages), sections)
+        else:
+            yield record
+
+
+def _renumbered(stage: Stage, books: dict[int, int], freqs: dict[int, int]) -> Stage:
+    """A stage that uses the tables of the new file, in which those that are lost have no number."""
+    match stage:
+        case CodebookStage(source=SharedSource(number)):
+            return replace(stage, source=SharedSource(books[number]))
+        case TrellisStage():
+            return replace(stage, freq=freqs[stage.freq])
+    return stage
+
+
+def _copied(source: RandomInput, entry: SectionEntry, start: int) -> Section:
+    data = source.read_at(start, entry.nbytes, "a section")
+    check_crc(data, entry.crc, "a section", "SEC-001", start)  # the file may have changed since the survey
+    return Section(data, entry.is_zstd)

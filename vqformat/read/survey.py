@@ -1,0 +1,298 @@
+"""A survey of a damaged file: which of its tensors are whole, which are not, and where the damage is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from ..decode import rans
+from ..decode.tables import Floats
+from ..errors import FormatError, TruncatedError
+from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
+from ..format.container import ChunkHead
+from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES, MAX_CHUNKS
+from ..format.records import AliasRecord, BookRecord, FreqRecord, Record, TensorRecord
+from ..format.sections import SectionEntry, StoredSection, check_padding, check_size, skip_section
+from ..format.stages import Size
+from .chunk_search import Gap, find_chunks
+from .random_access import PartInput, RandomInput
+from .shared_tables import book_values
+from .stored_tensor import ChunkSections, StoredTensor
+
+
+@dataclass(frozen=True)
+class SurveyedTensor:
+    """A tensor of a damaged file.
+
+    Attributes:
+        record: None if it cannot be read.
+        sections: Entries and offsets of its sections.
+        faults: What is wrong with it; empty if it is whole.
+    """
+
+    name: str
+    record: Record | None
+    sections: Sequence[tuple[SectionEntry, int]]
+    faults: list[FormatError]
+
+
+@dataclass(frozen=True)
+class SurveyedTable:
+    """A BOOK or FREQ chunk that is whole."""
+
+    number: int
+    record: BookRecord | FreqRecord
+    section: tuple[SectionEntry, int]
+
+
+@dataclass(frozen=True)
+class SurveyedLayer:
+    """A LAYR chunk. If it cannot be read, its tensors have the names that the index tells."""
+
+    name: str
+    tensors: list[SurveyedTensor]
+
+
+@dataclass
+class Survey:
+    """What is whole and what is damaged in a file.
+
+    Attributes:
+        header: The header of the file.
+        metadata: The user's metadata; None if it is lost.
+        parts: Layers and whole tables, in file order.
+        faults: Damage that belongs to no tensor, such as that of header, metadata, tables, index and footer.
+    """
+
+    header: bytes
+    metadata: dict[str, Any] | None
+    parts: list[SurveyedLayer | SurveyedTable] = field(default_factory=list)
+    faults: list[FormatError] = field(default_factory=list)
+
+    @property
+    def n_whole(self) -> int:
+        """Number of whole tensors, aliases included."""
+        return sum(not tensor.faults for tensor in self.tensors)
+
+    @property
+    def tensors(self) -> list[SurveyedTensor]:
+        """All tensors whose names are known, in file order."""
+        return [tensor for part in self.parts if isinstance(part, SurveyedLayer) for tensor in part.tensors]
+
+
+class _Tables:
+    """Records and values of the BOOK and FREQ chunks so far, by number. Those that are damaged raise FormatError."""
+
+    def __init__(self) -> None:
+        self.n: dict[bytes, int] = {b"BOOK": 0, b"FREQ": 0}
+        self.has_all = True  # whether it is known how many there are
+        self.records: dict[tuple[bytes, int], Any] = {}
+        self.values: dict[tuple[bytes, int], Any] = {}
+
+    @property
+    def n_books(self) -> int:
+        return self.n[b"BOOK"] if self.has_all else MAX_CHUNKS
+
+    @property
+    def n_freqs(self) -> int:
+        return self.n[b"FREQ"] if self.has_all else MAX_CHUNKS
+
+    def book(self, number: int) -> BookRecord:
+        return self._get(self.records, b"BOOK", number)  # type: ignore[no-any-return]
+
+    def freq(self, number: int) -> FreqRecord:
+        return self._get(self.records, b"FREQ", number)  # type: ignore[no-any-return]
+
+    def book_values(self, number: int) -> Floats:
+        return self._get(self.values, b"BOOK", number)  # type: ignore[no-any-return]
+
+    def freq_tables(self, number: int) -> rans.Tables:
+        return self._get(self.values, b"FREQ", number)  # type: ignore[no-any-return]
+
+    def _get(self, found: dict[tuple[bytes, int], Any], type: bytes, number: int) -> Any:
+        if (type, number) not in found:
+            raise FormatError(f"it uses {type.decode()} {number}, which is damaged or lost")
+        return found[type, number]
+
+
+class _SoundSections(ChunkSections):
+    """Sections whose CRCs are right. The padding between them may be damaged."""
+
+    def __init__(self, source: RandomInput, chunk: ChunkHead, spans: list[tuple[int, int]], first: int) -> None:
+        super().__init__(source, chunk, spans, first)
+        self._entries, self._starts = chunk.sections[first:], [start for start, _ in spans[first:]]
+
+    def read(self, at: int, sizes: Sequence[Sequence[Size]], where: str) -> list[StoredSection]:
+        found = []
+        for i, plain_nbytes in enumerate((size for stage_sizes in sizes for size in stage_sizes), at):
+            entry, start = self._entries[i], self._starts[i]
+            found.append(StoredSection(self.source.read_at(start, entry.nbytes, where), entry, plain_nbytes, where,
+                                       start))  # fmt: skip
+        return found
+
+
+def survey(stream: BinaryIO) -> Survey:
+    """Read all of a seekable file that may be damaged, and check each of its tensors by itself.
+
+    Raises:
+        FormatError: It is no ``.vqm`` file.
+        UnsupportedError: It is of another major version.
+    """
+    return _Surveyor(RandomInput(stream)).survey()
+
+
+class _Surveyor:
+    def __init__(self, source: RandomInput) -> None:
+        self._source = source
+        self._tables = _Tables()
+        self._whole: set[str] = set()  # names of whole tensors that are not aliases
+        self._names: set[str] = set()
+        self._found = find_chunks(source)
+        self._result = Survey(self._found.header, None, faults=self._found.faults)
+
+    def survey(self) -> Survey:
+        result, index = self._result, self._found.index
+        for number, place in enumerate(self._found.places):
+            if isinstance(place, Gap):
+                self._pass_gap(place)
+                continue
+            try:
+                self._read_chunk(place)
+            except FormatError as err:
+                self._lose_chunk(number, err)
+        if result.metadata is None and index is not None and index.meta_copy:
+            result.metadata = parse_meta(index.meta_copy)
+        return result
+
+    def _pass_gap(self, gap: Gap) -> None:
+        index = self._found.index
+        if index is None or gap.number is None:
+            self._tables.has_all = False
+            self._result.faults.append(gap.fault)
+            return
+        type = index.chunk_types[gap.number]
+        if type in self._tables.n:
+            self._tables.n[type] += 1
+        self._lose_chunk(gap.number, gap.fault)
+
+    def _lose_chunk(self, number: int, fault: FormatError) -> None:
+        """Note a chunk that cannot be read: by its tensors, if it is a layer and the index tells their names."""
+        index = self._found.index
+        first, last = (0, 0) if index is None else index.first_of_chunk[number : number + 2]
+        if index is None or first == last:
+            self._result.faults.append(fault)
+            return
+        tensors = [SurveyedTensor(name, None, (), [fault]) for name in index.names[first:last]]
+        self._result.parts.append(SurveyedLayer("", tensors))
+
+    def _read_chunk(self, chunk: ChunkHead) -> None:
+        spans = list(chunk.spans())
+        match chunk.type:
+            case b"META":
+                self._result.metadata = parse_meta(chunk.meta)
+            case b"BOOK" | b"FREQ":
+                self._check_padding(chunk, spans)
+                self._read_table(chunk, spans)
+            case b"LAYR":
+                info = LayerInfo.parse(chunk, self._tables)
+                self._check_padding(chunk, spans)
+                self._result.parts.append(SurveyedLayer(info.name, list(self._read_layer(chunk, spans, info))))
+            case _:
+                source = PartInput(self._source, chunk.data_offset)
+                for i, entry in enumerate(chunk.sections):
+                    skip_section(source, entry, f"section {i} of the {chunk.label}")
+
+    def _check_padding(self, chunk: ChunkHead, spans: list[tuple[int, int]]) -> None:
+        end = chunk.data_offset
+        for start, next_end in spans:
+            if end < start <= self._source.nbytes:
+                try:
+                    check_padding(self._source.read_at(end, start - end, "padding"), end)
+                except FormatError as err:
+                    self._result.faults.append(err)
+            end = next_end
+
+    def _read_table(self, chunk: ChunkHead, spans: list[tuple[int, int]]) -> None:
+        """Read a BOOK or FREQ chunk. After a gap without an index its number is not known: then it is of no use."""
+        if not self._tables.has_all:
+            raise FormatError(f"the number of the {chunk.label} is not known, as it comes after a gap")
+        number = self._tables.n[chunk.type]
+        self._tables.n[chunk.type] += 1
+        is_book = chunk.type == b"BOOK"
+        record: BookRecord | FreqRecord = parse_book_chunk(chunk) if is_book else parse_freq_chunk(chunk)
+        self._tables.records[chunk.type, number] = record
+        entry, start = chunk.sections[0], spans[0][0]
+        data = self._section(entry, start, record.nbytes, f"the {chunk.label}").plain()
+        values: Any
+        if isinstance(record, BookRecord):
+            values = book_values(data, record, number)
+        else:
+            values = rans.Tables.decode(data, record)
+        self._tables.values[chunk.type, number] = values
+        self._result.parts.append(SurveyedTable(number, record, (entry, start)))
+
+    def _read_layer(
+        self, chunk: ChunkHead, spans: list[tuple[int, int]], info: LayerInfo
+    ) -> Iterator[SurveyedTensor]:
+        bounds = zip(info.records, info.first_sections, info.first_sections[1:], strict=False)
+        for record, first, last in bounds:
+            sections = [(entry, start) for entry, (start, _) in
+                        zip(chunk.sections[first:last], spans[first:last], strict=True)]  # fmt: skip
+            faults: list[FormatError] = []
+            if record.name in self._names:
+                faults.append(FormatError("an earlier tensor has the same name", clause="TEN-002"))
+            elif isinstance(record, AliasRecord):
+                if record.target not in self._whole:
+                    faults.append(FormatError(f"its target {record.target!r} is damaged or lost"))
+            elif record.stages:
+                faults += self._faults_of_sections(record, sections)
+                if not faults:
+                    faults += self._faults_of_values(record, _SoundSections(self._source, chunk, spans, first))
+            self._names.add(record.name)
+            if not faults and isinstance(record, TensorRecord):
+                self._whole.add(record.name)
+            yield SurveyedTensor(record.name, record, sections, faults)
+
+    def _faults_of_sections(
+        self, record: TensorRecord, sections: Sequence[tuple[SectionEntry, int]]
+    ) -> Iterator[FormatError]:
+        for (entry, start), (where, nbytes) in zip(sections, _section_sizes(record), strict=True):
+            try:
+                check_size(entry, nbytes, where, start)
+                self._section(entry, start, nbytes, where).plain()
+            except TruncatedError as err:
+                yield err
+                return
+            except FormatError as err:
+                yield err
+
+    def _faults_of_values(self, record: TensorRecord, sections: _SoundSections) -> Iterator[FormatError]:
+        """Decode a tensor block by block, and yield what is wrong with its values."""
+        try:
+            for number in record.book_numbers():
+                self._tables.book_values(number)
+            for number in record.freq_numbers():
+                self._tables.freq_tables(number)
+            if max(record.nbytes, record.n_elements) > DEFAULT_MAX_TENSOR_NBYTES:
+                return  # few bytes may stand for so many elements that decoding never ends
+            tensor = StoredTensor(record, sections, self._tables, most_held_nbytes=0)
+            for _ in tensor.values(range(tensor.decoder.view.n_blocks)):
+                pass
+        except FormatError as err:
+            yield err
+
+    def _section(self, entry: SectionEntry, start: int, plain_nbytes: Size, where: str) -> StoredSection:
+        return StoredSection(self._source.read_at(start, entry.nbytes, where), entry, plain_nbytes, where, start)
+
+
+def _section_sizes(record: TensorRecord) -> Iterator[tuple[str, Size]]:
+    """Name and plain size of each section of a tensor, in the order of SPEC 7.3."""
+    for sizes in record.resident_nbytes():
+        for size in sizes:
+            yield "a resident section", size
+    view = record.view()
+    for i in range(view.n_blocks):
+        for payload in record.payload_nbytes(view.block(i)):
+            for nbytes in payload:
+                yield f"block {i}", nbytes
