@@ -365,7 +365,7 @@ static float max_of(float a, float b) {
     return a < b ? b : a;
 }
 
-/* CHK checks of CRC-32s are left out of a fuzzer's build: it would never get beyond them. */
+/* In a fuzzer's build every CRC-32 is right: it would never get beyond them. */
 static int crc_is(uint32_t found, uint32_t stored) {
 #ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
     (void)found, (void)stored;
@@ -393,7 +393,7 @@ static vqm_status create(vqm **file, const vqm_source *source, const vqm_options
     f->arena = (uint8_t *)f;
     f->arena_nbytes = (n - skew) & ~(size_t)7;
     f->low = (sizeof *f + 7) & ~(size_t)7;
-    HIDE(f->arena + f->low, f->arena_nbytes - f->low);
+    HIDE(f->arena + f->low, f->arena_nbytes - f->low < 1 << 16 ? f->arena_nbytes - f->low : 1 << 16);
     f->source = *source;
     if (options) f->options = *options;
     f->rule = "";
@@ -894,7 +894,8 @@ static vqm_status open_chunk(vqm *f, chunk *c) {
     NEED(crc_is(crc_of(0, head, 20), u32_at(head + 20)), VQM_CHECKSUM, "CHK-001");
     NEED(is_letter(head[0]) && is_letter(head[1]) && is_letter(head[2]) && is_letter(head[3]), VQM_FORMAT, "CHK-002");
     is_index = is_type(head, "INDX");
-    is_known = is_index || is_type(head, "META") || is_type(head, "LAYR") || is_type(head, "BOOK") || is_type(head, "FREQ");
+    is_known = is_index || is_type(head, "META") || is_type(head, "LAYR") || is_type(head, "BOOK") ||
+               is_type(head, "FREQ");
     NEED(is_known || head[0] >= 'a', VQM_UNSUPPORTED, "CHK-003");
     NEED(flags <= 1, VQM_UNSUPPORTED, "CHK-004");
     NEED(meta_stored <= (is_index ? MAX_INDEX_META : MAX_META), VQM_LIMIT, "CHK-006");
@@ -1073,7 +1074,7 @@ static const uint8_t *parse_value(const uint8_t *at, size_t left, vqm_value *v, 
     else if (b < 0xA0) v->kind = VQM_ARRAY, v->n = b & 15;
     else if (b < 0xC0) v->kind = VQM_STRING, v->n = b & 31;
     else if (b >= 0xE0) v->kind = VQM_NEGATIVE, v->n = (uint64_t)b | ~UINT64_C(0xFF);
-    else if (b == 0xC0) v->n = 0;
+    else if (b == 0xC0) v->kind = VQM_NIL;
     else if (b == 0xC2) v->kind = VQM_FALSE;
     else if (b == 0xC3) v->kind = VQM_TRUE;
     else if (b >= 0xC4 && b <= 0xC6) v->kind = VQM_BIN, form = b - 0xC4, width = 1u << form;
@@ -2445,9 +2446,9 @@ static vqm_status load_trellis(vqm *f, trellis_stage *s, float *bound) {
     return VQM_OK;
 }
 
-/* 12.3: the codes of a block. `symbols` gets B · code + q of each element, 4 bytes each. */
+/* 12.3: the codes of a block. `symbols` gets B · code + q of each element, `size` bytes each (2 or 4). */
 static vqm_status read_symbols(vqm *f, const trellis_stage *s, const vqm_block *b, const uint8_t *payload, size_t n_payload,
-                               uint32_t *x, uint8_t *state, uint8_t *symbols) {
+                               uint32_t *x, uint8_t *state, size_t size, uint8_t *symbols) {
     const chunk *const freq = s->freq;
     const uint32_t precision = freq->precision, mask = (1u << precision) - 1, n_books = s->n_books;
     const uint32_t shift = precision - (uint32_t)freq->guide_bits, feedback = s->feedback >> 1, forward = s->forward >> 1;
@@ -2468,9 +2469,9 @@ static vqm_status read_symbols(vqm *f, const trellis_stage *s, const vqm_block *
             for (row = i; row < b->n_rows; row += tile_rows) {
                 const uint32_t row_class = s->row_classes ? s->row_classes[b->row + row] : 0;
                 const size_t tiles_below = (size_t)ceil_div(b->n_columns, tile_columns);
-                uint8_t *to = symbols + 4 * ((size_t)row * b->n_columns + j);
+                uint8_t *to = symbols + size * ((size_t)row * b->n_columns + j);
                 const size_t t_of_row = t;
-                for (column = j; column < b->n_columns; column += tile_columns, t++, to += 4 * (size_t)tile_columns) {
+                for (column = j; column < b->n_columns; column += tile_columns, t++, to += size * tile_columns) {
                     const uint32_t q = state[t] & (n_books - 1), slot = x[t] & mask;
                     const uint32_t k = row_class + (s->column_classes ? s->column_classes[b->column + column] : 0);
                     const size_t table = s->first + (size_t)k * n_books + q;
@@ -2489,7 +2490,8 @@ static vqm_status read_symbols(vqm *f, const trellis_stage *s, const vqm_block *
                         word += 2;
                     }
                     state[t] = (uint8_t)(state[t] >> 1 ^ (q ? feedback : 0) ^ (code & 1 ? forward : 0));
-                    put32(to, n_books * code + q);
+                    if (size == 2) put16(to, n_books * code + q);
+                    else put32(to, n_books * code + q);
                 }
                 t = t_of_row + tiles_below; /* the last tile of a row may lack column j */
             }
@@ -2525,24 +2527,26 @@ static vqm_status trellis_block(vqm *f, const trellis_stage *s, const vqm_block 
     const size_t n = (size_t)b->n_rows * b->n_columns;
     const uint64_t n_tiles = ceil_div(b->n_rows, s->tile_rows) * ceil_div(b->n_columns, s->tile_columns);
     const int32_t offset = (int32_t)s->n_books * s->zero;
+    /* The first stage has its symbols where its values come. They are below 2^15; a transform makes values of them */
+    const size_t size = adds && s->source != 5 ? 2 : 4;
     uint8_t *x, *state, *symbols = values;
     const uint8_t *payload;
     group_walk scale = {NULL, 0, 0, 0, 0};
     size_t n_payload;
     float step = 1;
     uint32_t i, j;
-    if (adds) TRY(take(f, HIGH, 4 * n, &symbols)); /* the first stage has them where its values come */
+    if (adds) TRY(take(f, HIGH, size * n, &symbols));
     TRY(take(f, HIGH, 4 * n_tiles, &x));
     TRY(take(f, HIGH, n_tiles, &state));
     TRY(payload_section(f, 4 * n_tiles, 4 * n_tiles + 2 * n, &payload, &n_payload));
     if (f->pretends) return VQM_OK;
-    TRY(read_symbols(f, s, b, payload, n_payload, (uint32_t *)(void *)x, state, symbols));
+    TRY(read_symbols(f, s, b, payload, n_payload, (uint32_t *)(void *)x, state, size, symbols));
     if (s->source == 5) transform(s, b, symbols);
     if (s->source) step = value_at(VQM_F32, table->values, 0);
     for (i = 0; i < b->n_rows; i++) {
         if (s->has_scale) walk_to(&scale, &s->scale, b->row + i, b->column, 1);
-        for (j = 0; j < b->n_columns; j++, symbols += 4, values += 4) {
-            const uint32_t symbol = u32_at(symbols);
+        for (j = 0; j < b->n_columns; j++, symbols += size, values += 4) {
+            const uint32_t symbol = size == 2 ? u16_at(symbols) : u32_at(symbols);
             float v;
             switch (s->source) {
                 case 0: {
@@ -2891,17 +2895,17 @@ static void give_back(vqm *f, mark m) {
 
 /* ---- Primitives: the source ---- */
 
-/* At most so many bytes are hashed, counted and handed on at once. */
-static vqm_status arrived(vqm *f, const uint8_t *bytes, size_t n) {
+/* Bytes of the file that have come are counted, and hashed for IDX-002. */
+static void arrived(vqm *f, const uint8_t *bytes, size_t n) {
     if (f->options.test_digest && !f->by_index) vqm_sha256_add(&f->sha, bytes, n);
     f->offset += n;
-    return VQM_OK;
 }
 
 static vqm_status point(vqm *f, uint64_t n, const uint8_t **bytes) {
     NEED(f->offset <= f->source.nbytes && n <= f->source.nbytes - f->offset, VQM_TRUNCATED, "REA-001");
     *bytes = f->source.memory + (size_t)f->offset;
-    return arrived(f, *bytes, (size_t)n);
+    arrived(f, *bytes, (size_t)n);
+    return VQM_OK;
 }
 
 static vqm_status get(vqm *f, void *to, uint64_t n) {
@@ -2918,7 +2922,7 @@ static vqm_status get(vqm *f, void *to, uint64_t n) {
         const size_t got = f->source.read(f->source.user, at, (size_t)n);
         NEED(got, VQM_TRUNCATED, "REA-001");
         NEED(got <= n, VQM_SOURCE, "");
-        TRY(arrived(f, at, got));
+        arrived(f, at, got);
         at += got;
         n -= got;
     }

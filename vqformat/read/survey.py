@@ -232,7 +232,7 @@ class _Surveyor:
         is_book = chunk.type == b"BOOK"
         record: BookRecord | FreqRecord = parse_book_chunk(chunk) if is_book else parse_freq_chunk(chunk)
         self._tables.records[chunk.type, number] = record
-        self._budget.take_bytes(record.nbytes, f"the {chunk.label}")
+        self._budget.take_shared(record.nbytes, f"the {chunk.label}")
         entry, start = chunk.sections[0], spans[0][0]
         check_size(entry, record.nbytes, f"the {chunk.label}", start)
         data = self._section(entry, start, record.nbytes, f"the {chunk.label}").plain()
@@ -240,7 +240,7 @@ class _Surveyor:
         if isinstance(record, BookRecord):
             values = book_values(data, record, number)
         else:
-            values = rans.Tables.decode(data, record)
+            values = rans.Tables(data, record)
         self._tables.values[chunk.type, number] = values
         self._result.parts.append(SurveyedTable(number, record, (entry, start)))
 
