@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from cli_runs import HOSTILE, HOSTILE_ESCAPED, Run, vqm
 
+import vqformat
 import vqformat.cli.inspect as verbs
 from vqformat import ConversionError
 from vqformat.cli import main
@@ -291,3 +292,18 @@ def test_an_interrupt_while_modules_are_imported_is_no_traceback(start: list[str
                           env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])})  # fmt: skip
 
     assert (done.returncode, done.stderr) == (130, "vqm: interrupted\n")
+
+
+@pytest.mark.parametrize("command", [["verify"], ["extract", "-o", "a.npz"], ["diff", "a.vqm"]], ids=str)
+def test_a_bound_on_memory_refuses_what_is_larger(
+    command: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqformat.format.limits._most_memory", None)
+    monkeypatch.chdir(tmp_path)
+    vqformat.save_file({"w": np.arange(1000, dtype=np.float32)}, "a.vqm")
+
+    refused = run(*command, "a.vqm", "--max-memory", "3999")
+    accepted = run(*command, "a.vqm", "--max-memory", "4kB")
+
+    assert refused.code == 1 and "max_total_bytes is 3999" in refused.err
+    assert accepted.code == 0

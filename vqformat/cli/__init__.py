@@ -46,12 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     # Imported only now, so that an interrupt meanwhile is caught
+    from ..format.limits import limit_memory
     from .arguments import UsageError, build_parser
     from .files import FileError
     from .text import describe_error, one_line
 
     try:
         args = build_parser().parse_args(argv)
+        if getattr(args, "max_memory", None) is not None:
+            limit_memory(args.max_memory)
         with _terminating():
             # The module of the verb is imported only now, so that `vqm info` does not wait for torch
             run = getattr(importlib.import_module(f".{args.module}", __name__), args.function)

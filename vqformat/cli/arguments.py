@@ -95,10 +95,12 @@ def build_parser() -> argparse.ArgumentParser:
     info = add("info", "inspect", "show what is in a .vqm, or in any file that convert reads")
     info.add_argument("file", type=_given, metavar="FILE", help="- is stdin; more files may follow")
     _add_names(info)
+    _add_memory(info)
     _add_common(info)
 
     verify = add("verify", "inspect", "read .vqm files completely and check every byte, CRC-32 and SHA-256")
     verify.add_argument("files", type=_given, metavar="FILE", nargs="+", help="- is stdin")
+    _add_memory(verify)
     _add_common(verify)
 
     extract = add("extract", "convert", "write the tensors of a .vqm, or of any file that convert reads, in another"
@@ -107,11 +109,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_names(extract)
     _add_output(extract, "OUT", "its suffix tells the format: .pt (.pth, .bin), .safetensors,"
                 " .npz, .keras, .weights.h5, .h5 (.hdf5) or .onnx", required=True)
+    _add_memory(extract)
     _add_common(extract)
 
     diff = add("diff", "diff", "compare the tensors of two files of any kind that convert reads", _DIFF_HELP)
     diff.add_argument("original", type=_given, metavar="A", help="- is stdin")
     diff.add_argument("other", type=_given, metavar="B", help="- is stdin")
+    _add_memory(diff)
     _add_common(diff)
     return parser
 
@@ -129,6 +133,11 @@ def _add_output(parser: argparse.ArgumentParser, metavar: str, help: str, *, req
 def _add_names(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*",
                         help="only these tensors; wildcards *, ? and [abc] (default: all)")  # fmt: skip
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-memory", type=_nbytes, metavar="SIZE", help="bytes that tensors and tables of a .vqm may"
+                        " have at once when they are decoded, such as 500MB (default: the memory that is available)")  # fmt: skip
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
