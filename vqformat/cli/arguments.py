@@ -137,7 +137,7 @@ def _add_names(parser: argparse.ArgumentParser) -> None:
 
 def _add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-memory", type=_nbytes, metavar="SIZE", help="bytes that tensors and tables of a .vqm may"
-                        " have at once when they are decoded, such as 500MB (default: the memory that is available)")  # fmt: skip
+                        " have at once, such as 500MB (default: the memory that is available)")  # fmt: skip
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
