@@ -7,21 +7,6 @@ tensors see ``vqformat.torch``, for checkpoints of other formats ``vqformat.conv
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .errors import (
-    ChecksumError,
-    ConversionError,
-    EncodeError,
-    FormatError,
-    LimitError,
-    TensorNotFoundError,
-    TruncatedError,
-    UnsupportedError,
-    VqmError,
-)
-from .native import backend
-from .numpy import load, load_file, save, save_file, verify
-from .read.safe_open import TensorInfo, safe_open
-from .read.streaming import stream
 from .version import __version__ as __version__
 
 __all__ = [
@@ -50,21 +35,50 @@ __all__ = [
 ]
 
 
-# The encoder is imported when it is first used
+# Each is imported when it is first used: then `vqm` starts fast, and can be interrupted while it imports
 if TYPE_CHECKING:
     from .contents import content_digest
     from .encode.recipe import Recipe
     from .encode.writer import writer
+    from .errors import (
+        ChecksumError,
+        ConversionError,
+        EncodeError,
+        FormatError,
+        LimitError,
+        TensorNotFoundError,
+        TruncatedError,
+        UnsupportedError,
+        VqmError,
+    )
+    from .native import backend
+    from .numpy import load, load_file, save, save_file, verify
+    from .read.safe_open import TensorInfo, safe_open
+    from .read.streaming import stream
     from .smallest import search
 
-_LAZY = {"Recipe": "encode.recipe", "content_digest": "contents", "search": "smallest",
-         "writer": "encode.writer"}  # fmt: skip
+_MODULES = {
+    "contents": ("content_digest",),
+    "encode.recipe": ("Recipe",),
+    "encode.writer": ("writer",),
+    "errors": ("ChecksumError", "ConversionError", "EncodeError", "FormatError", "LimitError", "TensorNotFoundError",
+               "TruncatedError", "UnsupportedError", "VqmError"),
+    "native": ("backend",),
+    "numpy": ("load", "load_file", "save", "save_file", "verify"),
+    "read.safe_open": ("TensorInfo", "safe_open"),
+    "read.streaming": ("stream",),
+    "smallest": ("search",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module 'vqformat' has no attribute {name!r}")
+    if name in ("errors", "numpy"):
+        return import_module(f".{name}", __name__)
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'vqformat' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    return value
 
 
 def __dir__() -> list[str]:

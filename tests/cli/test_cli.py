@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from cli_runs import HOSTILE, HOSTILE_ESCAPED, Run, vqm
 
+import vqformat
 import vqformat.cli.inspect as verbs
 from vqformat import ConversionError
 from vqformat.cli import main
@@ -184,17 +184,26 @@ def test_an_ascii_terminal_shows_every_name(tmp_path: Path) -> None:
     assert rb"\u5c42" in done.stdout
 
 
+SIGNALLED = """
+import os, sys
+from vqformat import files, written
+from vqformat.cli import main
+
+def without_name(*_):
+    raise OSError
+
+written._open_unnamed = without_name
+files.NewFile.complete = lambda self: os.kill(os.getpid(), int(sys.argv[1]))
+raise SystemExit(main(sys.argv[2:]))
+"""
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_sigterm_leaves_no_temporary_file(archive: Path, tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    np.savez(archive, w=rng.standard_normal((4000, 2000), np.float32))
-    command = [sys.executable, "-m", "vqformat", "convert", archive, "--method", "pq:dim=8,entries=4096"]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE)
-    while not list(tmp_path.glob(".*.vqm.tmp")) and child.poll() is None:
-        time.sleep(0.02)
-    child.send_signal(signal.SIGTERM)
-    _, err = child.communicate(timeout=600)
-    assert (child.returncode, err) == (143, b"")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_no_temporary_file(number: int, archive: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SIGNALLED, str(int(number)), "convert", archive]
+    done = subprocess.run(command, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (128 + number, b"")
     assert os.listdir(tmp_path) == ["net.npz"]
 
 
@@ -270,3 +279,31 @@ def test_an_empty_argument_is_a_usage_error(arguments: list[str], capsys: pytest
         code = stop.code
     assert code == 2
     assert "empty" in capsys.readouterr().err
+
+
+SCRIPT = "from vqformat.cli import main; raise SystemExit(main())"
+
+
+@pytest.mark.parametrize("start", [["-m", "vqformat"], ["-c", SCRIPT]], ids=["module", "script"])
+def test_an_interrupt_while_modules_are_imported_is_no_traceback(start: list[str], tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
+
+    done = subprocess.run([sys.executable, *start, "info", "a.vqm"], capture_output=True, text=True, check=False,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])})  # fmt: skip
+
+    assert (done.returncode, done.stderr) == (130, "vqm: interrupted\n")
+
+
+@pytest.mark.parametrize("command", [["verify"], ["extract", "-o", "a.npz"], ["diff", "a.vqm"]], ids=str)
+def test_a_bound_on_memory_refuses_what_is_larger(
+    command: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqformat.format.limits._most_memory", None)
+    monkeypatch.chdir(tmp_path)
+    vqformat.save_file({"w": np.arange(1000, dtype=np.float32)}, "a.vqm")
+
+    refused = run(*command, "a.vqm", "--max-memory", "3999")
+    accepted = run(*command, "a.vqm", "--max-memory", "4kB")
+
+    assert refused.code == 1 and "max_total_bytes is 3999" in refused.err
+    assert accepted.code == 0

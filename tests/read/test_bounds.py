@@ -12,7 +12,8 @@ import pytest
 import vqm_attacks
 
 import vqformat
-from vqformat import LimitError, safe_open, stream
+from vqformat import LimitError, native, safe_open, stream
+from vqformat.decode import trellis
 from vqformat.format.chunks import LayerInfo
 
 MB = 1_000_000
@@ -150,3 +151,16 @@ def test_no_layer_is_parsed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [f.info(name).layer for name in f] == [""] * 280
 
     assert len(parsed) == len(set(parsed)) == 71
+
+
+@pytest.mark.parametrize("has_classes", [True, False])
+def test_blocks_beside_each_other_are_decoded_together(has_classes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "is_used", lambda: False)
+    calls = []
+    together = trellis.decode_together
+    monkeypatch.setattr(trellis, "decode_together", lambda jobs: calls.append(len(jobs)) or together(jobs))
+
+    array = vqformat.load(vqm_attacks.many_lanes(200, has_classes=has_classes))["w"]
+
+    assert (array == 1).all()
+    assert len(calls) < 5

@@ -15,14 +15,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from .arguments import UsageError, build_parser
-from .files import FileError
-from .text import describe_error, one_line
-
 __all__ = ["main"]
 
 INTERRUPTED = 130  # 128 + SIGINT
-TERMINATED = 143  # 128 + SIGTERM
+SIGNALLED = 128  # added to the number of a signal that ends the work
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
@@ -42,7 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # printing a name must not fail because of the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
     try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return INTERRUPTED
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    # Imported only now, so that an interrupt meanwhile is caught
+    from ..format.limits import limit_memory
+    from .arguments import UsageError, build_parser
+    from .files import FileError
+    from .text import describe_error, one_line
+
+    try:
         args = build_parser().parse_args(argv)
+        if getattr(args, "max_memory", None) is not None:
+            limit_memory(args.max_memory)
         with _terminating():
             # The module of the verb is imported only now, so that `vqm info` does not wait for torch
             run = getattr(importlib.import_module(f".{args.module}", __name__), args.function)
@@ -53,9 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as err:
         verb: argparse.ArgumentParser = args.parser
         verb.error(one_line(str(err)))
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        return INTERRUPTED
     except BrokenPipeError:
         _close_stdout()
         return BROKEN_PIPE
@@ -84,16 +93,20 @@ def _close_stdout() -> None:
 
 @contextlib.contextmanager
 def _terminating() -> Iterator[None]:
-    """Context in which SIGTERM raises SystemExit, so that temporary files are removed."""
+    """Context in which SIGTERM and SIGHUP raise SystemExit, so that temporary files are removed."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        sys.exit(TERMINATED)
+        sys.exit(SIGNALLED + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, leave)
+    numbers = [signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

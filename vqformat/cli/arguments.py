@@ -121,6 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_names(info)
     info.add_argument("--digest", action="store_true", help="show the content digest, a SHA-256 of all tensors, the"
                       " same in every format. It reads all weights")  # fmt: skip
+    _add_memory(info)
     _add_common(info)
 
     verify = add("verify", "verify", "read .vqm files completely and check every byte, CRC-32 and SHA-256",
@@ -128,6 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("files", type=_given, metavar="FILE", nargs="+", help="- is stdin")
     verify.add_argument("--key", type=_given, metavar="PUB.pem", help="public key: check the signature FILE.sig before"
                         " anything else is read of FILE")  # fmt: skip
+    _add_memory(verify)
     _add_common(verify)
 
     sign = add("sign", "signature", "write an Ed25519 signature of a file to FILE.sig", _SIGN_HELP)
@@ -148,11 +150,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_names(extract)
     _add_output(extract, "OUT", "its suffix tells the format: .pt (.pth, .bin), .safetensors,"
                 " .npz, .keras, .weights.h5, .h5 (.hdf5) or .onnx", required=True)
+    _add_memory(extract)
     _add_common(extract)
 
     diff = add("diff", "diff", "compare the tensors of two files of any kind that convert reads", _DIFF_HELP)
     diff.add_argument("original", type=_given, metavar="A", help="- is stdin")
     diff.add_argument("other", type=_given, metavar="B", help="- is stdin")
+    _add_memory(diff)
     _add_common(diff)
 
     conformance = add("conformance", "conformance", "score a decoder in any language by the fixtures",
@@ -188,6 +192,11 @@ def _add_output(parser: argparse.ArgumentParser, metavar: str, help: str, *, req
 def _add_names(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*",
                         help="only these tensors; wildcards *, ? and [abc] (default: all)")  # fmt: skip
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-memory", type=_nbytes, metavar="SIZE", help="bytes that tensors and tables of a .vqm may"
+                        " have at once, such as 500MB (default: the memory that is available)")  # fmt: skip
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

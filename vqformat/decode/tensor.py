@@ -117,7 +117,7 @@ class TensorDecoder:
         Args:
             most_elements: Most elements of these blocks, if that is more than one block.
         """
-        if not self.is_stepwise or self.record.layout.block_columns:
+        if not self.is_stepwise:
             return 1
         block = self.view.block(0)
         n_sequences = max(prod(stage.tile_grid(block)) for stage in self.record.stages

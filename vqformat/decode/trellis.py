@@ -138,10 +138,16 @@ class TrellisDecoder:
         """
         if native.is_used():
             return [payload[0] for payload in payloads]
-        if len({block.n_columns for block in blocks}) > 1 or blocks[0].column or blocks[-1].column:
-            return [codes for block, payload in zip(blocks, payloads, strict=True)
-                    for codes in decode_together([Bands(self, [block], [payload[0]])])[0]]  # fmt: skip
-        return decode_together([Bands(self, blocks, [payload[0] for payload in payloads])])[0]
+        by_width: dict[int, list[int]] = {}
+        for at, block in enumerate(blocks):
+            by_width.setdefault(block.n_columns, []).append(at)
+        if len(by_width) == 1:
+            return decode_together([Bands(self, blocks, [payload[0] for payload in payloads])])[0]
+        found: dict[int, Codes] = {}
+        for places in by_width.values():
+            bands = Bands(self, [blocks[at] for at in places], [payloads[at][0] for at in places])
+            found.update(zip(places, decode_together([bands])[0], strict=True))
+        return [found[at] for at in range(len(blocks))]
 
     @property
     def can_add(self) -> bool:
@@ -204,7 +210,7 @@ class TrellisDecoder:
 
 
 class Bands:
-    """Blocks of one stage that are bands of rows, and the tiles that they are cut into. A tile is one sequence.
+    """Blocks of one stage that are equally wide, and the tiles that they are cut into. A tile is one sequence.
 
     Attributes:
         n_steps: Number of codes of a whole tile.
@@ -222,10 +228,15 @@ class Bands:
         self._bands = [-(-block.n_rows // self._height) for block in blocks]  # for each block, tiles below each other
         self.n_steps = self._height * self._width
         self.n_sequences = [n * self._n_across for n in self._bands]
-        # What each row and each column of a tile adds to the first slot: (height, bands), (width, n_across)
+        # What each row and column of a tile adds to the first slot: (height, bands), (width, bands or 1, n_across)
         of_rows = [self._first_slots(decoder.row_classes, b.row, b.row_end, self._height) for b in blocks]
         self._rows = np.concatenate(of_rows, axis=1)
-        self._columns = self._first_slots(decoder.column_classes, blocks[0].column, blocks[0].column_end, self._width)
+        starts = {block.column for block in blocks} if decoder.column_classes is not None else {blocks[0].column}
+        of_columns = [self._first_slots(decoder.column_classes, b.column, b.column_end, self._width)
+                      for b in (blocks if len(starts) > 1 else blocks[:1])]  # fmt: skip
+        self._columns = np.stack(of_columns, axis=1)
+        if len(starts) > 1:
+            self._columns = self._columns.repeat(self._bands, axis=1)
         self.has_contexts = bool(self._rows.any() or self._columns.any())
         self.goes_on = bool((self._columns >= _RESTS).any())
         self.has_rests = self.goes_on or bool((self._rows >= _RESTS).any())
@@ -248,7 +259,7 @@ class Bands:
             rest: First slot where a sequence has no code.
         """
         i, j = np.divmod(np.arange(start, end), self._width)
-        slots = (self._rows[i] + np.uint32(base))[:, :, None] + self._columns[j][:, None, :]
+        slots = (self._rows[i] + np.uint32(base))[:, :, None] + self._columns[j]
         if self.has_rests:
             np.copyto(slots, rest, where=slots >= _RESTS)
         return slots.reshape(end - start, -1)

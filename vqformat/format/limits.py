@@ -38,12 +38,24 @@ ALIGNED_FROM_NBYTES: Final = 4096
 DEFAULT_MAX_TENSOR_NBYTES: Final = 16 << 30
 
 
+_most_memory: int | None = None
+
+
+def limit_memory(nbytes: int) -> None:
+    """Set the bytes that a load in this process may fill by default."""
+    global _most_memory
+    _most_memory = nbytes
+
+
 def available_memory() -> int:
     """Bytes of memory that a load may fill by default.
 
     Returns:
-        ``MemAvailable`` of ``/proc/meminfo`` on Linux; elsewhere the physical memory; 64 GiB if that is unknown.
+        What ``limit_memory`` has set, else ``MemAvailable`` of ``/proc/meminfo`` on Linux; elsewhere the physical
+        memory; 64 GiB if that is unknown.
     """
+    if _most_memory is not None:
+        return _most_memory
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             for line in lines:
