@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import native
+from ..forks import cached_property
 from ..format import bits
 from ..format.layout import Block, View
 from ..format.stages import CodebookStage, FloatSource, ProgressionSource, TableSource

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import native
+from ..forks import cached_property
 from ..format.layout import ORDER_COLUMNS, ORDER_ROWS, Block
 from ..format.records import TensorRecord
 from ..native import decoding

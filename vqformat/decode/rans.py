@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError
+from ..forks import cached_property
 from ..format.records import FreqRecord
 from ..format.stages import Trellis
 

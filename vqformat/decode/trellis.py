@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from .. import native
 from ..errors import FormatError
+from ..forks import cached_property
 from ..format.layout import Block, View
 from ..format.stages import CLASSES_COLUMNS, CLASSES_ROWS, ProgressionSource, TableSource, TransformSource, TrellisStage
 from ..native import decoding

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError, LimitError
+from ..forks import cached_property
 from . import metadata
 from .container import HEADER_NBYTES
 from .dtypes import BY_NAME, by_id

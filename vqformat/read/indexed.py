@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, BinaryIO
 
 import numpy.typing as npt
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from ..decode.region import Region, part_of
 from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, allocate
 from ..errors import FormatError, TensorNotFoundError
-from ..forks import ForkSafeLock
+from ..forks import ForkSafeLock, cached_property
 from ..format.chunks import LayerInfo, parse_meta
 from ..format.container import ChunkHead
 from ..format.index import Entry

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any, BinaryIO
 
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from ..decode.block_groups import GroupedTensor, Sections, plain
 from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, TensorDecoder, allocate
 from ..decode.workers import Workers
 from ..errors import ChecksumError, FormatError, TruncatedError
+from ..forks import cached_property
 from ..format import container
 from ..format.byte_stream import StreamInput
 from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
