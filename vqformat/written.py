@@ -71,6 +71,10 @@ def link_new(temporary: pathlib.Path, path: pathlib.Path) -> None:
         raise
     except (OSError, NotImplementedError, AttributeError):  # the file system has no links: the name is taken first
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            path.unlink()
+            raise
     else:
         temporary.unlink()

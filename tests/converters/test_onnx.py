@@ -619,15 +619,19 @@ class TestLargeModels:
     def test_nothing_is_left_behind(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_before: int) -> None:
         source = self.vqm(tmp_path)
         before = sorted(os.listdir(tmp_path))
-        replace, calls = os.replace, []
+        calls: list[Any] = []
 
-        def fail(old: Any, new: Any) -> None:
-            calls.append(new)
-            if len(calls) > n_before:
-                raise OSError(5, "Input/output error", str(old))
-            replace(old, new)
+        def failing(give_name: Any) -> Any:
+            def fail(old: Any, new: Any, **options: Any) -> None:
+                calls.append(new)
+                if len(calls) > n_before:
+                    raise OSError(5, "Input/output error", str(old))
+                give_name(old, new, **options)
 
-        monkeypatch.setattr(os, "replace", fail)
+            return fail
+
+        monkeypatch.setattr(os, "replace", failing(os.replace))
+        monkeypatch.setattr(os, "link", failing(os.link))
         with pytest.raises(OSError, match=r"error: '.*/b\.onnx(\.data)?'"):
             extract(source, tmp_path / "b.onnx")
 
