@@ -14,6 +14,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from layered_models import Recorder
 
 import vqformat
 from vqformat import native
@@ -385,18 +386,7 @@ def test_only_a_file_with_zeros_stored_apart_is_of_version_1_2(tmp_path: Any) ->
 
 
 def test_a_pipe_gets_the_version_that_was_known_at_its_beginning() -> None:
-    class Pipe(io.RawIOBase):
-        def __init__(self) -> None:
-            self.data = b""
-
-        def writable(self) -> bool:
-            return True
-
-        def write(self, data: Any) -> int:
-            self.data += bytes(data)
-            return len(data)
-
-    pipe = Pipe()
+    pipe = Recorder()
     vqformat.save_file({"w": pruned(0.5)}, pipe, lossless=True)
     assert pipe.data[10:12] == b"\0\0"
     vqformat.verify(io.BytesIO(pipe.data))

@@ -8,7 +8,6 @@ import io
 import os
 import subprocess
 import sys
-import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -20,51 +19,17 @@ import pytest
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from layered_models import Model, flat, model, written
 from strategies import arrays, names
 
 import vqformat
-from vqformat import EncodeError, TruncatedError
+from vqformat import EncodeError
 from vqformat.encode.disk_list import DiskList
-
-Model = dict[str, dict[str, np.ndarray[Any, Any]]]
 
 EVERY_WAY = [{}, {"preset": "fast"}, {"preset": "small"}, {"lossless": True}, {"step": 0.3}, {"sqnr": 15}, {"bits": 5},
              {"ratio": 8}, {"preset": "small", "ratio": 8}, {"size": 30_000},
              {"recipe": {"*.weight": "pq:dim=2,entries=16"}},
              {"recipe": {"*.weight": "kmeans:entries=8,share=all"}}]  # fmt: skip
-
-
-def model(n_layers: int = 4, n_rows: int = 96) -> Model:
-    rng = np.random.default_rng(0)
-    return {f"layers.{i}": {f"layers.{i}.weight": rng.standard_normal((n_rows, 80)).astype(np.float32),
-                            f"layers.{i}.bias": rng.standard_normal(n_rows).astype(np.float32),
-                            f"layers.{i}.steps": np.arange(3)} for i in range(n_layers)}  # fmt: skip
-
-
-def flat(layers: Model) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: array for tensors in layers.values() for name, array in tensors.items()}
-
-
-def written(layers: Model, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    with vqformat.writer(stream, **options) as w:
-        for name, tensors in layers.items():
-            w.add_layer(name, tensors)
-    return stream.getvalue()
-
-
-class Recorder(io.RawIOBase):
-    """A stream that only takes bytes."""
-
-    def __init__(self) -> None:
-        self.data = b""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self.data += bytes(data)
-        return len(data)
 
 
 @pytest.mark.parametrize("options", EVERY_WAY, ids=str)
@@ -347,82 +312,6 @@ def test_a_program_that_ends_too_early_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("options", [{}, {"preset": "small"}, {"bits": 5}], ids=str)
-def test_what_a_stream_has_got_when_it_stops_is_no_file_but_its_layers_can_be_had(options: dict[str, Any]) -> None:
-    layers = model(3)
-    stream = Recorder()
-
-    with pytest.raises(RuntimeError), vqformat.writer(stream, **options) as w:
-        for i, (name, tensors) in enumerate(layers.items()):
-            if i == 2:
-                raise RuntimeError
-            w.add_layer(name, tensors)
-
-    with pytest.raises(TruncatedError):
-        vqformat.load(stream.data)
-    with pytest.warns(UserWarning, match="ends early"):
-        there = vqformat.load(stream.data, allow_partial=True)
-    n_written = 0 if "bits" in options else 2  # a budget has to know all before anything is written
-    assert list(there) == [name for tensors in list(layers.values())[:n_written] for name in tensors]
-
-
-class Slow(Recorder):
-    """A raw stream that takes some bytes at a time."""
-
-    def write(self, data: Any) -> int:
-        return super().write(bytes(data[:1000]))
-
-
-def test_streams_that_take_a_part_are_given_the_rest() -> None:
-    stream = Slow()
-    with vqformat.writer(stream) as w:
-        for name, tensors in model().items():
-            w.add_layer(name, tensors)
-
-    assert stream.data == written(model())
-    assert w.report.file_nbytes == len(stream.data)
-
-
-def test_streams_that_do_not_wait_are_refused() -> None:
-    class Full(Recorder):
-        def write(self, data: Any) -> Any:
-            return None
-
-    with pytest.raises(BlockingIOError, match="a blocking one is needed"):
-        vqformat.writer(Full())
-    with pytest.raises(TypeError, match="expected a path or a binary stream, not int"):
-        vqformat.writer(3)
-
-
-class Full(io.RawIOBase):
-    """A stream that breaks after some bytes."""
-
-    def __init__(self, nbytes: int) -> None:
-        self.left = nbytes
-
-    def write(self, data: Any) -> int:
-        self.left -= len(data)
-        if self.left < 0:
-            raise OSError(28, "No space left on device")
-        return len(data)
-
-
-@pytest.mark.parametrize("nbytes", [10, 100, 5000, 15_000])
-def test_a_stream_that_breaks_ends_the_file(nbytes: int) -> None:
-    with pytest.raises(OSError, match="No space left"), vqformat.writer(Full(nbytes)) as w:
-        for name, tensors in model().items():
-            w.add_layer(name, tensors)
-
-
-def test_a_broken_stream_is_not_gone_on_with() -> None:
-    w = vqformat.writer(Full(200))
-    with pytest.raises(OSError, match="No space left"):
-        w.add_layer("", model()["layers.0"])
-
-    with pytest.raises(ValueError, match="ended by an error"):
-        w.close()
-
-
 WRONG: list[tuple[Callable[[Any], Any], str]] = [
     (lambda w: w.add_layer("x", {"layers.0.weight": np.ones(3)}), "two tensors have the name 'layers.0.weight'"),
     (lambda w: w.add_layer("x", {"": np.ones(3)}), "is empty"),
@@ -558,30 +447,6 @@ def test_a_file_of_nothing_and_layers_of_nothing(options: dict[str, Any]) -> Non
     assert vqformat.load(stream.getvalue()) == {}
 
 
-def test_a_reader_at_the_end_of_a_pipe_has_a_layer_before_the_next_is_written() -> None:
-    inlet, outlet = os.pipe()
-    layers = model(3)
-    got: list[str] = []
-    seen = [threading.Event() for _ in layers]
-
-    def read() -> None:
-        with open(inlet, "rb", buffering=0) as source:
-            for layer, event in zip(vqformat.stream(source), seen, strict=True):  # type: ignore[arg-type]
-                got.extend(layer)
-                assert all(np.isfinite(array).all() for array in layer.values())
-                event.set()
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    with open(outlet, "wb", buffering=0) as sink, vqformat.writer(sink) as w:  # type: ignore[arg-type]
-        for (name, tensors), event in zip(layers.items(), seen, strict=True):
-            w.add_layer(name, tensors)
-            assert event.wait(300)
-    reader.join()
-
-    assert got == list(flat(layers))
-
-
 def test_large_layers_become_several_of_the_name() -> None:
     stream = io.BytesIO()
     with vqformat.writer(stream) as w:
@@ -614,20 +479,6 @@ def test_torch_tensors_in_layers(tmp_path: Path) -> None:
             other.add_layer("a", {"a": weight, "a.t": weight.T, "": weight})
     assert other.report.notes == []
     assert w.report.notes == ["'a.t' and 'a.weight' are views that overlap: each is stored on its own"]
-
-
-@pytest.mark.parametrize("options", [["--preset", "fast"], ["--ratio", "6"]], ids=str)
-def test_convert_writes_to_a_pipe(tmp_path: Path, options: list[str]) -> None:
-    np.savez(tmp_path / "model.npz", **flat(model()))
-    command = [sys.executable, "-m", "vqformat", "convert", "model.npz", "-o", "-", "-q", *options]
-
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        names = [name for layer in vqformat.stream(process.stdout) for name in layer]  # type: ignore[arg-type]
-
-    assert process.returncode == 0
-    assert names == list(flat(model()))
-    assert os.listdir(tmp_path) == ["model.npz"]
 
 
 def test_an_sqnr_that_a_layer_misses_is_noted() -> None:

@@ -14,7 +14,9 @@ import vqm_attacks
 import vqformat
 from vqformat import LimitError, native, safe_open, stream
 from vqformat.decode import trellis
+from vqformat.format import limits
 from vqformat.format.chunks import LayerInfo
+from vqformat.read.contents import read_contents
 
 MB = 1_000_000
 Read = Callable[..., object]
@@ -72,7 +74,15 @@ def stream_into(data: bytes, **bounds: Any) -> None:
             tensor.decode_into(np.empty(tensor.shape, np.float32))
 
 
-READS = [load, verify, open_all, slices, open_blocks, open_into, stream_layers, stream_blocks, stream_into]
+def contents(data: bytes, *, max_total_bytes: int, max_tensor_bytes: int | None = None) -> None:
+    """What ``vqm verify`` does; its bound is one of the process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "_most_memory", max_total_bytes)
+        read_contents(io.BytesIO(data))
+
+
+READS = [load, verify, open_all, slices, open_blocks, open_into, stream_layers, stream_blocks, stream_into,
+         contents]  # fmt: skip
 ATTACKS = {"tables": vqm_attacks.large_tables, "books": vqm_attacks.large_books}
 
 
@@ -118,6 +128,14 @@ def test_each_read_has_both_bounds(read: Read) -> None:
         read(data, max_tensor_bytes=3999)
     with pytest.raises(LimitError, match="max_total_bytes is 3999"):
         read(data, max_total_bytes=3999)
+
+
+def test_a_slice_counts_together_with_the_tables_of_its_tensor() -> None:
+    data = vqm_attacks.large_tables(1)
+    with safe_open(io.BytesIO(data), max_total_bytes=vqm_attacks.LARGEST_NBYTES) as f:
+        (name,) = f.keys()
+        with pytest.raises(LimitError, match="max_total_bytes"):
+            f.get_slice(name)[0]
 
 
 def test_a_refused_book_does_not_count() -> None:

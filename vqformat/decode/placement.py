@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,21 @@ def stable_order(classes: bytes | npt.NDArray[np.uint8]) -> Order:
     return np.argsort(np.frombuffer(classes, np.uint8), kind="stable")
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the values of a block go in a flat array.
+
+    Attributes:
+        rows: ``(n_rows,)``: where each row begins in ``out``.
+        columns: ``(n_columns,)``: what each column adds to that; None for its number.
+        out: ``(n,)``, contiguous.
+    """
+
+    rows: npt.NDArray[np.int64]
+    columns: npt.NDArray[np.int64] | None
+    out: npt.NDArray[Any]
+
+
 class Placement:
     """The places of the blocks of one tensor.
 
@@ -47,8 +63,8 @@ class Placement:
         self._has_pairs = record.dtype_info.is_complex and not record.is_raw  # one axis more, of length 2
         self.stored_dtype: np.dtype[Any] = np.empty(0, dtype).real.dtype if self._has_pairs else dtype
 
-    def places(self, block: Block) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
-        """Where each row of a block begins in the tensor, and what each column adds to that; None for its number."""
+    def places(self, block: Block, out: npt.NDArray[Any]) -> Places:
+        """Where the elements of a block go in the tensor ``out``."""
         of_rows, of_columns = self.offsets
         rows: slice | Order = slice(block.row, block.row_end)
         columns: slice | Order = slice(block.column, block.column_end)
@@ -58,10 +74,10 @@ class Placement:
             columns = self.column_order[columns]
         row_places = np.ascontiguousarray(of_rows[rows], np.int64)
         if self.layout.axes is None and self.column_order is None:
-            return row_places + block.column, None
-        return row_places, np.ascontiguousarray(of_columns[columns], np.int64)
+            return Places(row_places + block.column, None, self._reals(out).reshape(-1))
+        return Places(row_places, np.ascontiguousarray(of_columns[columns], np.int64), self._reals(out).reshape(-1))
 
-    def reals(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _reals(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The array of the tensor with the elements of the view: reals, with one axis more, if they are pairs."""
         return out.reshape(-1).view(self.stored_dtype).reshape(self.view.shape) if self._has_pairs else out
 
@@ -70,14 +86,15 @@ class Placement:
         if self.layout.axes is not None or self.row_order is not None or self.column_order is not None:
             return None
         start = block.row * self.view.n_columns + block.column
-        flat = self.reals(out).reshape(-1)
+        flat = self._reals(out).reshape(-1)
         return flat[start : start + block.n_elements].reshape(block.n_rows, block.n_columns)
 
     def scatter(self, block: Block, values: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
         """Write a block's values to their places in the tensor, by the order of rows and columns (SPEC 7.2)."""
-        reals = self.reals(out)
+        reals = self._reals(out)
         if native.is_used() and reals.itemsize in (1, 2, 4, 8):
-            decoding.scatter(values, *self.places(block), reals.reshape(-1))
+            places = self.places(block, out)
+            decoding.scatter(values, places.rows, places.columns, places.out)
             return
         layout = self.layout
         rows: slice | Order = slice(block.row, block.row_end)

@@ -20,7 +20,7 @@ from .codebook import CodebookDecoder
 from .lowrank import LowRankDecoder
 from .placement import Placement
 from .tables import Floats
-from .trellis import Bands, Codes, Places, TrellisDecoder
+from .trellis import Bands, Codes, TrellisDecoder
 
 # For each dtype the smallest float32 value that rounds to infinity in it
 _OVERFLOW = {"f16": np.float32(65520), "bf16": np.uint32(0x7F7F8000).view(np.float32)}
@@ -29,6 +29,7 @@ _OVERFLOW = {"f16": np.float32(65520), "bf16": np.uint32(0x7F7F8000).view(np.flo
 _SEQUENCES = 1 << 13
 # Most elements of blocks that are decoded together, to use little memory (about 20 MB), and for speed
 FEW_ELEMENTS, MANY_ELEMENTS = 1 << 22, 1 << 24
+
 
 class SharedValues(Protocol):
     """The contents of the BOOK and FREQ chunks before a tensor, by number."""
@@ -222,11 +223,10 @@ class TensorDecoder:
         if len(of_stages) > 1:
             values = self._scratch_of("values", block)
             self._add_up(block, of_stages[:-1], values)
-        places = Places(*self.placement.places(block), self.placement.reals(out).reshape(-1))
         last = self._stages[-1]
         assert isinstance(last, TrellisDecoder)
         with naming(self.record.name, stage=len(of_stages) - 1):
-            last.put(block, of_stages[-1], places, values)
+            last.put(block, of_stages[-1], self.placement.places(block, out), values)
 
     def _scratch_of(self, use: str, block: Block, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
         """An array ``(n_rows, n_columns)`` of any contents, one for each use and thread. New memory costs time."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..format.layout import Block, View
 from ..format.stages import CLASSES_COLUMNS, CLASSES_ROWS, ProgressionSource, TableSource, TransformSource, TrellisStage
 from ..native import decoding
 from . import rans, tables
+from .placement import Places
 from .tables import Floats
 from .transform import TransformDecoder
 
@@ -44,21 +44,6 @@ def entries_of(stage: TrellisStage, section: bytes) -> Floats:
             return points_of(stage, zero).astype(np.float32) * tables.decode(section, "f32", "step")
         case TransformSource(zero):
             return points_of(stage, zero).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the values of a block go in a flat array.
-
-    Attributes:
-        rows: ``(n_rows,)``: where each row begins in ``out``.
-        columns: ``(n_columns,)``: what each column adds to that; None for its number.
-        out: ``(n,)``, contiguous.
-    """
-
-    rows: npt.NDArray[np.int64]
-    columns: npt.NDArray[np.int64] | None
-    out: Floats
 
 
 class TrellisDecoder:

@@ -18,7 +18,6 @@ typedef struct {
     int64_t section_nbytes[MOST_PLANES];
     int base[MOST_PLANES], per_byte[MOST_PLANES]; /* 2 to 256, 1 to 8 digits */
     const float *book;           /* (groups, entries, dim); or NULL: the values are (code - zero) * steps[group] */
-    int64_t n_groups;
     int64_t zero;
     const float *steps;
     const int64_t *row_group;    /* of each row, or NULL: 0 */

@@ -162,7 +162,7 @@ def decode_codebook(
                       for section, plane in zip(sections, planes or ((0, 0),), strict=True)], np.int64)  # fmt: skip
     return bool(_kernels.codebook_decode(
         _instruction_set(), n_rows, n_columns, dim, n_subvectors, entries, len(planes), width, _address(table),
-        _address(book), n_groups, zero, _address(steps), _address(row_groups), _address(column_groups),
+        _address(book), zero, _address(steps), _address(row_groups), _address(column_groups),
         _address(scales), _address(row_scales), scale_columns, first_column, adds, _address(out),
     ))  # fmt: skip
 

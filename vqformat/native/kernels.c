@@ -69,9 +69,9 @@ static PyObject *py_codebook_decode(PyObject *self, PyObject *args)
     CodebookBlock b;
     int instruction_set, is_sound;
     unsigned long long planes, book, steps, row_group, column_group, scales, row_scale, out;
-    long long n_rows, n_columns, dim, n_subvectors, entries, n_groups, zero, scale_columns, first_column;
-    if (!PyArg_ParseTuple(args, "iLLLLLiiKKLLKKKKKLLiK", &instruction_set, &n_rows, &n_columns, &dim, &n_subvectors,
-                          &entries, &b.n_planes, &b.width, &planes, &book, &n_groups, &zero, &steps, &row_group,
+    long long n_rows, n_columns, dim, n_subvectors, entries, zero, scale_columns, first_column;
+    if (!PyArg_ParseTuple(args, "iLLLLLiiKKLKKKKKLLiK", &instruction_set, &n_rows, &n_columns, &dim, &n_subvectors,
+                          &entries, &b.n_planes, &b.width, &planes, &book, &zero, &steps, &row_group,
                           &column_group, &scales, &row_scale, &scale_columns, &first_column, &b.adds, &out))
         return NULL;
     const int64_t *plane = (const int64_t *)(uintptr_t)planes; /* address, length, base, digits of each */
@@ -81,7 +81,7 @@ static PyObject *py_codebook_decode(PyObject *self, PyObject *args)
     }
     b.n_rows = n_rows, b.n_columns = n_columns, b.dim = dim, b.n_subvectors = n_subvectors, b.entries = entries;
     b.book = (const float *)(uintptr_t)book, b.steps = (const float *)(uintptr_t)steps;
-    b.n_groups = n_groups, b.zero = zero;
+    b.zero = zero;
     b.row_group = (const int64_t *)(uintptr_t)row_group, b.column_group = (const int64_t *)(uintptr_t)column_group;
     b.scales = (const float *)(uintptr_t)scales, b.row_scale = (const int64_t *)(uintptr_t)row_scale;
     b.scale_columns = scale_columns, b.first_column = first_column, b.out = (float *)(uintptr_t)out;

@@ -53,10 +53,10 @@ static void put_beside(const ScatterBlock *b, Transpose *transpose)
             memcpy(out + b->column_places[c] + r, values + r * n_columns + c, sizeof *out);
 }
 
-static int are_rows_beside(const ScatterBlock *b)
+int are_rows_beside(const int64_t *row_places, int64_t n)
 {
-    for (int64_t r = 1; r < b->n_rows; r++)
-        if (b->row_places[r] != b->row_places[0] + r)
+    for (int64_t r = 1; r < n; r++)
+        if (row_places[r] != row_places[0] + r)
             return 0;
     return 1;
 }
@@ -67,7 +67,7 @@ void scatter(const ScatterBlock *b, int instruction_set)
         const size_t nbytes = (size_t)(b->n_columns * b->itemsize);
         for (int64_t r = 0; r < b->n_rows; r++)
             memcpy((char *)b->out + b->row_places[r] * b->itemsize, (const char *)b->values + (size_t)r * nbytes, nbytes);
-    } else if (b->itemsize == 4 && are_rows_beside(b)) {
+    } else if (b->itemsize == 4 && are_rows_beside(b->row_places, b->n_rows)) {
         put_beside(b, transposer(instruction_set));
     } else if (b->itemsize == 1) {
         put_uint8_t(b);

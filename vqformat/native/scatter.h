@@ -16,4 +16,7 @@ typedef struct {
 
 void scatter(const ScatterBlock *block, int instruction_set);
 
+/* Whether each of ``n`` rows begins one place after the row before it. */
+int are_rows_beside(const int64_t *row_places, int64_t n);
+
 #endif

@@ -39,12 +39,20 @@ class Budget:
         Raises:
             LimitError: It has too many bytes, or all tensors and tables together have.
         """
+        self.check_size(record)
+        self.check_tables(record, _in_memory(record))
+        self.tensor_nbytes += _in_memory(record)
+
+    def check_size(self, record: TensorRecord) -> None:
+        """Check the bytes of a tensor alone.
+
+        Raises:
+            LimitError: It has too many.
+        """
         nbytes = _in_memory(record)
         if nbytes > self.max_tensor_nbytes:
             raise LimitError(f"tensor {record.name!r} has {nbytes} bytes; max_tensor_bytes is {self.max_tensor_nbytes}",
                              clause="LIM-002")  # fmt: skip
-        self.check_tables(record, nbytes)
-        self.tensor_nbytes += nbytes
 
     def check_tables(self, record: TensorRecord, new_nbytes: int = 0) -> None:
         """Check the tables of a tensor before it is decoded. They are in memory only during that.

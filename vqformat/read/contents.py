@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -20,7 +21,6 @@ Array = npt.NDArray[Any]
 
 _IN_MEMORY_NBYTES = 1 << 24  # a larger tensor whose blocks are not in order is decoded into a temporary file
 _PIECE = 1 << 20  # elements that are hashed together; an even number, so that 4-bit elements fill bytes
-_ANY_NBYTES = 1 << 62
 
 
 def read_contents(stream: BinaryIO, threads: int = 1) -> tuple[str, str]:
@@ -38,30 +38,37 @@ def read_contents(stream: BinaryIO, threads: int = 1) -> tuple[str, str]:
     Raises:
         VqmError: The file is refused.
     """
-    reader = SequentialReader(stream, check_digest=True, keep_total=False)
+    budget = Budget()
+    reader = SequentialReader(stream, budget, check_digest=True, keep_total=False)
     content = ContentDigest()
     for info, tensors in reader.open_layers():
         for tensor in tensors:
             record = tensor.record
-            content.add(record.name, record.dtype, record.shape, _pieces(tensor, threads))
+            content.add(record.name, record.dtype, record.shape, _pieces(tensor, budget, threads))
         for alias in info.records:
             if isinstance(alias, AliasRecord):
                 content.add_alias(alias.name, alias.target)
     return reader.digest.hex(), content.hexdigest()
 
 
-def _pieces(tensor: SequentialTensor, threads: int) -> Iterator[Array]:
-    """The elements of a tensor in C order."""
+def _pieces(tensor: SequentialTensor, budget: Budget, threads: int) -> Iterator[Array]:
+    """The elements of a tensor in C order.
+
+    Args:
+        budget: It has counted what is held beside the tensor.
+    """
     record = tensor.record
+    budget.check_size(record)
     if _has_blocks_in_order(record):
-        Budget(max_total_nbytes=_ANY_NBYTES).take(record)
+        budget.check_tables(record)
         for blocks, sections in tensor.groups():
             yield from tensor.decoder.block_values(blocks, plain(sections))
         return
-    Budget().take(record)
     if max(record.nbytes, record.n_elements) <= _IN_MEMORY_NBYTES:
+        replace(budget).take(record)
         yield tensor.decode_all(tensor.groups(), None, threads)
         return
+    budget.check_tables(record)
     with temporary_space(), tempfile.TemporaryFile() as file:
         out = np.memmap(file, record.dtype_info.numpy, "w+", shape=record.shape)
         elements = tensor.decode_all(tensor.groups(), out, threads).reshape(-1)

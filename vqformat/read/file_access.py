@@ -52,8 +52,7 @@ class _Descriptor:
 
     def check_unchanged(self) -> None:
         if self._stat() != self._version:
-            raise FormatError("the file was overwritten while it was open: its size or modification time has changed",
-                              clause="IDX-001")  # fmt: skip
+            raise FormatError("the file was overwritten while it was open: its size or modification time has changed")
 
     def read(self, offset: int, n: int) -> bytes:
         file = self._stream.fileno()  # asked for each time: raises ValueError once the file is closed

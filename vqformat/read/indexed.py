@@ -254,8 +254,9 @@ class IndexedReader:
         if not record.n_elements:
             return allocate(record)[index]  # type: ignore[no-any-return]
         region = Region(index, record.shape)
-        replace(self._budget).take(TensorRecord(record.name, record.dtype, region.shape))
-        self._budget.check_tables(record)
+        budget = replace(self._budget)
+        budget.take(TensorRecord(record.name, record.dtype, region.shape))
+        budget.check_tables(record)
         with self._input.clearing_on_error():
             stored = self._stored(record, layer, first)
             return region.gather(stored.decoder, stored.values(region.blocks(stored.decoder)))
