@@ -9,6 +9,7 @@ import os
 import pathlib
 import pickle
 import secrets
+import stat
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -19,14 +20,15 @@ from .written import Written, link_new
 
 Path = str | os.PathLike[str]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the errors of a disk, a quota or a file that is full
+_PIECE_NBYTES = 1 << 20  # that are read at once of a file that is read whole
 
 
 class opened:
     """Context manager that gives a binary stream. A path is opened and closed; a stream is left open.
 
     Args:
-        has_own_position: Whether a file that is opened must have a position of its own in a process that is forked
-            later. The position of a descriptor is shared.
+        has_own_position: Whether a regular file that is opened must have a position of its own in a process that is
+            forked later. The position of a descriptor is shared.
     """
 
     def __init__(self, source: Path | BinaryIO, *, has_own_position: bool = False) -> None:
@@ -83,18 +85,36 @@ def is_plain_file(stream: object) -> bool:
 
 
 class _PositionedFile(io.FileIO):
-    """A file that is read in order, with a position that a forked process does not share."""
+    """A file that is read in order, with a position that a forked process does not share, if it is a regular file.
 
-    _position = 0
+    A pipe or a device is read as it comes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._is_regular = stat.S_ISREG(os.fstat(self.fileno()).st_mode)
+        # /dev/stdin of some systems is a copy of the descriptor, of which a part may have been read
+        self._position = self.tell() if self._is_regular else 0
 
     @classmethod
     def open(cls, path: Path) -> BinaryIO:
         return io.BufferedReader(cls(path))
 
     def readinto(self, buffer: Any) -> int:
+        if not self._is_regular:
+            return super().readinto(buffer)
         n = os.preadv(self.fileno(), [buffer], self._position)
         self._position += n
         return n
+
+    def readall(self) -> bytes:
+        if not self._is_regular:
+            return super().readall()
+        pieces = []
+        while piece := os.pread(self.fileno(), _PIECE_NBYTES, self._position):
+            pieces.append(piece)
+            self._position += len(piece)
+        return b"".join(pieces)
 
 
 @contextlib.contextmanager

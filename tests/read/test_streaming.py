@@ -6,6 +6,8 @@ import io
 import json
 import mmap
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -28,6 +30,7 @@ from strategies import models
 import vqformat
 from vqformat import ChecksumError, LimitError, TruncatedError, VqmError, safe_open, stream
 from vqformat.decode.workers import Workers
+from vqformat.files import opened
 from vqformat.read import indexed
 
 PRESETS = ("fast", "default", "small")
@@ -161,6 +164,52 @@ def test_every_fixture_streams_whole_and_by_blocks(file: str) -> None:
     for found in (whole, by_blocks, into):
         assert all(same(array, expected[name]) for name, array in found.items())
         assert found.keys() | aliases(data) == expected.keys()
+
+
+@contextmanager
+def fed(path: Path, data: bytes) -> Iterator[None]:
+    """A thread writes to a named pipe as soon as it is read."""
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(path.write_bytes, data)
+        yield
+        assert writing.result() == len(data)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_the_path_of_a_pipe_is_streamed(tmp_path: Path) -> None:
+    data = written(layers())
+    os.mkfifo(tmp_path / "pipe")
+
+    with fed(tmp_path / "pipe", data):
+        found = {name: array for layer in stream(tmp_path / "pipe") for name, array in layer.items()}
+
+    assert found.keys() | aliases(data) == layers().keys()
+
+
+READ_STDIN = """
+from vqformat import stream
+print(*(name for layer in stream("/dev/stdin") for name in layer))
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="this system has no /dev/stdin")
+def test_a_pipe_is_streamed_by_the_path_of_stdin() -> None:
+    model = {"w": weights(8, 4), "v": weights(4, 8)}
+
+    done = subprocess.run([sys.executable, "-c", READ_STDIN], input=written(model), capture_output=True, check=False)
+
+    assert (done.stdout.split(), done.stderr) == ([b"w", b"v"], b"")
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="this system has no position of its own to test")
+def test_a_file_with_its_own_position_is_read_whole_from_there(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(range(200)))
+
+    with opened(tmp_path / "a", has_own_position=True) as file:
+        first = file.read(10)
+        os.lseek(file.fileno(), 0, os.SEEK_SET)  # as another process that has the descriptor may do
+
+        assert first + file.read() == bytes(range(200))
 
 
 def aliases(data: bytes) -> set[str]:

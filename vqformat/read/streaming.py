@@ -40,7 +40,8 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
             for tensor in layer.tensors():
                 tensor.decode_into(numpy.lib.format.open_memmap(...))
 
-    A process that is forked during the iteration goes on from there by itself, if ``source`` is a path.
+    A process that is forked during the iteration goes on from there by itself, if ``source`` is the path of a regular
+    file, and the system has ``preadv``.
 
     The CRCs of all sections are checked, also of those that are not accessed. That the file is complete is known only
     when the iteration has ended.
