@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +55,22 @@ def test_a_new_file_needs_neither_links_nor_files_without_a_name(
         stream.write(b"new")
 
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.vqm", b"new")]
+
+
+def test_a_folder_need_not_be_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_descriptor = os.open
+
+    def open_what_is_readable(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if not flags & (os.O_WRONLY | os.O_RDWR) and Path(path) == tmp_path:
+            raise PermissionError(errno.EACCES, "this folder can only be written to")
+        return open_descriptor(path, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", open_what_is_readable)
+
+    with NewFile(tmp_path / "a.vqm", overwrite=False) as stream:
+        stream.write(b"new")
+
+    assert (tmp_path / "a.vqm").read_bytes() == b"new"
 
 
 KILLED = """

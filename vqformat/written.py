@@ -9,6 +9,8 @@ import pathlib
 import shutil
 from typing import Any
 
+_DESCRIPTORS = "/proc/self/fd"  # Linux: a link to each open file, also to one without a name
+
 
 class Written(io.FileIO):
     """A new file that remembers why it could not be written, and names it as the user does.
@@ -30,17 +32,18 @@ class Written(io.FileIO):
         """Give a complete file without a name its first one."""
         if self.has_name:
             return
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:  # src_dir_fd has no effect on an absolute path, but makes Python follow the link in /proc
-            os.link(f"/proc/self/fd/{self.fileno()}", path, src_dir_fd=folder)
+        try:
+            folder = os.open(_DESCRIPTORS, os.O_RDONLY)
+            try:  # src_dir_fd has no effect on an absolute path, but makes Python follow the link in /proc
+                os.link(f"{_DESCRIPTORS}/{self.fileno()}", path, src_dir_fd=folder)
+            finally:
+                os.close(folder)
         except OSError:
             self.seek(0)
             with open(path, "xb") as copy:
                 shutil.copyfileobj(self, copy)
                 copy.flush()
                 os.fsync(copy.fileno())
-        finally:
-            os.close(folder)
         self.has_name = True
 
     def write(self, data: Any) -> int:
@@ -54,7 +57,7 @@ class Written(io.FileIO):
 
 def _open_unnamed(folder: str, flags: int) -> int:
     """Open a new file that has no name, so that nothing of it is left if the process is killed (Linux: O_TMPFILE)."""
-    if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
+    if not hasattr(os, "O_TMPFILE") or not os.path.isdir(_DESCRIPTORS):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
     return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
 
