@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import re
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import FIXTURES
 
 import vqformat
 from vqformat.converters import extract
@@ -106,3 +112,51 @@ def test_a_large_tensor_in_another_order_is_hashed_by_pieces(tmp_path: Path, mon
     monkeypatch.setattr("vqformat.read.contents._PIECE", 6)
 
     assert [vqformat.content_digest(folder / f"{name}.vqm") for name in names] == before
+
+
+@pytest.mark.parametrize("number", [None, errno.EOPNOTSUPP], ids=["no system call", "not on this file system"])
+def test_a_tensor_in_another_order_needs_no_special_file_system(
+    number: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = FIXTURES / "valid/axes-and-order.vqm"
+    before = vqformat.content_digest(path)
+    monkeypatch.setattr("vqformat.read.contents._IN_MEMORY_NBYTES", 0)
+    monkeypatch.setattr("vqformat.read.contents._ZEROS_NBYTES", 7)
+    if number is None:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", failing(number), raising=False)
+
+    assert vqformat.content_digest(path) == before
+
+
+@pytest.mark.parametrize("has_call", [True, False])
+def test_a_full_disk_is_met_before_the_temporary_file_is_mapped(
+    has_call: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqformat.read.contents._IN_MEMORY_NBYTES", 0)
+    if has_call:
+        monkeypatch.setattr(os, "posix_fallocate", failing(errno.ENOSPC), raising=False)
+    else:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+        monkeypatch.setattr(tempfile, "TemporaryFile", OnFullDisk)
+
+    with pytest.raises(OSError, match="set TMPDIR") as caught:
+        vqformat.content_digest(FIXTURES / "valid/axes-and-order.vqm")
+    assert caught.value.errno == errno.ENOSPC
+
+
+def failing(number: int) -> Callable[..., None]:
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+class OnFullDisk(io.BytesIO):
+    """A file that takes one byte at its end, as a sparse file does, but no more."""
+
+    def write(self, data: Any) -> int:
+        if len(data) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ Array = npt.NDArray[Any]
 
 _IN_MEMORY_NBYTES = 1 << 24  # a larger tensor whose blocks are not in order is decoded into a temporary file
 _PIECE = 1 << 20  # elements that are hashed together; an even number, so that 4-bit elements fill bytes
+_ZEROS_NBYTES = 1 << 20  # that are written at once
 
 
 def read_contents(stream: BinaryIO, threads: int = 1) -> tuple[str, str]:
@@ -70,10 +73,33 @@ def _pieces(tensor: SequentialTensor, budget: Budget, threads: int) -> Iterator[
         return
     budget.check_tables(record)
     with temporary_space(), tempfile.TemporaryFile() as file:
-        out = np.memmap(file, record.dtype_info.numpy, "w+", shape=record.shape)
+        dtype = record.dtype_info.numpy
+        _take_space(file, record.n_elements * dtype.itemsize)
+        out = np.memmap(file, dtype, "r+", shape=record.shape)
         elements = tensor.decode_all(tensor.groups(), out, threads).reshape(-1)
         for start in range(0, elements.size, _PIECE):
             yield elements[start : start + _PIECE]
+
+
+def _take_space(file: IO[bytes], nbytes: int) -> None:
+    """Make a new file that has its place on the disk: a mapped file that gets none later kills the process.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    try:
+        os.posix_fallocate(file.fileno(), 0, nbytes)
+    except AttributeError:  # the system does not have it
+        pass
+    except OSError as err:
+        if err.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # the file system does not have it
+            raise
+    else:
+        return
+    zeros = bytes(_ZEROS_NBYTES)
+    for start in range(0, nbytes, _ZEROS_NBYTES):
+        file.write(zeros[: nbytes - start])
+    file.flush()
 
 
 def _has_blocks_in_order(record: TensorRecord) -> bool:
