@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import vqm_attacks
+from conftest import FIXTURES
 
 import vqformat
-from vqformat import LimitError, native, safe_open, stream
+from vqformat import FormatError, LimitError, native, safe_open, stream
 from vqformat.decode import trellis
 from vqformat.format import limits
 from vqformat.format.chunks import LayerInfo
+from vqformat.read.budget import Budget
 from vqformat.read.contents import read_contents
+from vqformat.read.indexed import IndexedReader
 
 MB = 1_000_000
 Read = Callable[..., object]
@@ -145,6 +148,17 @@ def test_a_refused_book_does_not_count() -> None:
         for _ in range(3):
             with pytest.raises(LimitError, match=f"there are {vqm_attacks.LARGEST_NBYTES} bytes"):
                 f["w0"]
+
+
+@pytest.mark.parametrize(("fixture", "kind"), [("bok-002-nan", "book"), ("frq-003-zero", "freq")])
+def test_a_table_of_refused_values_does_not_count(fixture: str, kind: str) -> None:
+    budget = Budget()
+    reader = IndexedReader(io.BytesIO((FIXTURES / f"invalid/{fixture}.vqm").read_bytes()), budget)
+
+    with pytest.raises(FormatError):
+        getattr(reader._tables, kind)(0)
+
+    assert budget.shared_nbytes == 0
 
 
 def test_frequencies_are_computed_for_the_tables_that_are_used() -> None:

@@ -6,12 +6,15 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from fixture_cases.bases import base
 from vqmbuilder import column, index_fields
 
 import vqformat
-from vqformat import FormatError, VqmError, safe_open
+from vqformat import ChecksumError, FormatError, VqmError, safe_open
+from vqformat.format.container import CHUNK_HEAD_NBYTES
+from vqformat.read.indexed import IndexedReader
 
 BASE = base()
 
@@ -69,6 +72,36 @@ def test_a_tensor_that_the_index_describes_wrongly_is_refused(field: int) -> Non
     with pytest.raises(VqmError) as caught:
         read_all(with_index(**{f"f{field}": changes[f"f{field}"]}))
     assert getattr(caught.value, "clause", "") == "IDX-003"
+
+
+class Faulty(io.BytesIO):
+    """A stream of which a byte is read wrongly, until ``fault_at`` is set to None."""
+
+    fault_at: int | None = None
+
+    def read(self, n: int | None = -1, /) -> bytes:
+        start = self.tell()
+        data = bytearray(super().read(n))
+        if self.fault_at is not None and start <= self.fault_at < start + len(data):
+            data[self.fault_at - start] ^= 1
+        return bytes(data)
+
+
+@pytest.mark.parametrize("ask", [
+    IndexedReader.check_metadata, lambda reader: reader.layer_name("w"), lambda reader: reader.stored_nbytes("w"),
+    lambda reader: reader.record("w"), lambda reader: reader.sections("w"), lambda reader: reader.part("w", 0),
+], ids=["check_metadata", "layer_name", "stored_nbytes", "record", "sections", "part"])  # fmt: skip
+def test_after_a_fault_a_part_is_read_again(ask: Callable[[IndexedReader], Any]) -> None:
+    stream = Faulty(vqformat.save({"w": np.ones(3, np.float32)}, metadata={"of": "tests"}))
+    offsets = IndexedReader(stream).index.chunk_offsets
+    stream.fault_at = offsets[0 if ask is IndexedReader.check_metadata else 1] + CHUNK_HEAD_NBYTES
+    reader = IndexedReader(stream)
+    with pytest.raises(ChecksumError):
+        ask(reader)
+
+    stream.fault_at = None
+
+    ask(reader)
 
 
 def test_the_sequential_reader_compares_the_whole_index() -> None:

@@ -84,14 +84,19 @@ class IndexedReader:
 
     def metadata(self) -> dict[str, Any]:
         """The user's metadata: the copy in the index (SPEC 15.2), or META if there is no copy."""
-        return parse_meta(self.index.meta_copy or self._chunks.head(0).meta)
+        return parse_meta(self.index.meta_copy or self._meta())
 
     def check_metadata(self) -> None:
         """Read META and compare it with its copy in the index (IDX-001). Nothing else reads META if there is a copy."""
-        meta = self._chunks.head(0).meta
+        meta = self._meta()
         if self.index.meta_copy and self.index.meta_copy != meta:
             raise FormatError("the index's copy of META differs from META", clause="IDX-001",
                               offset=self.index.chunk_offsets[0])  # fmt: skip
+
+    def _meta(self) -> bytes:
+        """The metadata of META itself."""
+        with self._input.clearing_on_error():
+            return self._chunks.head(0).meta
 
     def entry(self, name: str) -> Entry:
         """The entry of a tensor in the index.
@@ -106,8 +111,7 @@ class IndexedReader:
 
     def record(self, name: str) -> TensorRecord:
         """The record of a tensor; for an alias that of its target."""
-        with self._input.clearing_on_error():
-            return self._locate(name)[0]
+        return self._locate(name)[0]
 
     def layer_name(self, name: str) -> str:
         """Name of the layer that holds a tensor."""
@@ -125,7 +129,7 @@ class IndexedReader:
 
         What is kept is in proportion to the section table, so a small file cannot fill the memory.
         """
-        with self._lock:
+        with self._lock, self._input.clearing_on_error():
             found = self._layers.get(at)
             if found is None:
                 start, end = self.index.chunk_offsets[at : at + 2]
@@ -195,11 +199,11 @@ class IndexedReader:
             TensorNotFoundError: There is no tensor of this name.
             VqmError: Its part of the file is refused.
         """
+        record, layer, first = self._locate(name)
+        replace(self._budget).take(record)
+        if not record.stages:
+            return record, []
         with self._input.clearing_on_error():
-            record, layer, first = self._locate(name)
-            replace(self._budget).take(record)
-            if not record.stages:
-                return record, []
             view = record.view()
             sizes: list[Sequence[Size]] = [*record.resident_nbytes()]
             for i in range(view.n_blocks):
@@ -228,7 +232,7 @@ class IndexedReader:
     def _stored(self, record: TensorRecord, layer: _Layer, first: int) -> StoredTensor:
         """A tensor with elements, from its record, its layer and the number of its first section in that."""
         sections = ChunkSections(self._input, layer.chunk, layer.spans, first)
-        return StoredTensor(record, sections, self._tables.before(0), most_held_nbytes=HELD_NBYTES)
+        return StoredTensor(record, sections, self._tables, most_held_nbytes=HELD_NBYTES)
 
     def _hold(self, name: str, most_nbytes: int) -> None:
         """Read the layer of a tensor, and the BOOK and FREQ chunks directly before it, at once, unless it is large."""
@@ -249,8 +253,7 @@ class IndexedReader:
         Raises:
             IndexError, TypeError, ValueError: As NumPy does for an invalid index.
         """
-        with self._input.clearing_on_error():
-            record, layer, first = self._locate(name)
+        record, layer, first = self._locate(name)
         if not record.n_elements:
             return allocate(record)[index]  # type: ignore[no-any-return]
         region = Region(index, record.shape)
@@ -267,8 +270,7 @@ class IndexedReader:
         Yields:
             For each block an index and its values, so that ``tensor[index] = values`` puts them in place.
         """
-        with self._input.clearing_on_error():
-            record, layer, first = self._locate(name)
+        record, layer, first = self._locate(name)
         if not record.n_elements:
             return
         self._budget.check_tables(record)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 from ..decode import rans
 from ..decode.tables import Floats
@@ -20,6 +23,9 @@ from .stored_tensor import ChunkSections
 
 TAIL_NBYTES = 1 << 16  # read at once at the end of the file, and at the beginning of each chunk
 HELD_NBYTES = 1 << 22  # a layer of at most so many stored bytes is read at once and kept
+
+_Record = TypeVar("_Record", BookRecord, FreqRecord)
+_Values = TypeVar("_Values")
 
 
 class IndexedChunks:
@@ -74,25 +80,52 @@ class IndexedTables:
         chunks_of = self._chunks.index.chunks_of
         return SharedBefore(self, *(bisect.bisect_left(chunks_of(type), at) for type in (b"BOOK", b"FREQ")))
 
-    def book(self, number: int) -> tuple[BookRecord, Floats]:
-        """Record and values of a BOOK chunk."""
+    def book(self, number: int) -> BookRecord:
+        return self._book(number)[0]
+
+    def freq(self, number: int) -> FreqRecord:
+        return self._freq(number)[0]
+
+    def book_values(self, number: int) -> Floats:
+        return self._book(number)[1]
+
+    def freq_tables(self, number: int) -> rans.Tables:
+        return self._freq(number)[1]
+
+    def _book(self, number: int) -> tuple[BookRecord, Floats]:
         with self._lock:
             if number not in self._books:
-                chunk = self._head(b"BOOK", number)
-                record = parse_book_chunk(chunk)
-                self._books[number] = record, book_values(self._section(chunk, record.nbytes), record, number)
-                self._chunks.source.release(b"BOOK")
+                values = partial(book_values, number=number)
+                self._books[number] = self._read(b"BOOK", number, parse_book_chunk, values)
             return self._books[number]
 
-    def freq(self, number: int) -> tuple[FreqRecord, rans.Tables]:
-        """Record and tables of a FREQ chunk."""
+    def _freq(self, number: int) -> tuple[FreqRecord, rans.Tables]:
         with self._lock:
             if number not in self._freqs:
-                chunk = self._head(b"FREQ", number)
-                record = parse_freq_chunk(chunk)
-                self._freqs[number] = record, rans.Tables(self._section(chunk, record.nbytes), record)
-                self._chunks.source.release(b"FREQ")
+                self._freqs[number] = self._read(b"FREQ", number, parse_freq_chunk, rans.Tables)
             return self._freqs[number]
+
+    def _read(
+        self, type: bytes, number: int, parse: Callable[[ChunkHead], _Record], make: Callable[[bytes, _Record], _Values]
+    ) -> tuple[_Record, _Values]:
+        """Read a BOOK or FREQ chunk by its number.
+
+        Args:
+            parse: Makes the record.
+            make: Makes the values from the plain section and the record.
+        """
+        chunk = self._head(type, number)
+        record = parse(chunk)
+        self._budget.take_shared(record.nbytes, f"the {chunk.label}")
+        try:
+            sections = ChunkSections(self._chunks.source, chunk, list(chunk.spans()), 0)
+            section = sections.read(0, [[record.nbytes]], f"the {chunk.label}")[0].plain()
+            values = make(section, record)
+        except BaseException:
+            self._budget.shared_nbytes -= record.nbytes  # nothing of it is kept
+            raise
+        self._chunks.source.release(type)
+        return record, values
 
     def _head(self, type: bytes, number: int) -> ChunkHead:
         """The head of a BOOK or FREQ chunk by its number. The whole chunk is read at once, unless it is large."""
@@ -102,31 +135,15 @@ class IndexedTables:
             self._chunks.source.hold(type, start, end)
         return self._chunks.head(at)
 
-    def _section(self, chunk: ChunkHead, plain_nbytes: int) -> bytes:
-        """Plain bytes of the only section of a chunk."""
-        self._budget.take_shared(plain_nbytes, f"the {chunk.label}")
-        try:
-            sections = ChunkSections(self._chunks.source, chunk, list(chunk.spans()), 0)
-            return sections.read(0, [[plain_nbytes]], f"the {chunk.label}")[0].plain()
-        except BaseException:
-            self._budget.shared_nbytes -= plain_nbytes
-            raise
-
 
 class SharedBefore:
-    """The BOOK and FREQ chunks that come before a chunk. Each is read when it is used."""
+    """The records of the BOOK and FREQ chunks that come before a chunk. Each is read when it is used."""
 
     def __init__(self, tables: IndexedTables, n_books: int, n_freqs: int) -> None:
         self._tables, self.n_books, self.n_freqs = tables, n_books, n_freqs
 
     def book(self, number: int) -> BookRecord:
-        return self._tables.book(number)[0]
+        return self._tables.book(number)
 
     def freq(self, number: int) -> FreqRecord:
-        return self._tables.freq(number)[0]
-
-    def book_values(self, number: int) -> Floats:
-        return self._tables.book(number)[1]
-
-    def freq_tables(self, number: int) -> rans.Tables:
-        return self._tables.freq(number)[1]
+        return self._tables.freq(number)
