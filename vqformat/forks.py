@@ -42,6 +42,7 @@ class RenewedByFork:
     """Base of objects that hold a lock or threads. In a process that was forked, ``renew_after_fork`` is called."""
 
     def __init__(self) -> None:
+        """Register the object. A subclass calls this when the object is complete: a fork may come directly after it."""
         _all.add(self)
 
     def renew_after_fork(self) -> None:
@@ -53,8 +54,8 @@ class ForkSafeLock(RenewedByFork):
     """A lock that its thread may take several times. In a forked process it is free; a copy is a lock of its own."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._lock = threading.RLock()
+        super().__init__()
 
     def renew_after_fork(self) -> None:
         self._lock = threading.RLock()

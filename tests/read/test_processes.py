@@ -22,6 +22,7 @@ from processes import begin, end, needs_fork
 
 import vqformat
 from vqformat import safe_open
+from vqformat.forks import RenewedByFork
 
 # Python 3.12 and later warn of a fork while threads run, which is what is tested here
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -166,6 +167,33 @@ def test_a_stream_goes_on_in_both_processes(path: Path) -> None:
         children = [begin("fork", finish, layers) for _ in range(2)]
         finish(layers)
         end(*children)
+
+
+@pytest.fixture
+def forked_when_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects are renewed as in a forked process, as soon as a fork can meet them."""
+    register = RenewedByFork.__init__
+
+    def register_and_renew(self: RenewedByFork) -> None:
+        register(self)
+        self.renew_after_fork()
+
+    monkeypatch.setattr(RenewedByFork, "__init__", register_and_renew)
+
+
+@pytest.mark.usefixtures("forked_when_registered")
+def test_a_fork_meets_only_complete_files(path: Path) -> None:
+    with safe_open(io.BytesIO(path.read_bytes())) as f:
+        assert np.array_equal(f["layers.1.bias"], expected()["layers.1.bias"])
+
+
+@pytest.mark.usefixtures("forked_when_registered")
+def test_a_fork_meets_only_complete_stores_of_weights(path: Path) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'vqformat[torch]'")
+    weight_store = pytest.importorskip("vqformat.torch.weight_store")
+
+    with safe_open(path, "pt") as f:
+        assert weight_store.WeightStore(f, 2).tensor("layers.1.bias").shape == (300,)
 
 
 # Pickles

@@ -70,11 +70,11 @@ class _Seeking(RenewedByFork):
     """Reads a stream by ``seek`` and ``read``. A lock makes both one step."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        super().__init__()
         self._stream = stream
         self._copy: BinaryIO | None = None  # opened again in a forked process
         self._lock = ForkSafeLock()
         self._is_of_parent = False
+        super().__init__()
 
     def renew_after_fork(self) -> None:
         self._is_of_parent = not isinstance(self._stream, (io.BytesIO, mmap.mmap))  # these have their own position

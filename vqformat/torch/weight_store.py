@@ -31,7 +31,6 @@ class WeightStore(RenewedByFork):
     """
 
     def __init__(self, file: safe_open[torch.Tensor], prefetch: int) -> None:
-        super().__init__()
         self.file = file
         self._prefetch = prefetch
         self._lock = ForkSafeLock()
@@ -41,6 +40,7 @@ class WeightStore(RenewedByFork):
         self._buffers = _Buffers()
         self._thread = _Thread()
         self.close = weakref.finalize(self, _close, file, self._thread)  # called when the model is freed, too
+        super().__init__()
 
     def renew_after_fork(self) -> None:
         self._ahead.clear()  # the thread that would have decoded them is in the parent
