@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
+import tracemalloc
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import vqmbuilder
 
 import vqformat
 from vqformat import VqmError
 from vqformat.encode.methods.assemble import assemble_raw
 from vqformat.format.chunkwriter import ChunkWriter, EncodedTensor
 from vqformat.format.records import AliasRecord, TensorRecord
+from vqformat.read import chunk_search
 from vqformat.read.recovery import write_whole
-from vqformat.read.survey import Survey, SurveyedTable, survey
+from vqformat.read.survey import survey
+from vqformat.read.surveyed import Survey, SurveyedTable
 
 Array = np.ndarray[Any, Any]
 FIXTURES = Path(__file__).parent.parent.parent / "fixtures"
@@ -184,3 +190,109 @@ def test_faults_with_right_checksums_are_found(path: Path, tmp_path: Path) -> No
         return
     has_fault = found.faults or any(tensor.faults for tensor in found.tensors)
     assert has_fault or path.name.startswith(OF_THE_WHOLE_FILE)
+
+
+def faults_of(found: Survey) -> list[vqformat.FormatError]:
+    return [*found.faults, *(fault for tensor in found.tensors for fault in tensor.faults)]
+
+
+def test_stored_faults_do_not_hold_what_was_read() -> None:
+    """An exception holds the frames that it passed, and so their arrays, unless its traceback is removed."""
+    damaged = [DATA[:at] + bytes([DATA[at] ^ 1]) + DATA[at + 1 :] for at in range(0, len(DATA), 97)]
+    damaged += [DATA[:n] for n in range(100, len(DATA), 997)]
+    damaged += [path.read_bytes() for path in INVALID[::10]]
+    n_faults = 0
+    for data in damaged:
+        with contextlib.suppress(VqmError):
+            for fault in faults_of(survey(io.BytesIO(data))):
+                assert (fault.__traceback__, fault.__context__, fault.__cause__) == (None, None, None)
+                n_faults += 1
+    assert n_faults > 100
+
+
+def test_a_malformed_copy_of_lost_metadata_is_a_fault() -> None:
+    meta = vqmbuilder.meta(body_crc=0)
+    data = vqmbuilder.file(meta, index={1: b"\xc1"}).build()
+
+    found = survey(io.BytesIO(data))
+
+    assert found.metadata is None
+    assert [fault.clause for fault in found.faults] == ["CHK-007", "MET-001"]
+
+
+# Files that no accident makes
+
+
+class Counted(io.BytesIO):
+    """A file that counts the bytes which are read."""
+
+    n_read = 0
+
+    def read(self, n: int | None = -1) -> bytes:
+        data = super().read(n)
+        self.n_read += len(data)
+        return data
+
+
+def header(type: bytes, nbytes: int, flags: int = 0) -> bytes:
+    """A chunk header with the right CRC, which announces metadata of so many bytes."""
+    fixed = struct.pack("<4s4I", type, flags, nbytes, nbytes, 0)
+    return fixed + struct.pack("<I", zlib.crc32(fixed))
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_metadata_of_many_chunks_is_not_in_memory_together(has_index: bool) -> None:
+    """A chunk of 558 bytes may have metadata of 16 MiB."""
+    n = 1 << 24
+    meta_frame = vqmbuilder.frame(n, blocks=vqmbuilder.rle_blocks(0, n))
+    chunks = [vqmbuilder.chunk(b"BOOK", bytes(n), is_compressed=True, meta_frame=meta_frame) for _ in range(12)]
+    data = vqmbuilder.file(*chunks).build()
+    data = data if has_index else data[: data.index(b"INDX")]
+    tracemalloc.start()
+    try:
+        found = survey(io.BytesIO(data))
+        assert tracemalloc.get_traced_memory()[1] < 5 * n
+    finally:
+        tracemalloc.stop()
+    assert len(found.faults) >= 12
+
+
+@pytest.mark.parametrize("type", [b"LAYR", b"INDX"])
+def test_headers_that_announce_the_same_bytes_end_the_search(type: bytes) -> None:
+    """Each of 6,000 headers announces metadata as long as half of the file: to read all of it would take 432 MB."""
+    headers = header(type, 72_000) * 6000
+    stream = Counted(DATA[: DATA.index(b"LAYR")] + headers)
+
+    found = survey(stream)
+
+    assert stream.n_read < 10 * len(headers) + (1 << 26)
+    assert found.faults[-1].error_class == "limit"
+
+
+def test_the_search_for_headers_reads_the_file_once() -> None:
+    headers = header(b"LAYR", 0, flags=8) * 6000  # unknown flags: nothing after the header is read
+    stream = Counted(DATA[: DATA.index(b"LAYR")] + headers)
+
+    found = survey(stream)
+
+    assert stream.n_read < 10 * len(headers)
+    assert len(found.faults) == 6001
+
+
+def test_headers_that_announce_more_than_the_index_are_not_followed() -> None:
+    n = 3000
+    chunks = [vqmbuilder.chunk(b"BOOK", b"", meta_stored=40_000, meta_plain=40_000) for _ in range(n)]
+    stream = Counted(vqmbuilder.file(*chunks).build())
+
+    found = survey(stream)
+
+    assert stream.n_read < 10 * len(stream.getvalue())
+    assert [fault.clause for fault in found.faults] == ["IDX-001"] * n
+
+
+def test_the_number_of_faults_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_search, "MAX_CHUNKS", 10)
+    start = DATA[: DATA.index(b"LAYR")]
+
+    for headers in (header(b"LAYR", 0, flags=8) * 50, header(b"INDX", 0, flags=8) * 50):
+        assert len(survey(io.BytesIO(start + headers)).faults) <= 11

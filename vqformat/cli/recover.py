@@ -29,7 +29,7 @@ def run_recover(args: argparse.Namespace) -> int:
     for fault in found.faults:
         print(f"vqm: note: damage of no tensor: {one_line(str(fault))}", file=sys.stderr)
     for chunk in found.ancillary:
-        print(f"vqm: note: left out the {chunk.label}, which this version does not know", file=sys.stderr)
+        print(f"vqm: note: left out the {chunk}, which this version does not know", file=sys.stderr)
     if not found.has_index:
         print("vqm: note: the index is lost, so that there may have been more tensors", file=sys.stderr)
     if found.metadata is None:

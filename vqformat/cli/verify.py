@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ..errors import FormatError, VqmError
 from ..files import is_plain_file
 from ..read.contents import read_contents
-from ..read.survey import Survey, survey
+from ..read.survey import survey
+from ..read.surveyed import Survey
 from .arguments import UsageError
 from .files import STDIO, label, opened
 from .progress import Progress, progress_line

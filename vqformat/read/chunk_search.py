@@ -5,29 +5,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from ..errors import FormatError, TruncatedError
+from ..errors import ChecksumError, FormatError, LimitError, TruncatedError
 from ..format import container
 from ..format.container import CHUNK_HEAD_NBYTES, FOOTER_NBYTES, HEADER_NBYTES, KNOWN_TYPES, ChunkHead
 from ..format.index import Index
+from ..format.limits import MAX_CHUNKS
 from ..native.crc import crc32
 from .random_access import PartInput, RandomInput
+from .surveyed import kept
 
 _PIECE_NBYTES = 1 << 22  # of the file that are searched at once
+# Headers with a right CRC-32 may announce chunks that overlap, without end in sight. What is read of those that are
+# refused has this bound: so many times the file, and so many bytes
+_VAIN_FACTOR = 4
+_FREE_VAIN_NBYTES = 1 << 26
 _TYPE = re.compile(b"|".join(KNOWN_TYPES))
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Bytes ``start:end`` of a file in which one or more chunks cannot be read.
-
-    Attributes:
-        number: Number of the chunk in the chunk list; None without an index: then there may be several.
-    """
-
-    start: int
-    end: int
-    fault: FormatError
-    number: int | None
 
 
 @dataclass
@@ -37,13 +29,15 @@ class FoundChunks:
     Attributes:
         header: The header, from the footer if the first bytes of the file are damaged.
         index: The index; None if it cannot be read.
-        places: Chunks whose heads are whole, and gaps.
+        places: Offsets of the chunks whose heads are whole, and what is wrong with those between them. With an index
+            these are all its chunks; without one, a fault may stand for several chunks. The heads are not kept, since
+            a few bytes of the file may stand for 16 MiB of metadata.
         faults: What is wrong with header, index and footer.
     """
 
     header: bytes
     index: Index | None
-    places: list[ChunkHead | Gap]
+    places: list[int | FormatError]
     faults: list[FormatError] = field(default_factory=list)
 
 
@@ -65,7 +59,7 @@ def find_chunks(source: RandomInput) -> FoundChunks:
     except FormatError as err:
         if footer_header is None and not _has_meta(source):
             raise
-        faults.insert(0, err)
+        faults.insert(0, kept(err))
         header = footer_header or container.pack_header(container.MINOR)
         container.check_header(header)
     else:
@@ -92,12 +86,15 @@ def _read_end(source: RandomInput, faults: list[FormatError]) -> tuple[bytes | N
         header, index_offset = container.read_footer(footer, offset)
         return header, _read_index(source, index_offset)
     except FormatError as err:
-        faults.append(err)
+        faults.append(kept(err))
         return header, None
 
 
 def _read_index(source: RandomInput, offset: int) -> Index:
-    chunk = container.read_chunk_head(PartInput(source, offset))
+    return _parse_index(container.read_chunk_head(PartInput(source, offset)), offset)
+
+
+def _parse_index(chunk: ChunkHead, offset: int) -> Index:
     index = Index.parse(chunk.meta)
     if chunk.type != b"INDX" or index.chunk_offsets[-1] != offset:
         raise FormatError(f"the index at byte {offset} does not fit its place", clause="FTR-003", offset=offset)
@@ -111,52 +108,86 @@ def _has_meta(source: RandomInput) -> bool:
         return False
 
 
-def _by_index(source: RandomInput, index: Index) -> list[ChunkHead | Gap]:
-    places: list[ChunkHead | Gap] = []
+def _by_index(source: RandomInput, index: Index) -> list[int | FormatError]:
+    places: list[int | FormatError] = []
     offsets = index.chunk_offsets
     for number, type in enumerate(index.chunk_types):
         start, end = offsets[number : number + 2]
         try:
-            chunk = container.read_chunk_head(PartInput(source, start))
+            chunk = container.read_chunk_head(_ChunkInput(source, start, end))
             if (chunk.type, chunk.end()) != (type, end):
                 raise FormatError(f"chunk {number} is not what the index says", clause="IDX-001", offset=start)
-            places.append(chunk)
+            places.append(start)
         except FormatError as err:
-            places.append(Gap(start, end, err, number))
+            places.append(kept(err))
     return places
 
 
-def _walk(source: RandomInput, faults: list[FormatError]) -> tuple[list[ChunkHead | Gap], Index | None]:
+class _ChunkInput(PartInput):
+    """Reads a chunk whose end the index tells. Else a header may announce the rest of the file for each chunk."""
+
+    def __init__(self, source: RandomInput, offset: int, end: int) -> None:
+        super().__init__(source, offset)
+        self._end = end
+
+    def read(self, n: int, what: str) -> bytes:
+        if n > self._end - self.offset:
+            raise FormatError(f"{what} needs {n} bytes; the index leaves {self._end - self.offset} for it",
+                              clause="IDX-001", offset=self.offset)  # fmt: skip
+        return super().read(n, what)
+
+
+def _walk(source: RandomInput, faults: list[FormatError]) -> tuple[list[int | FormatError], Index | None]:
     """The chunks from the front up to INDX or the end of the file, and the index if it is met."""
-    places: list[ChunkHead | Gap] = []
+    places: list[int | FormatError] = []
+    index_faults = set(map(str, faults))  # the fault of INDX is among them if the footer led to it
+    search = _HeaderSearch(source)
     offset = HEADER_NBYTES
+    in_vain = 0  # bytes of chunks that are refused. They may overlap
     while offset < source.nbytes:
+        if len(places) + len(index_faults) >= MAX_CHUNKS or in_vain > _VAIN_FACTOR * source.nbytes + _FREE_VAIN_NBYTES:
+            places.append(LimitError("the rest of the file is not searched: it has too many chunks or headers of"
+                                     " damaged ones", offset=offset))  # fmt: skip
+            break
+        part = PartInput(source, offset)
         try:
-            chunk = container.read_chunk_head(PartInput(source, offset))
+            chunk = container.read_chunk_head(part)
             if chunk.type == b"INDX":
-                return places, _read_index(source, offset)
+                return places, _parse_index(chunk, offset)
         except FormatError as err:
-            following = _next_chunk(source, offset + 1)
-            if source.read_at(offset, min(4, source.nbytes - offset), "a chunk type") == b"INDX":
-                if str(err) not in map(str, faults):
-                    faults.append(err)
-            else:
-                places.append(Gap(offset, following, err, None))
-            offset = following
+            header = source.read_at(offset, min(CHUNK_HEAD_NBYTES, source.nbytes - offset), "a chunk header")
+            in_vain += part.offset - offset
+            if part.offset > offset + CHUNK_HEAD_NBYTES and not isinstance(err, ChecksumError):
+                in_vain += int.from_bytes(header[12:16], "little")  # meta_plain: it may have been decompressed
+            if not header.startswith(b"INDX"):
+                places.append(kept(err))
+            elif str(err) not in index_faults:
+                index_faults.add(str(err))
+                faults.append(kept(err))
+            offset = search.next(offset + 1)
         else:
-            places.append(chunk)
+            places.append(offset)
             offset = chunk.end()
     return places, None
 
 
-def _next_chunk(source: RandomInput, offset: int) -> int:
-    """Offset of the next chunk header whose CRC-32 is right; the end of the file if there is none."""
-    while offset + CHUNK_HEAD_NBYTES <= source.nbytes:
-        n = min(_PIECE_NBYTES, source.nbytes - offset)
-        piece = source.read_at(offset, n, "a chunk")
-        for match in _TYPE.finditer(piece, 0, n - CHUNK_HEAD_NBYTES + 4):
-            head = piece[match.start() : match.start() + CHUNK_HEAD_NBYTES]
-            if crc32(head[:20]) == int.from_bytes(head[20:], "little"):
-                return offset + match.start()
-        offset += n - CHUNK_HEAD_NBYTES + 1  # a header may cross the border of two pieces
-    return source.nbytes
+class _HeaderSearch:
+    """Searches a file from the front for chunk headers whose CRC-32 is right. Hardly a byte is read twice."""
+
+    def __init__(self, source: RandomInput) -> None:
+        self._source = source
+        self._start, self._piece = 0, b""
+
+    def next(self, offset: int) -> int:
+        """Offset of the first header that is not before ``offset``; the end of the file if there is none."""
+        while offset + CHUNK_HEAD_NBYTES <= self._source.nbytes:
+            if not self._start <= offset <= self._start + len(self._piece) - CHUNK_HEAD_NBYTES:
+                n = min(_PIECE_NBYTES, self._source.nbytes - offset)
+                self._start, self._piece = offset, self._source.read_at(offset, n, "a chunk")
+            first_after = len(self._piece) - CHUNK_HEAD_NBYTES + 1  # a header may cross the border of two pieces
+            for match in _TYPE.finditer(self._piece, offset - self._start, first_after + 3):
+                head = self._piece[match.start() : match.start() + CHUNK_HEAD_NBYTES]
+                if crc32(head[:20]) == int.from_bytes(head[20:], "little"):
+                    return self._start + match.start()
+            offset = self._start + first_after
+        return self._source.nbytes

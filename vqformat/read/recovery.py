@@ -15,7 +15,7 @@ from ..format.records import AliasRecord, BookRecord, TensorRecord
 from ..format.sections import Section, SectionEntry
 from ..format.stages import CodebookStage, SharedSource, Stage, TrellisStage
 from .random_access import RandomInput
-from .survey import Survey, SurveyedLayer, SurveyedTable
+from .surveyed import Survey, SurveyedLayer, SurveyedTable
 
 
 def write_whole(found: Survey, stream: BinaryIO, target: str | os.PathLike[str], *, overwrite: bool) -> None:

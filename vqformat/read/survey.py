@@ -3,90 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeVar
 
 from ..decode import rans
 from ..decode.tables import Floats
-from ..errors import FormatError, TruncatedError
+from ..errors import FormatError, LimitError, TruncatedError
 from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
-from ..format.container import ChunkHead
-from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES, MAX_CHUNKS
-from ..format.records import AliasRecord, BookRecord, FreqRecord, Record, TensorRecord
+from ..format.container import ChunkHead, read_chunk_head
+from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES, MAX_CHUNKS, MAX_TENSORS
+from ..format.records import AliasRecord, BookRecord, FreqRecord, TensorRecord
 from ..format.sections import SectionEntry, StoredSection, check_padding, check_size, skip_section
 from ..format.stages import Size
 from .budget import Budget
-from .chunk_search import Gap, find_chunks
+from .chunk_search import find_chunks
 from .random_access import PartInput, RandomInput
 from .shared_tables import book_values
 from .stored_tensor import ChunkSections, StoredTensor
+from .surveyed import Survey, SurveyedLayer, SurveyedTable, SurveyedTensor, kept
 
 _MOST_FAULTS = 1000  # of a tensor that are listed
+_MOST_EXPANSION = 64  # bytes of values that are decoded for each byte of a file; 0.5 bits per float32 are 64
 
-
-@dataclass(frozen=True)
-class SurveyedTensor:
-    """A tensor of a damaged file.
-
-    Attributes:
-        record: None if it cannot be read.
-        sections: Entries and offsets of its sections.
-        faults: What is wrong with it; empty if it is whole.
-    """
-
-    name: str
-    record: Record | None
-    sections: Sequence[tuple[SectionEntry, int]]
-    faults: list[FormatError]
-
-
-@dataclass(frozen=True)
-class SurveyedTable:
-    """A BOOK or FREQ chunk that is whole."""
-
-    number: int
-    record: BookRecord | FreqRecord
-    section: tuple[SectionEntry, int]
-
-
-@dataclass(frozen=True)
-class SurveyedLayer:
-    """A LAYR chunk. If it cannot be read, its tensors have the names that the index tells."""
-
-    name: str
-    tensors: list[SurveyedTensor]
-
-
-@dataclass
-class Survey:
-    """What is whole and what is damaged in a file.
-
-    Attributes:
-        header: The header of the file.
-        has_index: Whether the index is whole, so that the names of all tensors are known.
-        metadata: The user's metadata; None if it is lost.
-        parts: Layers and whole tables, in file order.
-        ancillary: Whole chunks of types that this version does not know.
-        faults: Damage that belongs to no tensor, such as that of header, metadata, tables, index and footer.
-    """
-
-    header: bytes
-    has_index: bool
-    metadata: dict[str, Any] | None = None
-    parts: list[SurveyedLayer | SurveyedTable] = field(default_factory=list)
-    ancillary: list[ChunkHead] = field(default_factory=list)
-    faults: list[FormatError] = field(default_factory=list)
-
-    @property
-    def n_whole(self) -> int:
-        """Number of whole tensors, aliases included."""
-        return sum(not tensor.faults for tensor in self.tensors)
-
-    @property
-    def tensors(self) -> list[SurveyedTensor]:
-        """All tensors whose names are known, in file order."""
-        return [tensor for part in self.parts if isinstance(part, SurveyedLayer) for tensor in part.tensors]
+_Table = TypeVar("_Table")
 
 
 class _Tables:
@@ -95,8 +34,10 @@ class _Tables:
     def __init__(self) -> None:
         self.n: dict[bytes, int] = {b"BOOK": 0, b"FREQ": 0}
         self.has_all = True  # whether it is known how many there are
-        self.records: dict[tuple[bytes, int], Any] = {}
-        self.values: dict[tuple[bytes, int], Any] = {}
+        self.book_records: dict[int, BookRecord] = {}
+        self.freq_records: dict[int, FreqRecord] = {}
+        self.values_of_book: dict[int, Floats] = {}
+        self.tables_of_freq: dict[int, rans.Tables] = {}
 
     @property
     def n_books(self) -> int:
@@ -107,21 +48,22 @@ class _Tables:
         return self.n[b"FREQ"] if self.has_all else MAX_CHUNKS
 
     def book(self, number: int) -> BookRecord:
-        return self._get(self.records, b"BOOK", number)  # type: ignore[no-any-return]
+        return _get(self.book_records, "BOOK", number)
 
     def freq(self, number: int) -> FreqRecord:
-        return self._get(self.records, b"FREQ", number)  # type: ignore[no-any-return]
+        return _get(self.freq_records, "FREQ", number)
 
     def book_values(self, number: int) -> Floats:
-        return self._get(self.values, b"BOOK", number)  # type: ignore[no-any-return]
+        return _get(self.values_of_book, "BOOK", number)
 
     def freq_tables(self, number: int) -> rans.Tables:
-        return self._get(self.values, b"FREQ", number)  # type: ignore[no-any-return]
+        return _get(self.tables_of_freq, "FREQ", number)
 
-    def _get(self, found: dict[tuple[bytes, int], Any], type: bytes, number: int) -> Any:
-        if (type, number) not in found:
-            raise FormatError(f"it uses {type.decode()} {number}, which is damaged or lost")
-        return found[type, number]
+
+def _get(found: dict[int, _Table], type: str, number: int) -> _Table:
+    if number not in found:
+        raise FormatError(f"it uses {type} {number}, which is damaged or lost")
+    return found[number]
 
 
 class _SoundSections(ChunkSections):
@@ -143,6 +85,9 @@ class _SoundSections(ChunkSections):
 def survey(stream: BinaryIO) -> Survey:
     """Read all of a seekable file that may be damaged, and check each of its tensors by itself.
 
+    All tensors of a layer are lost if the head of its chunk is damaged, or the head of a BOOK or FREQ chunk that one of
+    them uses: where the sections of its tensors lie is not known then.
+
     Raises:
         FormatError: It is no ``.vqm`` file.
         UnsupportedError: It is of another major version.
@@ -155,6 +100,9 @@ class _Surveyor:
         self._source = source
         self._tables = _Tables()
         self._budget = Budget()  # of the tables, which are all kept in memory
+        # The bytes of values that are decoded, of all tensors together
+        self._decodable_nbytes = max(DEFAULT_MAX_TENSOR_NBYTES, _MOST_EXPANSION * source.nbytes)
+        self._n_tensors = 0
         self._whole: set[str] = set()  # names of whole tensors that are not aliases
         self._names: set[str] = set()
         self._found = find_chunks(source)
@@ -163,27 +111,27 @@ class _Surveyor:
     def survey(self) -> Survey:
         result, index = self._result, self._found.index
         for number, place in enumerate(self._found.places):
-            if isinstance(place, Gap):
-                self._pass_gap(place)
+            if isinstance(place, FormatError):
+                self._pass_gap(number, place)
                 continue
             try:
-                self._read_chunk(place)
+                self._read_chunk(read_chunk_head(PartInput(self._source, place)))
             except FormatError as err:
-                self._lose_chunk(number, err)
+                self._lose_chunk(number, kept(err))
         if result.metadata is None and index is not None and index.meta_copy:
-            result.metadata = parse_meta(index.meta_copy)
+            try:
+                result.metadata = parse_meta(index.meta_copy)
+            except FormatError as err:
+                result.faults.append(kept(err))
         return result
 
-    def _pass_gap(self, gap: Gap) -> None:
+    def _pass_gap(self, number: int, fault: FormatError) -> None:
         index = self._found.index
-        if index is None or gap.number is None:
+        if index is None:
             self._tables.has_all = False
-            self._result.faults.append(gap.fault)
-            return
-        type = index.chunk_types[gap.number]
-        if type in self._tables.n:
+        elif (type := index.chunk_types[number]) in self._tables.n:
             self._tables.n[type] += 1
-        self._lose_chunk(gap.number, gap.fault)
+        self._lose_chunk(number, fault)
 
     def _lose_chunk(self, number: int, fault: FormatError) -> None:
         """Note a chunk that cannot be read: by its tensors, if it is a layer and the index tells their names."""
@@ -206,12 +154,15 @@ class _Surveyor:
             case b"LAYR":
                 info = LayerInfo.parse(chunk, self._tables)
                 self._check_padding(chunk, spans)
+                self._n_tensors += len(info.records)
+                if self._n_tensors > MAX_TENSORS:
+                    raise LimitError(f"more than {MAX_TENSORS} tensors", clause="LIM-001", offset=chunk.offset)
                 self._result.parts.append(SurveyedLayer(info.name, list(self._read_layer(chunk, spans, info))))
             case _:
                 source = PartInput(self._source, chunk.data_offset)
                 for i, entry in enumerate(chunk.sections):
                     skip_section(source, entry, f"section {i} of the {chunk.label}")
-                self._result.ancillary.append(chunk)
+                self._result.ancillary.append(chunk.label)
 
     def _check_padding(self, chunk: ChunkHead, spans: list[tuple[int, int]]) -> None:
         end = chunk.data_offset
@@ -220,7 +171,7 @@ class _Surveyor:
                 try:
                     check_padding(self._source.read_at(end, start - end, "padding"), end)
                 except FormatError as err:
-                    self._result.faults.append(err)
+                    self._result.faults.append(kept(err))
             end = next_end
 
     def _read_table(self, chunk: ChunkHead, spans: list[tuple[int, int]]) -> None:
@@ -229,20 +180,22 @@ class _Surveyor:
             raise FormatError(f"the number of the {chunk.label} is not known, as it comes after a gap")
         number = self._tables.n[chunk.type]
         self._tables.n[chunk.type] += 1
-        is_book = chunk.type == b"BOOK"
-        record: BookRecord | FreqRecord = parse_book_chunk(chunk) if is_book else parse_freq_chunk(chunk)
-        self._tables.records[chunk.type, number] = record
-        self._budget.take_shared(record.nbytes, f"the {chunk.label}")
-        entry, start = chunk.sections[0], spans[0][0]
-        check_size(entry, record.nbytes, f"the {chunk.label}", start)
-        data = self._section(entry, start, record.nbytes, f"the {chunk.label}").plain()
-        values: Any
-        if isinstance(record, BookRecord):
-            values = book_values(data, record, number)
+        record: BookRecord | FreqRecord
+        if chunk.type == b"BOOK":
+            record = self._tables.book_records[number] = parse_book_chunk(chunk)
+            data = self._table_section(chunk, spans, record.nbytes)
+            self._tables.values_of_book[number] = book_values(data, record, number)
         else:
-            values = rans.Tables(data, record)
-        self._tables.values[chunk.type, number] = values
-        self._result.parts.append(SurveyedTable(number, record, (entry, start)))
+            record = self._tables.freq_records[number] = parse_freq_chunk(chunk)
+            data = self._table_section(chunk, spans, record.nbytes)
+            self._tables.tables_of_freq[number] = rans.Tables(data, record)
+        self._result.parts.append(SurveyedTable(number, record, (chunk.sections[0], spans[0][0])))
+
+    def _table_section(self, chunk: ChunkHead, spans: list[tuple[int, int]], nbytes: int) -> bytes:
+        where, entry, start = f"the {chunk.label}", chunk.sections[0], spans[0][0]
+        self._budget.take_shared(nbytes, where)
+        check_size(entry, nbytes, where, start)
+        return self._section(entry, start, nbytes, where).plain()
 
     def _read_layer(
         self, chunk: ChunkHead, spans: list[tuple[int, int]], info: LayerInfo
@@ -274,10 +227,10 @@ class _Surveyor:
                 check_size(entry, nbytes, where, start)
                 self._section(entry, start, nbytes, where).plain()
             except TruncatedError as err:
-                yield err
+                yield kept(err)
                 return
             except FormatError as err:
-                yield err
+                yield kept(err)
 
     def _faults_of_values(self, record: TensorRecord, sections: _SoundSections) -> Iterator[FormatError]:
         """Decode a tensor block by block, and yield what is wrong with its values."""
@@ -286,13 +239,15 @@ class _Surveyor:
                 self._tables.book_values(number)
             for number in record.freq_numbers():
                 self._tables.freq_tables(number)
-            if max(record.nbytes, record.n_elements) > DEFAULT_MAX_TENSOR_NBYTES:
+            nbytes = max(record.nbytes, record.n_elements)
+            if nbytes > min(DEFAULT_MAX_TENSOR_NBYTES, self._decodable_nbytes):
                 return  # few bytes may stand for so many elements that decoding never ends
+            self._decodable_nbytes -= nbytes
             tensor = StoredTensor(record, sections, self._tables, most_held_nbytes=0)
             for _ in tensor.values(range(tensor.decoder.view.n_blocks)):
                 pass
         except FormatError as err:
-            yield err
+            yield kept(err)
 
     def _section(self, entry: SectionEntry, start: int, plain_nbytes: Size, where: str) -> StoredSection:
         return StoredSection(self._source.read_at(start, entry.nbytes, where), entry, plain_nbytes, where, start)
