@@ -42,7 +42,7 @@ class opened:
         if not isinstance(name, (str, os.PathLike)):
             if not hasattr(name, "read"):
                 raise TypeError(f"expected a path or a binary stream, not {type(name).__name__}")
-            name = getattr(name, "name", None) if is_plain_file(name) else None
+            name = getattr(name, "name", None) if reads_its_descriptor(name) else None
         if isinstance(name, (str, os.PathLike)):
             self._path = os.path.abspath(os.fspath(name))
         if not isinstance(self._source, (str, os.PathLike)):
@@ -78,7 +78,7 @@ class opened:
         return cast(BinaryIO, stream)
 
 
-def is_plain_file(stream: object) -> bool:
+def reads_its_descriptor(stream: object) -> bool:
     """Whether a stream gives the bytes of its descriptor as they are. Others that have one, as of gzip, do not."""
     raw = stream.raw if type(stream) in (io.BufferedReader, io.BufferedRandom) else stream  # type: ignore[attr-defined]
     return type(raw) is io.FileIO

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ from cli_runs import Run, vqm
 from conftest import FIXTURES, ROOT
 
 from vqformat.cli.conformance_cases import find_fixtures, load_cases
+from vqformat.cli.conformance_page import REASONS
 
 FEW = ["valid/worked-*", "valid/sparse-base.vqm", "invalid/sec-001-*", "invalid/trl-001-*"]
 REFERENCE = FIXTURES / "decoders" / "python" / "vqmcat.py"
@@ -159,9 +164,62 @@ def test_a_clause_without_a_fixture(run: Run, tmp_path: Path) -> None:
     (folder / "manifest.json").write_text((FIXTURES / "manifest.json").read_text())
     (tmp_path / "SPEC.md").write_text(f"{(ROOT / 'SPEC.md').read_text()}\n- **[NEW-001]** A new rule.\n")
 
-    result = run("conformance", "--page", tmp_path / "page.md", "--fixtures", folder)
+    page = tmp_path / "page.md"
 
-    assert (result.code, result.out) == (1, "NEW-001 has no fixture\n")
+    result = run("conformance", "--page", page, "--fixtures", folder)
+
+    assert (result.code, result.out, result.err) == (1, "", "vqm: note: NEW-001 has no fixture\n")
+    assert run("conformance", "--page", page, "-f", "--fixtures", folder, "--json").json == {"missing": ["NEW-001"]}
+
+
+def test_reasons_are_given_for_clauses_without_a_fixture() -> None:
+    clauses = set(re.findall(r"\*\*\[([A-Z]{3}-\d{3})\]\*\*", (ROOT / "SPEC.md").read_text("utf-8")))
+    with_fixture = {clause for entry in json.loads((FIXTURES / "manifest.json").read_text("utf-8"))
+                    for clause in entry["clauses"]}  # fmt: skip
+
+    assert REASONS.keys() == clauses - with_fixture
+
+
+def test_the_page_and_the_scores_are_one_json_document(run: Run, tmp_path: Path) -> None:
+    page = tmp_path / "clauses.md"
+    result = run("conformance", "--page", page, "--decoder", command(MINI), "--json", "valid/worked-codebook.vqm")
+
+    assert (result.code, result.err) == (0, "")
+    assert (result.json["missing"], result.json["failures"]) == ([], [])
+
+
+def test_the_page_is_replaced_when_it_is_complete(run: Run, tmp_path: Path) -> None:
+    page, before = tmp_path / "clauses.md", tmp_path / "before.md"
+    page.write_text("old")
+    os.link(page, before)  # another name of the old file, which would change if the page were written into it
+
+    assert run("conformance", "--page", page, "-f").code == 0
+
+    assert page.read_text("utf-8").startswith("# Clauses")
+    assert before.read_text() == "old"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the platform has no SIGTERM that a program can catch")
+def test_a_signal_ends_the_running_decoders(tmp_path: Path) -> None:
+    script, pids = tmp_path / "decoder.py", tmp_path / "pids"
+    pids.mkdir()
+    script.write_text(f"import os, time\nopen(os.path.join({str(pids)!r}, str(os.getpid())), 'x')\ntime.sleep(600)\n")
+    words = ["conformance", "--decoder", command(script), "--jobs", "2", "--timeout", "600", *FEW]
+    process = subprocess.Popen([sys.executable, "-m", "vqformat", *words])
+    try:
+        while len(list(pids.iterdir())) < 2 and process.poll() is None:
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+        left = []
+        for path in pids.iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(path.name), signal.SIGKILL)
+                left.append(path.name)
+    assert (left, len(list(pids.iterdir()))) == ([], 2)
 
 
 def test_a_damaged_copy_is_not_taken_for_a_fault_of_the_decoder(run: Run, tmp_path: Path) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 from cli_runs import HOSTILE, HOSTILE_ESCAPED, Run, as_stdin
 
 import vqformat
+from vqformat.cli import verify
+from vqformat.read.survey import survey
+from vqformat.read.surveyed import Survey
 
 NAMES = ["fc1.weight", "fc1.bias", "fc1.tied", "step", "none", HOSTILE]
 
@@ -69,6 +75,48 @@ def test_verify_of_a_damaged_stdin_gives_the_first_fault(
 ) -> None:
     as_stdin(monkeypatch, damaged.read_bytes())
     run("verify", "-").failed_with("stdin: ", "damaged")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the platform has no named pipes")
+def test_verify_of_a_damaged_named_pipe_gives_the_first_fault(run: Run, damaged: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(damaged.read_bytes(),))
+    has_hung = threading.Event()
+
+    def release() -> None:
+        """Let a reader go that waits for another writer."""
+        has_hung.set()
+        os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))
+
+    guard = threading.Timer(60, release)
+    writer.start()
+    guard.start()
+    try:
+        result = run("verify", pipe)
+    finally:
+        guard.cancel()
+        writer.join()
+
+    result.failed_with("pipe: ", "damaged")
+    assert not has_hung.is_set()
+
+
+def test_verify_surveys_a_file_only_for_what_it_prints(
+    run: Run, damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surveyed = []
+
+    def noted(stream: BinaryIO) -> Survey:
+        surveyed.append(stream)
+        return survey(stream)
+
+    monkeypatch.setattr(verify, "survey", noted)
+
+    run("verify", "-q", damaged).failed_with("damaged")
+    assert surveyed == []
+    assert run("verify", "-q", "--json", damaged).json[0]["n_whole"] == 4
+    assert len(surveyed) == 1
 
 
 def test_verify_of_another_format_lists_nothing(run: Run, tmp_path: Path) -> None:

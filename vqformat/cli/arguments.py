@@ -41,9 +41,9 @@ vqm verify FILE --key pub.pem checks the signature
 
 _RECOVER_HELP = """\
 Tensors whose every byte is right are copied as they are stored. What is left out is told on stderr: damaged
-tensors, aliases of them, and ancillary chunks. exit code: 0 if a tensor is whole, else 1
+tensors, aliases of them, and ancillary chunks. All tensors of a layer are left out if the head of its chunk is damaged,
+or that of a codebook or frequency table which one of them uses. exit code: 0 if a tensor is whole, else 1
 """
-
 
 _CONFORMANCE_HELP = """\
 For a valid file a decoder prints what fixtures/README.md says, as JSON, and exits with status 0. For an invalid one it

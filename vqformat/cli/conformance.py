@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import NewFile
 from .arguments import UsageError
 from .conformance_cases import LEVELS, Case, Level, find_fixtures, load_cases
 from .conformance_page import page_of
-from .conformance_runs import Way, problem_of, run
+from .conformance_runs import Decoder, Way, problem_of
 from .files import FileError, check_output
 from .progress import progress_line
 from .text import counted, escape, table, to_json
@@ -40,40 +42,59 @@ def run_conformance(args: argparse.Namespace) -> int:
     if args.decoder is None and args.page is None:
         raise UsageError("give --decoder, --page or both")
     folder = find_fixtures(args.fixtures)
+    document: dict[str, Any] = {}
     code = 0
     if args.page is not None:
-        check_output(Path(args.page), "", force=args.force)
-        text, missing = page_of(folder)
-        Path(args.page).write_text(text, "utf-8")
-        for clause in missing:
-            print(f"{clause} has no fixture")
+        missing = _write_page(folder, Path(args.page), force=args.force)
+        document["missing"] = missing
         code = int(bool(missing))
     if args.decoder is not None:
         levels: Sequence[Level] = ("core",) if args.level == "core" else LEVELS
         results = _run_all(args, load_cases(folder, args.names, levels))
-        print(_json(args.decoder, results) if args.json else "\n".join(_report(results, args)))
+        document |= _document(args.decoder, results)
         code |= int(any(result.problem or result.memory for result in results))
+        if not args.json:
+            print("\n".join(_report(results, args)))
+    if args.json:
+        print(to_json(document))
     return code
+
+
+def _write_page(folder: Path, path: Path, *, force: bool) -> list[str]:
+    """Write the page of clauses. Returns those that have neither a fixture nor a reason."""
+    check_output(path, "", force=force)
+    text, missing = page_of(folder)
+    with NewFile(path, overwrite=force) as stream:
+        stream.write(text.encode())
+    for clause in missing:
+        print(f"vqm: note: {clause} has no fixture", file=sys.stderr)
+    return missing
 
 
 def _run_all(args: argparse.Namespace, cases: list[Case]) -> list[_Result]:
     ways: dict[str, tuple[Way, ...]] = {"both": ("name", "pieces"), "name": ("name",), "stdin": ("pieces",)}
     tasks = [(case, way) for case in cases for way in ways[args.by]]
+    decoder = Decoder(args.decoder, args.timeout, stdin_only=args.by == "stdin")
 
     def score(task: tuple[Case, Way]) -> _Result:
         case, way = task
         try:
-            answer = run(args.decoder, case, way, args.timeout, stdin_only=args.by == "stdin")
+            answer = decoder.run(case, way)
         except OSError as err:
             raise FileError(f"the decoder cannot be run: {escape(str(err))}") from err
         return _Result(case, way, problem_of(case, answer), answer.peak_nbytes)
 
     results = []
     with progress_line(quiet=args.quiet) as progress, ThreadPoolExecutor(args.jobs or os.cpu_count() or 1) as pool:
-        for result in pool.map(score, tasks):
-            results.append(result)
-            if progress:
-                progress(result.case.file, len(results), len(tasks))
+        try:
+            for result in pool.map(score, tasks):
+                results.append(result)
+                if progress:
+                    progress(result.case.file, len(results), len(tasks))
+        except BaseException:  # the pool waits for its threads, and they for their runs
+            pool.shutdown(wait=False, cancel_futures=True)
+            decoder.end()
+            raise
     return _with_memory(results)
 
 
@@ -139,7 +160,7 @@ def _by_clause(results: list[_Result]) -> dict[str, tuple[int, int]]:
     return {clause: (right[clause], everything[clause]) for clause in sorted(everything)}
 
 
-def _json(decoder: str, results: list[_Result]) -> str:
+def _document(decoder: str, results: list[_Result]) -> dict[str, Any]:
     scores = {
         kind: {level: {"right": right, "all": all} for level, (right, all) in zip(LEVELS, pairs, strict=True)}
         for kind, pairs in _scores(results).items()
@@ -151,7 +172,7 @@ def _json(decoder: str, results: list[_Result]) -> str:
     peaks = [result.peak_nbytes for result in results if result.peak_nbytes is not None]
     clauses = {clause: {"right": right, "all": all} for clause, (right, all) in _by_clause(results).items()}
     memory = {"least_nbytes": min(peaks, default=None), "most_nbytes": max(peaks, default=None)}
-    return to_json({"decoder": decoder, "scores": scores, "clauses": clauses, "memory": memory, "failures": failures})
+    return {"decoder": decoder, "scores": scores, "clauses": clauses, "memory": memory, "failures": failures}
 
 
 def _mib(nbytes: int) -> int:

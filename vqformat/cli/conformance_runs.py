@@ -45,37 +45,73 @@ def command_for(decoder: str, file: str | None) -> list[str]:
     return words if file is None else [*words, file]
 
 
-def run(decoder: str, case: Case, way: Way, timeout_s: float, *, stdin_only: bool = False) -> Answer:
-    """Run the decoder on a fixture. With ``stdin_only`` it gets no argument.
+class Decoder:
+    """A decoder that is run on fixtures, by several threads at the same time.
 
-    Raises:
-        OSError: The command does not exist.
+    Args:
+        command: Its command.
+        timeout_s: Seconds after which a run is ended.
+        stdin_only: Whether it gets no argument.
     """
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        file = str(case.path.absolute()) if way == "name" else None if stdin_only else STDIO
-        stdin = subprocess.DEVNULL if way == "name" else subprocess.PIPE
-        process = subprocess.Popen(command_for(decoder, file), stdin=stdin, stdout=out, stderr=err, bufsize=0,
-                                   start_new_session=True)  # fmt: skip
-        overdue = threading.Event()
 
-        def end() -> None:
-            overdue.set()
-            _kill(process)
+    def __init__(self, command: str, timeout_s: float, *, stdin_only: bool = False) -> None:
+        self._command, self._timeout_s, self._stdin_only = command, timeout_s, stdin_only
+        self._lock = threading.Lock()
+        self._processes: set[subprocess.Popen[bytes]] = set()  # that run now
+        self._is_ended = False
 
-        timer = threading.Timer(timeout_s, end)
-        timer.start()
+    def run(self, case: Case, way: Way) -> Answer:
+        """Run it on a fixture.
+
+        Raises:
+            OSError: The command does not exist, or ``end`` has been called.
+        """
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            file = str(case.path.absolute()) if way == "name" else None if self._stdin_only else STDIO
+            stdin = subprocess.DEVNULL if way == "name" else subprocess.PIPE
+            overdue = threading.Event()
+            with self._started(command_for(self._command, file), stdin=stdin, stdout=out, stderr=err) as process:
+
+                def end() -> None:
+                    overdue.set()
+                    _kill(process)
+
+                timer = threading.Timer(self._timeout_s, end)
+                timer.start()
+                try:
+                    if process.stdin is not None:
+                        _feed(process.stdin, case.path.read_bytes())
+                    code, peak = _wait(process)
+                finally:
+                    timer.cancel()
+            lines = _read(err).decode("utf-8", "replace").split("\n")
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+            return Answer(code, _read(out), last, peak, overdue.is_set())
+
+    def end(self) -> None:
+        """End all runs, and begin none any more."""
+        with self._lock:
+            self._is_ended = True
+            for process in self._processes:
+                _kill(process)
+
+    @contextlib.contextmanager
+    def _started(self, command: list[str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """Context of a run, which is ended by an exception."""
+        with self._lock:
+            if self._is_ended:
+                raise OSError("the runs were ended")
+            process = subprocess.Popen(command, bufsize=0, start_new_session=True, **streams)
+            self._processes.add(process)
         try:
-            if process.stdin is not None:
-                _feed(process.stdin, case.path.read_bytes())
-            code, peak = _wait(process)
+            yield process
         except BaseException:
             _kill(process)
+            process.wait()
             raise
         finally:
-            timer.cancel()
-        lines = _read(err).decode("utf-8", "replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        return Answer(code, _read(out), last, peak, overdue.is_set())
+            with self._lock:
+                self._processes.remove(process)
 
 
 def problem_of(case: Case, answer: Answer) -> str | None:

@@ -126,7 +126,7 @@ class _Contents:
 
 
 def run_info(args: argparse.Namespace) -> int:
-    """What is in files."""
+    """Run ``vqm info``: show what is in files."""
     # An argument after the first is a file if there is one of this name, and else the name of a tensor
     files = [args.file, *(name for name in args.names if os.path.exists(name))]
     names = [name for name in args.names if name not in files]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import FormatError, VqmError
-from ..files import is_plain_file
 from ..read.contents import read_contents
 from ..read.survey import survey
 from ..read.surveyed import Survey
@@ -37,14 +36,14 @@ def run_verify(args: argparse.Namespace) -> int:
             result["error"] = text
             if isinstance(err, FormatError):
                 result |= {"error_class": err.error_class, "clause": err.clause or None, "offset": err.offset}
-            found = _survey(file, err)
+            found = None if args.quiet and not args.json else _survey(file, err)
             if found is not None:
                 result |= survey_json(found)
             if not args.json:
                 where = "" if getattr(err, "filename", None) is not None else f"{label(file)}: "
                 sys.stdout.flush()  # so that the lines of stdout and stderr are in order
                 print(f"vqm: error: {where}{text}", file=sys.stderr)
-                if found is not None and not args.quiet:
+                if found is not None:
                     print("\n".join(_survey_text(file, found, verbose=args.verbose)))
         else:
             result |= {"ok": True, "digest": digest, "content_digest": content}
@@ -69,11 +68,12 @@ def _verify(file: str, key: Ed25519PublicKey | None, *, quiet: bool) -> tuple[st
 
 def _survey(file: str, err: Exception) -> Survey | None:
     """What is whole in a refused file; None if it is no file, or no ``.vqm`` that this version can read."""
-    if file == STDIO or not isinstance(err, FormatError):
+    # A pipe would be opened again, which waits for another writer
+    if file == STDIO or not isinstance(err, FormatError) or not Path(file).is_file():
         return None
     try:
         with open(file, "rb") as stream:
-            return survey(stream) if is_plain_file(stream) else None
+            return survey(stream)
     except (VqmError, OSError):
         return None
 

@@ -14,7 +14,7 @@ import pickle
 from typing import BinaryIO, Protocol
 
 from ..errors import FormatError
-from ..files import is_plain_file
+from ..files import reads_its_descriptor
 from ..forks import ForkSafeLock, RenewedByFork
 
 
@@ -36,7 +36,7 @@ class FileAccess(Protocol):
 
 def file_access(stream: BinaryIO) -> FileAccess:
     """The way to read a file that can seek."""
-    return _Descriptor(stream) if hasattr(os, "pread") and is_plain_file(stream) else _Seeking(stream)
+    return _Descriptor(stream) if hasattr(os, "pread") and reads_its_descriptor(stream) else _Seeking(stream)
 
 
 class _Descriptor:
