@@ -60,49 +60,22 @@ def test_readme_has_the_two_commands_and_others() -> None:
     assert len(PYTHON) >= 3
 
 
-class Follower:
-    """Follows README from the top: a step needs what those before it have made, in whatever process it is tested."""
+def test_the_commands_run_one_after_another(folder: Path) -> None:
+    vqm = shutil.which("vqm", path=str(Path(sys.executable).parent))
+    assert vqm is not None, "vqm is not installed beside this Python"
+    for line in SHELL:
+        command = line.replace("vqm ", f"{vqm} ", 1)
+        done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        assert done.stdout, line
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._done: list[subprocess.CompletedProcess[str]] = []
 
-    def do(self, step: int) -> subprocess.CompletedProcess[str]:
-        """Take a step, and those before it that have not been taken."""
-        for i in range(len(self._done), step + 1):
-            self._done.append(self._run(SHELL[i]) if i < len(SHELL) else self._run_python(PYTHON[i - len(SHELL)]))
-        return self._done[step]
-
-    def _run(self, line: str) -> subprocess.CompletedProcess[str]:
-        vqm = shutil.which("vqm", path=str(Path(sys.executable).parent))
-        assert vqm is not None, "vqm is not installed beside this Python"
-        line = line.replace("vqm ", f"{vqm} ", 1)
-        return subprocess.run(line, shell=True, cwd=self._folder, capture_output=True, text=True, check=False)
-
-    def _run_python(self, text: str) -> subprocess.CompletedProcess[str]:
-        keras_warns = "ignore:__array__ implementation:DeprecationWarning"
+def test_the_snippets_run_one_after_another(folder: Path) -> None:
+    keras_warns = "ignore:__array__ implementation:DeprecationWarning"
+    for text in PYTHON:
         command = [sys.executable, "-W", "error", "-W", keras_warns, "-c", text]
-        return subprocess.run(command, cwd=self._folder, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def follower(folder: Path) -> Follower:
-    return Follower(folder)
-
-
-@pytest.mark.parametrize("step", range(len(SHELL)), ids=SHELL)
-def test_each_command_runs(step: int, follower: Follower) -> None:
-    done = follower.do(step)
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
-
-
-@pytest.mark.parametrize("step", range(len(SHELL), len(SHELL) + len(PYTHON)))
-def test_each_snippet_runs(step: int, follower: Follower) -> None:
-    done = follower.do(step)
-
-    assert done.returncode == 0, done.stderr
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{text}\n{done.stderr}"
 
 
 def test_a_device_that_reads_needs_three_packages(tmp_path: Path) -> None:
