@@ -26,6 +26,7 @@ from fixture_cases import (
     bad_floats,
     bad_freqs,
     bad_metadata,
+    bad_orders,
     bad_payloads,
     bad_records,
     bad_sections,
@@ -55,7 +56,7 @@ from fixture_cases import (
 VALID = (bases, containers, exact, raws, sparses, codebooks, floats, views, sums, edges, freqs, trellises, tiles,
          transforms, worked)
 INVALID = (bad_containers, bad_sections, bad_metadata, bad_exact, bad_tensors, bad_records, bad_stages, bad_sparse,
-           bad_floats, bad_sums, bad_freqs, bad_trellises, bad_payloads, bad_transforms)
+           bad_floats, bad_sums, bad_freqs, bad_trellises, bad_payloads, bad_transforms, bad_orders)
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import mmap
 import pickle
 import tempfile
@@ -46,13 +45,15 @@ class DiskList(Sequence[T]):
         Raises:
             OSError: The disk is full. Without a folder of its own, the error names TMPDIR.
         """
-        parts = _parts(item)
         with self._space():
             self._file.seek(self._end)
-            for part in parts:
-                self._file.write(part)
-                self._file.write(bytes(-len(part) % _ALIGNMENT))
-            self._items.append((self._end, list(map(len, parts))))
+            large = _pickle(item, self._file)
+            sizes = [self._file.tell() - self._end, *map(len, large)]
+            self._file.write(bytes(-sizes[0] % _ALIGNMENT))
+            for buffer in large:
+                self._file.write(buffer)
+                self._file.write(bytes(-len(buffer) % _ALIGNMENT))
+            self._items.append((self._end, sizes))
             self._end = self._file.tell()
 
     def _space(self) -> contextlib.AbstractContextManager[None]:
@@ -84,8 +85,11 @@ class DiskList(Sequence[T]):
         return [view[place : place + size] for place, size in zip(places, sizes, strict=False)]
 
 
-def _parts(item: object) -> list[memoryview]:
-    """The pickle of an item, and its large buffers."""
+def _pickle(item: object, file: IO[bytes]) -> list[memoryview]:
+    """Write the pickle of an item but for its large buffers, and return these.
+
+    The pickle goes to the file piece by piece: as a whole in memory it would be a copy of all sections of a tensor.
+    """
     large: list[pickle.PickleBuffer] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
@@ -94,11 +98,10 @@ def _parts(item: object) -> list[memoryview]:
             large.append(buffer)
         return is_small
 
-    pickled = io.BytesIO()
-    pickler = pickle.Pickler(pickled, protocol=5, buffer_callback=keep)
+    pickler = pickle.Pickler(file, protocol=5, buffer_callback=keep)
     pickler.dispatch_table = {memoryview: lambda view: (memoryview, (pickle.PickleBuffer(view),))}
     pickler.dump(item)
-    return [pickled.getbuffer(), *(buffer.raw() for buffer in large)]
+    return [buffer.raw() for buffer in large]
 
 
 def _aligned(nbytes: int) -> int:

@@ -11,7 +11,7 @@ from typing import IO
 from ..files import temporary_space
 from ..format.sections import Section
 
-_IN_MEMORY_NBYTES = 1 << 24  # of a tensor's sections, stored
+_IN_MEMORY_NBYTES = 1 << 22  # of a tensor's sections, stored. The allocator takes up to twice as much for them
 
 
 class SectionStore:

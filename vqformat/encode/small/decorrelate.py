@@ -27,7 +27,8 @@ LARGEST_POINT = 16_000  # in steps. The index is half of it, and a table has at 
 _LEAST_GAIN = 0.04
 _MANY_BITS = 3.0  # for more bits a code the entropy is used: its noise is known, and a trial would need a larger sample
 _INPUT_CORRELATION = 0.3  # assumed correlation of the inputs of neighbouring taps
-_NEAR_STEP = 1.2  # largest ratio of two steps with the same plan
+_NEAR_STEP = 1.2  # largest ratio of two steps with the same plan, for a hysteresis without strength
+_NEAR_GROWTH = 10  # of the logarithm of this ratio with the strength: for a strength of 0.32 the ratio is 2.15
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Hysteresis:
 
     Attributes:
         kind: Rows of the transform (0 without one), and whether there are components.
-        strength: Share of the bits that another kind must save to be chosen.
+        strength: Share of the bits that another kind must save to be chosen. The larger it is, the further a step may
+            be from that of the plan that is kept.
         plan: The plan of an earlier step, which is kept if the step is near to it; None if it is not known any more.
     """
 
@@ -87,7 +89,10 @@ class Hysteresis:
 
     def plan_for(self, step: float) -> Plan | None:
         """The plan to keep for this step; None if a plan must be found."""
-        is_near = self.plan is not None and 1 / _NEAR_STEP < step / self.plan.step < _NEAR_STEP
+        # Two plans of one kind, found for different steps, differ in size and noise at the same step. A goal between
+        # them is met by one plan only, so a search that goes on must come to keep it
+        near = _NEAR_STEP ** (1 + _NEAR_GROWTH * self.strength)
+        is_near = self.plan is not None and 1 / near < step / self.plan.step < near
         return self.plan if is_near else None
 
 
