@@ -1,4 +1,4 @@
-"""README: each command and snippet runs as written."""
+"""README and the pages it leads to: each command and snippet runs as written."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from conftest import CHECKPOINT, FIXTURES, ROOT
 
 import vqformat
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+README = ROOT / "README.md"
+PAGES = [README, *(ROOT / ".github" / "docs" / f"{name}.md"
+                   for name in ("formats", "frameworks", "smaller", "devices", "results"))]  # fmt: skip
+BLOCKS = [block for page in PAGES
+          for block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)]  # fmt: skip
 LINES = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 SETUP = [line for line in LINES if line.startswith("python3 -m venv")]
 SHELL = [line for line in LINES if line not in SETUP]
@@ -25,7 +28,7 @@ PYTHON = [text for kind, text in BLOCKS if kind == "python"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that README's lines start from, and what the lines before have made."""
+    """A folder with the files that the lines start from, and what the lines before have made."""
     os.environ["KERAS_BACKEND"] = "torch"
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
@@ -111,9 +114,18 @@ def test_a_device_that_reads_needs_three_packages(tmp_path: Path) -> None:
     assert "pip install ml_dtypes" in done.stdout
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_readme_is_short_and_leads_to_every_page() -> None:
+    text = README.read_text("utf-8")
+
+    assert len(text.splitlines()) <= 200
+    assert {page.stem for page in (ROOT / ".github" / "docs").glob("*.md")} == {page.stem for page in PAGES[1:]}
+    assert all(f"](.github/docs/{page.name})" in text for page in PAGES[1:])
 
 
 def test_the_first_commands_table_is_the_one_shown(folder: Path) -> None:
