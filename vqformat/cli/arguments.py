@@ -94,7 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
              " .tflite), Flax .msgpack, ONNX, GGUF, .npz, .npy, .vqm: the content tells; - is stdin")
     convert.add_argument("source", metavar="SRC", type=_given, help=kinds)
     _add_output(convert, "FILE.vqm", "default: beside SRC, its suffix replaced by .vqm; - is stdout, and the table goes"
-                " to stderr", required=False)  # fmt: skip
+                " to stderr. If SRC is a model folder of Hugging Face and this does not end in .vqm, it is a new"
+                " folder: configuration, tokenizer and the rest are copied, and model.vqm takes the place of the"
+                " weights", required=False)  # fmt: skip
     size = convert.add_mutually_exclusive_group()
     size.add_argument("--bits", type=_positive, metavar="B", help="bits per weight, on average over the model")
     size.add_argument("--ratio", type=_positive, metavar="R", help="make the file R times smaller than the tensors")
@@ -149,7 +151,8 @@ def build_parser() -> argparse.ArgumentParser:
     extract.add_argument("file", type=_given, metavar="FILE", help="- is stdin")
     _add_names(extract)
     _add_output(extract, "OUT", "its suffix tells the format: .pt (.pth, .bin), .safetensors,"
-                " .npz, .keras, .weights.h5, .h5 (.hdf5) or .onnx", required=True)
+                " .npz, .keras, .weights.h5, .h5 (.hdf5) or .onnx. If FILE is a model folder that convert made: a new folder, in"
+                " the format that it came from", required=True)
     _add_memory(extract)
     _add_common(extract)
 
