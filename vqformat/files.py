@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
+from .hub import is_hub_path, open_hub_file
 from .written import Written, link_new
 
 Path = str | os.PathLike[str]
@@ -29,16 +30,24 @@ class opened:
     Args:
         has_own_position: Whether a regular file that is opened must have a position of its own in a process that is
             forked later. The position of a descriptor is shared.
+        in_order: Whether the file is read from its beginning to its end; of a file of the Hugging Face Hub, that is one
+            request.
     """
 
-    def __init__(self, source: Path | BinaryIO, *, has_own_position: bool = False) -> None:
+    def __init__(
+        self, source: Path | BinaryIO, *, has_own_position: bool = False, in_order: bool = True
+    ) -> None:
         self._source = source
+        self._in_order = in_order
         self._has_own_position = has_own_position and hasattr(os, "preadv")
         self._own: BinaryIO | None = None
         self._path = ""  # absolute, since the working directory may change
 
     def __enter__(self) -> BinaryIO:
         name: Any = self._source
+        if is_hub_path(name):
+            self._own = open_hub_file(name, in_order=self._in_order)
+            return self._own
         if not isinstance(name, (str, os.PathLike)):
             if not hasattr(name, "read"):
                 raise TypeError(f"expected a path or a binary stream, not {type(name).__name__}")
@@ -61,6 +70,8 @@ class opened:
             TypeError: There is no such thing: a stream without a path, or a file that is no longer under its path.
         """
         stream: Any = self._own or self._source
+        if is_hub_path(self._source):
+            return self._source
         if self._path:
             try:
                 is_same = os.path.samestat(os.stat(self._path), os.fstat(stream.fileno()))

@@ -309,3 +309,34 @@ class TestModels:
 
         assert vt.load_model(model, tmp_path / "a.vqm") == ([], [])
         assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), model.parameters(), strict=True))
+
+
+class _WithPositions(torch.nn.Module):  # type: ignore[misc, name-defined]
+    def __init__(self, persistent: bool) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(4, 4)
+        self.inner.register_buffer("position_ids", torch.arange(3), persistent=persistent)
+
+
+@pytest.mark.parametrize("fill", [vt.load_model, vt.stream_model])
+def test_a_buffer_that_is_not_persistent_any_more_is_not_unexpected(fill: Any, tmp_path: Path) -> None:
+    vt.save_model(_WithPositions(True), tmp_path / "m.vqm")
+    model = _WithPositions(False)
+    model.inner.position_ids += 5
+    with torch.device("meta"):
+        empty = _WithPositions(False)
+
+    fill(model, tmp_path / "m.vqm")
+    fill(empty, tmp_path / "m.vqm")
+
+    assert model.inner.position_ids.tolist() == [5, 6, 7]  # the model's own
+    assert empty.inner.position_ids.tolist() == [0, 1, 2]
+    assert "inner.position_ids" not in empty.state_dict()
+
+
+def test_other_names_of_the_file_stay_unexpected(tmp_path: Path) -> None:
+    vt.save_file({"inner.position_idx": torch.zeros(1), "gone.weight": torch.zeros(1)}, tmp_path / "m.vqm")
+
+    _, unexpected = vt.load_model(_WithPositions(False), tmp_path / "m.vqm", strict=False)
+
+    assert sorted(unexpected) == ["gone.weight", "inner.position_idx"]

@@ -151,8 +151,8 @@ def build_parser() -> argparse.ArgumentParser:
     extract.add_argument("file", type=_given, metavar="FILE", help="- is stdin")
     _add_names(extract)
     _add_output(extract, "OUT", "its suffix tells the format: .pt (.pth, .bin), .safetensors,"
-                " .npz, .keras, .weights.h5, .h5 (.hdf5) or .onnx. If FILE is a model folder that convert made: a new folder, in"
-                " the format that it came from", required=True)
+                " .npz, .keras, .weights.h5, .h5 (.hdf5) or .onnx. If FILE is a model folder that convert made: a new"
+                " folder, in the format that it came from", required=True)
     _add_memory(extract)
     _add_common(extract)
 

@@ -102,7 +102,7 @@ class safe_open(Mapping[str, Tensor]):
         self._arguments = framework, device
         self._options = {"max_tensor_bytes": max_tensor_bytes, "max_total_bytes": max_total_bytes, "threads": threads}
         self._threads = n_threads(threads)
-        self._opened = opened(filename)
+        self._opened = opened(filename, in_order=False)
         stream = self._opened.__enter__()
         try:
             self._reader = IndexedReader(stream, Budget(max_tensor_bytes, max_total_bytes))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -59,14 +61,31 @@ class DeferredTensor(torch.Tensor):
         return func(*_decoded(args), **{key: _decoded(value) for key, value in (kwargs or {}).items()})
 
 
-def deferred_tensor(file: safe_open[torch.Tensor], name: str) -> torch.Tensor:
-    """The tensor ``name`` of a file opened for PyTorch. A 4-bit tensor is decoded at once, since its shape changes."""
+def deferred_state(files: Iterable[safe_open[torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The tensors of files opened for PyTorch, by name. Whatever the number of threads, one is decoded at a time."""
+    lock = threading.Lock()
+    return {name: deferred_tensor(file, name, lock) for file in files for name in file}
+
+
+def deferred_tensor(
+    file: safe_open[torch.Tensor], name: str, lock: AbstractContextManager[Any] | None = None
+) -> torch.Tensor:
+    """The tensor ``name`` of a file opened for PyTorch. A 4-bit tensor is decoded at once, since its shape changes.
+
+    Args:
+        lock: Held while it is decoded.
+    """
+
+    def decode() -> torch.Tensor:
+        with lock or nullcontext():
+            return file[name]
+
     info = file.get_slice(name)
     shape, dtype = tuple(info.get_shape()), info.get_dtype().lower()
     found = torch_dtype(dtype)
     if found is None:
         return file[name]
-    made: torch.Tensor = DeferredTensor.make(shape, found, torch.device("cpu"), lambda: file[name])
+    made: torch.Tensor = DeferredTensor.make(shape, found, torch.device("cpu"), decode)
     return made
 
 

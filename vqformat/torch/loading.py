@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import torch
@@ -32,22 +33,29 @@ def load_model(model: torch.nn.Module, filename: Path | BinaryIO, strict: bool =
 
     Returns:
         Names that only the model has, and names that only the file has. A further name of a tied weight that was
-        filled is not counted.
+        filled is not counted, nor is a buffer in the file that is not persistent in the model, such as
+        ``position_ids``.
 
     Raises:
         RuntimeError: A shape differs, or names differ and ``strict`` is true.
         VqmError: The file is refused.
     """
     with safe_open(filename, framework="pt") as file:
-        state, lost = saved_state(file, model)
-        replaced = leave_meta(model, device)
-        result = model.load_state_dict(state, strict=False)
-        missing = really_missing(model, without_lost(result.missing_keys, lost))
-        unexpected = list(result.unexpected_keys)
-        for name in missing:
-            if name in replaced:
-                members, key, original = replaced[name]
-                members[key] = original
+        return load_opened(model, file, strict, device)
+
+
+def load_opened(model: torch.nn.Module, file: safe_open[torch.Tensor], strict: bool = True,
+                device: Device = "cpu") -> tuple[list[str], list[str]]:  # fmt: skip
+    """Fill a model from a file that is open. See ``load_model``."""
+    state, lost = saved_state(file, model)
+    replaced = leave_meta(model, device)
+    result = model.load_state_dict(state, strict=False)
+    missing = really_missing(model, without_lost(result.missing_keys, lost))
+    unexpected = without_not_persistent(model, result.unexpected_keys, state, device)
+    for name in missing:
+        if name in replaced:
+            members, key, original = replaced[name]
+            members[key] = original
     if strict and (missing or unexpected):
         raise RuntimeError(mismatch(type(model).__name__, missing, unexpected))
     return missing, unexpected
@@ -58,8 +66,31 @@ def without_lost(missing: list[str], lost: set[str]) -> list[str]:
     told = [name for name in missing if name in lost]
     if told:
         warnings.warn(f"the file does not have {', '.join(map(repr, told))}: an extra state that is no plain value was"
-                      " left out when it was written", stacklevel=3)  # fmt: skip
+                      " left out when it was written", stacklevel=4)  # fmt: skip
     return [name for name in missing if name not in lost]
+
+
+def without_not_persistent(model: torch.nn.Module, unexpected: list[str], state: Mapping[str, Any],
+                           device: Device) -> list[str]:  # fmt: skip
+    """The names that are unexpected, but for those of buffers that are not persistent, such as ``position_ids``.
+
+    Files of older versions of a model have such buffers. The model makes its own; one on the meta device is taken from
+    the file.
+    """
+    strange = []
+    for name in unexpected:
+        path, _, key = name.rpartition(".")
+        try:
+            module = model.get_submodule(path)
+        except AttributeError:
+            module = None
+        if module is None or key not in module._non_persistent_buffers_set:
+            strange.append(name)
+            continue
+        own, stored = module._buffers.get(key), state[name]
+        if own is not None and own.is_meta and own.shape == stored.shape:
+            module._buffers[key] = stored.to(device=device, dtype=own.dtype)
+    return strange
 
 
 def leave_meta(model: torch.nn.Module, device: Device) -> dict[str, tuple[Members, str, torch.Tensor]]:

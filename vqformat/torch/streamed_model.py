@@ -14,7 +14,7 @@ from ..forks import ForkSafeLock
 from ..read.safe_open import safe_open
 from ..read.torch_arrays import torch_dtype
 from .checkpoint import saved_state
-from .loading import Device, Members, leave_meta, mismatch, really_missing, without_lost
+from .loading import Device, Members, leave_meta, mismatch, really_missing, without_lost, without_not_persistent
 from .module_patches import WeightSwap, patch
 from .streamed_weight import StreamedWeight
 from .weight_store import WeightStore
@@ -122,7 +122,7 @@ class _Streaming:
                 state.pop(name, None)
             result = model.load_state_dict(state, strict=False)
             missing = really_missing(model, without_lost(result.missing_keys, lost))
-            unexpected = list(result.unexpected_keys)
+            unexpected = without_not_persistent(model, result.unexpected_keys, state, device)
             for name in missing:
                 if name in replaced:
                     of, key, original = replaced[name]
