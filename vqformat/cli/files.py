@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from ..errors import TensorNotFoundError, VqmError
 from ..files import temporary_space
+from ..hub import is_hub_path, open_hub_file
 from .arguments import UsageError
 from .text import describe_error, escape
 
@@ -56,8 +57,11 @@ def label(file: str) -> str:
 
 @contextlib.contextmanager
 def local_path(file: str) -> Iterator[Path]:
-    """Context that gives the path of a file; for ``-`` that of a temporary copy of stdin. Errors name the file."""
-    if file != STDIO:
+    """Context that gives the path of a file. Errors name the file.
+
+    For ``-`` it is that of a temporary copy of stdin, and for an ``hf://`` path that of a file of the Hub.
+    """
+    if file != STDIO and not is_hub_path(file):
         with naming(file):
             if is_special(Path(file)):
                 from vqformat.converters.model_folder import check_regular
@@ -66,9 +70,9 @@ def local_path(file: str) -> Iterator[Path]:
             yield Path(file)
         return
     with tempfile.TemporaryDirectory(prefix="vqm-") as folder:
-        path = Path(folder) / "stdin"
-        with temporary_space(folder), open(path, "wb") as copy:
-            shutil.copyfileobj(stdin(), copy)
+        path = Path(folder) / "copy"
+        with temporary_space(folder), opened(file) as stream, open(path, "wb") as copy:
+            shutil.copyfileobj(stream, copy)
         with naming(file, path):
             yield path
 
@@ -79,7 +83,7 @@ def opened(name: str) -> Iterator[BinaryIO]:
     if name == STDIO:
         yield stdin()
         return
-    with open(name, "rb") as stream:
+    with open_hub_file(name, in_order=True) if is_hub_path(name) else open(name, "rb") as stream:
         yield stream
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import FormatError, VqmError
+from ..hub import is_hub_path
 from ..read.contents import read_contents
 from ..read.survey import survey
 from ..read.surveyed import Survey
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Run ``vqm verify``: check whether files are complete and correct."""
-    if args.key is not None and STDIO in args.files:
-        raise UsageError("--key needs files: the signature of FILE is FILE.sig")
+    if args.key is not None and any(file == STDIO or is_hub_path(file) for file in args.files):
+        raise UsageError("--key needs files on this machine: the signature of FILE is FILE.sig")
     key = None if args.key is None else load_public_key(args.key)
     results = []
     for file in args.files:
@@ -59,7 +60,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def _verify(file: str, key: Ed25519PublicKey | None, *, quiet: bool) -> tuple[str, str]:
     """Check a file, its signature first. Returns its SHA-256 and its content digest, in hexadecimal."""
-    total = 0 if file == STDIO else Path(file).stat().st_size
+    total = 0 if file == STDIO or is_hub_path(file) else Path(file).stat().st_size
     with opened(file) as stream, progress_line(quiet=quiet or not total) as progress:
         if key is not None:
             check_signature(file, stream, key)
