@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.sent.append((name, len(data)))
         self._answer(data, 200 if asked is None else 206, **headers)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815
 
 
 @pytest.fixture(scope="module")
