@@ -26,8 +26,8 @@ _NAME = re.compile(
     r"\.(?:safetensors|bin|h5|msgpack|ot|onnx|vqm|gguf|flashpack)(?:\.index(?:\.\w+)?\.json)?"
 )
 # The files that are read, best first; the names that have a format's weights, by part
-_CHOICES = ("{part}.vqm.index.json", "{part}.vqm", "{part}.safetensors", "{part}.safetensors.index.json", "{torch}.bin",
-            "{torch}.bin.index.json", "{flax}.msgpack", "{flax}.msgpack.index.json", "{tensorflow}.h5")  # fmt: skip
+_CHOICES = ("{part}.safetensors", "{part}.safetensors.index.json", "{torch}.bin", "{torch}.bin.index.json",
+            "{flax}.msgpack", "{flax}.msgpack.index.json", "{tensorflow}.h5", "{part}.vqm")  # fmt: skip
 _STEMS = {
     "model": {"torch": "pytorch_model", "flax": "flax_model", "tensorflow": "tf_model"},
     "diffusion_pytorch_model": {"flax": "diffusion_flax_model"},
@@ -37,6 +37,8 @@ _FOLDERS_OF_OTHER_FORMATS = ("onnx", "openvino", "coreml", "tflite", "original")
 _CONSOLIDATED = re.compile(r"consolidated.*\.(safetensors|pth)")  # the same weights under the names of other software
 _STATE_OF_TRAINING = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states)(_\d+)*\.(pt|pth|bin|pkl)")
 _MAY_BE_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", *_OTHER_FORMATS)
+_SHARD = re.compile(r"-\d+-of-\d*[1-9]\d*\.")  # of a name
+_CONFIGURATIONS = ("config.json", "model_index.json", "adapter_config.json", "modules.json")
 _WHOLE_FOLDERS = ("pytorch-distributed", "savedmodel", "tensorflow", "tfjs")
 
 
@@ -150,9 +152,12 @@ def files_beside(root: Path) -> list[str]:
 
 
 def is_model_folder(root: Path) -> bool:
-    """Whether a folder has weights, by the names of its files alone."""
-    return any(_NAME.fullmatch(path.name) or path.suffix == ".vqm" for path in root.glob("*")) or any(
-        _NAME.fullmatch(path.name) for path in root.glob("*/*"))  # fmt: skip
+    """Whether a folder is that of a model, by the names of its files, and no other work is done in it."""
+    if not any((root / name).is_file() for name in _CONFIGURATIONS) or (root / ".git").exists():
+        return False
+    if Path.cwd().is_relative_to(root.resolve()):
+        return False
+    return any(_NAME.fullmatch(path.name) for pattern in ("*", "*/*") for path in root.glob(pattern))
 
 
 def _choose(root: Path, folder: str, names: list[str]) -> list[Weights]:
@@ -166,7 +171,8 @@ def _choose(root: Path, folder: str, names: list[str]) -> list[Weights]:
         if name is not None:
             found.append(_weights(root, folder, part, name))
         else:  # perhaps a single file of a variant: model.fp16.safetensors
-            others = [name for name in names if name.startswith(part) and name.endswith(".safetensors")]
+            others = [name for name in names if name.startswith(part) and name.endswith(".safetensors")
+                      and not _SHARD.search(name)]  # fmt: skip
             if len(others) == 1:
                 found.append(_weights(root, folder, others[0].removesuffix(".safetensors"), others[0]))
     return found
@@ -186,6 +192,9 @@ def _only_weights(root: Path) -> Weights:
     if kind in _WHOLE_FOLDERS or path.is_dir():
         raise ConversionError(f"{str(root)!r} is a checkpoint of many files ({kind}), which becomes one .vqm; give an"
                               " output that ends in .vqm")  # fmt: skip
+    if _SHARD.search(path.name):
+        raise ConversionError(f"{str(path)!r} is one of several shards, whose index is not there; fetch the whole"
+                              " folder")  # fmt: skip
     part = re.sub(r"(\.index)?\.json$", "", path.name).partition(".")[0]
     return _weights(root, "", part, path.name)
 

@@ -64,7 +64,7 @@ def convert_folder(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, 
             encoded by itself, so that a size, a calibration and patterns of a recipe are for models of one part.
         metadata: Added to the metadata of each part.
         include_optimizer: Whether the files of a training run (``optimizer.pt``) are copied.
-        overwrite: Whether ``dst`` may be replaced as a whole, if it is a model folder.
+        overwrite: Whether ``dst`` may be replaced as a whole, if it is a model folder with its configuration.
 
     Raises:
         ConversionError: The folder has no weights, has a file that is none, or the weights cannot be read.
@@ -131,7 +131,7 @@ def extract_folder(
     Args:
         src: The folder with ``.vqm`` files.
         dst: The new folder. It is complete or absent.
-        overwrite: Whether ``dst`` may be replaced as a whole, if it is a model folder.
+        overwrite: Whether ``dst`` may be replaced as a whole, if it is a model folder with its configuration.
 
     Raises:
         ConversionError: There is no ``.vqm``, or one cannot be written in the format that it came from.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
+import shutil
 import sys
 import threading
 import warnings
@@ -271,3 +273,31 @@ class TestDiffusers:
         expected = diffusers.UNet2DModel.from_pretrained(pipeline / "model" / "unet", torch_dtype=torch.float16)
         assert_same_model(found.unet, expected)
         assert isinstance(found.scheduler, diffusers.DDPMScheduler)
+
+    @pytest.mark.parametrize("value", [["diffusers", "UNet2DModel", 1], ["os", "system"], ["diffusers", "utils"],
+                                       ["transformers", "pipeline"], ["diffusers", ["x"]]])  # fmt: skip
+    def test_only_models_are_made_of_what_a_pipeline_names(self, value: Any, pipeline: Path, tmp_path: Path) -> None:
+        import diffusers
+
+        from vqformat.diffusers import from_pretrained
+
+        shutil.copytree(pipeline / "out", tmp_path / "out")
+        index = json.loads((tmp_path / "out" / "model_index.json").read_text())
+        (tmp_path / "out" / "model_index.json").write_text(json.dumps({**index, "unet": value}))
+
+        with pytest.raises((ValueError, OSError)):  # the library's own error where the entry is none
+            from_pretrained(tmp_path / "out", diffusers.DDPMPipeline)
+
+    def test_a_text_encoder_of_transformers(self, pipeline: Path, tmp_path: Path) -> None:
+        import diffusers
+
+        from vqformat.diffusers import from_pretrained
+
+        built("bert").save_pretrained(tmp_path / "model" / "unet")
+        convert_folder(tmp_path / "model", tmp_path / "out", lossless=True)
+        index = {"_class_name": "DDPMPipeline", "unet": ["transformers", "BertForMaskedLM"], "scheduler": [None, None]}
+        (tmp_path / "out" / "model_index.json").write_text(json.dumps(index))
+
+        found = from_pretrained(tmp_path / "out", diffusers.DDPMPipeline, scheduler=None)
+
+        assert_same_model(found.unet, built("bert"))

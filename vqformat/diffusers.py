@@ -42,6 +42,7 @@ def from_pretrained(source: str | os.PathLike[str], model_class: Any, *, subfold
         ImportError: diffusers or another package that is needed is not installed.
         FileNotFoundError: The folder has no ``.vqm``.
         RuntimeError: Names or shapes of the weights are not those of the model.
+        ValueError: A part of a pipeline is no model of diffusers or transformers.
         VqmError: The file is refused.
     """
     hub = take_hub_options(options)
@@ -63,17 +64,27 @@ def _parts(diffusers: Any, folder: pathlib.Path, dtype: torch.dtype | None, devi
            given: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
     """The models of a pipeline whose folders have a ``.vqm``, but for those that are given."""
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    libraries = {"diffusers": (diffusers, diffusers.ModelMixin)}
     parts = {}
-    for name, value in index.items():
-        if name in given or not isinstance(value, list) or not any((folder / name).glob("*.vqm")):
+    for path in folder.glob("*/*.vqm"):
+        name = path.parent.name
+        value = index.get(name)
+        if name in given or name in parts or not isinstance(value, list) or len(value) != 2:
             continue
-        library, class_name = value
-        if library == "diffusers":
-            parts[name] = from_pretrained(folder / name, getattr(diffusers, class_name), dtype=dtype, device=device)
-        elif library == "transformers":
-            model_class = getattr(package("transformers"), class_name)
-            parts[name] = transformers.from_pretrained(folder / name, model_class, dtype=dtype or torch.float32
-                                                       ).to(device)  # fmt: skip
+        if value[0] == "transformers":
+            library = package("transformers")
+            libraries["transformers"] = library, library.PreTrainedModel
+        # Of classes that a file names, only those of models
+        library, base = libraries.get(value[0], (None, object))
+        found = getattr(library, value[1], None) if isinstance(value[1], str) else None
+        if not isinstance(found, type) or not issubclass(found, base):
+            raise ValueError(f"{str(path.parent)!r} is said to have a {str(value)[:100]}; vqformat loads models of"
+                             " diffusers and transformers: give the others by name")  # fmt: skip
+        if library is diffusers:
+            parts[name] = from_pretrained(path.parent, found, dtype=dtype, device=device)
+        else:
+            model: Any = transformers.from_pretrained(path.parent, found, dtype=dtype or torch.float32)
+            parts[name] = model.to(device)
     return parts
 
 

@@ -23,7 +23,7 @@ class NewFolder:
         is_replaceable: Whether this is the kind of folder that may be replaced.
 
     Raises:
-        FileExistsError: The folder has files, and ``overwrite`` is false or ``is_replaceable`` says no.
+        FileExistsError: The folder has files, and ``overwrite`` is false or ``is_replaceable`` is false of it.
         NotADirectoryError: A file has this name.
         FileNotFoundError: The folder in which it would be does not exist.
     """
@@ -48,7 +48,8 @@ class NewFolder:
         if not self._overwrite:
             raise FileExistsError(f"{self._asked!r} is a folder that is not empty; it was not replaced")
         if not self._is_replaceable(self._path):
-            raise FileExistsError(f"{self._asked!r} is a folder of something else than a model; it is not replaced")
+            raise FileExistsError(f"{self._asked!r} is no folder of a model with its configuration, or is in use otherwise; it was"
+                                  " not replaced")  # fmt: skip
 
     def __enter__(self) -> pathlib.Path:
         self._temporary.mkdir()

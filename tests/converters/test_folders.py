@@ -156,7 +156,8 @@ def test_an_adapter_is_replaced(tmp_path: Path) -> None:
     ("model.safetensors.index.fp16.json", "the same weights"), ("consolidated.safetensors", "the same weights"),
     ("q4.gguf", "the same weights"), ("onnx/model.onnx", "left out the folder 'onnx/?'"),
     ("openvino/openvino_model.bin", "left out the folder"), ("original/consolidated.00.pth", "left out the folder"),
-    ("optimizer.pt", "the state of training"), ("rng_state_0.pth", "the state of training"),
+    ("model.vqm", "the same weights"), ("optimizer.pt", "the state of training"),
+    ("rng_state_0.pth", "the state of training"),
     (".git/objects/x", "which is no part of a model"), ("__pycache__/x.pyc", "which is no part of a model"),
 ])  # fmt: skip
 def test_what_says_the_same_is_left_out_with_a_note(name: str, why: str, model: Path, tmp_path: Path) -> None:
@@ -239,6 +240,7 @@ class TestTheNewFolder:
 
     def test_a_model_is_replaced_as_a_whole_on_request(self, model: Path, tmp_path: Path) -> None:
         text(tmp_path / "out" / "model.safetensors", "old")
+        text(tmp_path / "out" / "config.json", "old")
         text(tmp_path / "out" / "old.json")
 
         convert_folder(model, tmp_path / "out", overwrite=True)
@@ -246,13 +248,22 @@ class TestTheNewFolder:
         assert files(tmp_path / "out") == ["config.json", "model.vqm", "tokenizer/vocab.txt"]
         assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
-    def test_no_other_folder_is(self, model: Path, tmp_path: Path) -> None:
-        text(tmp_path / "out" / "thesis.tex", "years of work")
+    @pytest.mark.parametrize("also", [(), ("model.vqm",), ("config.json",), ("model.vqm", "config.json", ".git/HEAD")])
+    def test_no_other_folder_is(self, also: tuple[str, ...], model: Path, tmp_path: Path) -> None:
+        for name in ("thesis.tex", *also):
+            text(tmp_path / "out" / name, "years of work")
 
-        with pytest.raises(FileExistsError, match="something else than a model"):
+        with pytest.raises(FileExistsError, match="not replaced"):
             convert_folder(model, tmp_path / "out", overwrite=True)
 
-        assert files(tmp_path / "out") == ["thesis.tex"]
+        assert files(tmp_path / "out") == sorted(["thesis.tex", *also])
+
+    def test_the_working_directory_is_not(self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        convert_folder(model, tmp_path / "out")
+        monkeypatch.chdir(tmp_path / "out" / "tokenizer")
+
+        with pytest.raises(FileExistsError, match="not replaced"):
+            convert_folder(model, tmp_path / "out", overwrite=True)
 
     def test_it_is_complete_or_absent(self, model: Path, tmp_path: Path) -> None:
         (model / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
@@ -303,6 +314,13 @@ class TestForeignFolders:
 
         assert files(tmp_path / "out") == ["config.json", "model.vqm"]
         assert not (tmp_path / "out" / "config.json").is_symlink()
+
+    @pytest.mark.parametrize("name", ["model-00001-of-00003.safetensors", "other-00001-of-00003.safetensors"])
+    def test_a_shard_is_no_model(self, name: str, tmp_path: Path) -> None:
+        weights(tmp_path / "model" / name)
+
+        with pytest.raises(ConversionError, match="one of several shards, whose index is not there"):
+            convert_folder(tmp_path / "model", tmp_path / "out")
 
     def test_a_folder_without_weights_is_refused(self, tmp_path: Path) -> None:
         text(tmp_path / "model" / "config.json")
@@ -372,6 +390,9 @@ class TestCommand:
 
         run("convert", model, "-o", tmp_path / "out").failed_with("is a folder that is not empty")
         assert run("convert", "-f", model, "-o", tmp_path / "out").code == 0
+
+    def test_the_name_of_another_format_is_no_folder(self, model: Path, tmp_path: Path, run: Run) -> None:
+        assert run("convert", model, "-o", tmp_path / "out.safetensors").code == 2
 
     def test_names_of_tensors_are_for_files(self, model: Path, tmp_path: Path, run: Run) -> None:
         run("convert", model, "-o", tmp_path / "out")

@@ -110,12 +110,14 @@ def stdout(*, force: bool) -> BinaryIO:
 def default_output(source: str) -> Path:
     """The default output: ``folder/model.vqm`` for ``folder/model.pt``. ``.vqm`` is appended to an unknown suffix.
 
+    For an ``hf://`` path it is in the working directory.
+
     Raises:
         UsageError: The source is stdin, or is a ``.vqm`` itself.
     """
     if source == STDIO:
         raise UsageError("reading from stdin needs -o FILE.vqm, or -o - for stdout")
-    path = Path(source)
+    path = Path(source.rpartition("/")[2] if is_hub_path(source) else source)
     if path.name in ("", ".."):  # a folder given as "." or ".."
         path = path.resolve()
     suffix = next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), "")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vqformat.converters import FolderReport, convert_folder, extract_folder
+from vqformat.converters.export import SUFFIXES
 
 from ..encode.options import Options
 from .arguments import UsageError
@@ -21,7 +22,7 @@ def makes_folder(source: str, output: str | None) -> bool:
     """Whether a conversion makes a folder: from a folder, to a name that does not end in ``.vqm``."""
     if output in (None, STDIO) or source == STDIO or not os.path.isdir(source):
         return False
-    return not output.lower().endswith(".vqm") and not is_special(Path(output))
+    return not output.lower().endswith((".vqm", *SUFFIXES)) and not is_special(Path(output))
 
 
 def run_convert_folder(args: argparse.Namespace, options: Options) -> int:

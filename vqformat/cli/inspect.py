@@ -19,6 +19,7 @@ from ..format.container import HEADER_NBYTES, ChunkHead, read_chunk_head
 from ..format.dtypes import BY_NAME
 from ..format.records import AliasRecord, Record, TensorRecord
 from ..format.stage_summary import stage_summary
+from ..hub import is_hub_path
 from ..read.contents import read_contents
 from ..read.indexed import IndexedReader
 from .files import label, local_path, select
@@ -128,7 +129,7 @@ class _Contents:
 def run_info(args: argparse.Namespace) -> int:
     """Run ``vqm info``: show what is in files."""
     # An argument after the first is a file if there is one of this name, and else the name of a tensor
-    files = [args.file, *(name for name in args.names if os.path.exists(name))]
+    files = [args.file, *(name for name in args.names if is_hub_path(name) or os.path.exists(name))]
     names = [name for name in args.names if name not in files]
     documents = []
     for i, file in enumerate(files):
