@@ -48,8 +48,8 @@ class NewFolder:
         if not self._overwrite:
             raise FileExistsError(f"{self._asked!r} is a folder that is not empty; it was not replaced")
         if not self._is_replaceable(self._path):
-            raise FileExistsError(f"{self._asked!r} is no folder of a model with its configuration, or is in use otherwise; it was"
-                                  " not replaced")  # fmt: skip
+            raise FileExistsError(f"{self._asked!r} is no folder of a model with its configuration, or is in use"
+                                  " otherwise; it was not replaced")  # fmt: skip
 
     def __enter__(self) -> pathlib.Path:
         self._temporary.mkdir()
