@@ -141,7 +141,7 @@ def chunks(data: bytes) -> list[tuple[bytes, int, int]]:
     """Type, start and end of each chunk, but for the index."""
     with safe_open(io.BytesIO(data)) as f:
         index = f._reader.index
-        return list(zip(index.chunk_types, index.chunk_offsets, index.chunk_offsets[1:], strict=False))
+        return [(index.chunk_type(at), *index.span(at)) for at in range(index.n_chunks)]
 
 
 def nbytes(data: bytes, *types: bytes) -> list[int]:

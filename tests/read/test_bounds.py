@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,9 @@ from vqformat import FormatError, LimitError, native, safe_open, stream
 from vqformat.decode import trellis
 from vqformat.format import limits
 from vqformat.format.chunks import LayerInfo
+from vqformat.format.index import Index
+from vqformat.format.index_builder import IndexBuilder
+from vqformat.format.records import TensorRecord
 from vqformat.read.budget import Budget
 from vqformat.read.contents import read_contents
 from vqformat.read.indexed import IndexedReader
@@ -196,3 +200,67 @@ def test_blocks_beside_each_other_are_decoded_together(has_classes: bool, monkey
 
     assert (array == 1).all()
     assert len(calls) < 5
+
+
+def large_index(n: int, rank: int) -> bytes:
+    index = IndexBuilder()
+    index.add_chunk(b"META", 31, [])
+    index.add_chunk(b"LAYR", 100, [TensorRecord(f"{i:07}", "u8", (0,) * rank) for i in range(n)])
+    return index.pack()
+
+
+def test_an_index_stays_in_columns() -> None:
+    meta = large_index(100_000, 32)
+    tracemalloc.start()
+    try:
+        index = Index(meta)
+        after, peak = tracemalloc.get_traced_memory()
+        assert after < len(meta) + 24 * 100_000 and peak < len(meta) + 100 * 100_000
+        assert index.entry(77_777).shape == (0,) * 32 and index.position("0077777") == 77_777
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("read", [open_all, slices, open_blocks])
+def test_an_index_counts_unless_it_is_small(read: Read) -> None:
+    data = vqm_attacks.long_names(1200)
+
+    if read is not slices:  # of no elements there are none
+        read(vqm_attacks.long_names(800), max_total_bytes=1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(LimitError, match=r"with the index there are 1\d+ bytes; max_total_bytes is 1000000"):
+            read(data, max_total_bytes=MB)
+        assert tracemalloc.get_traced_memory()[1] < MB
+    finally:
+        tracemalloc.stop()
+
+
+def calls_of(read: Read, data: bytes) -> int:
+    """Calls of functions, in Python and C, during a read."""
+    n_calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal n_calls
+        n_calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        read(data)
+    finally:
+        sys.setprofile(None)
+    return n_calls
+
+
+def infos(data: bytes) -> None:
+    with safe_open(io.BytesIO(data)) as f:
+        for name in f:
+            f.info(name)
+
+
+@pytest.mark.parametrize(("read", "most"), [(load, 120), (verify, 115), (open_all, 160), (infos, 150),
+                                             (stream_layers, 140)])  # fmt: skip
+def test_a_tensor_without_elements_takes_few_calls(read: Read, most: int) -> None:
+    few, many = (calls_of(read, vqm_attacks.many_tensors(n, 1, in_layer=500)) for n in (1000, 2000))
+
+    assert (many - few) / 1000 < most

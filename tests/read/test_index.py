@@ -88,13 +88,13 @@ class Faulty(io.BytesIO):
 
 
 @pytest.mark.parametrize("ask", [
-    IndexedReader.check_metadata, lambda reader: reader.layer_name("w"), lambda reader: reader.stored_nbytes("w"),
+    IndexedReader.check_metadata, lambda reader: reader.described("w"),
     lambda reader: reader.record("w"), lambda reader: reader.sections("w"), lambda reader: reader.part("w", 0),
-], ids=["check_metadata", "layer_name", "stored_nbytes", "record", "sections", "part"])  # fmt: skip
+], ids=["check_metadata", "described", "record", "sections", "part"])  # fmt: skip
 def test_after_a_fault_a_part_is_read_again(ask: Callable[[IndexedReader], Any]) -> None:
     stream = Faulty(vqformat.save({"w": np.ones(3, np.float32)}, metadata={"of": "tests"}))
-    offsets = IndexedReader(stream).index.chunk_offsets
-    stream.fault_at = offsets[0 if ask is IndexedReader.check_metadata else 1] + CHUNK_HEAD_NBYTES
+    index = IndexedReader(stream).index
+    stream.fault_at = index.span(0 if ask is IndexedReader.check_metadata else 1)[0] + CHUNK_HEAD_NBYTES
     reader = IndexedReader(stream)
     with pytest.raises(ChecksumError):
         ask(reader)

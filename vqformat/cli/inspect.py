@@ -70,7 +70,8 @@ class _Contents:
         header = StreamInput(stream).read(HEADER_NBYTES, "the header")
         self.version = f"{header[8] | header[9] << 8}.{header[10] | header[11] << 8}"
         shared = SharedRecords()
-        for offset in index.chunk_offsets[:-1]:
+        for at in range(index.n_chunks):
+            offset, _ = index.span(at)
             stream.seek(offset)
             source = StreamInput(stream)
             source.offset = offset

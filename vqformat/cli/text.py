@@ -21,6 +21,8 @@ def escape(text: str) -> str:
     Control and format characters (including bidirectional ones), line separators, surrogates and unassigned characters
     become ``\\x1b``, ``\\u202e`` and so on, as in a Python string.
     """
+    if text.isprintable() and "\\" not in text:
+        return text
     return "".join(_escape_one(char) for char in text.replace("\\", "\\\\"))
 
 
@@ -72,14 +74,12 @@ def table(rows: Iterable[Sequence[str]], align: str) -> list[str]:
         rows: Cells, already escaped. The first row is the head.
         align: ``"<"`` or ``">"`` for each column.
     """
-    rows = list(rows)
-    widths = [min(_MAX_PADDING, max(map(width_of, column))) for column in zip(*rows, strict=True)]
-    return ["  ".join(_pad(*cell) for cell in zip(row, widths, align, strict=True)).rstrip() for row in rows]
-
-
-def _pad(cell: str, width: int, align: str) -> str:
-    padding = " " * (width - width_of(cell))
-    return padding + cell if align == ">" else cell + padding
+    columns = []
+    for column, side in zip(zip(*rows, strict=True), align, strict=True):
+        width = min(_MAX_PADDING, max(map(width_of, column)))
+        columns.append([cell + " " * (width - width_of(cell)) if side == "<" else " " * (width - width_of(cell)) + cell
+                        for cell in column])  # fmt: skip
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
 def width_of(text: str) -> int:
@@ -124,6 +124,8 @@ def to_json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if value is None or type(value) in (str, int):
+        return value
     match value:
         case float():
             return value if math.isfinite(value) else None

@@ -18,7 +18,7 @@ from . import container, metadata
 from .byte_stream import PIECE_NBYTES
 from .chunks import SharedRecords
 from .container import pack_header
-from .index import Index
+from .index_builder import IndexBuilder
 from .limits import MAX_CHUNKS, MAX_INDEX_NBYTES, MAX_META_NBYTES, MAX_SECTIONS
 from .parse_records import parse_tensor
 from .records import AliasRecord, BookRecord, FreqRecord, TensorRecord
@@ -62,7 +62,7 @@ class ChunkWriter:
                  *, overwrite: bool = True, minor: int = 1) -> None:  # fmt: skip
         meta = metadata.pack([f"vqformat {__version__}", user_metadata or {}])
         self._output = _Output(target, overwrite)
-        self._index = Index()
+        self._index = IndexBuilder()
         self._is_closed = False
         self.section_nbytes = 0
         self._shared = SharedRecords()
@@ -130,7 +130,7 @@ class ChunkWriter:
     def _write_chunk(self, type: bytes, meta: bytes, sections: list[Section], records: list[Any]) -> None:
         if len(meta) > MAX_META_NBYTES:
             raise EncodeError(f"the metadata has {len(meta)} bytes; at most {MAX_META_NBYTES} are allowed")
-        if len(sections) > MAX_SECTIONS or len(self._index.chunk_types) >= MAX_CHUNKS - 1:
+        if len(sections) > MAX_SECTIONS or self._index.n_chunks >= MAX_CHUNKS - 1:
             raise EncodeError(f"{len(sections)} sections in a chunk, or more than {MAX_CHUNKS} chunks, are too many")
         start = self._output.offset
         entries = [section.entry for section in sections]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import zstandard
@@ -108,11 +108,14 @@ def pack_chunk_head(type: bytes, meta: bytes, sections: list[SectionEntry]) -> b
     return fixed + struct.pack("<I", crc32(fixed)) + body + struct.pack("<I", crc32(body))
 
 
-def read_chunk_head(source: Readable, n_before: int | None = None) -> ChunkHead:
+def read_chunk_head(
+    source: Readable, n_before: int | None = None, check_meta: Callable[[int], None] | None = None
+) -> ChunkHead:
     """Read a chunk up to its sections, at the current offset of a source (FIL-002, CHK-001..008).
 
     Args:
         n_before: Number of the chunks before it in the file, for FIL-001 and LIM-001; None if it is not known.
+        check_meta: Called with the plain bytes of its metadata before these are read.
 
     Raises:
         FormatError: It breaks a rule.
@@ -139,6 +142,8 @@ def read_chunk_head(source: Readable, n_before: int | None = None) -> ChunkHead:
                          clause="CHK-006", offset=offset)  # fmt: skip
     if n_before is not None and n_before >= limits.MAX_CHUNKS:
         raise LimitError(f"more than {limits.MAX_CHUNKS} chunks", clause="LIM-001", offset=offset)
+    if check_meta is not None:
+        check_meta(meta_plain)
     body_nbytes = meta_stored + TABLE_ENTRY_NBYTES * n_sections
     body = source.read(body_nbytes + 4, f"the metadata of the {where}")
     check_crc(body[:-4], int.from_bytes(body[-4:], "little"), f"metadata and section table of the {where}", "CHK-007",

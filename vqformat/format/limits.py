@@ -47,6 +47,11 @@ def limit_memory(nbytes: int) -> None:
     _most_memory = nbytes
 
 
+def memory_bound() -> int | None:
+    """What ``limit_memory`` has set; None if it has not been called."""
+    return _most_memory
+
+
 def available_memory() -> int:
     """Bytes of memory that a load may fill by default.
 

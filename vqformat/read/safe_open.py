@@ -178,10 +178,9 @@ class safe_open(Mapping[str, Tensor]):
         Raises:
             TensorNotFoundError: There is no tensor of this name.
         """
-        entry = self._reader.entry(name)
-        method = f"alias of {entry.target}" if entry.target is not None else stage_summary(self._reader.record(name))
-        return TensorInfo(name, entry.dtype, entry.shape, self._reader.layer_name(name), method,
-                          self._reader.stored_nbytes(name), entry.target)  # fmt: skip
+        entry, record, layer, nbytes = self._reader.described(name)
+        method = f"alias of {entry.target}" if record is None else stage_summary(record)
+        return TensorInfo(name, entry.dtype, entry.shape, layer, method, nbytes, entry.target)
 
 
 def _opened_again(filename: Path | BinaryIO, framework: str, device: Any, options: dict[str, Any]) -> safe_open[Any]:

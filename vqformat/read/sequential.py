@@ -19,6 +19,7 @@ from ..format.byte_stream import StreamInput
 from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
 from ..format.container import FOOTER_NBYTES, HEADER_NBYTES, ChunkHead
 from ..format.index import Index
+from ..format.index_builder import IndexBuilder
 from ..format.layout import Block
 from ..format.records import AliasRecord, Record, TensorRecord
 from ..format.sections import SectionEntry, StoredSection, read_section, skip_section
@@ -60,7 +61,7 @@ class SequentialReader:
         self._budget = budget or Budget()
         self._keep_total = keep_total
         self._check_digest = check_digest
-        self._index = Index()
+        self._index = IndexBuilder()
         self.digest = b""
         self.cut_at: int | None = None
         self._shared = Shared()
@@ -112,7 +113,7 @@ class SequentialReader:
     def _open_layers(self) -> Iterator[tuple[LayerInfo, Iterator[SequentialTensor]]]:
         while self.cut_at is None:
             digest = self._input.hasher.digest() if self._input.hasher is not None else b""  # type: ignore[attr-defined]
-            chunk = container.read_chunk_head(self._input, len(self._index.chunk_types))
+            chunk = container.read_chunk_head(self._input, self._index.n_chunks)
             match chunk.type:
                 case b"INDX":
                     self._batch.flush()
@@ -159,7 +160,7 @@ class SequentialReader:
         records = info.records if info is not None else []
         there = [record for record in records if record.name in arrays
                  or (isinstance(record, AliasRecord)
-                     and (record.target in arrays or self._index.position(record.target) is not None))]  # fmt: skip
+                     and (record.target in arrays or self._index.has_tensor(record.target)))]  # fmt: skip
         return LayerInfo(info.name if info is not None else "", there, [])
 
     def _note(self, chunk: ChunkHead, records: list[Record]) -> None:
@@ -196,7 +197,7 @@ class SequentialReader:
         return allocate(record) if array is None else array
 
     def _finish(self, chunk: ChunkHead, digest: bytes) -> None:
-        found = Index.parse(chunk.meta)
+        found = Index(chunk.meta)
         self._index.digest = self.digest = found.digest
         if self._index.pack() != chunk.meta:
             raise FormatError("the index does not agree with the chunks", clause="IDX-001", offset=chunk.offset)

@@ -129,18 +129,18 @@ class _Surveyor:
         index = self._found.index
         if index is None:
             self._tables.has_all = False
-        elif (type := index.chunk_types[number]) in self._tables.n:
+        elif (type := index.chunk_type(number)) in self._tables.n:
             self._tables.n[type] += 1
         self._lose_chunk(number, fault)
 
     def _lose_chunk(self, number: int, fault: FormatError) -> None:
         """Note a chunk that cannot be read: by its tensors, if it is a layer and the index tells their names."""
         index = self._found.index
-        first, last = (0, 0) if index is None else index.first_of_chunk[number : number + 2]
-        if index is None or first == last:
+        positions = range(0) if index is None else index.tensors_of(number)
+        if index is None or not positions:
             self._result.faults.append(fault)
             return
-        tensors = [SurveyedTensor(name, None, (), [fault]) for name in index.names[first:last]]
+        tensors = [SurveyedTensor(index.name(at), None, (), [fault]) for at in positions]
         self._result.parts.append(SurveyedLayer("", tensors))
 
     def _read_chunk(self, chunk: ChunkHead) -> None:
