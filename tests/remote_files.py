@@ -39,6 +39,7 @@ class Server(ThreadingHTTPServer):
         sent: Bytes of each answer to GET.
         fault: Looks at a GET, by its number and the handler, and may answer in its own way: then it is true.
         has_ranges: Whether ranges are known.
+        headers: Further headers of each answer.
     """
 
     daemon_threads = True
@@ -49,6 +50,7 @@ class Server(ThreadingHTTPServer):
         self.sent: list[int] = []
         self.fault: Callable[[int, Handler], bool] | None = None
         self.has_ranges = True
+        self.headers: dict[str, str] = {}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], ConnectionError):  # a client may close before it has read everything
@@ -81,6 +83,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.has_ranges:
             self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(end - start))
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
             body = data[start:end][:n_sent]

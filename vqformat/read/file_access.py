@@ -16,6 +16,7 @@ from typing import BinaryIO, Protocol
 from ..errors import FormatError
 from ..files import reads_its_descriptor
 from ..forks import ForkSafeLock, RenewedByFork
+from .pinned import pinned
 
 
 class FileAccess(Protocol):
@@ -74,6 +75,7 @@ class _Seeking(RenewedByFork):
         self._copy: BinaryIO | None = None  # opened again in a forked process
         self._lock = ForkSafeLock()
         self._is_of_parent = False
+        self._pinned = pinned(stream)
         super().__init__()
 
     def renew_after_fork(self) -> None:
@@ -83,6 +85,7 @@ class _Seeking(RenewedByFork):
         with self._lock:
             if self._is_of_parent:
                 self._stream = self._copy = _opened_again(self._stream)
+                self._pinned = pinned(self._copy, self._pinned)
                 self._is_of_parent = False
             self._stream.seek(offset)
             pieces = []
@@ -92,9 +95,11 @@ class _Seeking(RenewedByFork):
         return b"".join(pieces)
 
     def check_unchanged(self) -> None:
-        pass  # nothing tells this without a further read, which over a network takes long
+        pass  # ``pinned`` has compared each answer of a server; nothing tells it of other streams
 
     def close(self) -> None:
+        if self._pinned is not None:
+            self._pinned.release()
         if self._copy is not None:
             self._copy.close()
 

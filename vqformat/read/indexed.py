@@ -70,7 +70,11 @@ class IndexedReader:
         self._budget = budget or Budget()
         self._lock = ForkSafeLock()  # guards _layers, _tables and _budget
         self._layers: dict[int, _Layer] = {}
-        self.index = read_index(self._input, TAIL_NBYTES, HELD_NBYTES, self._budget.take_index)
+        try:
+            self.index = read_index(self._input, TAIL_NBYTES, HELD_NBYTES, self._budget.take_index)
+        except BaseException:
+            self._input.close()
+            raise
         self._chunks = IndexedChunks(self._input, self.index)
         self._tables = IndexedTables(self._chunks, self._budget, self._lock)
 
