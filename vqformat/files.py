@@ -8,7 +8,6 @@ import io
 import os
 import pathlib
 import pickle
-import secrets
 import stat
 import tempfile
 import weakref
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
+from .leftovers import remove_leftovers, temporary_name
 from .written import Written, link_new
 
 Path = str | os.PathLike[str]
@@ -167,7 +167,8 @@ class NewFile:
             return
         self._check_absent()
         # Not tempfile.mkstemp, whose files only the owner can read: here the umask decides
-        self._temporary = self._path.with_name(f".{secrets.token_hex(8)}.vqm.tmp")
+        self._temporary = self._path.with_name(temporary_name())
+        remove_leftovers(self._path.parent)
         try:
             self._written = Written(self._temporary, self.asked)
         except PermissionError as err:
@@ -178,7 +179,8 @@ class NewFile:
             raise OSError(err.errno, err.strerror, self.asked) from err
         self.stream = cast(BinaryIO, io.BufferedRandom(self._written))
         # Removes the temporary file at the end of the program, too
-        self._forget = weakref.finalize(self, _remove, self.stream, self._temporary, os.getpid())
+        self._held: list[int] = []  # descriptors that keep the temporary file locked until it has its name
+        self._forget = weakref.finalize(self, _remove, self.stream, self._temporary, os.getpid(), self._held)
 
     def _check_absent(self) -> None:
         if not self._overwrite and self._path.exists():
@@ -201,6 +203,7 @@ class NewFile:
             if self._temporary is not None:
                 os.fsync(self.stream.fileno())
                 self._written.give_name(self._temporary)
+                self._held.append(self._written.hold())
             self.stream.close()
         except BaseException as err:
             self.discard()
@@ -226,6 +229,7 @@ class NewFile:
             except OSError as err:
                 raise OSError(err.errno, err.strerror, self.asked) from err
             self._forget.detach()
+            _release(self._held)
         except BaseException:
             self.discard()
             raise
@@ -311,11 +315,17 @@ class NewFiles:
             raise
 
 
-def _remove(stream: BinaryIO, path: pathlib.Path, process: int) -> None:
+def _remove(stream: BinaryIO, path: pathlib.Path, process: int, held: list[int]) -> None:
     if os.getpid() == process:  # a forked child must not remove the file of its parent
         _close(stream)
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+        _release(held)
+
+
+def _release(held: list[int]) -> None:
+    while held:
+        os.close(held.pop())
 
 
 def _close(stream: BinaryIO) -> None:

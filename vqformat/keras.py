@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 try:
@@ -21,6 +19,7 @@ except ImportError as err:
 
 from .errors import ConversionError, EncodeError
 from .files import temporary_space
+from .leftovers import temporary_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -57,8 +56,8 @@ def save_model(model: keras.Model, filename: str | os.PathLike[str] | BinaryIO,
 
     if not model.variables:
         raise EncodeError("the model has no variables yet; build it first: give it an Input, or call it on some data")
-    with tempfile.TemporaryDirectory(prefix="vqm-") as folder:
-        unpacked = Path(folder) / "model"
+    with temporary_folder() as folder:
+        unpacked = folder / "model"
         with temporary_space(folder):
             keras.saving.save_model(model, unpacked, zipped=False)
             version = {"keras_version": keras.__version__}  # without the date: the same model makes the same bytes
@@ -86,8 +85,8 @@ def load_weights(model: keras.Model, filename: str | os.PathLike[str], **keyword
     if kind not in _SUFFIXES:
         raise ConversionError(f"{os.fspath(filename)!r} did not come from Keras, so nothing tells which variable of the"
                               " model a tensor is")  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="vqm-") as folder:
-        weights = Path(folder) / f"model{_SUFFIXES[kind]}"
+    with temporary_folder() as folder:
+        weights = folder / f"model{_SUFFIXES[kind]}"
         with temporary_space(folder):
             extract(filename, weights)
         model.load_weights(weights, **keywords)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import BinaryIO
 
 from ..errors import TensorNotFoundError, VqmError
 from ..files import temporary_space
+from ..leftovers import temporary_folder
 from .arguments import UsageError
 from .text import describe_error, escape
 
@@ -65,8 +65,8 @@ def local_path(file: str) -> Iterator[Path]:
                 check_regular(Path(file))  # a pipe would be waited for, and a device read without end
             yield Path(file)
         return
-    with tempfile.TemporaryDirectory(prefix="vqm-") as folder:
-        path = Path(folder) / "stdin"
+    with temporary_folder() as folder:
+        path = folder / "stdin"
         with temporary_space(folder), open(path, "wb") as copy:
             shutil.copyfileobj(stdin(), copy)
         with naming(file, path):
