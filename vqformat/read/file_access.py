@@ -16,7 +16,10 @@ from typing import BinaryIO, Protocol
 from ..errors import FormatError
 from ..files import reads_its_descriptor
 from ..forks import ForkSafeLock, RenewedByFork
+from ..format.container import FOOTER_NBYTES
 from .pinned import pinned
+
+_END_NBYTES = FOOTER_NBYTES + 4  # the end of a file that is compared
 
 
 class FileAccess(Protocol):
@@ -45,15 +48,26 @@ class _Descriptor:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._version = self._stat()
+        self._version, self._changed_ns = self._stat()
+        self._end = self._read_end()
 
-    def _stat(self) -> tuple[int, int]:
+    def _stat(self) -> tuple[tuple[int, int], int]:
         stat = os.fstat(self._stream.fileno())
-        return stat.st_size, stat.st_mtime_ns
+        return (stat.st_size, stat.st_mtime_ns), stat.st_ctime_ns
+
+    def _read_end(self) -> bytes:
+        """The CRC of the index, which has the SHA-256 of all before it, and the footer."""
+        return self.read(max(0, self._version[0] - _END_NBYTES), _END_NBYTES)
 
     def check_unchanged(self) -> None:
-        if self._stat() != self._version:
+        version, changed_ns = self._stat()
+        if version != self._version:
             raise FormatError("the file was overwritten while it was open: its size or modification time has changed")
+        # Programs that copy files restore the modification time. A new name or other permissions change ctime, too
+        if changed_ns != self._changed_ns:
+            if self._read_end() != self._end:
+                raise FormatError("the file was overwritten while it was open: its index is another one")
+            self._changed_ns = changed_ns
 
     def read(self, offset: int, n: int) -> bytes:
         file = self._stream.fileno()  # asked for each time: raises ValueError once the file is closed
