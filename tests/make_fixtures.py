@@ -51,6 +51,8 @@ from fixture_cases import (
     views,
     worked,
 )
+from fixture_cases.known import STANDS_FOR
+from fixture_cases.levels import level_of
 
 VALID = (bases, containers, exact, raws, sparses, codebooks, floats, views, sums, edges, freqs, trellises, tiles,
          transforms, worked)
@@ -75,6 +77,9 @@ def tagged(value: Any) -> Any:
 
 def manifest_entry(case: Case) -> dict[str, Any]:
     entry: dict[str, Any] = {"file": case.path, "comment": case.comment, "clauses": sorted(case.clauses)}
+    entry["level"] = level_of(case.data, case.clauses)
+    if case.path in STANDS_FOR:
+        entry["stands_for"] = STANDS_FOR[case.path]
     entry["sha256"] = hashlib.sha256(case.data).hexdigest()
     if case.file is None:
         entry["error"] = case.error

@@ -14,16 +14,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import vqm_attacks
 from cli_runs import HOSTILE, HOSTILE_ESCAPED, Run, vqm
 
 import vqformat
 import vqformat.cli.inspect as verbs
+import vqformat.cli.verify
 from vqformat import ConversionError
 from vqformat.cli import main
 from vqformat.cli.progress import progress_line
 from vqformat.cli.text import escape, shape_text, table, to_json
 from vqformat.encode.methods.assemble import assemble_raw
 from vqformat.encode.progress import TensorProgress
+from vqformat.format import limits
 from vqformat.format.chunkwriter import ChunkWriter
 
 
@@ -307,3 +310,13 @@ def test_a_bound_on_memory_refuses_what_is_larger(
 
     assert refused.code == 1 and "max_total_bytes is 3999" in refused.err
     assert accepted.code == 0
+
+
+def test_a_bound_is_no_damage_that_is_looked_at(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.vqm").write_bytes(vqm_attacks.large_tables(1))
+    monkeypatch.setattr(vqformat.cli.verify, "survey", lambda stream: pytest.fail("it does what the bound forbids"))
+    monkeypatch.setattr(limits, "_most_memory", None)  # set by the command
+
+    result = run("verify", tmp_path / "a.vqm", "--max-memory", "100MB")
+
+    assert (result.code, "max_total_bytes is 100000000" in result.err) == (1, True)

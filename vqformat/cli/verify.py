@@ -71,6 +71,8 @@ def _survey(file: str, err: Exception) -> Survey | None:
     # A pipe would be opened again, which waits for another writer
     if file == STDIO or not isinstance(err, FormatError) or not Path(file).is_file():
         return None
+    if err.clause == "LIM-002":  # the caller's bound is no damage, and the survey would do what it forbids
+        return None
     try:
         with open(file, "rb") as stream:
             return survey(stream)
