@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
+
+_MOST_NAMES, _LONGEST_NAME = 5000, 128  # that are searched for similar ones: the time is that of all pairs of letters
 
 
 class VqmError(Exception):
@@ -88,7 +91,9 @@ class TensorNotFoundError(VqmError, KeyError):
 
     def __str__(self) -> str:
         """The message with similar names. They are searched here, not in ``__init__``: many errors are never shown."""
-        near = difflib.get_close_matches(self.name, list(self._names), n=3) if isinstance(self.name, str) else []
+        names = [name for name in islice(self._names, _MOST_NAMES) if len(name) <= _LONGEST_NAME]
+        is_short = isinstance(self.name, str) and len(self.name) <= _LONGEST_NAME
+        near = difflib.get_close_matches(self.name, names, n=3) if is_short else []
         hint = f"; near matches: {', '.join(map(repr, near))}" if near else ""
         return f"no tensor {self.name!r}{hint}"
 

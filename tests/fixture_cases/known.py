@@ -20,7 +20,7 @@ STANDS_FOR = {
     "invalid/met-004-twice.vqm": "a key twice, of which two parsers take different ones, as in CouchDB: CVE-2017-12635",
     "invalid/met-005-claim-array.vqm": f"{_COUNTS}CVE-2024-21825",
     "invalid/met-005-end-string-hostile.vqm": f"{_COUNTS}CVE-2024-23496",
-    "invalid/met-006-depth-hostile.vqm": "nesting that overflows a parser's stack, as in MessagePack for C#: CVE-2020-5234",
+    "invalid/met-006-depth-hostile.vqm": "nesting that overflows a stack, as in MessagePack for C#: CVE-2020-5234",
     "invalid/met-007-values.vqm": "few bytes that become many objects, as the entities of XML in 'billion laughs'",
     "invalid/sec-005-skippable-frame.vqm": _HIDDEN,
     "invalid/sec-005-two-frames.vqm": _HIDDEN,

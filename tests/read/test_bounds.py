@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import sys
 import tracemalloc
@@ -265,3 +266,15 @@ def test_a_tensor_without_elements_takes_few_calls(read: Read, most: int) -> Non
     few, many = (calls_of(read, vqm_attacks.many_tensors(n, 1, in_layer=500)) for n in (1000, 2000))
 
     assert (many - few) / 1000 < most
+
+
+def test_few_names_are_searched_for_similar_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[str] = []
+    monkeypatch.setattr(difflib, "get_close_matches", lambda name, names, n: searched.extend(names) or [])
+    names = ["x" * 1000, *(f"layer{i}" for i in range(20_000))]
+
+    assert str(vqformat.TensorNotFoundError("layerx", names)) == "no tensor 'layerx'"
+    assert searched == names[1:5000]
+    searched.clear()
+    str(vqformat.TensorNotFoundError("x" * 1000, names))
+    assert searched == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,9 @@ class Index:
 
     def __len__(self) -> int:
         return len(self._dtypes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
 
     @property
     def names(self) -> list[str]:

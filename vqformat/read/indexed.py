@@ -110,7 +110,7 @@ class IndexedReader:
         """
         at = self.index.position(name)
         if at is None:
-            raise TensorNotFoundError(name, self.index.names)
+            raise TensorNotFoundError(name, self.index)
         return self.index.entry(at)
 
     def record(self, name: str) -> TensorRecord:
