@@ -216,7 +216,7 @@ def test_an_index_stays_in_columns() -> None:
     try:
         index = Index(meta)
         after, peak = tracemalloc.get_traced_memory()
-        assert after < len(meta) + 24 * 100_000
+        assert after < len(meta) + 32 * 100_000
         assert peak < len(meta) + 120 * 100_000  # shapes as tuples would have 300 bytes each
         assert index.entry(77_777).shape == (0,) * 32 and index.position("0077777") == 77_777
     finally:
