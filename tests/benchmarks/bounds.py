@@ -1,7 +1,8 @@
 """The worst files of a few sizes: how long they take, and how much memory, with and without the caller's bounds.
 
 Each file is legal, so only a bound refuses it. For each size and each kind of abuse a file is built that has as much of
-it as fits. It is read in a process of its own, as on a machine on which ``AVAILABLE`` bytes of memory are free::
+it as fits. It is read in a process of its own, as on a machine on which ``AVAILABLE`` bytes of memory are free. Memory
+is the most above what the imports took::
 
     python tests/benchmarks/bounds.py --seconds 10
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import vqm_attacks
+from memory import status_nbytes
 from vqmbuilder import Entry, Section, layr, section
 from vqmtensors import DTYPES, Layout, Tensor
 
@@ -138,12 +140,11 @@ def measure_here(read: str, path: str, bound: int | None, seconds: float) -> Non
 
     limits.limit_memory(AVAILABLE)
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds + time.process_time()) + 1,) * 2)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = status_nbytes("VmHWM")  # not ru_maxrss, which has what the parent took
     start = time.process_time()
     with contextlib.suppress(ValueError):  # refused
         READS[read](path, bound)
-    nbytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    print(time.process_time() - start, nbytes)
+    print(time.process_time() - start, status_nbytes("VmHWM") - before)
 
 
 def measure(attack: str, read: str, path: str, bound: int | None, seconds: float) -> Cost:
@@ -160,7 +161,8 @@ def worst(costs: list[Cost], seconds: float) -> str:
     slowest = max(costs, key=lambda cost: cost.seconds)
     largest = max(costs, key=lambda cost: cost.peak_mb)
     time_text = f"> {seconds:.0f} s" if slowest.seconds == float("inf") else f"{slowest.seconds:.1f} s"
-    return f"{time_text} ({slowest.attack}), {largest.peak_mb:.0f} MB ({largest.attack})"
+    memory_text = f"{largest.peak_mb:.0f} MB ({largest.attack})" if largest.peak_mb >= 1 else "no more memory"
+    return f"{time_text} ({slowest.attack}), {memory_text}"
 
 
 def main() -> None:
