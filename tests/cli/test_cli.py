@@ -25,6 +25,7 @@ from vqformat.cli.text import escape, shape_text, table, to_json
 from vqformat.encode.methods.assemble import assemble_raw
 from vqformat.encode.progress import TensorProgress
 from vqformat.format.chunkwriter import ChunkWriter
+from vqformat.format.limits import available_memory
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,8 @@ def test_version(run: Run) -> None:
         ["extract", "x.vqm", "-o", "-"],
         ["diff", "a.vqm"],
         ["diff", "-", "-"],
+        ["info", "x.vqm", "--max-memory", "0.0001kB"],
+        ["info", "x.vqm", "--max-memory", "1" + 308 * "0" + "kB"],
     ],
 )
 def test_wrong_usage_exits_with_2(run: Run, args: list[str]) -> None:
@@ -298,12 +301,12 @@ def test_an_interrupt_while_modules_are_imported_is_no_traceback(start: list[str
 def test_a_bound_on_memory_refuses_what_is_larger(
     command: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vqformat.format.limits._most_memory", None)
     monkeypatch.chdir(tmp_path)
     vqformat.save_file({"w": np.arange(1000, dtype=np.float32)}, "a.vqm")
 
-    refused = run(*command, "a.vqm", "--max-memory", "3999")
+    refused = run(*command, "a.vqm", "--max-memory", "3.9999kB")
     accepted = run(*command, "a.vqm", "--max-memory", "4kB")
 
-    assert refused.code == 1 and "max_total_bytes is 3999" in refused.err
+    assert refused.code == 1 and "4000 bytes; 3999 are available" in refused.err
     assert accepted.code == 0
+    assert available_memory() > 4000  # the bound was that of the run

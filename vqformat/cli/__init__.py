@@ -53,9 +53,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
     try:
         args = build_parser().parse_args(argv)
-        if getattr(args, "max_memory", None) is not None:
-            limit_memory(args.max_memory)
-        with _terminating():
+        with _terminating(), limit_memory(getattr(args, "max_memory", None)):
             # The module of the verb is imported only now, so that `vqm info` does not wait for torch
             run = getattr(importlib.import_module(f".{args.module}", __name__), args.function)
             code: int = run(args)
