@@ -288,13 +288,27 @@ SCRIPT = "from vqformat.cli import main; raise SystemExit(main())"
 
 
 @pytest.mark.parametrize("start", [["-m", "vqformat"], ["-c", SCRIPT]], ids=["module", "script"])
-def test_an_interrupt_while_modules_are_imported_is_no_traceback(start: list[str], tmp_path: Path) -> None:
-    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
+@pytest.mark.parametrize("module", ["argparse", "threading", "numpy"])
+def test_an_interrupt_while_modules_are_imported_is_no_traceback(
+    module: str, start: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
 
+    assert interrupted(start, tmp_path) == (130, "vqm: interrupted\n")
+
+
+def test_an_interrupt_while_numpy_imports_datetime_in_c_is_none_of_numpy(tmp_path: Path) -> None:
+    """NumPy takes any exception there for a broken installation."""
+    (tmp_path / "numpy.py").write_text("import sys\nassert 'datetime' in sys.modules\nraise KeyboardInterrupt")
+
+    assert interrupted(["-c", SCRIPT], tmp_path) == (130, "vqm: interrupted\n")
+
+
+def interrupted(start: list[str], stubs: Path) -> tuple[int, str]:
+    """Exit code and stderr of a run in which modules of a folder come before others."""
     done = subprocess.run([sys.executable, *start, "info", "a.vqm"], capture_output=True, text=True, check=False,
-                          env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])})  # fmt: skip
-
-    assert (done.returncode, done.stderr) == (130, "vqm: interrupted\n")
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join([str(stubs), *sys.path])})  # fmt: skip
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("command", [["extract", "-o", "a.npz"], ["diff", "a.vqm"]], ids=str)
