@@ -25,6 +25,7 @@ from vqformat.cli.text import escape, shape_text, table, to_json
 from vqformat.encode.methods.assemble import assemble_raw
 from vqformat.encode.progress import TensorProgress
 from vqformat.format.chunkwriter import ChunkWriter
+from vqformat.format.limits import available_memory
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,8 @@ def test_version(run: Run) -> None:
         ["extract", "x.vqm", "-o", "-"],
         ["diff", "a.vqm"],
         ["diff", "-", "-"],
+        ["info", "x.vqm", "--max-memory", "0.0001kB"],
+        ["info", "x.vqm", "--max-memory", "1" + 308 * "0" + "kB"],
     ],
 )
 def test_wrong_usage_exits_with_2(run: Run, args: list[str]) -> None:
@@ -285,25 +288,39 @@ SCRIPT = "from vqformat.cli import main; raise SystemExit(main())"
 
 
 @pytest.mark.parametrize("start", [["-m", "vqformat"], ["-c", SCRIPT]], ids=["module", "script"])
-def test_an_interrupt_while_modules_are_imported_is_no_traceback(start: list[str], tmp_path: Path) -> None:
-    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
+@pytest.mark.parametrize("module", ["argparse", "threading", "numpy"])
+def test_an_interrupt_while_modules_are_imported_is_no_traceback(
+    module: str, start: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
 
+    assert interrupted(start, tmp_path) == (130, "vqm: interrupted\n")
+
+
+def test_an_interrupt_while_numpy_imports_datetime_in_c_is_none_of_numpy(tmp_path: Path) -> None:
+    """NumPy takes any exception there for a broken installation."""
+    (tmp_path / "numpy.py").write_text("import sys\nassert 'datetime' in sys.modules\nraise KeyboardInterrupt")
+
+    assert interrupted(["-c", SCRIPT], tmp_path) == (130, "vqm: interrupted\n")
+
+
+def interrupted(start: list[str], stubs: Path) -> tuple[int, str]:
+    """Exit code and stderr of a run in which modules of a folder come before others."""
     done = subprocess.run([sys.executable, *start, "info", "a.vqm"], capture_output=True, text=True, check=False,
-                          env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])})  # fmt: skip
-
-    assert (done.returncode, done.stderr) == (130, "vqm: interrupted\n")
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join([str(stubs), *sys.path])})  # fmt: skip
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("command", [["extract", "-o", "a.npz"], ["diff", "a.vqm"]], ids=str)
 def test_a_bound_on_memory_refuses_what_is_larger(
     command: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vqformat.format.limits._most_memory", None)
     monkeypatch.chdir(tmp_path)
     vqformat.save_file({"w": np.arange(1000, dtype=np.float32)}, "a.vqm")
 
-    refused = run(*command, "a.vqm", "--max-memory", "3999")
+    refused = run(*command, "a.vqm", "--max-memory", "3.9999kB")
     accepted = run(*command, "a.vqm", "--max-memory", "4kB")
 
-    assert refused.code == 1 and "max_total_bytes is 3999" in refused.err
+    assert refused.code == 1 and "4000 bytes; 3999 are available" in refused.err
     assert accepted.code == 0
+    assert available_memory() > 4000  # the bound was that of the run

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import CHECKPOINT, FIXTURES, ROOT
+from index_faults import BY_INDEX, OTHER_DIGEST, index_faults
 
 import vqformat
 from vqformat.cli import main
@@ -24,7 +25,7 @@ SANITIZERS = ["-g", "-O1", "-DVQM_TEST_ARENA", "-fsanitize=address,undefined", "
 USE_OF_ZSTD = "#include <zstd.h>\nint main(void) { return !ZSTD_versionNumber(); }"
 # From a stream, in pieces, from memory; with an arena of just the size that vqm_need tells
 IN_SEQUENCE = [(), ("-p", "1"), ("-p", "7", "-e"), ("-m",), ("-m", "-e")]
-BY_INDEX = [("-i",), ("-i", "-e"), ("-r", "-e")]
+WITH_INDEX = [("-i",), ("-i", "-e"), ("-r", "-e")]
 
 
 def build(target: Path, program: Path, *options: str, libraries: tuple[str, ...] = ("-lzstd",)) -> Path:
@@ -76,15 +77,31 @@ def test_fixtures_in_sequence(vqmcat: Path, arguments: tuple[str, ...]) -> None:
     check(vqmcat, *arguments)
 
 
-@pytest.mark.parametrize("arguments", BY_INDEX)
+@pytest.mark.parametrize("arguments", WITH_INDEX)
 def test_fixtures_by_the_index(vqmcat: Path, arguments: tuple[str, ...]) -> None:
     check(vqmcat, *arguments, by_index=True)
 
 
+@pytest.mark.parametrize("arguments", [("-p", "7"), ("-m",), ("-i",), ("-r",)])
+def test_wrong_fields_of_the_index(vqmcat: Path, arguments: tuple[str, ...], tmp_path: Path) -> None:
+    faults = dict(index_faults())
+    for fault, data in faults.items():
+        (tmp_path / fault).write_bytes(data)
+
+    run = subprocess.run([vqmcat, *arguments, *faults], cwd=tmp_path, capture_output=True, check=False)
+
+    found = [json.loads(line).get("error") for line in run.stdout.splitlines()]
+    for fault, error in zip(faults, found, strict=True):
+        if arguments in (("-i",), ("-r",)):
+            assert error == BY_INDEX.get(fault, "format") or BY_INDEX.get(fault, "") is None, fault
+        else:
+            assert error == ("checksum" if fault == OTHER_DIGEST else "format"), fault
+
+
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("arguments", IN_SEQUENCE + BY_INDEX)
+@pytest.mark.parametrize("arguments", IN_SEQUENCE + WITH_INDEX)
 def test_fixtures_under_the_sanitizers(sanitized: Path, arguments: tuple[str, ...]) -> None:
-    check(sanitized, "-a", "600", *arguments, by_index=arguments in BY_INDEX)
+    check(sanitized, "-a", "600", *arguments, by_index=arguments in WITH_INDEX)
 
 
 def test_stdin_and_exit_status(vqmcat: Path) -> None:
@@ -123,7 +140,7 @@ def test_a_model_gives_the_same_bytes_as_with_python(vqmcat: Path, tmp_path: Pat
     path = tmp_path / "lenet.vqm"
     assert main(["convert", str(CHECKPOINT), "-o", str(path), "--preset", preset, "-q"]) == 0
     expected = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in vqformat.load_file(path).items()}
-    for arguments in [*IN_SEQUENCE, *BY_INDEX]:
+    for arguments in [*IN_SEQUENCE, *WITH_INDEX]:
         run = subprocess.run([vqmcat, *arguments, path], capture_output=True, check=True)
         assert {tensor["name"]: tensor["sha256"] for tensor in json.loads(run.stdout)["tensors"]} == expected
 

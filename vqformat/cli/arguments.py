@@ -223,17 +223,19 @@ def _positive(text: str) -> float:
     return value
 
 
-def _nbytes(text: str) -> float:
-    """Parse a number of bytes, with or without a unit."""
+def _nbytes(text: str) -> int:
+    """Parse a number of bytes, with or without a unit. A fraction of a byte is dropped."""
     match = re.fullmatch(r"\s*([0-9.]+)\s*(?:([kMG])(i?))?[bB]?\s*", text)
     try:
         value = float(match.group(1)) if match else math.nan
     except ValueError:
         value = math.nan
-    if match is None or not (math.isfinite(value) and value > 0):
+    if match is not None and math.isfinite(value):
+        base = 1024 if match.group(3) else 1000
+        value *= base ** " kMG".index(match.group(2) or " ")
+    if not (math.isfinite(value) and value >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 300000, 300kB or 2.5MiB")
-    base = 1024 if match.group(3) else 1000
-    return value * math.pow(base, " kMG".index(match.group(2) or " "))
+    return int(value)
 
 
 def _count(text: str) -> int:

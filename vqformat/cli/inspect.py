@@ -15,7 +15,7 @@ from ..errors import FormatError
 from ..format import metadata
 from ..format.byte_stream import StreamInput
 from ..format.chunks import LayerInfo, SharedRecords, parse_book_chunk, parse_freq_chunk, parse_meta
-from ..format.container import HEADER_NBYTES, ChunkHead, read_chunk_head
+from ..format.container import HEADER_NBYTES, ChunkHead, begins_like_vqm, read_chunk_head
 from ..format.dtypes import BY_NAME
 from ..format.records import AliasRecord, Record, TensorRecord
 from ..format.stage_summary import stage_summary
@@ -168,7 +168,7 @@ def _is_vqm(path: Path) -> bool:
     if path.is_dir():
         return False
     with open(path, "rb") as stream:
-        return stream.read(4) == b"\x89VQM"
+        return begins_like_vqm(stream.read(HEADER_NBYTES))
 
 
 def _info_json(file: str, contents: _Contents, tensors: list[_Tensor]) -> dict[str, Any]:

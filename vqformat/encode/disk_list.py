@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import pickle
 import tempfile
 import weakref
@@ -12,6 +11,7 @@ from itertools import accumulate
 from typing import IO, Any, TypeVar, cast, overload
 
 from ..files import temporary_space
+from .growing_map import GrowingMap
 
 _IN_MEMORY_NBYTES = 1 << 20
 _LARGE_NBYTES = 1 << 16  # of a buffer that is stored beside the pickle, and mapped when its item is loaded
@@ -32,10 +32,11 @@ class DiskList(Sequence[T]):
 
     def __init__(self, items: Iterable[T] = (), *, folder: str | None) -> None:
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY_NBYTES, dir=folder)  # noqa: SIM115
+        self._map = GrowingMap(self._file)
         self._is_in_folder = folder is not None
         self._items: list[tuple[int, list[int]]] = []  # where the parts of each begin, and the sizes of these
         self._end = 0
-        self.close = weakref.finalize(self, _close, self._file)
+        self.close = weakref.finalize(self, self._map.close)
         for item in items:
             self.append(item)
 
@@ -78,10 +79,8 @@ class DiskList(Sequence[T]):
 
     def _mapped(self, offset: int, sizes: list[int]) -> list[memoryview]:
         """The parts of an item, mapped."""
-        start = offset - offset % mmap.ALLOCATIONGRANULARITY
-        places = list(accumulate(map(_aligned, sizes), initial=offset - start))
-        self._file.flush()
-        view = memoryview(mmap.mmap(self._file.fileno(), places[-1], access=mmap.ACCESS_READ, offset=start))
+        places = accumulate(map(_aligned, sizes), initial=offset)
+        view = self._map.first(self._end)
         return [view[place : place + size] for place, size in zip(places, sizes, strict=False)]
 
 
@@ -106,8 +105,3 @@ def _pickle(item: object, file: IO[bytes]) -> list[memoryview]:
 
 def _aligned(nbytes: int) -> int:
     return nbytes + -nbytes % _ALIGNMENT
-
-
-def _close(file: IO[bytes]) -> None:
-    with contextlib.suppress(OSError):  # on a full disk the rest of the buffer cannot be written, and nobody needs it
-        file.close()

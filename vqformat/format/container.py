@@ -67,6 +67,14 @@ def pack_header(minor: int) -> bytes:
     return MAGIC + struct.pack("<HHI", MAJOR, minor, 0)
 
 
+def begins_like_vqm(start: bytes) -> bool:
+    """Whether the first bytes of a file, four or more, are those of a ``.vqm``, whose magic may be damaged behind them.
+
+    A transfer in text mode changes the line ends in the magic: ``check_header`` says so.
+    """
+    return start.startswith(MAGIC[:4])
+
+
 def check_header(header: bytes) -> None:
     """Raise unless these 16 bytes are a header that this reader supports (HDR-001..003)."""
     if header[:8] != MAGIC:
@@ -87,7 +95,7 @@ def _describe(start: bytes) -> str:
     for magic, kind in kinds.items():
         if start.startswith(magic):
             return f"it begins like {kind}"
-    if start[1:4] == b"VQM" or start.startswith(MAGIC[:4]):
+    if start[1:4] == b"VQM" or begins_like_vqm(start):
         return f"its first bytes {start[:8].hex(' ')} are a damaged magic, as after a transfer in text mode"
     if start[8:9] == b"{":
         return "it begins like a safetensors file"

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import accumulate
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import FormatError, LimitError
+from ..errors import FormatError, LimitError, UnsupportedError
 from ..forks import cached_property
 from . import metadata
-from .container import HEADER_NBYTES
+from .container import CHUNK_HEAD_NBYTES, HEADER_NBYTES, KNOWN_TYPES
 from .dtypes import BY_NAME, by_id
-from .limits import MAX_CHUNKS, MAX_META_COPY_NBYTES, MAX_RANK, MAX_TENSORS
+from .limits import (
+    MAX_CHUNKS,
+    MAX_META_COPY_NBYTES,
+    MAX_NAME_NBYTES,
+    MAX_RANK,
+    MAX_SHAPE_PRODUCT,
+    MAX_TENSORS,
+)
 from .records import AliasRecord, Record, TensorRecord
 
+FIELDS = ("digest", "metadata", "chunk_types", "chunk_lengths", "names", "dtypes", "ranks", "dims", "chunks", "targets")
 NO_DIGEST = bytes(32)
+_LEAST_CHUNK_NBYTES = CHUNK_HEAD_NBYTES + 4  # body_crc
 
 
 @dataclass(frozen=True)
@@ -149,8 +159,27 @@ class Index:
 
     def pack(self) -> bytes:
         """The metadata of an INDX chunk."""
+        return metadata.pack(self._fields())
+
+    def compare(self, meta: bytes, offset: int) -> None:
+        """Compare this index, made from the chunks, with the metadata of an INDX chunk, and take the digest from that.
+
+        Args:
+            offset: Offset of the INDX chunk, for error texts.
+
+        Raises:
+            FormatError: A field other than the digest differs (IDX-001, IDX-004), or it is not of its kind (MET-008).
+        """
+        stated = _bins(meta)
+        self.digest = stated[0]
+        for name, found, expected in zip(FIELDS, stated, self._fields(), strict=True):
+            if found != expected:
+                raise FormatError(f"{name} of the index does not agree with the chunks", clause="IDX-001",
+                                  offset=offset)  # fmt: skip
+
+    def _fields(self) -> list[bytes]:
         dims = [size for shape in self.shapes for size in shape]
-        return metadata.pack([
+        return [
             self.digest,
             self.meta_copy,
             b"".join(self.chunk_types),
@@ -161,21 +190,20 @@ class Index:
             metadata.pack_column(dims),
             metadata.pack_column(self.chunks),
             metadata.pack_column(self.targets) if any(self.targets) else b"",
-        ])  # fmt: skip
+        ]
 
     @classmethod
     def parse(cls, meta: bytes) -> Index:
         """Parse the metadata of an INDX chunk, and check it for contradictions (IDX-001, IDX-004).
 
+        The chunks of a damaged file may be read by an index that lists unknown types: see ``check_types``.
+
         Raises:
             FormatError: It breaks a rule.
         """
-        fields = metadata.unpack(meta)
-        if not isinstance(fields, list) or len(fields) != 10 or any(not isinstance(f, bytes) for f in fields):
-            raise FormatError("INDX is not an array of ten bins", clause="MET-008")
-        digest, meta_copy, types, lengths, names, dtypes, ranks, dims, chunks, targets = fields
-        if len(digest) != 32:
-            _fail(f"digest has {len(digest)} bytes, not 32")
+        digest, meta_copy, types, lengths, names, dtypes, ranks, dims, chunks, targets = _bins(meta)
+        if len(meta_copy) > MAX_META_COPY_NBYTES:
+            _fail(f"the copy of META has {len(meta_copy)} bytes; at most {MAX_META_COPY_NBYTES} are copied")
         if len(types) % 4 or not types:
             _fail(f"chunk_types has {len(types)} bytes, not 4 for each chunk")
         n_chunks, n = len(types) // 4, len(dtypes)
@@ -202,9 +230,26 @@ class Index:
             _positions={name: at for at, name in enumerate(name_list)},
         )
         index._check()
+        if targets and not any(index.targets):
+            _fail("there are targets, though no tensor is an alias")
         return index
 
+    def check_types(self) -> None:
+        """Check that all types of chunks are known or ancillary (CHK-002, CHK-003).
+
+        Raises:
+            FormatError: A type is not four letters.
+            UnsupportedError: A reader must know it.
+        """
+        for type in set(self.chunk_types).difference(KNOWN_TYPES):
+            if not (type.isascii() and type.isalpha()):
+                raise FormatError(f"index: chunk type {type!r} is not four letters", clause="CHK-002")
+            if not type[:1].islower():
+                raise UnsupportedError(f"index: unknown critical chunk type {type.decode()!r}", clause="CHK-003")
+
     def _check(self) -> None:
+        if min(self.chunk_lengths) < _LEAST_CHUNK_NBYTES:
+            _fail(f"a chunk has {min(self.chunk_lengths)} bytes, and no chunk has less than {_LEAST_CHUNK_NBYTES}")
         if len(self._positions) != len(self.names):
             raise FormatError("two tensors of the index have the same name", clause="TEN-002")
         if self.dtypes and max(self.dtypes) >= len(BY_NAME):
@@ -219,6 +264,18 @@ class Index:
             if target and (target > at or self.targets[target - 1]):
                 raise FormatError(f"index: target {target} of tensor {at} is no earlier tensor that is not an alias",
                                   clause="ALI-001")  # fmt: skip
+            if target and (self.dtypes[at], self.shapes[at]) != (self.dtypes[target - 1], self.shapes[target - 1]):
+                _fail(f"alias {self.names[at]!r:.200} and its target differ in dtype or shape")
+
+
+def _bins(meta: bytes) -> list[bytes]:
+    """The fields of an INDX chunk, by kind (MET-008)."""
+    fields = metadata.unpack(meta)
+    if not isinstance(fields, list) or len(fields) != len(FIELDS) or any(not isinstance(f, bytes) for f in fields):
+        raise FormatError("INDX is not an array of ten bins", clause="MET-008")
+    if len(fields[0]) != len(NO_DIGEST):
+        raise FormatError(f"index: digest has {len(fields[0])} bytes, not {len(NO_DIGEST)}", clause="MET-008")
+    return fields
 
 
 def _fail(message: str) -> None:
@@ -228,6 +285,11 @@ def _fail(message: str) -> None:
 def _split_names(names: bytes) -> list[str]:
     if names and not names.endswith(b"\0"):
         _fail("names does not end with a byte 0")
+    parts = names.split(b"\0")[:-1]
+    if max(map(len, parts), default=0) > MAX_NAME_NBYTES:
+        raise LimitError(f"index: a name has more than {MAX_NAME_NBYTES} bytes", clause="TEN-001")
+    if not all(parts):
+        raise FormatError("index: a name is empty", clause="TEN-001")
     try:
         return names.decode().split("\0")[:-1]
     except UnicodeDecodeError as err:
@@ -239,6 +301,9 @@ def _split_dims(dims: npt.NDArray[np.uint64], ranks: bytes) -> list[tuple[int, .
     shapes = []
     at = 0
     for rank in ranks:
-        shapes.append(tuple(sizes[at : at + rank]))
+        shape = tuple(sizes[at : at + rank])
+        if prod(size for size in shape if size) > MAX_SHAPE_PRODUCT:
+            raise LimitError(f"index: shape {shape!r:.200} has a product above {MAX_SHAPE_PRODUCT}", clause="TEN-003")
+        shapes.append(shape)
         at += rank
     return shapes

@@ -84,18 +84,17 @@ class Budget:
     def _check(self, tensor_nbytes: int, table_nbytes: int, what: str, fair_nbytes: int) -> None:
         table_nbytes += self.shared_nbytes
         total_nbytes = self.tensor_nbytes + tensor_nbytes + table_nbytes
-        most_nbytes = self.max_total_nbytes
+        most_nbytes, allowed = self.max_total_nbytes, f"max_total_bytes is {self.max_total_nbytes}"
         if most_nbytes is None:
             if self._available_nbytes is None:
                 self._available_nbytes = limits.available_memory()
-            most_nbytes = self._available_nbytes
+            most_nbytes, allowed = self._available_nbytes, f"{self._available_nbytes} are available"
             most_tables = max(_MOST_TABLE_NBYTES, fair_nbytes)
             if table_nbytes > most_tables:
                 raise LimitError(f"with {what} there are {table_nbytes} bytes of tables; without max_total_bytes at"
                                  f" most {most_tables} are allowed", clause="LIM-002")  # fmt: skip
         if total_nbytes > most_nbytes:
-            raise LimitError(f"with {what} there are {total_nbytes} bytes; max_total_bytes is {most_nbytes}",
-                             clause="LIM-002")  # fmt: skip
+            raise LimitError(f"with {what} there are {total_nbytes} bytes; {allowed}", clause="LIM-002")
 
 
 def _in_memory(record: TensorRecord) -> int:

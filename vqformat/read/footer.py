@@ -52,6 +52,7 @@ def read_index(source: RandomInput, tail_nbytes: int, most_held_nbytes: int) -> 
         raise FormatError(f"index_offset {index_offset} is not that of an INDX chunk before the footer",
                           clause="FTR-003", offset=footer_offset)  # fmt: skip
     index = Index.parse(chunk.meta)
+    index.check_types()
     if index.chunk_offsets[-1] != index_offset:
         raise FormatError(f"the chunks of the index end at {index.chunk_offsets[-1]}, not at {index_offset}",
                           clause="IDX-001", offset=index_offset)  # fmt: skip

@@ -15,6 +15,7 @@ from ..forks import ForkSafeLock, cached_property
 from ..format.chunks import LayerInfo, parse_meta
 from ..format.container import ChunkHead
 from ..format.index import Entry
+from ..format.limits import MAX_META_COPY_NBYTES
 from ..format.records import AliasRecord, TensorRecord
 from ..format.stages import Size
 from .budget import Budget
@@ -83,13 +84,20 @@ class IndexedReader:
         self._input.check_open()
 
     def metadata(self) -> dict[str, Any]:
-        """The user's metadata: the copy in the index (SPEC 15.2), or META if there is no copy."""
-        return parse_meta(self.index.meta_copy or self._meta())
+        """The user's metadata: the copy in the index (SPEC 15.2), or META if that is too long for a copy."""
+        meta = self.index.meta_copy
+        if not meta:
+            meta = self._meta()
+            self._check_copy(meta)
+        return parse_meta(meta)
 
     def check_metadata(self) -> None:
         """Read META and compare it with its copy in the index (IDX-001). Nothing else reads META if there is a copy."""
-        meta = self._meta()
-        if self.index.meta_copy and self.index.meta_copy != meta:
+        self._check_copy(self._meta())
+
+    def _check_copy(self, meta: bytes) -> None:
+        """Compare the metadata of META with its copy in the index, which is empty if the metadata is too long."""
+        if self.index.meta_copy != (meta if len(meta) <= MAX_META_COPY_NBYTES else b""):
             raise FormatError("the index's copy of META differs from META", clause="IDX-001",
                               offset=self.index.chunk_offsets[0])  # fmt: skip
 
@@ -166,10 +174,7 @@ class IndexedReader:
         entry = self.entry(name)
         if entry.target is not None:
             self._layer(entry.chunk)  # compares the record of the alias with the index
-            target = self.entry(entry.target)
-            if (target.dtype, target.shape) != (entry.dtype, entry.shape):
-                raise FormatError(f"index: alias {name!r} and its target differ in dtype or shape", clause="IDX-001")
-            entry = target
+            entry = self.entry(entry.target)
         layer = self._layer(entry.chunk)
         found = layer.stored.get(entry.position)
         if found is None:  # no elements: the index, which agrees with the record, says all

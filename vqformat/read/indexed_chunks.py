@@ -13,7 +13,7 @@ from ..errors import FormatError
 from ..forks import ForkSafeLock
 from ..format import container
 from ..format.chunks import parse_book_chunk, parse_freq_chunk
-from ..format.container import CHUNK_HEAD_NBYTES, ChunkHead
+from ..format.container import ChunkHead
 from ..format.index import Index
 from ..format.records import BookRecord, FreqRecord
 from .budget import Budget
@@ -38,8 +38,6 @@ class IndexedChunks:
         """Read the head of a chunk by its number in the chunk list, and compare it with the index."""
         start, end = self.index.chunk_offsets[at], self.index.chunk_offsets[at + 1]
         first = self.source.read_at(start, min(end - start, TAIL_NBYTES), "a chunk")
-        if len(first) < CHUNK_HEAD_NBYTES:
-            raise FormatError(f"index: chunk {at} has {len(first)} bytes", clause="IDX-001", offset=start)
         chunk = container.read_chunk_head(PartInput(self.source, start, start, first))
         # Here only: the head has the CRCs of the sections, so those of another file are refused
         self.source.check_unchanged()

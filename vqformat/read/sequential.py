@@ -196,12 +196,10 @@ class SequentialReader:
         return allocate(record) if array is None else array
 
     def _finish(self, chunk: ChunkHead, digest: bytes) -> None:
-        found = Index.parse(chunk.meta)
-        self._index.digest = self.digest = found.digest
-        if self._index.pack() != chunk.meta:
-            raise FormatError("the index does not agree with the chunks", clause="IDX-001", offset=chunk.offset)
-        if self._check_digest and digest != found.digest:
-            raise ChecksumError(f"the file's SHA-256 is {digest.hex()}, not {found.digest.hex()}", clause="IDX-002",
+        self._index.compare(chunk.meta, chunk.offset)
+        self.digest = self._index.digest
+        if self._check_digest and digest != self.digest:
+            raise ChecksumError(f"the file's SHA-256 is {digest.hex()}, not {self.digest.hex()}", clause="IDX-002",
                                 offset=chunk.offset)  # fmt: skip
         offset = self._input.offset
         header, index_offset = container.read_footer(self._input.read(FOOTER_NBYTES, "the footer"), offset)

@@ -25,6 +25,10 @@ from .surveyed import Survey, SurveyedLayer, SurveyedTable, SurveyedTensor, kept
 _MOST_FAULTS = 1000  # of a tensor that are listed
 _MOST_EXPANSION = 64  # bytes of values that are decoded for each byte of a file; 0.5 bits per float32 are 64
 
+_TENSOR_IS_LOST = "it uses {}, which is damaged or lost"
+_LAYER_IS_LOST = ("a tensor of its layer uses {}, whose head is damaged or lost: without that, the sections of all"
+                  " tensors of the layer cannot be told apart")  # fmt: skip
+
 _Table = TypeVar("_Table")
 
 
@@ -48,21 +52,21 @@ class _Tables:
         return self.n[b"FREQ"] if self.has_all else MAX_CHUNKS
 
     def book(self, number: int) -> BookRecord:
-        return _get(self.book_records, "BOOK", number)
+        return _get(self.book_records, _LAYER_IS_LOST, "BOOK", number)
 
     def freq(self, number: int) -> FreqRecord:
-        return _get(self.freq_records, "FREQ", number)
+        return _get(self.freq_records, _LAYER_IS_LOST, "FREQ", number)
 
     def book_values(self, number: int) -> Floats:
-        return _get(self.values_of_book, "BOOK", number)
+        return _get(self.values_of_book, _TENSOR_IS_LOST, "BOOK", number)
 
     def freq_tables(self, number: int) -> rans.Tables:
-        return _get(self.tables_of_freq, "FREQ", number)
+        return _get(self.tables_of_freq, _TENSOR_IS_LOST, "FREQ", number)
 
 
-def _get(found: dict[int, _Table], type: str, number: int) -> _Table:
+def _get(found: dict[int, _Table], lost: str, type: str, number: int) -> _Table:
     if number not in found:
-        raise FormatError(f"it uses {type} {number}, which is damaged or lost")
+        raise FormatError(lost.format(f"{type} {number}"))
     return found[number]
 
 
@@ -126,11 +130,14 @@ class _Surveyor:
         return result
 
     def _pass_gap(self, number: int, fault: FormatError) -> None:
+        """Note a chunk whose head is damaged; without an index, a gap that may be several chunks."""
         index = self._found.index
         if index is None:
             self._tables.has_all = False
-        elif (type := index.chunk_types[number]) in self._tables.n:
-            self._tables.n[type] += 1
+        else:
+            type = index.chunk_types[number]
+            if type in (b"BOOK", b"FREQ"):  # the tables behind it keep their numbers
+                self._tables.n[type] += 1
         self._lose_chunk(number, fault)
 
     def _lose_chunk(self, number: int, fault: FormatError) -> None:
