@@ -349,7 +349,7 @@ def names() -> list[Case]:
         valid(
             "copies",
             "aliases that are copies, one with a tied name in a later layer, and an alias that is none",
-            "CPY-001 CPY-002 WRI-002",
+            "CPY-001 CPY-002 EXT-005 WRI-002",
             file(
                 chunk(b"copy", {"b": None, "d": None}),
                 layr("one", first, alias("b", first), alias("c", first), scalar, alias("d", scalar)),

@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from arrays import weights
+from examples import examples
+from hypothesis import given
+from hypothesis import strategies as st
 
 import vqformat
 from vqformat import LimitError
+from vqformat.format.chunkwriter import ChunkWriter, EncodedTensor
+from vqformat.format.records import AliasRecord, TensorRecord
+from vqformat.format.sections import Section
+from vqformat.format.stages import RawStage
+from vqformat.read.indexed import IndexedReader
 from vqformat.read.recovery import write_whole
 from vqformat.read.survey import survey
 
@@ -96,6 +104,36 @@ def test_a_fixture_has_a_copy_and_a_tied_name_of_it() -> None:
     loaded = vqformat.load_file(VALID / "copies.vqm")
 
     assert groups(loaded) == [{"first", "c"}, {"b", "e"}, {"scalar"}, {"d"}, {long}]
+
+
+@given(st.data())
+@examples(50)
+def test_all_readers_agree_on_which_aliases_are_copies(data: st.DataObject) -> None:
+    stream, names = io.BytesIO(), ["a", "b"]
+    holders: dict[str, str] = {}
+    raw = [EncodedTensor(TensorRecord(name, "u8", (1,), stages=(RawStage(),)), [Section(b"1", False)])
+           for name in names]  # fmt: skip
+    with ChunkWriter(stream) as writer:
+        writer.add_layer("", raw)
+        for layer in data.draw(st.lists(st.integers(0, 3), max_size=4)):
+            aliases = [AliasRecord(f"{len(names) + i}", data.draw(st.sampled_from("ab"))) for i in range(layer)]
+            names += [alias.name for alias in aliases]
+            said = {alias.name: data.draw(st.sampled_from(names)) for alias in aliases if data.draw(st.booleans())}
+            if aliases:
+                writer.add_layer("", aliases, said)
+            holders |= said
+
+    loaded = vqformat.load(stream.getvalue())
+
+    stream.seek(0)
+    found = survey(stream)
+    found_holders = IndexedReader(stream).holders
+    assert found.holders == found_holders and found_holders.keys() == holders.keys()
+    for name, holder in found_holders.items():
+        is_own = holder == name
+        assert is_own == (id(loaded[name]) not in {id(loaded[other]) for other in names[: names.index(name)]})
+        assert is_own or loaded[name] is loaded[holder]
+        assert loaded[name].tolist() == [ord("1")]
 
 
 # CPY-001

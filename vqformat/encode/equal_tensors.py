@@ -19,6 +19,7 @@ Bytes = npt.NDArray[np.uint8]
 
 _SMALLEST_NBYTES = 1 << 12  # below, an alias and its ``copy`` chunk may take as many bytes as the tensor
 _N_PIECES, _PIECE_NBYTES = 16, 1 << 12  # of a tensor whose CRC is compared first
+_COMPARED_NBYTES = 1 << 20  # that are compared at once
 
 
 class EqualTensors:
@@ -26,7 +27,7 @@ class EqualTensors:
 
     A tensor is looked at when its array is in memory to be encoded. Only its checksums are kept: first that of some
     pieces of it, then that of all bytes, once a second tensor has the same pieces. If these are equal too, the earlier
-    tensor is loaded again, and all bytes are compared.
+    tensor is loaded again, so that both are in memory, and all bytes are compared.
 
     With a calibration only tensors that are stored without loss are looked at: others are coded and corrected by the
     inputs of their own layers.
@@ -85,7 +86,7 @@ class EqualTensors:
         if other is tensor:
             self._summed.add(tensor.name)
             return None
-        if self._positions[other.name] > at or not np.array_equal(data, _bytes_of(other)):
+        if self._positions[other.name] > at or not _is_same(data, _bytes_of(other)):
             return None
         self.targets[tensor.name] = other.name
         return other.name
@@ -104,6 +105,11 @@ def _bytes_of(tensor: SourceTensor) -> Bytes:
 
 def _flat(array: Array) -> Bytes:
     return array.reshape(-1).view(np.uint8)
+
+
+def _is_same(a: Bytes, b: Bytes) -> bool:
+    starts = range(0, a.size, _COMPARED_NBYTES)
+    return all(np.array_equal(a[i : i + _COMPARED_NBYTES], b[i : i + _COMPARED_NBYTES]) for i in starts)
 
 
 def _crc_of_pieces(data: Bytes) -> int:

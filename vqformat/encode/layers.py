@@ -63,6 +63,7 @@ class LayerWriter:
         self._writer, self._book = writer, book
         self._report = Report()
         self._energy = self._noise = 0.0
+        self._sqnr_db: dict[str, float] = {}  # of the tensors written so far
         self._results: list[Result] = []
         self._layers: list[str | tuple[int, str]] = []  # the layers of the results that wait to be written
         self._nbytes = 0  # decoded bytes of these results
@@ -113,6 +114,9 @@ class LayerWriter:
             report = result.report
             if isinstance(result.encoded, CodedTensor) and isinstance(tensor, EncodedTensor):
                 report = replace(report, method=stage_summary(tensor.record), stored_nbytes=tensor.stored_nbytes)
+            if isinstance(tensor, AliasRecord) and result.holder == report.name:
+                report = replace(report, sqnr_db=self._sqnr_db[tensor.target])
+            self._sqnr_db[report.name] = report.sqnr_db
             self._report.tensors.append(report)
         self._results, self._layers, self._nbytes = [], [], 0
 

@@ -22,8 +22,7 @@ class TensorReport:
         name, dtype, shape: Of the tensor; the dtype is a name in SPEC 7.1.
         method: Its stages in words, ``"alias of …"`` or ``"copy of …"``.
         stored_nbytes: Bytes of its sections, as stored.
-        sqnr_db: Signal-to-quantization-noise ratio in dB; inf if it is exact, nan if it has no elements, or is an alias
-            or a copy.
+        sqnr_db: Signal-to-quantization-noise ratio in dB; inf if it is exact, nan if it has no elements or is an alias.
     """
 
     name: str
