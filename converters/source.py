@@ -71,7 +71,7 @@ def quantized_notes(report: Report, tensors: list[SourceTensor]) -> list[str]:
     """What a user should know of tensors that came quantized."""
     kept: dict[str, list[str]] = {"as values": [], "as u8": [], "anew": []}
     for tensor, result in zip(tensors, report.tensors, strict=True):
-        if tensor.form is not None:
+        if tensor.form is not None and not result.method.startswith("copy of "):
             is_kept = result.method.startswith(tensor.form.name)
             what = "anew" if not is_kept else "as u8" if result.method.endswith("raw") else "as values"
             kept[what].append(tensor.form.name)

@@ -55,7 +55,7 @@ def save_file(
 
     Args:
         tensors: Arrays by name, with any strides and byte order. Their order is kept. Equal views of the same memory
-            become aliases.
+            become aliases. Other equal tensors are stored once, too, and loaded as arrays of their own.
         filename: Path, or a binary stream to write to. A path is written under a temporary name and renamed when it is
             complete.
         metadata: Map with string keys. Values are strings, integers, bools, bytes, None, lists and maps.
@@ -120,7 +120,10 @@ def load_file(
     threads: int | None = None,
     allow_partial: bool = False,
 ) -> dict[str, Array]:
-    """Load all tensors of a file, in file order. An alias is the same array object as its target.
+    """Load all tensors of a file, in file order.
+
+    An alias is the same array object as its target. Tensors that are equal and were not tied are arrays of their own,
+    though they are stored once.
 
     Args:
         filename: Path, or a binary stream, which need not support ``seek``.
@@ -146,6 +149,12 @@ def load_file(
                     tensors[record.name] = tensors[record.target]
                 else:
                     tensors[record.name] = arrays[record.name]
+        for name, holder in reader.copies.holders.items():  # CPY-002; now, as arrays are filled only at the end
+            if name in tensors and name == holder:
+                budget.take_copy(name, tensors[name].nbytes)
+                tensors[name] = tensors[name].copy()
+            elif name in tensors:
+                tensors[name] = tensors[holder]
         if reader.cut_at is not None:
             warnings.warn(f"the file ends early, at byte {reader.cut_at}: {len(tensors)} tensors of it are whole",
                           stacklevel=2)  # fmt: skip

@@ -122,6 +122,7 @@ def _report_table(report: Report, *, verbose: bool) -> list[str]:
     for tensor in report.tensors:
         is_alias = tensor.stored_nbytes == 0 and tensor.method.startswith("alias of ")
         n_weights += 0 if is_alias else tensor.n_elements
+        is_alias = is_alias or (tensor.stored_nbytes == 0 and tensor.method.startswith("copy of "))
         bits = "-" if is_alias else number(tensor.bits_per_weight, ".3f")
         stored = "-" if is_alias else count(tensor.stored_nbytes)
         of_file = "-" if is_alias else share(tensor.stored_nbytes)

@@ -16,6 +16,7 @@ from ..format import metadata
 from ..format.byte_stream import StreamInput
 from ..format.chunks import LayerInfo, SharedRecords, parse_book_chunk, parse_freq_chunk, parse_meta
 from ..format.container import HEADER_NBYTES, ChunkHead, begins_like_vqm, read_chunk_head
+from ..format.copies import Copies
 from ..format.dtypes import BY_NAME
 from ..format.records import AliasRecord, Record, TensorRecord
 from ..format.stage_summary import stage_summary
@@ -37,7 +38,8 @@ class _Tensor:
     shape: tuple[int, ...]
     method: str
     stored_nbytes: int
-    alias_of: str | None
+    alias_of: str | None = None
+    copy_of: str | None = None
 
     @property
     def n_elements(self) -> int:
@@ -50,7 +52,7 @@ class _Tensor:
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "layer": self.layer, "dtype": self.dtype, "shape": self.shape,
                 "method": self.method, "bits_per_weight": self.bits_per_weight,
-                "stored_nbytes": self.stored_nbytes, "alias_of": self.alias_of}  # fmt: skip
+                "stored_nbytes": self.stored_nbytes, "alias_of": self.alias_of, "copy_of": self.copy_of}  # fmt: skip
 
 
 class _Contents:
@@ -62,6 +64,7 @@ class _Contents:
         self.file_nbytes = stream.seek(0, os.SEEK_END)
         self.tensors: list[_Tensor] = []
         self._by_name: dict[str, _Tensor] = {}
+        self._copies = Copies()
         self.section_nbytes = self.n_books = self.n_freqs = self.n_layers = 0
         self.metadata: dict[str, Any] = {}
         self.generator = ""
@@ -84,7 +87,11 @@ class _Contents:
             elif chunk.type == b"FREQ":
                 shared.freqs.append(parse_freq_chunk(chunk))
             elif chunk.type == b"LAYR":
-                self._add_layer(chunk, LayerInfo.parse(chunk, shared))
+                layer = LayerInfo.parse(chunk, shared)
+                self._copies.add_chunk(chunk, layer.records)
+                self._add_layer(chunk, layer)
+            if chunk.type != b"LAYR":
+                self._copies.add_chunk(chunk)
         self.n_books, self.n_freqs = shared.n_books, shared.n_freqs
         if [tensor.name for tensor in self.tensors] != index.names:
             raise FormatError("the index does not agree with the chunks", clause="IDX-001")
@@ -105,10 +112,13 @@ class _Contents:
                 original = self._by_name.get(target)
                 if original is None:
                     raise FormatError(f"tensor {name!r}: its target {target!r} is no earlier tensor", clause="ALI-001")
-                return _Tensor(name, layer, original.dtype, original.shape, f"alias of {target}", 0, target)
+                holder = self._copies.holders.get(name, target)
+                is_copy = holder == name
+                method = f"copy of {target}" if is_copy else f"alias of {holder}"
+                return _Tensor(name, layer, original.dtype, original.shape, method, 0,
+                               *((None, target) if is_copy else (holder, None)))  # fmt: skip
             case TensorRecord():
-                return _Tensor(record.name, layer, record.dtype, record.shape, stage_summary(record), stored_nbytes,
-                               None)  # fmt: skip
+                return _Tensor(record.name, layer, record.dtype, record.shape, stage_summary(record), stored_nbytes)
 
     @property
     def n_elements(self) -> int:
@@ -185,7 +195,10 @@ def _info_json(file: str, contents: _Contents, tensors: list[_Tensor]) -> dict[s
 def _summary(file: str, contents: _Contents, *, verbose: bool) -> list[str]:
     overhead = contents.overhead_nbytes / contents.file_nbytes
     n_aliases = sum(tensor.alias_of is not None for tensor in contents.tensors)
-    aliases = f" ({n_aliases:,} {'alias' if n_aliases == 1 else 'aliases'})" if n_aliases else ""
+    n_copies = sum(tensor.copy_of is not None for tensor in contents.tensors)
+    further = [f"{n_aliases:,} {'alias' if n_aliases == 1 else 'aliases'}"] * bool(n_aliases)
+    further += [f"{n_copies:,} {'copy' if n_copies == 1 else 'copies'}"] * bool(n_copies)
+    aliases = f" ({', '.join(further)})" if further else ""
     parts = [counted(contents.n_layers, "layer"), counted(len(contents.tensors), "tensor") + aliases,
              counted(contents.n_elements, "weight")]  # fmt: skip
     if contents.n_books:
@@ -219,7 +232,7 @@ def _tensor_table(tensors: list[_Tensor], *, verbose: bool) -> list[str]:
         return ["no tensors"]
     rows = [("tensor", "dtype", "shape", "method", "bits/weight", "bytes", "layer")]
     for tensor in tensors:
-        is_alias = tensor.alias_of is not None
+        is_alias = tensor.alias_of is not None or tensor.copy_of is not None
         bits = "-" if is_alias else number(tensor.bits_per_weight, ".3f")
         rows.append((escape(tensor.name), tensor.dtype, shape_text(tensor.shape), escape(tensor.method), bits,
                      "-" if is_alias else count(tensor.stored_nbytes), escape(tensor.layer)))  # fmt: skip

@@ -20,7 +20,7 @@ class TensorReport:
 
     Attributes:
         name, dtype, shape: Of the tensor; the dtype is a name in SPEC 7.1.
-        method: Its stages in words, or ``"alias of …"``.
+        method: Its stages in words, ``"alias of …"`` or ``"copy of …"``.
         stored_nbytes: Bytes of its sections, as stored.
         sqnr_db: Signal-to-quantization-noise ratio in dB; inf if it is exact, nan if it has no elements or is an alias.
     """
@@ -47,7 +47,7 @@ class Report:
 
     Attributes:
         tensors: The reports on its tensors, in file order.
-        source_nbytes: Bytes of the tensors in the source, without aliases. Tensors may be quantized there.
+        source_nbytes: Bytes of the tensors in the source, without aliases, with copies. Tensors may be quantized there.
         file_nbytes: Bytes of the file.
         section_nbytes: Bytes of all sections; the other bytes of the file are overhead.
         sqnr_db: SQNR in dB of all tensors that were coded coarsely; inf if there are none.

@@ -43,6 +43,15 @@ class Budget:
         self.check_tables(record, _in_memory(record))
         self.tensor_nbytes += _in_memory(record)
 
+    def take_copy(self, name: str, nbytes: int) -> None:
+        """Count a copy of a tensor before it is made.
+
+        Raises:
+            LimitError: All tensors and tables together have too many bytes.
+        """
+        self._check(nbytes, 0, f"tensor {name!r}", 0)
+        self.tensor_nbytes += nbytes
+
     def check_size(self, record: TensorRecord) -> None:
         """Check the bytes of a tensor alone.
 

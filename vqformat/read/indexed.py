@@ -13,7 +13,8 @@ from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, allocate
 from ..errors import FormatError, TensorNotFoundError
 from ..forks import ForkSafeLock, cached_property
 from ..format.chunks import LayerInfo, parse_meta
-from ..format.container import ChunkHead
+from ..format.container import COPY, ChunkHead
+from ..format.copies import Copies, read_copies
 from ..format.index import Entry
 from ..format.limits import MAX_META_COPY_NBYTES
 from ..format.records import AliasRecord, TensorRecord
@@ -120,6 +121,24 @@ class IndexedReader:
     def record(self, name: str) -> TensorRecord:
         """The record of a tensor; for an alias that of its target."""
         return self._locate(name)[0]
+
+    @cached_property
+    def holders(self) -> dict[str, str]:
+        """For each alias that is not the same array as its target: the alias whose array it is, see ``Copies``."""
+        copies, index = Copies(), self.index
+        if COPY not in index.chunk_types:
+            return {}
+        for at, type in enumerate(index.chunk_types):
+            if type == b"LAYR":
+                entries = map(index.entry, range(index.first_of_chunk[at], index.first_of_chunk[at + 1]))
+                aliases = [(entry.name, entry.target) for entry in entries if entry.target is not None]
+                is_said = bool(aliases) and index.chunk_types[at - 1] == COPY
+                copies.add_aliases(self._read_copies(at - 1) if is_said else {}, aliases)
+        return copies.holders
+
+    def _read_copies(self, at: int) -> dict[str, Any]:
+        with self._input.clearing_on_error():
+            return read_copies(self._chunks.head(at))
 
     def layer_name(self, name: str) -> str:
         """Name of the layer that holds a tensor."""

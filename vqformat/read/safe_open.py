@@ -31,8 +31,9 @@ class TensorInfo:
         shape: Its shape.
         layer: Name of the layer that holds it.
         method: Its stages in words.
-        stored_nbytes: Bytes of its sections as stored; 0 for an alias.
-        alias_of: Name of its target, if it is an alias; else None.
+        stored_nbytes: Bytes of its sections as stored; 0 for an alias or a copy.
+        alias_of: Name of the tensor that it is, if it is an alias; else None.
+        copy_of: Name of the tensor whose values it has, if it is stored as a copy of that; else None.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TensorInfo:
     method: str
     stored_nbytes: int
     alias_of: str | None = None
+    copy_of: str | None = None
 
     @property
     def n_elements(self) -> int:
@@ -179,9 +181,15 @@ class safe_open(Mapping[str, Tensor]):
             TensorNotFoundError: There is no tensor of this name.
         """
         entry = self._reader.entry(name)
-        method = f"alias of {entry.target}" if entry.target is not None else stage_summary(self._reader.record(name))
+        alias_of = copy_of = None
+        if entry.target is None:
+            method = stage_summary(self._reader.record(name))
+        elif (holder := self._reader.holders.get(name, entry.target)) == name:
+            method, copy_of = f"copy of {entry.target}", entry.target
+        else:
+            method, alias_of = f"alias of {holder}", holder
         return TensorInfo(name, entry.dtype, entry.shape, self._reader.layer_name(name), method,
-                          self._reader.stored_nbytes(name), entry.target)  # fmt: skip
+                          self._reader.stored_nbytes(name), alias_of, copy_of)  # fmt: skip
 
 
 def _opened_again(filename: Path | BinaryIO, framework: str, device: Any, options: dict[str, Any]) -> safe_open[Any]:

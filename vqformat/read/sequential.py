@@ -18,6 +18,7 @@ from ..format import container
 from ..format.byte_stream import StreamInput
 from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
 from ..format.container import FOOTER_NBYTES, HEADER_NBYTES, ChunkHead
+from ..format.copies import Copies
 from ..format.index import Index
 from ..format.layout import Block
 from ..format.records import AliasRecord, Record, TensorRecord
@@ -48,6 +49,7 @@ class SequentialReader:
         metadata: The user's metadata.
         digest: The SHA-256 that the index states. It is set when all layers have been read.
         cut_at: Length of a truncated file, once its end has been met; else None.
+        copies: The copies among the aliases of the layers so far, that of the last iteration included.
 
     Raises:
         VqmError: The file is refused.
@@ -63,6 +65,7 @@ class SequentialReader:
         self._index = Index()
         self.digest = b""
         self.cut_at: int | None = None
+        self.copies = Copies()
         self._shared = Shared()
         self._in_batches = in_batches
         self._allow_partial = allow_partial
@@ -127,6 +130,7 @@ class SequentialReader:
                         self._budget.tensor_nbytes = 0
                     info = LayerInfo.parse(chunk, self._shared)
                     self._index.check_names(info.records)
+                    self.copies.add_chunk(chunk, info.records)
                     tensors = self._tensors(chunk, info)
                     yield info, tensors
                     if self.cut_at is None:
@@ -163,6 +167,8 @@ class SequentialReader:
         return LayerInfo(info.name if info is not None else "", there, [])
 
     def _note(self, chunk: ChunkHead, records: list[Record]) -> None:
+        if chunk.type != b"LAYR":  # whose aliases have been added before its tensors are given
+            self.copies.add_chunk(chunk)
         self._index.add_chunk(chunk.type, self._input.offset - chunk.offset, records, chunk.meta)
 
     def _read_book(self, chunk: ChunkHead) -> None:

@@ -117,11 +117,12 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
         for info, tensors in self._reader.open_layers():
             given: Iterator[StreamedTensor[Tensor]]
             given = (StreamedTensor(tensor, self._framework, self._budget, self._threads) for tensor in tensors)
-            yield Layer(info, self._budget, given)
+            yield Layer(info, self._reader.copies.holders, self._budget, given)
 
     def _whole_layers(self) -> Iterator[Layer[Tensor]]:
         for info, arrays in self._reader.layers():
-            yield Layer(info, self._budget, iter(()), {name: self._framework.give(a) for name, a in arrays.items()})
+            given = {name: self._framework.give(a) for name, a in arrays.items()}
+            yield Layer(info, self._reader.copies.holders, self._budget, iter(()), given)
         if self._reader.cut_at is not None:
             warnings.warn(f"the file ends early, at byte {self._reader.cut_at}", stacklevel=3)
 
@@ -148,13 +149,20 @@ class Layer(Mapping[str, Tensor]):
 
     Attributes:
         name: A label for people.
-        aliases: Further names of tensors of this layer or an earlier one: ``{alias: target}``.
+        aliases: Further names of tensors of this layer or an earlier one: ``{alias: target}``. The target of a tied
+            name of a copy is the copy.
+        copies: Those of the aliases that are tensors of their own, with the values of their target.
     """
 
-    def __init__(self, info: LayerInfo, budget: Budget, tensors: Iterator[StreamedTensor[Tensor]],
-                 arrays: dict[str, Tensor] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, info: LayerInfo, holders: Mapping[str, str], budget: Budget, tensors: Iterator[StreamedTensor[Tensor]],
+        arrays: dict[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
         self.name = info.name
-        self.aliases = {record.name: record.target for record in info.records if isinstance(record, AliasRecord)}
+        targets = {record.name: record.target for record in info.records if isinstance(record, AliasRecord)}
+        self.copies = frozenset(name for name in targets if holders.get(name) == name)
+        self.aliases = {name: target if name in self.copies else holders.get(name, target)
+                        for name, target in targets.items()}  # fmt: skip
         self._names = [record.name for record in info.records if not isinstance(record, AliasRecord)]
         self._budget = budget
         self._tensors: Iterator[StreamedTensor[Tensor]] | None = tensors

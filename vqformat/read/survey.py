@@ -10,7 +10,8 @@ from ..decode import rans
 from ..decode.tables import Floats
 from ..errors import FormatError, LimitError, TruncatedError
 from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
-from ..format.container import ChunkHead, read_chunk_head
+from ..format.container import COPY, ChunkHead, read_chunk_head
+from ..format.copies import Copies
 from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES, MAX_CHUNKS, MAX_TENSORS
 from ..format.records import AliasRecord, BookRecord, FreqRecord, TensorRecord
 from ..format.sections import SectionEntry, StoredSection, check_padding, check_size, skip_section
@@ -109,8 +110,10 @@ class _Surveyor:
         self._n_tensors = 0
         self._whole: set[str] = set()  # names of whole tensors that are not aliases
         self._names: set[str] = set()
+        self._copies = Copies()
         self._found = find_chunks(source)
-        self._result = Survey(self._found.header, self._found.index is not None, faults=self._found.faults)
+        self._result = Survey(self._found.header, self._found.index is not None, faults=self._found.faults,
+                              holders=self._copies.holders)  # fmt: skip
 
     def survey(self) -> Survey:
         result, index = self._result, self._found.index
@@ -160,6 +163,7 @@ class _Surveyor:
                 self._read_table(chunk, spans)
             case b"LAYR":
                 info = LayerInfo.parse(chunk, self._tables)
+                self._copies.add_chunk(chunk, info.records)
                 self._check_padding(chunk, spans)
                 self._n_tensors += len(info.records)
                 if self._n_tensors > MAX_TENSORS:
@@ -169,7 +173,10 @@ class _Surveyor:
                 source = PartInput(self._source, chunk.data_offset)
                 for i, entry in enumerate(chunk.sections):
                     skip_section(source, entry, f"section {i} of the {chunk.label}")
-                self._result.ancillary.append(chunk.label)
+                if chunk.type != COPY:
+                    self._result.ancillary.append(chunk.label)
+        if chunk.type != b"LAYR":
+            self._copies.add_chunk(chunk)
 
     def _check_padding(self, chunk: ChunkHead, spans: list[tuple[int, int]]) -> None:
         end = chunk.data_offset

@@ -52,6 +52,7 @@ def save_file(
 
     Args:
         tensors: Tensors by name, on any device and with any strides. Their order is kept. Tied tensors become aliases.
+            Other equal tensors are stored once, too, and loaded as tensors of their own.
         filename, metadata, overwrite, options: As for ``vqformat.save_file``.
 
     Returns:
@@ -89,7 +90,7 @@ def save(
 def load_file(
     filename: Path | BinaryIO, device: Device = "cpu", **options: Unpack[LoadOptions]
 ) -> dict[str, torch.Tensor]:
-    """Load all tensors of a file, in file order. An alias is the same object as its target.
+    """Load all tensors of a file, in file order. An alias is the same object as its target, a copy is not.
 
     Args:
         filename: Path, or a binary stream, which need not support ``seek``.
