@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from conftest import CHECKPOINT, FIXTURES, ROOT
+from vqmbuilder import file, layr
+from vqmtensors import alias, raw
 
 import vqformat
 from vqformat.cli import main
@@ -103,6 +105,17 @@ def test_a_small_arena_is_refused_and_the_size_that_is_needed_is_enough(vqmcat: 
     refused = subprocess.run([vqmcat, "-a", "0", name], capture_output=True, check=False)
     assert (refused.returncode, json.loads(refused.stdout)["error"]) == (1, "limit")
     assert subprocess.run([vqmcat, "-e", name], capture_output=True, check=False).returncode == 0
+
+
+def test_the_size_that_is_needed_is_enough_by_the_index_for_aliases_of_many_axes(vqmcat: Path, tmp_path: Path) -> None:
+    target = raw("a", "u8", [1] * 32, b"\7")
+    path = tmp_path / "aliases.vqm"
+    path.write_bytes(file(layr("", target, *(alias(f"b{i}", target) for i in range(9)))).build())
+
+    for arguments in BY_INDEX:
+        run = subprocess.run([vqmcat, *arguments, path], capture_output=True, check=False)
+        assert run.returncode == 0, (arguments, run.stdout)
+        assert {tuple(tensor["shape"]) for tensor in json.loads(run.stdout)["tensors"]} == {(1,) * 32}
 
 
 def test_without_zstd_its_files_are_unsupported_and_all_others_decode(tmp_path: Path) -> None:
