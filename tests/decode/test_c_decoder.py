@@ -144,7 +144,8 @@ def test_a_model_gives_the_same_bytes_as_with_python(vqmcat: Path, tmp_path: Pat
 @pytest.mark.exhaustive
 def test_nothing_worse_than_a_refusal_comes_of_cut_and_changed_files(tmp_path: Path) -> None:
     unsafe = "-DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION"
-    mutate = build(tmp_path / "mutate", Path(__file__).parent / "mutate_vqm.c", *SANITIZERS, unsafe)
+    fuzzer = ROOT / "tests" / "fuzz" / "c_fuzzer.c"
+    mutate = build(tmp_path / "mutate", fuzzer, *SANITIZERS, unsafe, "-DWITHOUT_LIBFUZZER")
 
     run = subprocess.run([mutate, *FILES], cwd=FIXTURES, capture_output=True, check=False, timeout=1200)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_bases import Files
+
+from fuzz.checkpoints import Files
 
 WORDS = (b"\xff\xff\xff\xff", b"\xff" * 8, bytes(4), bytes(8), b"\x00\x00\x00\x80", b"\xff\xff\xff\x7f", b"\x01\0\0\0",
          b"\0\0\0\0\1\0\0\0", b"\xff\xff", b"\0\x10")  # fmt: skip
