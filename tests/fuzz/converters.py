@@ -39,6 +39,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "converters"))  # for fuzz.checkpoints
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fuzz.checkpoint_containers import mutate_msgpack, mutate_safetensors, mutate_table
 from fuzz.checkpoint_mutations import mutate
 from fuzz.checkpoints import Files, small_files
 
@@ -49,6 +50,8 @@ SILENCE_S = 2.0  # of the process with libhdf5
 
 Outcome = tuple[str, str]  # kind and text: ("loads", ""), ("refused", …), ("EXCEPTION", …), ("CRASH", "SIGSEGV"), …
 GOOD = ("loads", "refused", "unwritable")  # and "child …"
+
+CONTAINERS = {".safetensors": mutate_safetensors, ".msgpack": mutate_msgpack, ".index": mutate_table}
 
 # Format of a vqm.source -> what is extracted
 SUFFIXES = {"keras": (".keras", ".weights.h5", ".h5"), "tree": (".h5", ".pt"), "legacy": (".h5",), "onnx": (".onnx",),
@@ -293,7 +296,7 @@ def main() -> int:
         if args.count is None and time.monotonic() - began > 60 * args.minutes:
             break
         name = names[int(rng.integers(len(names)))]
-        changed = mutate(bases[name], rng, others)
+        changed = mutate(bases[name], rng, others, CONTAINERS)
         kind, text = ("unwritable", "") if changed is None else worker.handle(changed)
         counts[name, kind] += 1
         if kind not in GOOD and not kind.startswith("child"):

@@ -214,31 +214,32 @@ def _entries(value: Any, item: Chunk) -> tuple[Any, ...]:
 def _changed_sections(sections: tuple[Section, ...], other: File, rng: np.random.Generator) -> tuple[Section, ...]:
     found = list(sections)
     i, j = (int(rng.integers(len(found))) for _ in range(2))
+    frames = [k for k, part in enumerate(found) if part.is_zstd]
+    kind = int(rng.integers(16))
+    if kind in (9, 10) and frames:
+        i = frames[int(rng.integers(len(frames)))]
     item = found[i]
-    match int(rng.integers(12)):
-        case 0 | 1 | 2 | 3:  # other plain bytes
+    match kind:
+        case 0 | 1 | 2 | 3 | 4:  # other plain bytes
             plain = _plain(item)
             changed = mutate_bytes(plain, rng, [plain])
             if rng.integers(4):  # of the size that the records tell, so that their meaning is met
                 changed = changed[: len(plain)].ljust(len(plain), b"\0")
             found[i] = odd_section(changed, rng) if rng.integers(2) else section(changed)
-        case 4 | 5:  # one byte of them: the size stays
+        case 9 | 10 if frames:  # other stored bytes
+            found[i] = Section(mutate_bytes(item.stored, rng, [item.stored]), is_zstd=True)
+        case 5 | 6 | 7 | 8 | 9 | 10:  # one bit of them: the size stays
             plain = bytearray(_plain(item))
             if plain:
                 plain[int(rng.integers(len(plain)))] ^= 1 << int(rng.integers(8))
-            found[i] = section(bytes(plain))
-        case 6 | 7:  # other stored bytes
-            frames = [k for k, part in enumerate(found) if part.is_zstd]
-            i = frames[int(rng.integers(len(frames)))] if frames else i
-            stored = found[i].stored if frames else odd_frame(item.stored, rng)
-            found[i] = Section(mutate_bytes(stored, rng, [stored]), is_zstd=True)
-        case 8:  # a frame that says another size, or has something behind it
+            found[i] = odd_section(bytes(plain), rng) if rng.integers(2) else section(bytes(plain))
+        case 11:  # a frame that says another size, or has something behind it
             plain = _plain(item)
             stored = frame(plain, size_bytes=8) + (frame(b"") if rng.integers(2) else b"\x50\x2a\x4d\x18\0\0\0\0")
             found[i] = Section(stored, is_zstd=True)
-        case 9:
+        case 12:
             found[i] = replace(item, length=_integer(rng) & 2**32 - 1)
-        case 10:
+        case 13:
             found[i], found[j] = found[j], found[i]
         case _:
             more = [part for chunk in other.chunks for part in chunk.sections]

@@ -49,7 +49,7 @@ def decoders(folder: Path, *, sanitized: bool = False) -> dict[str, Decoder]:
     worker = str(HERE / "python_worker.py")
     found = {
         "reference": Decoder((sys.executable, worker, "reference", *bounds),
-                             ("reference", "reference by index"), frozenset({"reference"}),
+                             ("reference", "reference by index", "recovered"), frozenset({"reference"}),
                              environment={"OMP_NUM_THREADS": "1"}),
         "mini": Decoder((sys.executable, worker, "mini", *bounds), ("mini",), frozenset({"mini"}), is_timed=False),
     }  # fmt: skip
