@@ -10,7 +10,8 @@ from typing import Any
 import minidecoder
 import numpy as np
 import pytest
-from vqmtensors import DTYPES
+from vqmbuilder import column, file, layr
+from vqmtensors import DTYPES, alias, raw
 
 from fuzz import decoders
 from fuzz.comparison import disagreements, steps_of
@@ -36,6 +37,24 @@ def test_all_decoders_agree(campaign: decoders.Campaign, kind: str, count: int) 
     decoders.run(campaign, kind, 0, iter(range(count)))
 
     assert campaign.findings == []
+
+
+def with_index(field: int, values: list[int]) -> bytes:
+    first = raw("a", "u8", [1], b"\7")
+    return file(layr("", first, alias("b", first)), index={field: column(values)}).build()
+
+
+# Files of which a decoder once gave more than a refusal, or less
+FOUND = {
+    "a target in the index of 2^63": with_index(9, [0, 2**63]),
+    "a chunk in the index of 2^63": with_index(8, [1, 2**63]),
+    "a size in the index of 2^63": with_index(7, [2**63, 1]),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_is_mended(campaign: decoders.Campaign, name: str) -> None:
+    assert campaign.handle(name, FOUND[name]) == []
 
 
 def test_a_file_follows_from_its_seed_and_number() -> None:
