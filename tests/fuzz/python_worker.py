@@ -15,6 +15,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,8 @@ def main() -> None:
                 native.use(backend)
                 if read is recovered and found[0].get("clause") == "LIM-002":
                     found.append(found[0])  # a survey has no bound of the caller
+                elif read is recovered and "error" not in found[0] and zlib.crc32(data) % 4:
+                    found.append({})  # what is whole is recovered now and then only: it takes the longest
                 else:
                     found.append(outcome(read, data, bounds) | {"backend": backend})
         out.write("".join(json.dumps(item) + "\n" for item in found).encode())

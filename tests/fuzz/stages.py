@@ -13,7 +13,7 @@ from vqmtrellis import Freq, Trellis
 from fuzz.frames import Unsealed, odd_section
 
 LARGEST = 2.0**100  # of all bounds of a tensor: sums of products stay finite in f32 and bf16
-MOST_VALUES = 3000  # of a table: what the loops of vqmtensors and minidecoder take is kept small
+MOST_VALUES, MOST_OF_FEW = 3000, 70_000  # of a table: what the loops of vqmtensors and minidecoder take is kept small
 ENTRIES = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 27, 64, 100, 255, 256, 257, 300, 1000)
 DTYPES = (F32, np.float16, BF16)
 
@@ -157,7 +157,9 @@ def _codebook(view: View, shared: Shared, rng: np.random.Generator) -> tuple[Sta
             fields = {"steps": steps, "zero": zero, "entries": entries, "book_rows": rows, "book_columns": columns}
             most = largest(steps) * max(abs(zero), abs(entries - 1 - zero))
         else:
-            while groups * entries * dim > MOST_VALUES and entries > 1:
+            is_large = rng.integers(60) == 0
+            entries = 65_536 if is_large else entries
+            while groups * entries * dim > (MOST_OF_FEW if is_large else MOST_VALUES) and entries > 1:
                 entries //= 2
             table = numbers(rng, (groups, entries, dim))
             fields = {"table": table, "book_rows": rows, "book_columns": columns}
@@ -247,7 +249,7 @@ def _freq(n_tables: int, shared: Shared, rng: np.random.Generator) -> tuple[int,
             if firsts:
                 return number, int(rng.choice(firsts))
     precision = int(rng.integers(1, 15))
-    entries = int(rng.integers(1, min(2**precision, int(rng.choice([4, 20, 300]))) + 1))
+    entries = int(rng.integers(1, min(2**precision, int(rng.choice([4, 20, 300, 2000]))) + 1))
     n_all = n_tables + int(rng.integers(3))
     weights = rng.integers(1, int(rng.choice([2, 30, 256])), (n_all, entries)).astype(np.uint8)
     if rng.integers(2):  # codes that do not occur, in some tables or in all

@@ -57,6 +57,8 @@ def _compressed(item: Chunk, rng: np.random.Generator) -> Chunk:
 
 def _meta(rng: np.random.Generator) -> Chunk:
     values = {_text(rng): _value(rng, int(rng.integers(1, 12))) for _ in range(int(rng.integers(0, 4)))}
+    if rng.integers(60) == 0:
+        values["large"] = bytes(70_000)  # the index has no copy of it
     return _compressed(meta(values, generator=_text(rng)), rng)
 
 
@@ -212,7 +214,7 @@ def _arithmetic(name: str, shared: Shared, rng: np.random.Generator) -> Tensor:
     """A sum of up to 4 stages, seldom 16, in any view, order and grid of blocks."""
     dtype = ARITHMETIC[int(rng.integers(len(ARITHMETIC)))]
     parts = DTYPES[dtype].parts
-    shape = _shape(rng, int(rng.choice([12, 40, 150])))
+    shape = _shape(rng, int(rng.choice([12, 40, 150]))) if rng.integers(60) else [1, int(rng.integers(1, 6000))]
     whole = [*shape, 2] if parts == 2 else shape  # S of SPEC 7.2
     layout = _layout(whole, rng)
     rows, columns = layout.view_shape(whole)
