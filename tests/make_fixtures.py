@@ -52,6 +52,7 @@ from fixture_cases import (
     views,
     worked,
 )
+from vqmbuilder import File
 
 VALID = (bases, containers, exact, raws, sparses, codebooks, floats, views, sums, edges, freqs, trellises, tiles,
          transforms, worked)
@@ -80,11 +81,14 @@ def manifest_entry(case: Case) -> dict[str, Any]:
     if case.file is None:
         entry["error"] = case.error
         return entry
-    entry["generator"], metadata = msgpack.unpackb(case.file.chunks[0].meta, raw=False)
-    entry["metadata"] = tagged(metadata)
-    layers = [chunk for chunk in case.file.chunks if chunk.type == b"LAYR"]
-    entry["layers"] = [msgpack.unpackb(chunk.meta, raw=False)[0] for chunk in layers]
-    entry["tensors"] = [
+    return entry | contents(case.file)
+
+
+def contents(file: File) -> dict[str, Any]:
+    """What a decoder must find in a valid file."""
+    generator, metadata = msgpack.unpackb(file.chunks[0].meta, raw=False)
+    layers = [chunk for chunk in file.chunks if chunk.type == b"LAYR"]
+    tensors = [
         {
             "name": tensor.name,
             "layer": i,
@@ -95,7 +99,8 @@ def manifest_entry(case: Case) -> dict[str, Any]:
         for i, chunk in enumerate(layers)
         for tensor in chunk.tensors
     ]
-    return entry
+    names = [msgpack.unpackb(chunk.meta, raw=False)[0] for chunk in layers]
+    return {"generator": generator, "metadata": tagged(metadata), "layers": names, "tensors": tensors}
 
 
 def dumps(manifest: list[dict[str, Any]]) -> str:

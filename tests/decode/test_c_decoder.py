@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from conftest import CHECKPOINT, FIXTURES, ROOT
 from index_faults import BY_INDEX, OTHER_DIGEST, index_faults
+from vqmbuilder import file, layr
+from vqmtensors import alias, raw
 
 import vqformat
 from vqformat.cli import main
@@ -122,6 +124,17 @@ def test_a_small_arena_is_refused_and_the_size_that_is_needed_is_enough(vqmcat: 
     assert subprocess.run([vqmcat, "-e", name], capture_output=True, check=False).returncode == 0
 
 
+def test_the_size_that_is_needed_is_enough_by_the_index_for_aliases_of_many_axes(vqmcat: Path, tmp_path: Path) -> None:
+    target = raw("a", "u8", [1] * 32, b"\7")
+    path = tmp_path / "aliases.vqm"
+    path.write_bytes(file(layr("", target, *(alias(f"b{i}", target) for i in range(9)))).build())
+
+    for arguments in BY_INDEX:
+        run = subprocess.run([vqmcat, *arguments, path], capture_output=True, check=False)
+        assert run.returncode == 0, (arguments, run.stdout)
+        assert {tuple(tensor["shape"]) for tensor in json.loads(run.stdout)["tensors"]} == {(1,) * 32}
+
+
 def test_without_zstd_its_files_are_unsupported_and_all_others_decode(tmp_path: Path) -> None:
     vqmcat = build(tmp_path / "vqmcat", PROGRAM, "-DVQM_NO_ZSTD", libraries=())
 
@@ -148,7 +161,8 @@ def test_a_model_gives_the_same_bytes_as_with_python(vqmcat: Path, tmp_path: Pat
 @pytest.mark.exhaustive
 def test_nothing_worse_than_a_refusal_comes_of_cut_and_changed_files(tmp_path: Path) -> None:
     unsafe = "-DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION"
-    mutate = build(tmp_path / "mutate", Path(__file__).parent / "mutate_vqm.c", *SANITIZERS, unsafe)
+    fuzzer = ROOT / "tests" / "fuzz" / "c_fuzzer.c"
+    mutate = build(tmp_path / "mutate", fuzzer, *SANITIZERS, unsafe, "-DWITHOUT_LIBFUZZER")
 
     run = subprocess.run([mutate, *FILES], cwd=FIXTURES, capture_output=True, check=False, timeout=1200)
 

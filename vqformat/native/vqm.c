@@ -2754,10 +2754,9 @@ static vqm_status take_index(vqm *f, const uint8_t *m) {
         NEED(!*find_entry(f, name, (size_t)(end - name)), VQM_FORMAT, "TEN-002");
         NEED(dtype < VQM_N_DTYPES, VQM_UNSUPPORTED, "TEN-006");
         for (k = 0; k < rank; k++) dims[k] = column_at(&x.dims, n_dims++);
-        TRY(add_entry(f, name, (size_t)(end - name), rank, &e));
+        TRY(add_entry(f, name, (size_t)(end - name), target ? 0 : rank, &e));
         entries[i] = e;
         e->tensor.dtype = (vqm_dtype)dtype;
-        if (rank) memcpy((uint64_t *)e->tensor.dims, dims, rank * sizeof *dims);
         TRY(take_shape(f, dims, rank, dtype, &n_elements, &e->tensor.nbytes));
         if (target) {
             const vqm_tensor *t;
@@ -2767,6 +2766,10 @@ static vqm_status take_index(vqm *f, const uint8_t *m) {
             NEED(!rank || !memcmp(t->dims, dims, rank * sizeof *dims), VQM_FORMAT, "IDX-001");
             e->tensor.target = t;
             has_aliases = 1;
+            e->tensor.rank = rank;
+            e->tensor.dims = t->dims; /* vqm_need counts them once */
+        } else if (rank) {
+            memcpy((uint64_t *)e->tensor.dims, dims, rank * sizeof *dims);
         }
         NEED(place >= c->place && place < x.lengths.n, VQM_FORMAT, "IDX-004");
         while (c->place < place) c = c->next;
