@@ -19,6 +19,35 @@
 #include "trellis.h"
 #include "viterbi.h"
 
+/* The array interface of NumPy, version 3. */
+typedef struct {
+    int two, n_axes;
+    char kind;
+    int itemsize, flags;
+    const Py_ssize_t *shape, *strides;
+    void *data;
+    PyObject *description;
+} ArrayInterface;
+
+enum { C_CONTIGUOUS = 1 };
+
+static PyObject *py_address(PyObject *self, PyObject *array)
+{
+    (void)self;
+    if (array == Py_None)
+        return PyLong_FromLong(0);
+    PyObject *capsule = PyObject_GetAttrString(array, "__array_struct__"), *address = NULL;
+    if (!capsule)
+        return NULL;
+    const ArrayInterface *found = PyCapsule_GetPointer(capsule, NULL);
+    if (found && !(found->flags & C_CONTIGUOUS))
+        PyErr_SetString(PyExc_AssertionError, "an array is not C-contiguous");
+    else if (found)
+        address = PyLong_FromVoidPtr(found->data);
+    Py_DECREF(capsule);
+    return address;
+}
+
 static PyObject *py_trellis_decode(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -109,6 +138,16 @@ static PyObject *py_lowrank_decode(PyObject *self, PyObject *args)
     lowrank_decode(&b, instruction_set);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
+}
+
+static PyObject *py_last_place(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long places;
+    long long n;
+    if (!PyArg_ParseTuple(args, "KL", &places, &n))
+        return NULL;
+    return PyLong_FromLongLong(last_place((const int64_t *)(uintptr_t)places, n));
 }
 
 static PyObject *py_scatter(PyObject *self, PyObject *args)
@@ -344,6 +383,7 @@ static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
 }
 
 static PyMethodDef METHODS[] = {
+    {"address", py_address, METH_O, "The address of the values of an array, which is C-contiguous; 0 for None."},
     {"planes_split", py_planes_split, METH_VARARGS, "Split words into byte planes; see planes.h."},
     {"planes_count", py_planes_count, METH_VARARGS, "Count the values of bytes; see planes.h."},
     {"planes_huffman", py_planes_huffman, METH_VARARGS, "Write a Huffman stream; see planes.h."},
@@ -353,6 +393,7 @@ static PyMethodDef METHODS[] = {
     {"crc32", py_crc32, METH_VARARGS, "The CRC-32 of bytes; see crc.h."},
     {"has_crc32", py_has_crc32, METH_NOARGS, "Whether the processor has what it needs."},
     {"lowrank_decode", py_lowrank_decode, METH_VARARGS, "Compute a block of a low-rank stage; see lowrank.h."},
+    {"last_place", py_last_place, METH_VARARGS, "The largest place; see scatter.h."},
     {"scatter", py_scatter, METH_VARARGS, "Put the values of a block in their places; see scatter.h."},
     {"viterbi_search", py_viterbi_search, METH_VARARGS, "Find the paths with the least cost; see viterbi.h."},
     {"feedback_quantize", py_feedback_quantize, METH_VARARGS, "Quantize rows with error feedback; see feedback.h."},
