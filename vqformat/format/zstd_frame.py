@@ -9,15 +9,25 @@ import zstandard
 from ..errors import FormatError, LimitError
 from . import limits
 
+_SHORT_NBYTES = 1 << 16  # a context keeps the memory that it had for longer ones
 
-class _Decompressor(threading.local):
-    """For each thread one decompressor: a new one for each frame would cost more than a small frame."""
+
+class _Contexts(threading.local):
+    """For each thread one context each: a new one for each frame would cost more than a small frame."""
 
     def __init__(self) -> None:
         self.decompress = zstandard.ZstdDecompressor().decompress
+        self.compress = zstandard.ZstdCompressor(level=19).compress
 
 
-_of_thread = _Decompressor()
+_of_thread = _Contexts()
+
+
+def compress(plain: bytes) -> bytes:
+    """The smallest frame, soon made of some kB only."""
+    is_short = len(plain) <= _SHORT_NBYTES
+    stored: bytes = (_of_thread if is_short else _Contexts()).compress(plain)
+    return stored
 
 
 def decompress(stored: bytes, plain_nbytes: int, where: str) -> bytes:
