@@ -129,7 +129,7 @@ def test_the_size_that_is_needed_is_enough_by_the_index_for_aliases_of_many_axes
     path = tmp_path / "aliases.vqm"
     path.write_bytes(file(layr("", target, *(alias(f"b{i}", target) for i in range(9)))).build())
 
-    for arguments in BY_INDEX:
+    for arguments in WITH_INDEX:
         run = subprocess.run([vqmcat, *arguments, path], capture_output=True, check=False)
         assert run.returncode == 0, (arguments, run.stdout)
         assert {tuple(tensor["shape"]) for tensor in json.loads(run.stdout)["tensors"]} == {(1,) * 32}

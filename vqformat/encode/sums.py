@@ -12,7 +12,7 @@ from ..decode.tables import Floats
 from ..native import encoding
 
 _LANES = 16  # every 16th value is added to one of 16 sums, first within pieces
-_PIECE = 1 << 16
+PIECE = 1 << 16
 Array = npt.NDArray[Any]
 
 
@@ -28,7 +28,7 @@ class Energy:
         flat = values.reshape(-1)
         if self._rest.size:
             flat = np.concatenate([self._rest, flat])
-        n_whole = flat.size - flat.size % _PIECE
+        n_whole = flat.size - flat.size % PIECE
         _add(flat[:n_whole], self._sums, are_squared=True)
         self._rest = flat[n_whole:].astype(np.float32)
 
@@ -37,6 +37,21 @@ class Energy:
         sums = self._sums.copy()
         _add(self._rest, sums, are_squared=True)
         return _joined(sums)
+
+
+class Sum:
+    """Sum of values that come in pieces of ``PIECE``, of which the last one may be shorter."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(_LANES)
+
+    def add(self, values: Floats) -> None:
+        """Add the next piece, ``(n,)``."""
+        _add(values, self._sums, are_squared=False)
+
+    def total(self) -> float:
+        """The sum of all that were added."""
+        return _joined(self._sums)
 
 
 def total(values: Floats) -> float:
@@ -57,8 +72,8 @@ def _sum(values: Array, *, are_squared: bool) -> float:
 
 def _add(flat: Array, sums: npt.NDArray[np.float64], *, are_squared: bool) -> None:
     """Add values, ``(n,)``, to the sums of lanes. Short floats are widened piece by piece."""
-    for start in range(0, flat.size, _PIECE):
-        piece = flat[start : start + _PIECE]
+    for start in range(0, flat.size, PIECE):
+        piece = flat[start : start + PIECE]
         if native.is_used() and piece.dtype != np.float64:
             encoding.sum_values(np.ascontiguousarray(piece, np.float32), sums, are_squared=are_squared)
             continue

@@ -6,15 +6,13 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import zstandard
-
 from ..errors import FormatError, LimitError, UnsupportedError
 from ..native.crc import crc32
 from . import limits
 from .byte_stream import Readable
 from .crc import check_crc
 from .sections import SECTION_IS_ZSTD, TABLE_ENTRY_NBYTES, SectionEntry
-from .zstd_frame import decompress
+from .zstd_frame import compress, decompress
 
 MAGIC = b"\x89VQM\r\n\x1a\n"
 MAJOR, MINOR = 1, 2  # format version
@@ -106,7 +104,7 @@ def _describe(start: bytes) -> str:
 
 def pack_chunk_head(type: bytes, meta: bytes, sections: list[SectionEntry]) -> bytes:
     """The bytes of a chunk that come before its sections. Metadata is compressed if that makes it smaller."""
-    stored = zstandard.ZstdCompressor(level=19).compress(meta) if len(meta) > 64 else meta
+    stored = compress(meta) if len(meta) > 64 else meta
     flags = META_IS_ZSTD
     if len(stored) >= len(meta):
         stored, flags = meta, 0

@@ -18,6 +18,8 @@ _STRING = {0xD9: 1, 0xDA: 2, 0xDB: 4}
 _BIN = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 _ARRAY = {0xDC: 2, 0xDD: 4}
 _MAP = {0xDE: 2, 0xDF: 4}
+_SHORT = 1024  # values of an array
+_SCALARS = frozenset({type(None), bool, int, str, bytes})
 _LARGEST_FIX = {"string": 31, "array": 15, "map": 15, "bin": -1}
 
 
@@ -73,11 +75,26 @@ def unpack(data: bytes) -> Any:
         FormatError: The bytes are not canonical metadata (MET-001..005).
         LimitError: They are nested too deep, or have too many values (MET-006, MET-007).
     """
+    try:
+        # Faster than _validate, which is left for all else: maps, long arrays and what breaks a rule. Msgpack takes
+        # memory for an array before it has its values, so only short ones are tried
+        value = msgpack.unpackb(data, raw=False, strict_map_key=True, max_array_len=_SHORT)
+        if len(data) <= MAX_NODES and _is_plain(value, 1) and msgpack.packb(value, use_bin_type=True) == data:
+            return value
+    except Exception:  # msgpack documents that it may raise any exception; _validate finds the fault
+        pass
     _validate(data)
     try:
         return msgpack.unpackb(data, raw=False, strict_map_key=True)
-    except Exception as err:  # msgpack documents that it may raise any exception
+    except Exception as err:
         raise FormatError(f"metadata cannot be read: {err}", clause="MET-003") from err
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether a value has arrays and scalars of metadata only, and is not nested too deep."""
+    if type(value) is not list:
+        return type(value) in _SCALARS
+    return depth < MAX_DEPTH and all([type(item) in _SCALARS or _is_plain(item, depth + 1) for item in value])
 
 
 def _validate(data: bytes) -> None:

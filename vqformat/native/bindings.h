@@ -19,6 +19,7 @@ PyObject *py_trellis_decode(PyObject *self, PyObject *args);
 PyObject *py_trellis_slots(PyObject *self, PyObject *args);
 PyObject *py_codebook_decode(PyObject *self, PyObject *args);
 PyObject *py_lowrank_decode(PyObject *self, PyObject *args);
+PyObject *py_last_place(PyObject *self, PyObject *args);
 PyObject *py_scatter(PyObject *self, PyObject *args);
 
 /* encoding.c */

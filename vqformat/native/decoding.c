@@ -96,6 +96,16 @@ PyObject *py_lowrank_decode(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyObject *py_last_place(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long places;
+    long long n;
+    if (!PyArg_ParseTuple(args, "KL", &places, &n))
+        return NULL;
+    return PyLong_FromLongLong(last_place(AT(const int64_t, places), n));
+}
+
 PyObject *py_scatter(PyObject *self, PyObject *args)
 {
     (void)self;

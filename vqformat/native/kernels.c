@@ -5,6 +5,35 @@
 #include "crc.h"
 #include "trellis.h"
 
+/* The array interface of NumPy, version 3. */
+typedef struct {
+    int two, n_axes;
+    char kind;
+    int itemsize, flags;
+    const Py_ssize_t *shape, *strides;
+    void *data;
+    PyObject *description;
+} ArrayInterface;
+
+enum { C_CONTIGUOUS = 1 };
+
+static PyObject *py_address(PyObject *self, PyObject *array)
+{
+    (void)self;
+    if (array == Py_None)
+        return PyLong_FromLong(0);
+    PyObject *capsule = PyObject_GetAttrString(array, "__array_struct__"), *address = NULL;
+    if (!capsule)
+        return NULL;
+    const ArrayInterface *found = PyCapsule_GetPointer(capsule, NULL);
+    if (found && !(found->flags & C_CONTIGUOUS))
+        PyErr_SetString(PyExc_AssertionError, "an array is not C-contiguous");
+    else if (found)
+        address = PyLong_FromVoidPtr(found->data);
+    Py_DECREF(capsule);
+    return address;
+}
+
 static PyObject *py_crc32(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -39,6 +68,7 @@ static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
 }
 
 static PyMethodDef METHODS[] = {
+    {"address", py_address, METH_O, "The address of the values of an array, which is C-contiguous; 0 for None."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS, "Which of scalar, AVX2, AVX-512 the processor has."},
     {"crc32", py_crc32, METH_VARARGS, "The CRC-32 of bytes; see crc.h."},
     {"has_crc32", py_has_crc32, METH_NOARGS, "Whether the processor has what it needs."},
@@ -48,6 +78,7 @@ static PyMethodDef METHODS[] = {
     {"trellis_slots", py_trellis_slots, METH_VARARGS, "Fill look-up tables by slot; see trellis.h."},
     {"codebook_decode", py_codebook_decode, METH_VARARGS, "Decode a block of a codebook stage; see codebook.h."},
     {"lowrank_decode", py_lowrank_decode, METH_VARARGS, "Compute a block of a low-rank stage; see lowrank.h."},
+    {"last_place", py_last_place, METH_VARARGS, "The largest place; see scatter.h."},
     {"scatter", py_scatter, METH_VARARGS, "Put the values of a block in their places; see scatter.h."},
 
     /* encoding.c */

@@ -22,6 +22,17 @@ void trellis_start(void)
 #endif
 }
 
+/* Write ``n`` times ``slot``, and up to TOGETHER - 1 times more, which the next code overwrites. */
+#define FILL(name, type)                                                                                               \
+    static void name(type *out, type slot, uint32_t n)                                                                 \
+    {                                                                                                                  \
+        for (uint32_t k = 0; k < n; k += TOGETHER)                                                                     \
+            for (int j = 0; j < TOGETHER; j++)                                                                         \
+                out[k + j] = slot;                                                                                     \
+    }
+FILL(fill_narrow, uint32_t)
+FILL(fill_wide, uint64_t)
+
 void trellis_slots(const uint32_t *frequencies, int64_t n_tables, int64_t entries, int precision, int n_books,
                    int is_wide, void *slots)
 {
@@ -30,12 +41,11 @@ void trellis_slots(const uint32_t *frequencies, int64_t n_tables, int64_t entrie
         for (int64_t code = 0, start = 0; code < entries; code++) {
             const uint32_t frequency = *frequencies++, step = (n_slots - frequency) | (uint32_t)start << precision;
             const uint32_t symbol = (uint32_t)(n_books * code + i % n_books);
-            for (uint32_t k = 0; k < frequency; k++, at++)
-                if (is_wide)
-                    ((uint64_t *)slots)[at] = step | (uint64_t)symbol << 32;
-                else
-                    ((uint32_t *)slots)[at] = step | symbol << 24;
-            start += frequency;
+            if (is_wide)
+                fill_wide((uint64_t *)slots + at, step | (uint64_t)symbol << 32, frequency);
+            else
+                fill_narrow((uint32_t *)slots + at, step | symbol << 24, frequency);
+            start += frequency, at += frequency;
         }
 }
 

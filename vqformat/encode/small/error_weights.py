@@ -6,11 +6,12 @@ A large part of a small weight is its random initial value, which the network do
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from ...decode.tables import Floats
-from ..sums import total
+from ..sums import PIECE, Sum
 
 # _POWER: the power of a weight's magnitude by which its squared error counts, at 1 bit a weight and below.
 # _LESS_A_DOUBLING: decrease of the power with each doubling of the rate
@@ -33,8 +34,20 @@ def weights_of(whole: Floats, left: Floats, power: float) -> Floats:
     Returns:
         Array of the same shape, with a mean of 1, weighted by the squares.
     """
-    squares = np.abs(whole * left)
-    weights: Floats = np.power(squares, np.float32(power / 2))
-    scale = total(squares) / squares.size / max(total(squares * weights) / squares.size, 1e-30)
-    weights *= np.float32(scale)
+    weights = np.empty(whole.shape, np.float32)
+    of_squares, of_weighted = Sum(), Sum()
+    parts = zip(_pieces(whole), _pieces(left), _pieces(weights), strict=True)
+    for some, some_left, part in parts:  # in pieces that stay in the cache
+        squares = np.multiply(some, some_left)
+        np.abs(squares, out=squares)
+        np.power(squares, np.float32(power / 2), out=part)
+        of_squares.add(squares)
+        of_weighted.add(np.multiply(squares, part, out=squares))
+    n = weights.size
+    weights *= np.float32(of_squares.total() / n / max(of_weighted.total() / n, 1e-30))
     return weights
+
+
+def _pieces(values: Floats) -> Iterator[Floats]:
+    flat = values.reshape(-1)
+    return (flat[start : start + PIECE] for start in range(0, flat.size, PIECE))
