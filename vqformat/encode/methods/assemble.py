@@ -128,13 +128,28 @@ def blocks_of_sum(stages: Sequence[QuantizedStage], view: View) -> Iterator[tupl
     """The same block by block, the blocks in the order of their rows."""
     layout = _common_blocks(stages, view.layout, view)
     blocks = View(view.shape, layout, view.n_rows, view.n_columns)
-    decoders = [stage.decode(view) for stage in stages]
+    decode = _sum(stages, view)
     for i in range(blocks.n_blocks):
         block = blocks.block(i)
+        yield block, decode(block)
+
+
+def decoder_of_sum(stages: Sequence[QuantizedStage], view: View) -> Callable[[slice], Floats]:
+    """The function that computes the same values of some rows."""
+    decode = _sum(stages, view)
+    return lambda rows: decode(Block(rows.start, rows.stop, 0, view.n_columns))
+
+
+def _sum(stages: Sequence[QuantizedStage], view: View) -> Callable[[Block], Floats]:
+    decoders = [stage.decode(view) for stage in stages]
+
+    def decode(block: Block) -> Floats:
         total = decoders[0](block)
-        for decode in decoders[1:]:
-            total += decode(block)
-        yield block, total
+        for more in decoders[1:]:
+            total += more(block)
+        return total
+
+    return decode
 
 
 def _common_blocks(stages: Sequence[QuantizedStage], layout: Layout, view: View) -> Layout:

@@ -15,7 +15,7 @@ from .layout import ShortFloats
 from .nearest import Grid, best_entries
 from .sampling import Doubles
 
-_BAND = 1 << 20  # values of all problems that are in memory together
+_BAND = 1 << 18  # values of all problems that are in memory together
 
 
 class Matrix(Protocol):
