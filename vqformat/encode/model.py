@@ -12,14 +12,13 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from ..decode.tables import Floats
 from ..errors import EncodeError
 from ..format.chunkwriter import ChunkWriter, EncodedTensor
 from ..format.dtypes import BY_NAME
 from .budget_search import EXACT, Attempt, BudgetSearch, Trials
 from .disk_list import DiskList
 from .layers import LayerWriter, NullStream, Result
-from .methods.layout import reals
+from .methods.layout import ShortFloats, short_reals
 from .options import Options
 from .plan import Plan
 from .progress import Passes, Phase
@@ -222,9 +221,9 @@ class ModelEncoder:
         statistics = self.plan.statistics
         return DraftedSteps(list(statistics.values()), [loads[name] for name in statistics], goal.nbytes)
 
-    def _values(self, tensor: SourceTensor) -> Floats:
+    def _values(self, tensor: SourceTensor) -> ShortFloats:
         with self._passes.tensor(tensor.name):
-            return reals(native(tensor))
+            return short_reals(native(tensor))
 
     def _corrected(self, goal: Goal | None) -> Sequence[Result]:
         """Results in which short tensors have been corrected for the quantized weights."""

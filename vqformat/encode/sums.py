@@ -12,12 +12,14 @@ from ..decode.tables import Floats
 from ..native import encoding
 
 _LANES = 16  # every 16th value is added to one of 16 sums, first within pieces
-PIECE = 1 << 16
+_PIECE = 1 << 16
 Array = npt.NDArray[Any]
 
 
-class Energy:
-    """Sum of the squares of values that come in parts. How they are parted does not matter."""
+class Total:
+    """Sum of values that come in parts. How they are parted does not matter."""
+
+    _are_squared = False
 
     def __init__(self) -> None:
         self._sums = np.zeros(_LANES)
@@ -28,30 +30,21 @@ class Energy:
         flat = values.reshape(-1)
         if self._rest.size:
             flat = np.concatenate([self._rest, flat])
-        n_whole = flat.size - flat.size % PIECE
-        _add(flat[:n_whole], self._sums, are_squared=True)
+        n_whole = flat.size - flat.size % _PIECE
+        _add(flat[:n_whole], self._sums, are_squared=self._are_squared)
         self._rest = flat[n_whole:].astype(np.float32)
 
     def total(self) -> float:
-        """The sum of the squares of all that were added."""
+        """The sum of all that were added."""
         sums = self._sums.copy()
-        _add(self._rest, sums, are_squared=True)
+        _add(self._rest, sums, are_squared=self._are_squared)
         return _joined(sums)
 
 
-class Sum:
-    """Sum of values that come in pieces of ``PIECE``, of which the last one may be shorter."""
+class Energy(Total):
+    """Sum of the squares of values that come in parts, as ``Total``."""
 
-    def __init__(self) -> None:
-        self._sums = np.zeros(_LANES)
-
-    def add(self, values: Floats) -> None:
-        """Add the next piece, ``(n,)``."""
-        _add(values, self._sums, are_squared=False)
-
-    def total(self) -> float:
-        """The sum of all that were added."""
-        return _joined(self._sums)
+    _are_squared = True
 
 
 def total(values: Floats) -> float:
@@ -72,8 +65,8 @@ def _sum(values: Array, *, are_squared: bool) -> float:
 
 def _add(flat: Array, sums: npt.NDArray[np.float64], *, are_squared: bool) -> None:
     """Add values, ``(n,)``, to the sums of lanes. Short floats are widened piece by piece."""
-    for start in range(0, flat.size, PIECE):
-        piece = flat[start : start + PIECE]
+    for start in range(0, flat.size, _PIECE):
+        piece = flat[start : start + _PIECE]
         if native.is_used() and piece.dtype != np.float64:
             encoding.sum_values(np.ascontiguousarray(piece, np.float32), sums, are_squared=are_squared)
             continue

@@ -189,7 +189,7 @@ class TensorEncoder:
                 kind = self._kinds.get(tensor.name)
                 hysteresis = None if kind is None else Hysteresis(kind, self._hysteresis_strength,
                                                                     self._kept.get(tensor.name))
-                found = small.quantize(tensor.name, tensor.dtype, tensor.shape, reals(values), step,
+                found = small.quantize(tensor.name, tensor.dtype, tensor.shape, values, step,
                                        output_axis=tensor.output_axis, is_table=tensor.is_table,
                                        least_noise=self._options.sqnr is not None,
                                        factors=self._plan.feedback(tensor),
