@@ -40,19 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(argv)
     except KeyboardInterrupt:
-        _complain("interrupted")
+        with contextlib.suppress(OSError):
+            print("vqm: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
 def _run(argv: Sequence[str] | None) -> int:
     # Imported only now, so that an interrupt meanwhile is caught
-    from ..format.limits import limit_memory
-    from .arguments import UsageError, build_parser
-    from .files import FileError
-    from .text import describe_error, one_line
+    from .parsers import UsageError, spelled_out
+    from .text import describe_error
 
     try:
-        args = build_parser().parse_args(argv)
+        # These need NumPy and other packages, which may be missing
+        from ..format.limits import limit_memory
+        from .arguments import build_parser, verbs_of
+
+        parser = build_parser()
+        argv = sys.argv[1:] if argv is None else argv
+        args = parser.parse_args(spelled_out(argv, parser, list(verbs_of(parser))))
         if getattr(args, "max_memory", None) is not None:
             limit_memory(args.max_memory)
         with _terminating():
@@ -64,23 +69,22 @@ def _run(argv: Sequence[str] | None) -> int:
             return code
     except UsageError as err:
         verb: argparse.ArgumentParser = args.parser
-        verb.error(one_line(str(err)))
+        verb.error(str(err))
     except BrokenPipeError:
         _close_stdout()
         return BROKEN_PIPE
-    except FileError as err:
-        _complain(f"error: {err}")
-        return 1
     except Exception as err:
         if os.environ.get("VQM_TRACEBACK"):
             raise
-        _complain(f"error: {describe_error(err)}")
+        _complain("error", describe_error(err))
         return 1
 
 
-def _complain(text: str) -> None:
+def _complain(kind: str, text: str) -> None:
+    from .text import message
+
     with contextlib.suppress(OSError):
-        print(f"vqm: {text}", file=sys.stderr)
+        message(kind, text)
 
 
 def _close_stdout() -> None:

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from .files import FileError
+from .text import FileError
 
 # Clauses without a fixture
 REASONS = {

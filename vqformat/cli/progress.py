@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from .text import cut, escape, width_of
+from ..text import cut, escape, width_of
 
 Progress = Callable[[str, int, int], None]
 
