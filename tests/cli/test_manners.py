@@ -72,6 +72,18 @@ def test_wrong_usage_is_two_lines(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (["convert", "x.pt", "--rato=3"], "there is no option --rato; did you mean --ratio?"),
+        (["convert", "x.pt", "--zzz", "3"], "there is no option --zzz"),
+        (["diff", "a", "b", "c"], "'c' is one argument too many"),
+    ],
+)
+def test_an_argument_that_there_is_not(run: Run, args: list[str], error: str) -> None:
+    assert run(*args).err == f"vqm: error: {error}\nsee vqm {args[0]} --help\n"
+
+
+@pytest.mark.parametrize(
     "args",
     [
         ["convert", "absent.pt", "--layer", "fc*=pg"],

@@ -43,9 +43,15 @@ class VerbParser(Parser):
             return super().parse_known_args(args, namespace)
         self._is_intermixing = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            found, unknown = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._is_intermixing = False
+        if unknown:  # told here, because the parser above does not know the verb
+            option = unknown[0].partition("=")[0]
+            near = difflib.get_close_matches(option, self._option_string_actions, n=1)
+            self.error(f"there is no option {option}{f'; did you mean {near[0]}?' if near else ''}"
+                       if option.startswith("-") else f"{unknown[0]!r} is one argument too many")  # fmt: skip
+        return found, unknown
 
 
 class HelpFormatter(argparse.HelpFormatter):
