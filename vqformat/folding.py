@@ -6,9 +6,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 _FEWEST = 3  # tensors that are folded into one row
 _DEPTH = 2  # numbers of a name that may vary: layers, and experts in them
+_MOST_NUMBERS = 8  # of a name, the others never vary: anybody may have chosen it
 _NUMBER = re.compile(r"\d+")
 
 
@@ -44,22 +46,27 @@ def fold(names: Sequence[str], kinds: Sequence[Hashable], *, unfold: bool = Fals
 
 
 def _fold(rows: list[Folded], kinds: list[tuple[Hashable, int]]) -> list[Folded]:
-    keys = [[(row.name[: match.start()], row.name[match.end() :], kind) for match in _NUMBER.finditer(row.name)]
-            for row, kind in zip(rows, kinds, strict=True)]  # fmt: skip
+    spans = [[match.span() for match in islice(_NUMBER.finditer(row.name), _MOST_NUMBERS)] for row in rows]
+    # Hashes, not the texts before and after a number: these would take a multiple of the memory of the names
+    keys = [[hash((row.name[:start], row.name[end:], kind)) for start, end in places]
+            for row, kind, places in zip(rows, kinds, spans, strict=True)]  # fmt: skip
     counts = Counter(key for some in keys for key in some)
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for i, some in enumerate(keys):
-        best = max(some, key=counts.__getitem__, default=None)  # the first of several
-        groups[best if best is not None and counts[best] >= _FEWEST else i].append(i)
     folded = []
-    for key, group in groups.items():
-        if len(group) < _FEWEST or not isinstance(key, tuple):
-            folded += [rows[i] for i in group]
+    groups: dict[int, list[tuple[Folded, int, int]]] = defaultdict(list)  # rows, and where the number is that varies
+    for row, some, places in zip(rows, keys, spans, strict=True):
+        best = max(range(len(some)), key=lambda j: counts[some[j]], default=0)  # the first of several
+        if not some or counts[some[best]] < _FEWEST:
+            folded.append(row)
+        else:
+            groups[some[best]].append((row, *places[best]))
+    for group in groups.values():
+        if len(group) < _FEWEST:
+            folded += [row for row, _, _ in group]
             continue
-        before, after, _ = key
-        numbers = (rows[i].name[len(before) : len(rows[i].name) - len(after)] for i in group)
-        members = sorted(member for i in group for member in rows[i].members)
-        folded.append(Folded(f"{before}{_ranges(numbers)}{after}", tuple(members)))
+        first, start, end = group[0]
+        numbers = _ranges(row.name[start:end] for row, start, end in group)
+        members = sorted(member for row, _, _ in group for member in row.members)
+        folded.append(Folded(f"{first.name[:start]}{numbers}{first.name[end:]}", tuple(members)))
     return sorted(folded, key=lambda row: row.members[0])
 
 

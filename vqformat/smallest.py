@@ -187,7 +187,7 @@ def search(
         raise ValueError(f"max_evaluations is {max_evaluations!r}; 1 or more are allowed")
     options.setdefault("preset", "small")
     subject = _subject(model)
-    if on_trial is None and sys.stderr.isatty():
+    if on_trial is None and sys.stderr is not None and sys.stderr.isatty():
         print(f"trials of preset {options['preset']}\n{_HEAD}", file=sys.stderr, flush=True)
         on_trial = _print_trial
     return _Search(subject, evaluate, max_drop, dict(options), on_trial).run(max_evaluations)

@@ -20,7 +20,7 @@ from vqformat.sizes import parse_size
 # Help and errors
 
 
-@pytest.mark.parametrize("args", [[], ["help"], ["--help"]])
+@pytest.mark.parametrize("args", [[], ["help"], ["--help"], ["help", "help"]])
 def test_without_a_verb_there_is_help(run: Run, args: list[str]) -> None:
     result = run(*args)
 
@@ -284,6 +284,19 @@ def test_extract_to_stdout_needs_a_format(run: Run, archive: Path, monkeypatch: 
     assert "--format is for -o - only" in run("extract", archive, "-o", "x.npz", "--format", "npz").err
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert "not for a terminal" in run("extract", archive, "-o", "-", "--format", "npz").err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="redirections of a shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_error(archive: Path, closed: str) -> None:
+    for args in ("convert net.npz -f", "info net.vqm", "verify net.vqm", "diff net.npz net.vqm"):
+        done = subprocess.run(f"'{sys.executable}' -m vqformat {args} {closed}", shell=True, cwd=archive.parent,
+                              capture_output=True, check=False)  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, b""), args
+
+
+def test_the_same_source_twice_is_one_output(run: Run, archive: Path) -> None:
+    assert "would become " in run("convert", archive, archive).err
 
 
 def test_stdin_is_one_source(run: Run, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:

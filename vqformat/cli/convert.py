@@ -58,12 +58,12 @@ def run_convert(args: argparse.Namespace) -> int:
             check_output(output, source, force=args.force)
             if output.name.lower().endswith(SUFFIXES):
                 raise UsageError(f"-o {args.output!r}: convert writes a .vqm, from which vqm extract makes such a file")
-    out: TextIO = sys.stderr if to_stdout else sys.stdout
+    out: TextIO | None = sys.stderr if to_stdout else sys.stdout
     return for_each(args, list(outputs), lambda source: _convert(args, source, outputs[source], out, recipe=recipe,
                                                                  calibration=calibration), out)  # fmt: skip
 
 
-def _convert(args: argparse.Namespace, source: str, output: Path, out: TextIO, *, recipe: Recipe | None,
+def _convert(args: argparse.Namespace, source: str, output: Path, out: TextIO | None, *, recipe: Recipe | None,
              calibration: Calibration | None) -> dict[str, Any]:  # fmt: skip
     """Convert a source, print the report, and return it for a JSON document."""
     preset = args.preset or ("default" if calibration is None else "small")
@@ -91,7 +91,6 @@ def _convert(args: argparse.Namespace, source: str, output: Path, out: TextIO, *
         print("\n".join([*lines, *(["", *legend(lines)] if args.verbose else [])]), file=out)
         if source != args.sources[-1]:
             print(file=out)
-    out.flush()  # so that the lines of stdout and stderr are in order
     always = [*report.missed, *report.ruined, *report.left_out, *report.grown]
     _print_notes(always if args.quiet or args.json else report.notes)
     return _report_json(source, STDIO if to_stdout else str(output), report)
@@ -163,7 +162,7 @@ def run_extract(args: argparse.Namespace) -> int:
             with open(output, "rb") as stream:
                 shutil.copyfileobj(stream, target)
     left_out, notes = source.left_out, [*source.notes, *notes]
-    out: TextIO = sys.stderr if to_stdout else sys.stdout
+    out: TextIO | None = sys.stderr if to_stdout else sys.stdout
     if args.json:
         document = {"source": args.file, "output": args.output, "file_nbytes": nbytes, "names": names, "notes": notes}
         print(to_json(document), file=out)

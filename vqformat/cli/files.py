@@ -66,7 +66,7 @@ def check_source(file: str) -> None:
     detect_format(Path(file))  # a TensorFlow checkpoint is named by the beginning of its files' names
 
 
-def for_each(args: argparse.Namespace, files: Sequence[str], work: Callable[[str], Any], out: TextIO) -> int:
+def for_each(args: argparse.Namespace, files: Sequence[str], work: Callable[[str], Any], out: TextIO | None) -> int:
     """Do the work for each file. An error in one of several is told, and the others follow.
 
     Args:
@@ -88,7 +88,6 @@ def for_each(args: argparse.Namespace, files: Sequence[str], work: Callable[[str
                 raise
             text = describe_error(err)
             names_file = any(name in text for name in (repr(file), label(file)))
-            out.flush()  # so that the lines of stdout and stderr are in order
             message("error", text if names_file else f"{label(file)}: {text}")
             documents.append({"file": file, "error": text})
             code = 1
@@ -179,16 +178,16 @@ def outputs_for(sources: Sequence[str], output: str | None) -> list[Path]:
         if len(sources) > 1:
             raise UsageError(f"-o {output!r} is one file, and there are {len(sources)} sources; -o DIR/ names a folder")
         return [Path(output)]
-    outputs: dict[Path, str] = {}
+    outputs: list[Path] = []
     for source in sources:
         beside = default_output(source, in_folder=is_folder)
         path = Path(str(output)) / beside.name if is_folder else beside
-        other = outputs.setdefault(path, source)
-        if other is not source:
-            raise UsageError(f"both {other!r} and {source!r} would become {str(path)!r}")
+        if path in outputs:
+            raise UsageError(f"both {sources[outputs.index(path)]!r} and {source!r} would become {str(path)!r}")
+        outputs.append(path)
     if is_folder:
         os.makedirs(str(output), exist_ok=True)
-    return list(outputs)
+    return outputs
 
 
 def looks_like_file(text: str) -> bool:

@@ -69,7 +69,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 def spelled_out(argv: Sequence[str], parser: Parser, verbs: Sequence[str]) -> list[str]:
     """The arguments, with help for an empty line and for ``help VERB``. A verb that there is not ends the process."""
-    if not argv or list(argv) == ["help"]:
+    if not argv or set(argv) == {"help"}:
         return ["--help"]
     first, *rest = argv
     if first == "help":

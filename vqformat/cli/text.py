@@ -23,6 +23,8 @@ class FileError(Exception):
 
 def message(kind: str, text: str) -> None:
     """Print a line on stderr: ``vqm: error: …`` or ``vqm: note: …``. The text is safe to print."""
+    if sys.stdout is not None:
+        sys.stdout.flush()  # so that the lines of both are in order
     if sys.stderr is not None:  # None if it is closed
         print(f"vqm: {_coloured(f'{kind}:', _COLOURS[kind], sys.stderr)} {text}", file=sys.stderr)
 
@@ -32,9 +34,9 @@ def _coloured(text: str, colour: str, stream: TextIO) -> str:
     return f"{colour}{text}{_PLAIN}" if has_colours else text
 
 
-def table_width(stream: TextIO, *, verbose: bool) -> int | None:
+def table_width(stream: TextIO | None, *, verbose: bool) -> int | None:
     """Most columns of a table: those of the terminal; None if the stream is none, or for ``-v``, which cuts nothing."""
-    return shutil.get_terminal_size().columns if stream.isatty() and not verbose else None
+    return None if verbose or stream is None or not stream.isatty() else shutil.get_terminal_size().columns
 
 
 def describe_error(err: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -42,7 +41,6 @@ def run_verify(args: argparse.Namespace) -> int:
                 result |= survey_json(found)
             if not args.json:
                 where = "" if getattr(err, "filename", None) is not None else f"{label(file)}: "
-                sys.stdout.flush()  # so that the lines of stdout and stderr are in order
                 message("error", f"{where}{text}")
                 if found is not None:
                     print("\n".join(_survey_text(file, found, verbose=args.verbose)))
