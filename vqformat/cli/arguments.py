@@ -48,9 +48,9 @@ fails, the others are still converted, and the exit code is 1
 """
 
 _INFO_HELP = """\
-After FILE, what is the name of a file, or ends like one (.vqm, .pt), is a FILE; all else is a NAME. Repeated layers
-share rows: layers.0-11.weight, 12 alike. With -v or --all, or for a NAME, each tensor has its own. --legend explains
-the words of the table. exit code: 1 if a file cannot be read; the others are shown
+A further argument is a FILE if there is a file of this name, or if it ends like one (.vqm, .pt), and else a NAME.
+Repeated layers share a row: layers.0-11.weight, 12 alike. With -v or --all, or for a NAME, each tensor has its own row.
+exit code: 1 if a file cannot be read; the others are shown
 """
 
 _COMPLETION_HELP = """\

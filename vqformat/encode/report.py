@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -101,8 +100,8 @@ class Report:
         head, *rows = [row[:-1] for row in _rows(self, unfold=False)]
         lines = ["<table>", f"<thead>{_html_row(head, 'th')}</thead>", "<tbody>"]
         lines += [_html_row(row, "td") for row in rows]
-        lines += ["</tbody>", "</table>", f"<p>{html.escape(report_summary(self))}</p>"]
-        lines += [f"<p>note: {html.escape(one_line(note))}</p>" for note in self.notes]
+        lines += ["</tbody>", "</table>", f"<p>{_html(report_summary(self))}</p>"]
+        lines += [f"<p>note: {_html(one_line(note))}</p>" for note in self.notes]
         return "\n".join(lines)
 
     @property
@@ -141,9 +140,15 @@ def report_summary(report: Report) -> str:
             f" {report.ratio:.2f}{than_source}")  # fmt: skip
 
 
+def _html(text: str) -> str:
+    from html import escape  # with tables of entities, which other uses of this module need not wait for
+
+    return escape(text)
+
+
 def _html_row(cells: Sequence[str], tag: str) -> str:
     sides = ("left" if side == "<" else "right" for side in _ALIGN)
-    return "<tr>" + "".join(f'<{tag} style="text-align: {side}">{html.escape(cell)}</{tag}>'
+    return "<tr>" + "".join(f'<{tag} style="text-align: {side}">{_html(cell)}</{tag}>'
                             for cell, side in zip(cells, sides, strict=False)) + "</tr>"  # fmt: skip
 
 
