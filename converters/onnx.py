@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from vqformat.encode.source import SourceTensor, check_name
-from vqformat.errors import ConversionError, EncodeError
+from vqformat.errors import ConversionError, EncodeError, missing_package
 from vqformat.format.limits import MAX_RANK
 
 from .file_region import file_bytes
@@ -25,7 +25,7 @@ try:
     from google.protobuf.message import DecodeError
     from onnx import FunctionProto, GraphProto, ModelProto, TensorProto
 except ImportError as err:
-    raise ImportError("ONNX models need the onnx package; run: pip install 'vqformat[onnx]'") from err
+    raise missing_package("ONNX models need", "onnx", err) from err
 
 from .onnx_values import DTYPES, MAX_GRAPH_NBYTES, Initializer, embed, loader
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,11 +22,12 @@ import vqformat.cli.inspect as verbs
 from vqformat import ConversionError
 from vqformat.cli import main
 from vqformat.cli.progress import progress_line
-from vqformat.cli.text import escape, shape_text, table, to_json
+from vqformat.cli.text import to_json
 from vqformat.encode.methods.assemble import assemble_raw
 from vqformat.encode.progress import TensorProgress
 from vqformat.format.chunkwriter import ChunkWriter
 from vqformat.format.limits import available_memory
+from vqformat.text import escape, shape_text, table
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,6 @@ def test_version(run: Run) -> None:
 @pytest.mark.parametrize(
     "args",
     [
-        [],
         ["compress", "x.pt"],
         ["convert"],
         ["convert", "x.pt", "--bits", "0"],
@@ -95,21 +96,32 @@ def test_version(run: Run) -> None:
         ["extract", "x.vqm"],
         ["extract", "x.vqm", "-o", "out.tflite"],
         ["extract", "x.vqm", "-o", "-"],
+        ["extract", "x.vqm", "-o", "-", "--format", "tflite"],
+        ["extract", "x.vqm", "-o", "out.npz", "--format", "npz"],
+        ["convert", "x.pt", "a.vqm", "-o", "out.vqm"],
+        ["convert", "x.pt", "x.vqm", "-o", "./"],
+        ["convert", "x.pt", "-"],
+        ["help", "compress"],
+        ["x.pt"],
         ["diff", "a.vqm"],
         ["diff", "-", "-"],
         ["info", "x.vqm", "--max-memory", "0.0001kB"],
         ["info", "x.vqm", "--max-memory", "1" + 308 * "0" + "kB"],
     ],
 )
-def test_wrong_usage_exits_with_2(run: Run, args: list[str]) -> None:
+def test_wrong_usage_exits_with_2(run: Run, args: list[str], archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(archive.parent)
+    for name in ("x.pt", "x.vqm", "a.vqm"):
+        shutil.copy(archive, name)
     result = run(*args)
     assert (result.code, result.out) == (2, "")
-    assert "usage: vqm" in result.err
-    assert "error: " in result.err
+    error, see = result.err.splitlines()
+    assert error.startswith("vqm: error: ")
+    assert see.startswith("see vqm ") and see.endswith(" --help")
 
 
-def test_usage_error_names_the_near_method(run: Run) -> None:
-    assert "did you mean 'kmeans'?" in run("convert", "x.pt", "--method", "kmean").err
+def test_usage_error_names_the_near_method(run: Run, archive: Path) -> None:
+    assert "did you mean 'kmeans'?" in run("convert", archive, "--method", "kmean").err
 
 
 def test_help_tells_the_methods(run: Run) -> None:

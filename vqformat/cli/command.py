@@ -13,10 +13,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from ..format.limits import limit_memory
-from .arguments import UsageError, build_parser
-from .files import FileError
-from .text import describe_error, one_line
+from .parsers import UsageError, spelled_out
+from .text import describe_error, message
 
 SIGNALLED = 128  # added to the number of a signal that ends the work
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -28,7 +26,13 @@ def run(argv: Sequence[str] | None) -> int:
         if hasattr(stream, "reconfigure"):  # printing a name must not fail because of the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
     try:
-        args = build_parser().parse_args(argv)
+        # These need NumPy and other packages, which may be missing
+        from ..format.limits import limit_memory
+        from .arguments import build_parser, verbs_of
+
+        parser = build_parser()
+        argv = sys.argv[1:] if argv is None else argv
+        args = parser.parse_args(spelled_out(argv, parser, list(verbs_of(parser))))
         with _terminating(), limit_memory(getattr(args, "max_memory", None)):
             # The module of the verb is imported only now, so that `vqm info` does not wait for torch
             run_verb = getattr(importlib.import_module(f".{args.module}", __package__), args.function)
@@ -38,23 +42,16 @@ def run(argv: Sequence[str] | None) -> int:
             return code
     except UsageError as err:
         verb: argparse.ArgumentParser = args.parser
-        verb.error(one_line(str(err)))
+        verb.error(str(err))
     except BrokenPipeError:
         _close_stdout()
         return BROKEN_PIPE
-    except FileError as err:
-        _complain(f"error: {err}")
-        return 1
     except Exception as err:
         if os.environ.get("VQM_TRACEBACK"):
             raise
-        _complain(f"error: {describe_error(err)}")
+        with contextlib.suppress(OSError):
+            message("error", describe_error(err))
         return 1
-
-
-def _complain(text: str) -> None:
-    with contextlib.suppress(OSError):
-        print(f"vqm: {text}", file=sys.stderr)
 
 
 def _close_stdout() -> None:

@@ -18,8 +18,8 @@ import zstandard
 
 from ..format.dtypes import BY_NAME
 from ..format.limits import MAX_META_NBYTES
-from .arguments import UsageError
-from .files import FileError
+from .parsers import UsageError
+from .text import FileError
 
 Level = Literal["core", "full"]
 LEVELS: tuple[Level, ...] = ("core", "full")
@@ -141,3 +141,4 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _stage_ids(meta: bytes) -> set[int]:
     _, records = msgpack.unpackb(meta)
     return {stage[0] for record in records if len(record) == 5 for stage in record[4]}
+

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import sys
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from ..decode.workers import n_threads
 from ..errors import FormatError
+from ..folding import fold, merged, without_numbers
 from ..format import metadata
 from ..format.byte_stream import StreamInput
 from ..format.chunks import LayerInfo, SharedRecords, parse_book_chunk, parse_freq_chunk, parse_meta
@@ -22,8 +24,11 @@ from ..format.records import AliasRecord, Record, TensorRecord
 from ..format.stage_summary import stage_summary
 from ..read.contents import read_contents
 from ..read.indexed import IndexedReader
-from .files import label, local_path, select
-from .text import count, counted, escape, number, shape_text, shorten, table, to_json
+from ..text import count, counted, escape, number, shape_text, shorten, table
+from .files import check_source, for_each, label, local_path, looks_like_file, select
+from .legend import legend
+from .parsers import UsageError
+from .text import table_width
 
 _SHOWN_METADATA = 12  # pairs that are shown without -v
 
@@ -137,27 +142,38 @@ class _Contents:
 
 def run_info(args: argparse.Namespace) -> int:
     """Run ``vqm info``: show what is in files."""
-    # An argument after the first is a file if there is one of this name, and else the name of a tensor
-    files = [args.file, *(name for name in args.names if os.path.exists(name))]
+    if args.file is None:
+        if not args.legend:
+            raise UsageError("FILE is missing")
+        print("\n".join(legend()))
+        return 0
+    # A further argument is a file if there is one of this name, or should be, and else the name of a tensor
+    files = [args.file, *filter(looks_like_file, args.names)]
     names = [name for name in args.names if name not in files]
-    documents = []
-    for i, file in enumerate(files):
-        if i and not args.json:
+    explained: list[str] = []  # the lines whose words the legend explains
+
+    def work(file: str) -> dict[str, Any] | None:
+        check_source(file)
+        if explained:
             print()
-        document = _describe(args, file, names)
-        if document is not None:
-            documents.append(document)
-    if args.json:
-        print(to_json(documents[0] if len(files) == 1 else documents))
-    return 0
+        lines, document = _describe(args, file, names)
+        if not args.json:
+            print("\n".join(lines))
+            explained.extend(lines)
+        return document
+
+    code = for_each(args, files, work, sys.stdout)
+    if explained and (args.legend or (args.verbose and not names)):
+        print("\n".join(["", *legend(None if args.legend else explained)]))
+    return code
 
 
-def _describe(args: argparse.Namespace, file: str, names: list[str]) -> dict[str, Any] | None:
-    """Print what is in a file, or return it for a JSON document."""
+def _describe(args: argparse.Namespace, file: str, names: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """What is in a file: the lines to print, and the JSON document."""
     with local_path(file) as path:
         if not _is_vqm(path):
             describe = importlib.import_module(".inspect_source", __package__).describe_source
-            return cast("dict[str, Any] | None", describe(args, file, path, names))
+            return cast("tuple[list[str], dict[str, Any]]", describe(args, file, path, names))
         with open(path, "rb") as stream:
             contents = _Contents(stream)
             chosen = set(select([tensor.name for tensor in contents.tensors], names))
@@ -165,13 +181,10 @@ def _describe(args: argparse.Namespace, file: str, names: list[str]) -> dict[str
                 stream.seek(0)
                 contents.content_digest = read_contents(stream, n_threads(None))[1]
     tensors = [tensor for tensor in contents.tensors if tensor.name in chosen]
-    if args.json:
-        return _info_json(file, contents, tensors)
-    if not names:
-        print("\n".join(_summary(file, contents, verbose=args.verbose)))
+    lines = [] if names else _summary(file, contents, verbose=args.verbose)
     if not args.quiet:
-        print("\n".join(_tensor_table(tensors, verbose=args.verbose)))
-    return None
+        lines += _tensor_table(tensors, verbose=args.verbose, unfold=args.all or args.verbose or bool(names))
+    return lines, _info_json(file, contents, tensors)
 
 
 def _is_vqm(path: Path) -> bool:
@@ -227,14 +240,19 @@ def _summary(file: str, contents: _Contents, *, verbose: bool) -> list[str]:
     return [*lines, ""]
 
 
-def _tensor_table(tensors: list[_Tensor], *, verbose: bool) -> list[str]:
+def _tensor_table(tensors: list[_Tensor], *, verbose: bool, unfold: bool) -> list[str]:
     if not tensors:
         return ["no tensors"]
-    rows = [("tensor", "dtype", "shape", "method", "bits/weight", "bytes", "layer")]
-    for tensor in tensors:
-        is_alias = tensor.alias_of is not None or tensor.copy_of is not None
-        bits = "-" if is_alias else number(tensor.bits_per_weight, ".3f")
-        rows.append((escape(tensor.name), tensor.dtype, shape_text(tensor.shape), escape(tensor.method), bits,
-                     "-" if is_alias else count(tensor.stored_nbytes), escape(tensor.layer)))  # fmt: skip
-    align = "<<<<>><"
-    return table(rows, align) if verbose else table([row[:-1] for row in rows], align[:-1])
+    rows: list[tuple[str, ...]] = [("tensor", "dtype", "shape", "method", "bits/weight", "bytes", "layer")]
+    kinds = [(tensor.dtype, tensor.shape, without_numbers(tensor.method)) for tensor in tensors]
+    for row in fold([tensor.name for tensor in tensors], kinds, unfold=unfold):
+        alike = [tensors[i] for i in row.members]
+        first = alike[0]
+        nbytes = sum(tensor.stored_nbytes for tensor in alike)
+        bits = number(sum(tensor.bits_per_weight for tensor in alike) / len(alike), ".3f")
+        has_bytes = first.alias_of is None and first.copy_of is None
+        cells = (bits, count(nbytes)) if has_bytes else ("-", "-")
+        rows.append((escape(row.label), first.dtype, shape_text(first.shape),
+                     escape(merged([tensor.method for tensor in alike])), *cells, escape(first.layer)))  # fmt: skip
+    align, width = "<<<<>><", table_width(sys.stdout, verbose=verbose)
+    return table(rows, align) if verbose else table([row[:-1] for row in rows], align[:-1], width)

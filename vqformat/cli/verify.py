@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
 
@@ -11,11 +10,12 @@ from ..errors import FormatError, VqmError
 from ..read.contents import read_contents
 from ..read.survey import survey
 from ..read.surveyed import Survey
-from .arguments import UsageError
+from ..text import counted, escape, one_line
 from .files import STDIO, label, opened
+from .parsers import UsageError
 from .progress import Progress, progress_line
 from .signature import check_signature, load_public_key
-from .text import counted, describe_error, escape, one_line, to_json
+from .text import describe_error, message, to_json
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -41,8 +41,7 @@ def run_verify(args: argparse.Namespace) -> int:
                 result |= survey_json(found)
             if not args.json:
                 where = "" if getattr(err, "filename", None) is not None else f"{label(file)}: "
-                sys.stdout.flush()  # so that the lines of stdout and stderr are in order
-                print(f"vqm: error: {where}{text}", file=sys.stderr)
+                message("error", f"{where}{text}")
                 if found is not None:
                     print("\n".join(_survey_text(file, found, verbose=args.verbose)))
         else:

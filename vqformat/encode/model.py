@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from ..errors import EncodeError
+from ..errors import EncodeError, near_names
 from ..format.chunkwriter import ChunkWriter, EncodedTensor
 from ..format.dtypes import BY_NAME
 from .budget_search import EXACT, Attempt, BudgetSearch, Trials
@@ -76,8 +75,7 @@ def encode_model(
                           f" that is to be written, such as {min(names)!r}")  # fmt: skip
     unused = options.recipe.unused(names) if options.recipe is not None else []
     if unused:
-        near = difflib.get_close_matches(unused[0], names, n=3)
-        hint = f"; near matches: {', '.join(map(repr, near))}" if near else ""
+        hint = near_names(unused[0], [tensor.name for tensor in tensors])
         raise EncodeError(f"the pattern {unused[0]!r} matches no tensor that earlier patterns leave{hint}")
     with open_writer(target, metadata, options, overwrite=overwrite) as writer:
         return ModelEncoder(tensors, options, metadata).write(writer)

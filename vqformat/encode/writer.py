@@ -59,7 +59,7 @@ class writer:
         recipe: Recipe | Mapping[str, str] | str | None = None,
         bits: float | None = None,
         ratio: float | None = None,
-        size: float | None = None,
+        size: float | str | None = None,
         sqnr: float | None = None,
         step: float | None = None,
         lossless: bool = False,

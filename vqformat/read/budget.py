@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..errors import LimitError
 from ..format import limits
 from ..format.records import TensorRecord
+from ..sizes import Size, parse_size
 
 _FREE_RESIDENT_NBYTES = 1 << 20
 _MOST_TABLE_NBYTES = 1 << 28  # of all tables together, if the caller sets no bound on the total
@@ -32,6 +33,16 @@ class Budget:
     tensor_nbytes: int = 0
     shared_nbytes: int = 0
     _available_nbytes: int | None = None
+
+    @classmethod
+    def of(cls, max_tensor_bytes: Size, max_total_bytes: Size | None) -> Budget:
+        """The budget of a caller, whose limits may be texts such as ``"1.5MB"``.
+
+        Raises:
+            ValueError: A text is no size.
+        """
+        return cls(parse_size(max_tensor_bytes) if isinstance(max_tensor_bytes, str) else max_tensor_bytes,
+                   parse_size(max_total_bytes) if isinstance(max_total_bytes, str) else max_total_bytes)  # fmt: skip
 
     def take(self, record: TensorRecord) -> None:
         """Count a tensor, with its tables, before it is decoded into a new array.

@@ -15,6 +15,7 @@ from ..files import Path, opened
 from ..format.chunks import LayerInfo
 from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES
 from ..format.records import AliasRecord
+from ..sizes import Size
 from .budget import Budget
 from .framework import Array, Framework, NumPy, PyTorch, Tensor, as_output, spelled_as_safetensors
 from .sequential import SequentialReader, SequentialTensor
@@ -50,7 +51,8 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
         source: Path, or a binary stream, which need not support ``seek``: a pipe, the file of a socket, an HTTP
             response.
         framework, device: As for ``safe_open``.
-        max_tensor_bytes: Most bytes of one decoded tensor. It does not limit tensors that are decoded block by block.
+        max_tensor_bytes: Most bytes of one decoded tensor; a number, or a text such as ``"1.5MB"``. It does not limit
+            tensors that are decoded block by block.
         max_total_bytes: Most bytes that are held together: the tensors of a layer, codebooks and other tables. None for
             the memory that is available; then tables may have 256 MiB, or as many bytes as the tensor.
         threads: Threads that decode a tensor; None for the number of processors, but at most 8.
@@ -67,28 +69,28 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
 
     @overload
     def __init__(self: stream[Array], source: Path | BinaryIO, framework: NumPy = "np",
-                 device: Literal["cpu"] = "cpu", *, max_tensor_bytes: int = ..., max_total_bytes: int | None = ...,
+                 device: Literal["cpu"] = "cpu", *, max_tensor_bytes: Size = ..., max_total_bytes: Size | None = ...,
                  threads: int | None = ..., allow_partial: bool = ...) -> None: ...  # fmt: skip
 
     @overload
     def __init__(self: stream[torch.Tensor], source: Path | BinaryIO, framework: PyTorch, device: Device = "cpu", *,
-                 max_tensor_bytes: int = ..., max_total_bytes: int | None = ..., threads: int | None = ...,
+                 max_tensor_bytes: Size = ..., max_total_bytes: Size | None = ..., threads: int | None = ...,
                  allow_partial: bool = ...) -> None: ...  # fmt: skip
 
     @overload
     def __init__(self: stream[Any], source: Path | BinaryIO, framework: str, device: Any = "cpu", *,
-                 max_tensor_bytes: int = ..., max_total_bytes: int | None = ..., threads: int | None = ...,
+                 max_tensor_bytes: Size = ..., max_total_bytes: Size | None = ..., threads: int | None = ...,
                  allow_partial: bool = ...) -> None: ...  # fmt: skip
 
     def __init__(self, source: Path | BinaryIO, framework: str = "np", device: Any = "cpu", *,
-                 max_tensor_bytes: int = DEFAULT_MAX_TENSOR_NBYTES, max_total_bytes: int | None = None,
+                 max_tensor_bytes: Size = DEFAULT_MAX_TENSOR_NBYTES, max_total_bytes: Size | None = None,
                  threads: int | None = None, allow_partial: bool = False) -> None:  # fmt: skip
         self._framework: Framework[Tensor] = Framework(framework, device)
         self._threads = n_threads(threads)
         self._opened = opened(source, has_own_position=True)
         file = self._opened.__enter__()
         try:
-            self._budget = Budget(max_tensor_bytes, max_total_bytes)
+            self._budget = Budget.of(max_tensor_bytes, max_total_bytes)
             self._reader = SequentialReader(file, self._budget, keep_total=False, allow_partial=allow_partial,
                                             threads=self._threads)  # fmt: skip
         except BaseException:

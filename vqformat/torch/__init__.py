@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy.typing as npt
 
+from ..errors import EncodeError, missing_package
+
 try:
     import torch
     from torch import nn
 except ImportError as err:
-    raise ImportError("vqformat.torch needs PyTorch; run: pip install 'vqformat[torch]'") from err
+    raise missing_package("vqformat.torch needs", "torch", err) from err
 
 from .. import numpy as front
 from ..encode.calibration import Calibration as Calibration
 from ..encode.writer import writer as writer_of_arrays
-from ..errors import EncodeError
 from ..files import Path
 from ..read.torch_arrays import dtype_name, identity, logical_shape
 from ..read.torch_arrays import from_numpy as from_numpy
