@@ -46,6 +46,9 @@ def largest(matrix: Rows) -> float:
     """The largest magnitude of a matrix; 0 if it is empty."""
     if isinstance(matrix, np.ndarray):
         return float(largest_magnitude(matrix))
+    if isinstance(matrix, Points) and not isinstance(matrix.unit, np.ndarray):  # rounded quotients keep the order
+        found = np.float32(largest(matrix.matrix)) / matrix.unit
+        return float(found if matrix.finer is None else found / matrix.finer)
     return max((largest_magnitude(matrix[rows]) for rows in bands(matrix.shape)), default=0.0)
 
 
