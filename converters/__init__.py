@@ -63,7 +63,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
         report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite)
         report.left_out.extend(source.left_out)
         report.source_file_nbytes = source.file_nbytes
-        report.grown.extend(growth_notes(report))
+        report.grown.extend(growth_notes(report, source.format))
         report.notes.extend([*source.notes, *quantized_notes(report, source.tensors), *report.grown])
     return report
 

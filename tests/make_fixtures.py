@@ -26,6 +26,7 @@ from fixture_cases import (
     bad_floats,
     bad_freqs,
     bad_metadata,
+    bad_orders,
     bad_payloads,
     bad_records,
     bad_sections,
@@ -53,11 +54,12 @@ from fixture_cases import (
 )
 from fixture_cases.known import STANDS_FOR
 from fixture_cases.levels import level_of
+from vqmbuilder import File
 
 VALID = (bases, containers, exact, raws, sparses, codebooks, floats, views, sums, edges, freqs, trellises, tiles,
          transforms, worked)
 INVALID = (bad_containers, bad_sections, bad_metadata, bad_exact, bad_tensors, bad_records, bad_stages, bad_sparse,
-           bad_floats, bad_sums, bad_freqs, bad_trellises, bad_payloads, bad_transforms)
+           bad_floats, bad_sums, bad_freqs, bad_trellises, bad_payloads, bad_transforms, bad_orders)
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
@@ -84,11 +86,14 @@ def manifest_entry(case: Case) -> dict[str, Any]:
     if case.file is None:
         entry["error"] = case.error
         return entry
-    entry["generator"], metadata = msgpack.unpackb(case.file.chunks[0].meta, raw=False)
-    entry["metadata"] = tagged(metadata)
-    layers = [chunk for chunk in case.file.chunks if chunk.type == b"LAYR"]
-    entry["layers"] = [msgpack.unpackb(chunk.meta, raw=False)[0] for chunk in layers]
-    entry["tensors"] = [
+    return entry | contents(case.file)
+
+
+def contents(file: File) -> dict[str, Any]:
+    """What a decoder must find in a valid file."""
+    generator, metadata = msgpack.unpackb(file.chunks[0].meta, raw=False)
+    layers = [chunk for chunk in file.chunks if chunk.type == b"LAYR"]
+    tensors = [
         {
             "name": tensor.name,
             "layer": i,
@@ -99,7 +104,8 @@ def manifest_entry(case: Case) -> dict[str, Any]:
         for i, chunk in enumerate(layers)
         for tensor in chunk.tensors
     ]
-    return entry
+    names = [msgpack.unpackb(chunk.meta, raw=False)[0] for chunk in layers]
+    return {"generator": generator, "metadata": tagged(metadata), "layers": names, "tensors": tensors}
 
 
 def dumps(manifest: list[dict[str, Any]]) -> str:

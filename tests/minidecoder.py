@@ -68,15 +68,16 @@ def f32(x: float) -> float:
 
 def decompress(frame: bytes, n_bytes: int) -> bytes:
     """Section 4: one zstd frame (RFC 8878, 3.1.1) of known plain size."""
-    head = frame[:18].ljust(18, b"\0")
+    head = frame + b"\0\0\0\0\0\0"  # so that a frame that is cut short can be read up to its descriptor
     id_at = 5 if head[4] & 32 else 6  # without the single-segment flag a byte for the window precedes it
     size_at = id_at + (0, 1, 2, 4)[head[4] & 3]
     end = size_at + (6 - id_at, 2, 4, 8)[head[4] >> 6]
     size = int.from_bytes(head[size_at:end], "little") + (256 if end - size_at == 2 else 0)
     window = (8 + (head[5] & 7)) << (7 + (head[5] >> 3)) if id_at == 6 else 0
-    need(frame[:end].hex(), "SEC-005", len(frame) > 4 and head[:4] == b"\x28\xb5\x2f\xfd", "SEC-009", not head[4] & 8,
+    need(frame[:end].hex(), "SEC-005", head[:4] == b"\x28\xb5\x2f\xfd", "SEC-009", not head[4] & 8,
          "SEC-005", len(frame) >= end, "SEC-008", not any(head[id_at:size_at]),
-         "SEC-006", end > size_at and size == n_bytes, "SEC-007 limit", window <= MAX_WINDOW)
+         "SEC-006", size == n_bytes,  # without the field it is 0, and no frame is of a plain size of 0 (SEC-004)
+         "SEC-007 limit", window <= MAX_WINDOW)
     try:
         return zstandard.ZstdDecompressor().decompress(frame, max_output_size=n_bytes, allow_extra_data=False)
     except zstandard.ZstdError as err:
@@ -178,7 +179,7 @@ class Codes:  # section 10
         need(planes, "COD-004", len(kind_of(planes, list)) <= 3)
         self.planes = [kind_of(plane, list, 2) for plane in planes]
         for base, k in self.planes:
-            need((base, k), "COD-003", 2 <= integer(base) <= 256 and 1 <= integer(k) <= 8 and base ** k <= 256,
+            need((base, k), "COD-003", integer(base) >= 2 and 1 <= integer(k) <= 8 and base ** k <= 256,
                  "COD-004", total < entries)
             total *= base
         need(planes, "COD-004", not planes or total >= entries)
@@ -202,7 +203,7 @@ class Codes:  # section 10
 
 
 class Grid:  # section 9.2: a table, steps or scales: ``size`` values for each group of rows and columns
-    def __init__(self, dtype: Any, groups: tuple[Any, Any], axes: tuple[int, int], size: int = 1) -> None:
+    def __init__(self, dtype: Any, groups: tuple[Any, Any], axes: Sequence[int], size: int = 1) -> None:
         self.dtype, self.values = integer(dtype, *TABLE_DTYPE), array("f")
         self.rows, self.columns = (integer(groups[i], "CBK-003", most=axes[i] - 1) or axes[i] for i in (0, 1))
         self.n_columns = ceil_div(axes[1], self.columns)
@@ -219,7 +220,7 @@ class Grid:  # section 9.2: a table, steps or scales: ``size`` values for each g
 
 def scales_of(scale: Any, view: View) -> Grid:
     dtype, *groups = [F32, 0, 0] if scale is None else kind_of(scale, list, 3)
-    scales = Grid(dtype, (groups[0], groups[1]), view[:2])
+    scales = Grid(dtype, (groups[0], groups[1]), view)
     if scale is None:
         scales.values.append(1.0)  # changes nothing
     return scales
@@ -315,7 +316,7 @@ def trellis_stage(record: Any, view: View, freqs: Sequence[Freq]) -> Stage:  # s
     i_end, j_end = (integer(n, "TRL-001", 1, most) for n, most in zip(kind_of(tile, list, 2), view[2:], strict=True))
     need(tile, "TRL-002", i_end * j_end <= 64 * ceil_div(view[2], i_end) * ceil_div(view[3], j_end))
     need((size, view), "TRL-006", view[0] % size == view[2] % size == 0)
-    table = Grid(dtype, (0, 0), view[:2], n_books * entries if zero is None else 1)
+    table = Grid(dtype, (0, 0), view, n_books * entries if zero is None else 1)
     n_classes, classes_of = [n * (classes >> i & 1) for i, n in enumerate(view[:2])], list[bytes]()  # rows, columns
     n_matrix, matrix = size * size if sizes else 0, array("b")
     residents = [table.n_bytes + n_matrix, 0 if scales.values else scales.n_bytes, *n_classes]  # 0: there is none
@@ -425,7 +426,7 @@ class Plan:  # section 7: a checked record; which sections its tensor has, and h
             self.stages = [codebook_stage(stage, view, books) if stage[0] == 1 else
                            low_rank_stage(stage, view) if stage[0] == 2 else trellis_stage(stage, view, freqs)
                            for stage in stages]
-        residents = [n for i, n in enumerate(view[:2]) if self.order >> i & 1]  # the classes
+        residents = [n for i, n in enumerate((rows, columns)) if self.order >> i & 1]  # the classes
         residents += [size for sizes, *_ in self.stages for size in sizes]
         self.n_resident = sum(residents) if sum(residents) > 1 << 20 else 0  # LIM-002
         need(residents, "TEN-007 limit", max([0, *residents]) <= MAX_RESIDENT)

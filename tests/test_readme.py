@@ -1,4 +1,4 @@
-"""README: each command and snippet runs as written."""
+"""README and the pages it leads to: each command and snippet runs as written."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from conftest import CHECKPOINT, FIXTURES, ROOT
 
 import vqformat
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+README = ROOT / "README.md"
+PAGES = [README, *(ROOT / ".github" / "docs" / f"{name}.md"
+                   for name in ("formats", "frameworks", "smaller", "devices", "results"))]  # fmt: skip
+TEXT = "\n".join(page.read_text("utf-8") for page in PAGES)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 LINES = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 SETUP = [line for line in LINES if line.startswith("python3 -m venv")]
 SHELL = [line for line in LINES if line not in SETUP]
@@ -25,7 +28,7 @@ PYTHON = [text for kind, text in BLOCKS if kind == "python"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that README's lines start from, and what the lines before have made."""
+    """A folder with the files that the lines start from, and what the lines before have made."""
     os.environ["KERAS_BACKEND"] = "torch"
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
@@ -60,49 +63,22 @@ def test_readme_has_the_two_commands_and_others() -> None:
     assert len(PYTHON) >= 3
 
 
-class Follower:
-    """Follows README from the top: a step needs what those before it have made, in whatever process it is tested."""
+def test_the_commands_run_one_after_another(folder: Path) -> None:
+    vqm = shutil.which("vqm", path=str(Path(sys.executable).parent))
+    assert vqm is not None, "vqm is not installed beside this Python"
+    for line in SHELL:
+        command = line.replace("vqm ", f"{vqm} ", 1)
+        done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        assert done.stdout, line
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._done: list[subprocess.CompletedProcess[str]] = []
 
-    def do(self, step: int) -> subprocess.CompletedProcess[str]:
-        """Take a step, and those before it that have not been taken."""
-        for i in range(len(self._done), step + 1):
-            self._done.append(self._run(SHELL[i]) if i < len(SHELL) else self._run_python(PYTHON[i - len(SHELL)]))
-        return self._done[step]
-
-    def _run(self, line: str) -> subprocess.CompletedProcess[str]:
-        vqm = shutil.which("vqm", path=str(Path(sys.executable).parent))
-        assert vqm is not None, "vqm is not installed beside this Python"
-        line = line.replace("vqm ", f"{vqm} ", 1)
-        return subprocess.run(line, shell=True, cwd=self._folder, capture_output=True, text=True, check=False)
-
-    def _run_python(self, text: str) -> subprocess.CompletedProcess[str]:
-        keras_warns = "ignore:__array__ implementation:DeprecationWarning"
+def test_the_snippets_run_one_after_another(folder: Path) -> None:
+    keras_warns = "ignore:__array__ implementation:DeprecationWarning"
+    for text in PYTHON:
         command = [sys.executable, "-W", "error", "-W", keras_warns, "-c", text]
-        return subprocess.run(command, cwd=self._folder, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def follower(folder: Path) -> Follower:
-    return Follower(folder)
-
-
-@pytest.mark.parametrize("step", range(len(SHELL)), ids=SHELL)
-def test_each_command_runs(step: int, follower: Follower) -> None:
-    done = follower.do(step)
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
-
-
-@pytest.mark.parametrize("step", range(len(SHELL), len(SHELL) + len(PYTHON)))
-def test_each_snippet_runs(step: int, follower: Follower) -> None:
-    done = follower.do(step)
-
-    assert done.returncode == 0, done.stderr
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{text}\n{done.stderr}"
 
 
 def test_a_device_that_reads_needs_three_packages(tmp_path: Path) -> None:
@@ -138,9 +114,18 @@ def test_a_device_that_reads_needs_three_packages(tmp_path: Path) -> None:
     assert "pip install ml_dtypes" in done.stdout
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_readme_is_short_and_leads_to_every_page() -> None:
+    text = README.read_text("utf-8")
+
+    assert len(text.splitlines()) <= 200
+    assert {page.stem for page in (ROOT / ".github" / "docs").glob("*.md")} == {page.stem for page in PAGES[1:]}
+    assert all(f"](.github/docs/{page.name})" in text for page in PAGES[1:])
 
 
 def test_the_first_commands_table_is_the_one_shown(folder: Path) -> None:

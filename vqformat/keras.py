@@ -11,13 +11,16 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from .errors import ConversionError, EncodeError, missing_package
+
 try:
     import keras
 except ImportError as err:
-    raise ImportError("vqformat.keras needs Keras 3 and a backend of it; run: pip install 'vqformat[keras]' keras, and"
-                      " torch, tensorflow or jax") from err  # fmt: skip
+    if err.name not in (None, "keras"):
+        raise ImportError(f"vqformat.keras needs a backend of Keras; run: pip install {err.name}, or set KERAS_BACKEND"
+                          " to torch, tensorflow or jax, whichever is installed") from err  # fmt: skip
+    raise missing_package("vqformat.keras needs", "keras", err) from err
 
-from .errors import ConversionError, EncodeError
 from .files import temporary_space
 from .leftovers import temporary_folder
 

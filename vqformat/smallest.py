@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, cast
 
 from .encode.step_search import COARSEST_STEP, SMALLEST_STEP
-from .errors import EncodeError
+from .errors import EncodeError, missing_package
 from .files import NewFile
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class SearchResult:
         trials: All trials, the largest file first.
         reference: Metric of the original.
         max_drop: The largest drop that was allowed.
+        preset: The preset of the files that were tried. A file that keeps every bit has none.
     """
 
     data: bytes = field(repr=False)
@@ -71,6 +72,7 @@ class SearchResult:
     trials: list[Trial]
     reference: float
     max_drop: float
+    preset: str = "small"
 
     @property
     def ratio(self) -> float:
@@ -105,7 +107,7 @@ class SearchResult:
         try:
             from matplotlib.figure import Figure
         except ImportError as err:
-            raise ImportError("plot needs matplotlib; run: pip install 'vqformat[plot]'") from err
+            raise missing_package("plot needs", "matplotlib", err) from err
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot(xlabel="times smaller", ylabel="metric", xscale="log")
         axes.axhline(self.reference, color="0.6", linewidth=1, label="original")
@@ -122,7 +124,8 @@ class SearchResult:
 
     def __str__(self) -> str:
         lines = [_HEAD, *(_row(trial, trial is self.best) for trial in self.trials)]
-        return "\n".join([*lines, f"original: {self.reference:.6g}; a drop of {self.max_drop:g} is allowed"])
+        how = f"preset: {self.preset}" if self.best.step != _EXACT else "every bit is kept"
+        return "\n".join([*lines, f"{how}; original: {self.reference:.6g}; a drop of {self.max_drop:g} is allowed"])
 
 
 _HEAD = "  ratio        bytes      metric        drop"
@@ -184,7 +187,8 @@ def search(
         raise ValueError(f"max_evaluations is {max_evaluations!r}; 1 or more are allowed")
     options.setdefault("preset", "small")
     subject = _subject(model)
-    if on_trial is None and sys.stderr.isatty():
+    if on_trial is None and sys.stderr is not None and sys.stderr.isatty():
+        print(f"trials of preset {options['preset']}\n{_HEAD}", file=sys.stderr, flush=True)
         on_trial = _print_trial
     return _Search(subject, evaluate, max_drop, dict(options), on_trial).run(max_evaluations)
 
@@ -219,7 +223,7 @@ class _Search:
                              " evaluate says different things of the same model")  # fmt: skip
         best, data = self._best
         trials = sorted(self._trials, key=lambda trial: trial.ratio)
-        return SearchResult(data, best, trials, self._reference, self._max_drop)
+        return SearchResult(data, best, trials, self._reference, self._max_drop, self._options["preset"])
 
     def _try(self, step: float) -> None:
         """Write and evaluate a file with this step. Keep it if it is the smallest that is good enough."""

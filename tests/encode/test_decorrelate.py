@@ -168,6 +168,15 @@ def test_a_plan_is_kept_for_a_near_step(monkeypatch: pytest.MonkeyPatch) -> None
     assert searched
 
 
+def test_the_longer_a_search_takes_the_further_a_plan_is_kept() -> None:
+    matrix = weights(90, 80)
+    first = decorrelate.find_plan(matrix, None, 0.5, np.float32(0.5), 1e30, least_noise=False)
+    strongest = decorrelate.Hysteresis(first.kind, 0.32, first)
+
+    assert strongest.plan_for(1.0) is strongest.plan_for(0.25) is first
+    assert strongest.plan_for(1.2) is None
+
+
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_a_kept_plan_of_a_kernel_has_its_layout(noise: float) -> None:
     """With a transform rows are the taps of each input; without one they are in the order of the tensor's axes."""

@@ -206,6 +206,8 @@ def frames() -> Iterator[Case]:
     yield one("sec-006-content", "a consistent frame of 65 bytes for 64", "SEC-006", frame(content + b"\7"))
     yield one("sec-006-content-less", "a consistent frame of 63 bytes for 64", "SEC-006", frame(content[:-1]))
     yield one("sec-006-hostile", "a content size of 2^62", "SEC-006", frame(2**62, size_bytes=8, blocks=start + run))
+    longest = frame(64 + 2**56, size_bytes=8, blocks=start + run, window=0, dictionary=bytes(4))
+    yield one("sec-006-last-byte", "only the highest of eight bytes of content size is wrong", "SEC-006", longest)
     yield one(
         "sec-007-window",
         "a window of 9 MiB; sibling: valid/zstd-window-8-mib.vqm",

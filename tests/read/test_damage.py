@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vqformat
-from vqformat import TruncatedError, VqmError, safe_open
+from vqformat import FormatError, TruncatedError, VqmError, safe_open
+from vqformat.cli import main
+from vqformat.converters import open_source
 from vqformat.format.container import FOOTER_NBYTES, pack_footer, pack_header
 
 
@@ -130,6 +132,19 @@ def test_files_of_other_formats_are_named(start: bytes) -> None:
 def test_damage_by_text_mode_is_named() -> None:
     with pytest.raises(VqmError, match="text mode"):
         vqformat.load(DATA.replace(b"\r\n", b"\n"))
+
+
+def test_damage_by_text_mode_is_named_however_the_format_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.vqm"
+    path.write_bytes(DATA.replace(b"\r\n", b"\n"))
+
+    for read in (vqformat.content_digest, open_source):
+        with pytest.raises(FormatError, match="text mode"):
+            read(path)
+    assert main(["info", str(path)]) == 1
+    assert "text mode" in capsys.readouterr().err
 
 
 def test_a_short_file_never_causes_a_large_allocation() -> None:

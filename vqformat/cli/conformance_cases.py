@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..format.dtypes import BY_NAME
-from .arguments import UsageError
-from .files import FileError
+from .parsers import UsageError
+from .text import FileError
 
 Level = Literal["core", "full"]
 LEVELS: tuple[Level, ...] = ("core", "full")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,59 +18,82 @@ from vqformat.converters.export import SUFFIXES, export
 
 from ..encode.calibration import Calibration
 from ..encode.recipe import Recipe
+from ..encode.report import report_summary, report_table
 from ..errors import EncodeError
 from ..files import name_full_disk
-from .arguments import UsageError
-from .files import STDIO, check_output, default_output, is_special, label, local_path, select, stdout
+from ..text import count, counted, escape, one_line
+from .files import (
+    STDIO,
+    check_output,
+    check_source,
+    for_each,
+    is_special,
+    label,
+    local_path,
+    outputs_for,
+    select,
+    stdout,
+)
+from .legend import legend
+from .parsers import UsageError
 from .progress import progress_line
-from .text import count, counted, decibel, escape, number, one_line, shape_text, table, to_json
+from .text import FileError, message, table_width, to_json
 
 if TYPE_CHECKING:
     from ..encode.report import Report
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    """Run ``vqm convert``: compress a checkpoint."""
+    """Run ``vqm convert``: compress checkpoints."""
+    for source in args.sources:
+        check_source(source)
+    if len(args.sources) > 1 and STDIO in args.sources:
+        raise UsageError("stdin cannot be one of several sources")
     recipe = _recipe(args)
     calibration = None if args.calibration is None else Calibration.load(args.calibration)
+    outputs = dict(zip(args.sources, outputs_for(args.sources, args.output), strict=True))
+    to_stdout = args.output == STDIO
+    for source, output in outputs.items():
+        if not (to_stdout or is_special(output)):
+            check_output(output, source, force=args.force)
+            if output.name.lower().endswith(SUFFIXES):
+                raise UsageError(f"-o {args.output!r}: convert writes a .vqm, from which vqm extract makes such a file")
+    out: TextIO | None = sys.stderr if to_stdout else sys.stdout
+    return for_each(args, list(outputs), lambda source: _convert(args, source, outputs[source], out, recipe=recipe,
+                                                                 calibration=calibration), out)  # fmt: skip
+
+
+def _convert(args: argparse.Namespace, source: str, output: Path, out: TextIO | None, *, recipe: Recipe | None,
+             calibration: Calibration | None) -> dict[str, Any]:  # fmt: skip
+    """Convert a source, print the report, and return it for a JSON document."""
     preset = args.preset or ("default" if calibration is None else "small")
     to_stdout = args.output == STDIO
-    output = default_output(args.source) if args.output is None else Path(args.output)
     with contextlib.ExitStack() as stack:
         target: Any = output
         if to_stdout:
             target = stdout(force=args.force)
         elif is_special(output):
             target = stack.enter_context(open(output, "wb"))
-        else:
-            check_output(output, args.source, force=args.force)
-            if output.name.lower().endswith(SUFFIXES):
-                raise UsageError(f"-o {args.output!r}: convert writes a .vqm, from which vqm extract makes such a file")
         start = time.monotonic()
-        source = stack.enter_context(local_path(args.source))
+        path = stack.enter_context(local_path(source))
         progress = stack.enter_context(progress_line(quiet=args.quiet))
         stack.enter_context(_naming_full_disk("stdout" if to_stdout else output))
-        report = convert(source, target, recipe=recipe, bits=args.bits, ratio=args.ratio, size=args.size,
+        report = convert(path, target, recipe=recipe, bits=args.bits, ratio=args.ratio, size=args.size,
                          sqnr=args.sqnr, lossless=args.lossless, preset=preset, seed=args.seed, calibration=calibration,
                          progress=progress, include_optimizer=args.include_optimizer,
                          overwrite=args.force)  # fmt: skip
     seconds = time.monotonic() - start
-    where: TextIO = sys.stderr if to_stdout else sys.stdout
+    if not (args.quiet or args.json):
+        lines = report_table(report, verbose=args.verbose, unfold=args.all or args.verbose,
+                             width=table_width(out, verbose=args.verbose))  # fmt: skip
+        took = f" in {seconds:.1f} s" if args.verbose else ""
+        lines.append(f"{'stdout' if to_stdout else label(str(output))}: {report_summary(report)}{took}")
+        print("\n".join([*lines, *(["", *legend(lines)] if args.verbose else [])]), file=out)
+        if source != args.sources[-1]:
+            print(file=out)
     always = [*report.missed, *report.ruined, *report.left_out, *report.grown]
     _print_notes(always if args.quiet or args.json else report.notes)
-    if args.json:
-        print(to_json(_report_json(args.source, STDIO if to_stdout else str(output), report)), file=where)
-        return 0
-    if not args.quiet:
-        print("\n".join(_report_table(report, verbose=args.verbose)), file=where)
-        than_source = ""
-        if report.source_file_nbytes:
-            than_source = (f"; the source file has {count(report.source_file_nbytes)} bytes, ratio"
-                           f" {report.source_file_nbytes / report.file_nbytes:.2f}")  # fmt: skip
-        took = f" in {seconds:.1f} s" if args.verbose else ""
-        print(f"{'stdout' if to_stdout else label(str(output))}: {count(report.source_nbytes)} bytes of tensors in"
-              f" {count(report.file_nbytes)}, ratio {report.ratio:.2f}{than_source}{took}", file=where)  # fmt: skip
-    return 0
+    return _report_json(source, STDIO if to_stdout else str(output), report)
 
 
 @contextlib.contextmanager
@@ -93,7 +119,7 @@ def _recipe(args: argparse.Namespace) -> Recipe | None:
 
 def _print_notes(notes: list[str]) -> None:
     for note in notes:
-        print(f"vqm: note: {one_line(note)}", file=sys.stderr)
+        message("note", one_line(note))
 
 
 def _report_json(source: str, output: str, report: Report) -> dict[str, Any]:
@@ -107,53 +133,43 @@ def _report_json(source: str, output: str, report: Report) -> dict[str, Any]:
                         for tensor in report.tensors]}  # fmt: skip
 
 
-def _report_table(report: Report, *, verbose: bool) -> list[str]:
-    """The table of tensors and of the bytes that they take."""
-    head = ("tensor", "shape", "method", "bits/weight", "SQNR dB", "bytes", "% of file", "dtype")
-    rows: list[tuple[str, ...]] = [head]
-    n_weights = 0
-
-    def share(nbytes: int) -> str:
-        return f"{100 * nbytes / report.file_nbytes:.1f}"
-
-    def row(what: str, nbytes: int, bits: str = "") -> tuple[str, ...]:
-        return (what, "", "", bits, "", count(nbytes), share(nbytes), "")
-
-    for tensor in report.tensors:
-        is_alias = tensor.stored_nbytes == 0 and tensor.method.startswith("alias of ")
-        n_weights += 0 if is_alias else tensor.n_elements
-        bits = "-" if is_alias else number(tensor.bits_per_weight, ".3f")
-        stored = "-" if is_alias else count(tensor.stored_nbytes)
-        of_file = "-" if is_alias else share(tensor.stored_nbytes)
-        rows.append((escape(tensor.name), shape_text(tensor.shape), escape(tensor.method), bits,
-                     decibel(tensor.sqnr_db), stored, of_file, tensor.dtype))  # fmt: skip
-    if report.shared_nbytes:
-        rows.append(row("shared tables", report.shared_nbytes))
-    rows.append(row("overhead", report.overhead_nbytes))
-    rows.append(row("total", report.file_nbytes, f"{8 * report.file_nbytes / n_weights:.3f}" if n_weights else "-"))
-    align = "<<<>>>><"
-    return table(rows, align) if verbose else table([row[:-1] for row in rows], align[:-1])
-
-
 def run_extract(args: argparse.Namespace) -> int:
     """Run ``vqm extract``: write tensors in another format."""
-    if args.output == STDIO:
-        raise UsageError("-o -: extract writes to a file only, whose suffix tells the format")
-    if not args.output.lower().endswith(SUFFIXES):
-        raise UsageError(f"-o {args.output!r}: the suffix tells the format: {', '.join(SUFFIXES)}")
-    output = Path(args.output)
-    check_output(output, args.file, force=args.force)
-    with local_path(args.file) as path, open_source(path) as source:
+    check_source(args.file)
+    to_stdout = args.output == STDIO
+    if to_stdout != (args.format is not None):
+        raise UsageError("-o - needs --format, such as npz: no suffix tells the format" if to_stdout else
+                         "--format is for -o - only: the suffix of OUT tells the format")  # fmt: skip
+    form = f".{args.format.lstrip('.')}" if to_stdout else args.output
+    if not form.lower().endswith(SUFFIXES):
+        raise UsageError(f"{'--format' if to_stdout else '-o'} {args.format or args.output!r}: the suffix tells the"
+                         f" format: {', '.join(SUFFIXES)}")  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        output = Path(args.output)
+        if to_stdout:
+            target = stdout(force=args.force)
+            output = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vqm-")), f"stdout{form}")
+        else:
+            check_output(output, args.file, force=args.force)
+        path = stack.enter_context(local_path(args.file))
+        source = stack.enter_context(open_source(path))
         names = select([tensor.name for tensor in source.tensors], args.names)
         notes = export(source, output, names=names if args.names else None, overwrite=args.force)
+        nbytes = output.stat().st_size
+        if to_stdout:
+            if len(os.listdir(output.parent)) > 1:
+                raise FileError("the model needs two files of this format, and stdout is one; name a file by -o")
+            with open(output, "rb") as stream:
+                shutil.copyfileobj(stream, target)
     left_out, notes = source.left_out, [*source.notes, *notes]
-    nbytes = output.stat().st_size
+    out: TextIO | None = sys.stderr if to_stdout else sys.stdout
     if args.json:
-        document = {"source": args.file, "output": str(output), "file_nbytes": nbytes, "names": names, "notes": notes}
-        print(to_json(document))
+        document = {"source": args.file, "output": args.output, "file_nbytes": nbytes, "names": names, "notes": notes}
+        print(to_json(document), file=out)
     _print_notes(left_out if args.quiet or args.json else notes)
     if not (args.quiet or args.json):
         if args.verbose:
-            print("\n".join(map(escape, names)))
-        print(f"{label(str(output))}: {counted(len(names), 'tensor')}, {count(nbytes)} bytes")
+            print("\n".join(map(escape, names)), file=out)
+        where = "stdout" if to_stdout else label(str(output))
+        print(f"{where}: {counted(len(names), 'tensor')}, {count(nbytes)} bytes", file=out)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -12,14 +11,13 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from ..decode.tables import Floats
-from ..errors import EncodeError
+from ..errors import EncodeError, near_names
 from ..format.chunkwriter import ChunkWriter, EncodedTensor
 from ..format.dtypes import BY_NAME
 from .budget_search import EXACT, Attempt, BudgetSearch, Trials
 from .disk_list import DiskList
 from .layers import LayerWriter, NullStream, Result
-from .methods.layout import reals
+from .methods.layout import ShortFloats, short_reals
 from .options import Options
 from .plan import Plan
 from .progress import Passes, Phase
@@ -77,8 +75,7 @@ def encode_model(
                           f" that is to be written, such as {min(names)!r}")  # fmt: skip
     unused = options.recipe.unused(names) if options.recipe is not None else []
     if unused:
-        near = difflib.get_close_matches(unused[0], names, n=3)
-        hint = f"; near matches: {', '.join(map(repr, near))}" if near else ""
+        hint = near_names(unused[0], [tensor.name for tensor in tensors])
         raise EncodeError(f"the pattern {unused[0]!r} matches no tensor that earlier patterns leave{hint}")
     with open_writer(target, metadata, options, overwrite=overwrite) as writer:
         return ModelEncoder(tensors, options, metadata).write(writer)
@@ -222,9 +219,9 @@ class ModelEncoder:
         statistics = self.plan.statistics
         return DraftedSteps(list(statistics.values()), [loads[name] for name in statistics], goal.nbytes)
 
-    def _values(self, tensor: SourceTensor) -> Floats:
+    def _values(self, tensor: SourceTensor) -> ShortFloats:
         with self._passes.tensor(tensor.name):
-            return reals(native(tensor))
+            return short_reals(native(tensor))
 
     def _corrected(self, goal: Goal | None) -> Sequence[Result]:
         """Results in which short tensors have been corrected for the quantized weights."""

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypedDict
 import numpy.typing as npt
 
 from ..errors import EncodeError
+from ..sizes import parse_size
 from .calibration import Calibration
 from .progress import Progress
 from .recipe import Recipe
@@ -32,7 +33,7 @@ class SaveOptions(TypedDict, total=False):
     recipe: Recipe | Mapping[str, str] | str | None
     bits: float | None
     ratio: float | None
-    size: float | None
+    size: float | str | None
     sqnr: float | None
     step: float | None
     lossless: bool
@@ -55,7 +56,7 @@ class Options:
         recipe: Methods by name pattern. The encoder chooses for tensors without a method.
         bits: Bits of the whole file for each weight.
         ratio: Bytes of the tensors divided by bytes of the file.
-        size: Bytes of the file.
+        size: Bytes of the file; or a text such as ``"1.5MB"``.
         sqnr: Signal-to-quantization-noise ratio of all weights together, in dB.
         step: Step of the grid of the typical tensor, relative to its scale, see ``sensitivity.Steps``.
         lossless: Whether every bit is kept.
@@ -71,7 +72,7 @@ class Options:
     recipe: Recipe | None = None
     bits: float | None = None
     ratio: float | None = None
-    size: float | None = None
+    size: float | str | None = None
     sqnr: float | None = None
     step: float | None = None
     lossless: bool = False
@@ -82,7 +83,7 @@ class Options:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        numeric = {"bits": self.bits, "ratio": self.ratio, "size": self.size, "sqnr": self.sqnr,
+        numeric = {"bits": self.bits, "ratio": self.ratio, "size": self.size_nbytes, "sqnr": self.sqnr,
                    "step": self.step}  # fmt: skip
         asked = [name for name, value in {**numeric, "lossless": self.lossless or None}.items() if value is not None]
         if len(asked) > 1:
@@ -97,6 +98,20 @@ class Options:
             is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
             if value is not None and not (is_number and math.isfinite(value) and value > 0):
                 raise EncodeError(f"{name} is {value!r}; a number above 0 is allowed")
+
+    @property
+    def size_nbytes(self) -> float | None:
+        """Bytes of the file, as a number.
+
+        Raises:
+            EncodeError: ``size`` is a text that is no size.
+        """
+        if not isinstance(self.size, str):
+            return self.size
+        try:
+            return parse_size(self.size)
+        except ValueError as err:
+            raise EncodeError(f"size: {err}") from err
 
     @property
     def has_budget(self) -> bool:

@@ -14,6 +14,7 @@ from ..errors import EncodeError
 from ..format.dtypes import BY_NAME
 from . import constant_tensors
 from .calibration import TensorStatistics
+from .equal_tensors import EqualTensors
 from .methods import quantize
 from .methods.layout import short_reals
 from .options import Options
@@ -21,7 +22,7 @@ from .recipe import Method
 from .sensitivity import Statistics, Steps
 from .small import table_rows
 from .small.error_feedback import Factors
-from .source import SourceTensor, fits_float32
+from .source import SourceTensor, fits_float32, native
 
 Array = npt.NDArray[Any]
 SMALLEST_COARSE = 256  # elements; smaller tensors are coded finely
@@ -39,6 +40,7 @@ class Plan:
         steps: The steps of these tensors. ``gather`` sets it.
         constants: Names of the tensors that were not trained. ``gather`` sets it.
         rejected: By name, why a tensor is not coded by the method of its wildcard.
+        equal: Finds the tensors that are copies of others.
     """
 
     def __init__(self, tensors: Sequence[SourceTensor], options: Options, *, is_part: bool = False) -> None:
@@ -48,6 +50,7 @@ class Plan:
         self.steps = Steps([])
         self.rejected: dict[str, str] = {}
         self._factors: dict[str, Factors | None] = {}
+        self.equal = EqualTensors(tensors, options, self.method)
 
     def method(self, tensor: SourceTensor) -> Method | None:
         """The method of a tensor by the recipe; None if the encoder chooses.
@@ -114,7 +117,9 @@ class Plan:
             method = None
         is_free = method is None and BY_NAME[tensor.dtype].arithmetic
         if is_free or self.has_step(tensor, method):
-            self._look_at(tensor, tensor.load(), is_free=is_free, has_step=self.has_step(tensor, method))
+            array = native(tensor) if self.equal.is_waiting(tensor) else tensor.load()
+            if self.equal.find(tensor, array) is None:
+                self._look_at(tensor, array, is_free=is_free, has_step=self.has_step(tensor, method))
 
     def _look_at(self, tensor: SourceTensor, array: Array, *, is_free: bool, has_step: bool) -> None:
         """Find whether a tensor is a constant; if not, gather its statistics.

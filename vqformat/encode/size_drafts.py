@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..decode.tables import Floats
+from .methods.layout import ShortFloats
 from .sensitivity import Statistics, Steps
+from .small.bands import Points
 from .small.contexts import find_contexts
 from .small.decorrelate import FINER, PRICE
 from .small.error_weights import power_at
@@ -32,7 +33,9 @@ class DraftedSteps(Steps):
         nbytes: Bytes that all codes together should take. Drafts are made with the step for this size.
     """
 
-    def __init__(self, statistics: Sequence[Statistics], values: Sequence[Callable[[], Floats]], nbytes: float) -> None:
+    def __init__(
+        self, statistics: Sequence[Statistics], values: Sequence[Callable[[], ShortFloats]], nbytes: float
+    ) -> None:
         super().__init__(statistics)
         self._corrections = [0.0] * len(statistics)  # for each tensor, bits to add for each code
         for _ in range(ROUNDS):
@@ -51,8 +54,8 @@ class DraftedSteps(Steps):
         return total
 
 
-def bits_of_code(values: Floats, step: float) -> float:
+def bits_of_code(values: ShortFloats, step: float) -> float:
     """Bits for each code of a tensor with this step, overhead included."""
-    points = np.divide(values.reshape(len(values), -1), np.float32(step * FINER), dtype=np.float32)
+    points = Points(values.reshape(len(values), -1), np.float32(step * FINER))
     contexts = find_contexts(points)
     return _OVERHEAD * Draft.of(points, contexts, PRICE, power_at(contexts.expected_bits)).bits

@@ -162,7 +162,7 @@ def native(tensor: SourceTensor) -> Array:
     if array.shape != tensor.shape:
         raise EncodeError(f"tensor {tensor.name!r} was announced with shape {tensor.shape} and has {array.shape}")
     expected = BY_NAME[tensor.dtype].numpy
-    if array.dtype.name != expected.name:
+    if array.dtype != expected and array.dtype.name != expected.name:  # names take NumPy some time
         raise EncodeError(f"tensor {tensor.name!r} was announced as {expected} and is {array.dtype}")
     if expected == np.bool_:
         array = array.view(np.uint8) != 0  # DTY-001

@@ -70,14 +70,15 @@ class TensorEncoder:
             EncodeError: Its values are not those of its description, or a method that the recipe asks for by the name
                 of the tensor cannot code it.
         """
-        if tensor.alias_of is not None:
-            report = TensorReport(tensor.name, tensor.dtype, tensor.shape, f"alias of {tensor.alias_of}", 0, math.nan)
-            return Result(AliasRecord(tensor.name, tensor.alias_of), report, layer=tensor.layer)
+        if tensor.alias_of is not None or self._plan.equal.find(tensor) is not None:
+            return self._as_alias(tensor)
         method = self._plan.method(tensor)
         is_exact = relative_step == EXACT if method is None else method.name == "lossless"
         if tensor.form is not None and (is_exact or not BY_NAME[tensor.dtype].arithmetic):
             return self._keep_form(tensor, tensor.form)
         array = native(tensor)
+        if self._plan.equal.find(tensor, array) is not None:
+            return self._as_alias(tensor)
         if not array.size:
             return self._result(tensor, fine.encode_exact(tensor.name, tensor.dtype, array), math.nan)
         if method is not None and method.name == "raw":
@@ -107,6 +108,17 @@ class TensorEncoder:
         if method is None and not self._plan.is_coarse(tensor):
             return self.encode_short(tensor, array, relative_step)
         return self._encode_on_grid(tensor, array, method, relative_step)
+
+    def _as_alias(self, tensor: SourceTensor) -> Result:
+        """A tensor that is tied to an earlier one, or a copy of one. What is tied to a copy has the copy as holder."""
+        name, targets = tensor.alias_of or tensor.name, self._plan.equal.targets
+        target = targets.get(name, name)
+        what, source_nbytes = f"alias of {name}", 0
+        if tensor.alias_of is None:
+            what, source_nbytes = f"copy of {target}", tensor.source_nbytes
+        report = TensorReport(tensor.name, tensor.dtype, tensor.shape, what, 0, math.nan)
+        return Result(AliasRecord(tensor.name, target), report, layer=tensor.layer, source_nbytes=source_nbytes,
+                      holder=name if name in targets else None)  # fmt: skip
 
     def _keep_form(self, tensor: SourceTensor, form: StoredForm) -> Result:
         """A tensor that is quantized already, as it is."""
@@ -177,7 +189,7 @@ class TensorEncoder:
                 kind = self._kinds.get(tensor.name)
                 hysteresis = None if kind is None else Hysteresis(kind, self._hysteresis_strength,
                                                                     self._kept.get(tensor.name))
-                found = small.quantize(tensor.name, tensor.dtype, tensor.shape, reals(values), step,
+                found = small.quantize(tensor.name, tensor.dtype, tensor.shape, values, step,
                                        output_axis=tensor.output_axis, is_table=tensor.is_table,
                                        least_noise=self._options.sqnr is not None,
                                        factors=self._plan.feedback(tensor),

@@ -59,7 +59,7 @@ class writer:
         recipe: Recipe | Mapping[str, str] | str | None = None,
         bits: float | None = None,
         ratio: float | None = None,
-        size: float | None = None,
+        size: float | str | None = None,
         sqnr: float | None = None,
         step: float | None = None,
         lossless: bool = False,
@@ -73,6 +73,7 @@ class writer:
         self._metadata = dict(metadata or {})
         self._names: set[str] = set()
         self._known: dict[str, SourceTensor] = {}  # all tensors added, without their arrays
+        self._copies: dict[str, str] = {}  # the copies among them, and of what
         self._n_layers = self._n_weights = 0
         self._notes: list[str] = []
         self._missed: list[str] = []  # notes on layers that missed their budget
@@ -91,7 +92,9 @@ class writer:
         Args:
             name: A label for people, such as ``"encoder.layers.0"``; it may be empty. ``stream`` gives it.
             tensors: Arrays by their names in the model, as for ``save_file``. Equal views of the same memory in one
-                layer become aliases. For an alias of a tensor of an earlier layer see ``add_alias``.
+                layer become aliases. For an alias of a tensor of an earlier layer see ``add_alias``. Other equal
+                tensors of one layer are stored once, too. Those of different layers are only where ``close`` encodes
+                all layers: otherwise the earlier one is no longer there to be compared.
 
         Raises:
             EncodeError: A tensor cannot be written. Further layers can be added, unless a limit of the file was
@@ -173,6 +176,7 @@ class writer:
                 self._waiting.extend(self._store_array(tensor, self._arrays) for tensor in tensors)
         else:
             encoder = ModelEncoder(tensors, self._layer_options(), is_part=True)
+            encoder.plan.equal.targets = self._copies  # an alias may be of a copy in an earlier layer
             results = list(encoder.results(self._chunks.folder))
             with self._ending():
                 for result in results:

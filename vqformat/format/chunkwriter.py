@@ -6,7 +6,7 @@ import errno
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -17,7 +17,7 @@ from ..version import __version__
 from . import container, metadata
 from .byte_stream import PIECE_NBYTES
 from .chunks import SharedRecords
-from .container import pack_header
+from .container import COPY, pack_header
 from .index_builder import IndexBuilder
 from .limits import MAX_CHUNKS, MAX_INDEX_NBYTES, MAX_META_NBYTES, MAX_SECTIONS
 from .parse_records import parse_tensor
@@ -109,8 +109,13 @@ class ChunkWriter:
         self._shared.freqs.append(record)
         return self._shared.n_freqs - 1
 
-    def add_layer(self, name: str, tensors: Sequence[EncodedTensor | AliasRecord]) -> None:
+    def add_layer(self, name: str, tensors: Sequence[EncodedTensor | AliasRecord],
+                  holders: Mapping[str, str] | None = None) -> None:  # fmt: skip
         """Write a layer.
+
+        Args:
+            holders: For each alias that is not the same array as its target: the alias whose array it is. It may have
+                aliases of other layers, too. See ``Copies``.
 
         Raises:
             EncodeError: Two tensors of the file have the same name, a target is missing, or a name is too long.
@@ -124,6 +129,11 @@ class ChunkWriter:
             raise EncodeError(err.message) from err
         sections = [s for tensor in tensors if isinstance(tensor, EncodedTensor) for s in tensor.sections]
         meta = metadata.pack([name, [record.to_metadata() for record in records]])
+        copies = {record.name: None if holders[record.name] == record.name else holders[record.name]
+                  for record in records if isinstance(record, AliasRecord) and record.name in holders
+                  } if holders else {}  # fmt: skip
+        if copies:
+            self._write_chunk(COPY, metadata.pack(copies), [], [])
         self._write_chunk(b"LAYR", meta, sections, records)
         self._needed = max(self._needed, *(record.minor for record in records if isinstance(record, TensorRecord)), 0)
 

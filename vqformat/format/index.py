@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import FormatError, LimitError
+from ..errors import FormatError, LimitError, UnsupportedError
 from ..forks import cached_property
 from . import metadata
-from .container import HEADER_NBYTES
+from .container import CHUNK_HEAD_NBYTES, HEADER_NBYTES, KNOWN_TYPES
 from .dtypes import BY_NAME, by_id
-from .limits import MAX_CHUNKS, MAX_RANK, MAX_TENSORS
+from .limits import (
+    MAX_CHUNKS,
+    MAX_META_COPY_NBYTES,
+    MAX_NAME_NBYTES,
+    MAX_RANK,
+    MAX_SHAPE_PRODUCT,
+    MAX_TENSORS,
+)
 from .records import Record, TensorRecord
 
-_NAMES_TOGETHER = 1 << 16  # names that are Python objects at a time
+FIELDS = ("digest", "metadata", "chunk_types", "chunk_lengths", "names", "dtypes", "ranks", "dims", "chunks", "targets")
+NO_DIGEST = bytes(32)
+_LEAST_CHUNK_NBYTES = CHUNK_HEAD_NBYTES + 4  # body_crc
+_TOGETHER = 1 << 16  # tensors whose names are Python objects at a time
+_SHAPES_TOGETHER = 1 << 12  # tensors whose sizes are converted to 8 bytes each at a time
 _MOST_NBYTES = float(1 << 62)  # of a file: offsets are computed in 64 bits
 
 Column = npt.NDArray[Any]
@@ -58,15 +70,12 @@ class Index:
     """
 
     def __init__(self, meta: bytes) -> None:
-        fields = metadata.unpack(meta)
-        if not isinstance(fields, list) or len(fields) != 10 or any(not isinstance(f, bytes) for f in fields):
-            raise FormatError("INDX is not an array of ten bins", clause="MET-008")
         self.nbytes = len(meta)
-        columns: list[bytes] = fields
+        columns = bins_of(meta)
         self.digest, self.meta_copy, self._types, lengths, self._names = columns[:5]
         self._dtypes, self._ranks, dims, chunks, targets = columns[5:]
-        if len(self.digest) != 32:
-            _fail(f"digest has {len(self.digest)} bytes, not 32")
+        if len(self.meta_copy) > MAX_META_COPY_NBYTES:
+            _fail(f"the copy of META has {len(self.meta_copy)} bytes; at most {MAX_META_COPY_NBYTES} are copied")
         if len(self._types) % 4 or not self._types:
             _fail(f"chunk_types has {len(self._types)} bytes, not 4 for each chunk")
         self.n_chunks, n = len(self._types) // 4, len(self._dtypes)
@@ -85,13 +94,34 @@ class Index:
         self._dims = metadata.unpack_column(dims, sum(self._ranks), "dims")
         self._chunks = metadata.unpack_column(chunks, n, "chunks")
         self._targets = metadata.unpack_column(targets, n, "targets") if targets else None
+        if self._lengths.min() < _LEAST_CHUNK_NBYTES:
+            _fail(f"a chunk has {self._lengths.min()} bytes, and no chunk has less than {_LEAST_CHUNK_NBYTES}")
         if self._lengths.sum(dtype=np.float64) > _MOST_NBYTES:
             _fail(f"the chunks have {self._lengths.sum(dtype=np.float64):.0f} bytes")
         self._offsets = np.empty(self.n_chunks + 1, np.int64)
         self._offsets[0] = HEADER_NBYTES
         np.cumsum(self._lengths, out=self._offsets[1:])
         self._offsets[1:] += HEADER_NBYTES
+        self._check_shapes()
         self._check_positions()
+
+    def check_types(self) -> None:
+        """Check that all types of chunks are known or ancillary (CHK-002, CHK-003).
+
+        The chunks of a damaged file may be read by an index that lists unknown types.
+
+        Raises:
+            FormatError: A type is not four letters.
+            UnsupportedError: A reader must know it.
+        """
+        for found in np.unique(self._type_column).tolist():
+            type = found.ljust(4, b"\0")  # NumPy drops bytes 0 at the end
+            if type in KNOWN_TYPES:
+                continue
+            if not (type.isascii() and type.isalpha()):
+                raise FormatError(f"index: chunk type {type!r} is not four letters", clause="CHK-002")
+            if not type[:1].islower():
+                raise UnsupportedError(f"index: unknown critical chunk type {type.decode()!r}", clause="CHK-003")
 
     def __len__(self) -> int:
         return len(self._dtypes)
@@ -172,10 +202,12 @@ class Index:
         """The entry of the tensor at this position among all tensors."""
         chunk = int(self._chunks[at])
         target = 0 if self._targets is None else int(self._targets[at])
-        first = int(self._first_dims[at])
-        shape = tuple(self._dims[first : first + self._ranks[at]].tolist())
-        return Entry(self.name(at), by_id(self._dtypes[at]).name, shape, chunk,
+        return Entry(self.name(at), by_id(self._dtypes[at]).name, self._shape(at), chunk,
                      at - int(self._first_of_chunk[chunk]), self.name(target - 1) if target else None)  # fmt: skip
+
+    def _shape(self, at: int) -> tuple[int, ...]:
+        first = int(self._first_dims[at])
+        return tuple(self._dims[first : first + self._ranks[at]].tolist())
 
     def position(self, name: str) -> int | None:
         """Position of a tensor among all tensors; None if there is no tensor of this name."""
@@ -193,8 +225,8 @@ class Index:
     def _by_hash(self) -> tuple[Column, Column]:
         """The hashes of all names, ascending, and the positions of the names. Python seeds hashes by chance."""
         hashes = np.empty(len(self), np.int64)
-        for start in range(0, len(self), _NAMES_TOGETHER):
-            end = min(start + _NAMES_TOGETHER, len(self))
+        for start in range(0, len(self), _TOGETHER):
+            end = min(start + _TOGETHER, len(self))
             first = int(self._name_ends[start - 1]) + 1 if start else 0
             pieces = self._names[first : int(self._name_ends[end - 1])].split(b"\0")
             hashes[start:end] = np.fromiter(map(hash, pieces), np.int64, end - start)
@@ -208,11 +240,30 @@ class Index:
             self._names.decode()
         except UnicodeDecodeError as err:
             raise FormatError(f"index: names are not UTF-8: {err.reason}", clause="TEN-001") from err
+        ends = self._name_ends.astype(np.int64)
+        lengths = np.diff(ends, prepend=-1) - 1
+        if lengths.max(initial=0) > MAX_NAME_NBYTES:
+            raise LimitError(f"index: a name has more than {MAX_NAME_NBYTES} bytes", clause="TEN-001")
+        if not lengths.all():
+            raise FormatError("index: a name is empty", clause="TEN-001")
         hashes, order = self._by_hash
         same = np.flatnonzero(hashes[1:] == hashes[:-1])
         names = [self._stored_name(int(at)) for at in order[np.union1d(same, same + 1)]]
         if len(set(names)) < len(names):
             raise FormatError("two tensors of the index have the same name", clause="TEN-002")
+
+    def _check_shapes(self) -> None:
+        for start in range(0, len(self), _SHAPES_TOGETHER):
+            firsts = self._first_dims[start : start + _SHAPES_TOGETHER + 1].astype(np.int64)
+            sizes = self._dims[firsts[0] : firsts[-1]].astype(np.float64)
+            sizes[sizes == 0] = 1
+            with_axes = np.flatnonzero(np.diff(firsts))
+            products = np.multiply.reduceat(sizes, firsts[with_axes] - firsts[0]) if len(with_axes) else sizes
+            for at in with_axes[products > MAX_SHAPE_PRODUCT / 2]:  # a product of floats is not exact
+                shape = self._shape(start + int(at))
+                if prod(size for size in shape if size) > MAX_SHAPE_PRODUCT:
+                    raise LimitError(f"index: shape {shape!r:.200} has a product above {MAX_SHAPE_PRODUCT}",
+                                     clause="TEN-003")  # fmt: skip
 
     def _check_positions(self) -> None:
         if self._dtypes and max(self._dtypes) >= len(BY_NAME):
@@ -238,6 +289,32 @@ class Index:
             at = int(aliases[bad.argmax()])
             raise FormatError(f"index: target {int(targets[at])} of tensor {at} is no earlier tensor that is not an"
                               " alias", clause="ALI-001")  # fmt: skip
+        if not len(aliases):
+            _fail("there are targets, though no tensor is an alias")
+        self._check_aliases(aliases, of_aliases.astype(np.int64) - 1)
+
+    def _check_aliases(self, aliases: Column, targets: Column) -> None:
+        """Check that aliases have dtype and shape of their targets."""
+        dtypes, ranks = np.frombuffer(self._dtypes, np.uint8), np.frombuffer(self._ranks, np.uint8)
+        for start in range(0, len(aliases), _TOGETHER):
+            ours, theirs = aliases[start : start + _TOGETHER], targets[start : start + _TOGETHER]
+            differ = (dtypes[ours] != dtypes[theirs]) | (ranks[ours] != ranks[theirs])
+            for axis in range(int(ranks[ours].max())):
+                has_axis = np.flatnonzero(~differ & (ranks[ours] > axis))
+                sizes, others = (self._dims[self._first_dims[at[has_axis]] + np.uint32(axis)] for at in (ours, theirs))
+                differ[has_axis] = sizes != others
+            if differ.any():
+                _fail(f"alias {self.name(int(ours[differ.argmax()]))!r:.200} and its target differ in dtype or shape")
+
+
+def bins_of(meta: bytes) -> list[bytes]:
+    """The fields of an INDX chunk, by kind (MET-008)."""
+    fields = metadata.unpack(meta)
+    if not isinstance(fields, list) or len(fields) != len(FIELDS) or any(not isinstance(f, bytes) for f in fields):
+        raise FormatError("INDX is not an array of ten bins", clause="MET-008")
+    if len(fields[0]) != len(NO_DIGEST):
+        raise FormatError(f"index: digest has {len(fields[0])} bytes, not {len(NO_DIGEST)}", clause="MET-008")
+    return fields
 
 
 def _fail(message: str) -> None:

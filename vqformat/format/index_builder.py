@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from ..errors import FormatError, LimitError
 from . import metadata
+from .index import FIELDS, NO_DIGEST, bins_of
 from .limits import MAX_META_COPY_NBYTES, MAX_TENSORS
 from .records import AliasRecord, Record
 
-NO_DIGEST = bytes(32)
 _WIDTHS = "BHIQ"  # unsigned integers of 1, 2, 4 and 8 bytes
 
 
@@ -117,7 +117,26 @@ class IndexBuilder:
 
     def pack(self) -> bytes:
         """The metadata of an INDX chunk."""
-        return metadata.pack([
+        return metadata.pack(self._fields())
+
+    def compare(self, meta: bytes, offset: int) -> None:
+        """Compare this index, made from the chunks, with the metadata of an INDX chunk, and take the digest from that.
+
+        Args:
+            offset: Offset of the INDX chunk, for error texts.
+
+        Raises:
+            FormatError: A field other than the digest differs (IDX-001, IDX-004), or it is not of its kind (MET-008).
+        """
+        stated = bins_of(meta)
+        self.digest = stated[0]
+        for name, found, expected in zip(FIELDS, stated, self._fields(), strict=True):
+            if found != expected:
+                raise FormatError(f"{name} of the index does not agree with the chunks", clause="IDX-001",
+                                  offset=offset)  # fmt: skip
+
+    def _fields(self) -> list[bytes]:
+        return [
             self.digest,
             self._meta_copy,
             bytes(self._chunk_types),
@@ -128,4 +147,4 @@ class IndexBuilder:
             self._dims.pack(),
             self._chunks.pack(),
             self._targets.pack() if self._has_aliases else b"",
-        ])  # fmt: skip
+        ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..errors import LimitError
 from ..format import limits
 from ..format.records import TensorRecord
+from ..sizes import Size, parse_size
 
 _FREE_NBYTES = 1 << 20  # of resident sections of a tensor, or of the index, which do not count
 _MOST_TABLE_NBYTES = 1 << 28  # of all tables together, if the caller sets no bound on the total
@@ -34,6 +35,16 @@ class Budget:
     shared_nbytes: int = 0
     index_nbytes: int = 0
 
+    @classmethod
+    def of(cls, max_tensor_bytes: Size, max_total_bytes: Size | None) -> Budget:
+        """The budget of a caller, whose limits may be texts such as ``"1.5MB"``.
+
+        Raises:
+            ValueError: A text is no size.
+        """
+        return cls(parse_size(max_tensor_bytes) if isinstance(max_tensor_bytes, str) else max_tensor_bytes,
+                   parse_size(max_total_bytes) if isinstance(max_total_bytes, str) else max_total_bytes)  # fmt: skip
+
     def take(self, record: TensorRecord) -> None:
         """Count a tensor, with its tables, before it is decoded into a new array.
 
@@ -45,6 +56,15 @@ class Budget:
         self.check_size(record)
         nbytes = _in_memory(record)
         self.check_tables(record, nbytes)
+        self.tensor_nbytes += nbytes
+
+    def take_copy(self, name: str, nbytes: int) -> None:
+        """Count a copy of a tensor before it is made.
+
+        Raises:
+            LimitError: All tensors and tables together have too many bytes.
+        """
+        self._check(nbytes, 0, f"tensor {name!r}", 0)
         self.tensor_nbytes += nbytes
 
     def check_size(self, record: TensorRecord) -> None:
@@ -98,17 +118,17 @@ class Budget:
     def _check(self, tensor_nbytes: int, table_nbytes: int, what: str, fair_nbytes: int) -> None:
         table_nbytes += self.shared_nbytes
         total_nbytes = self.index_nbytes + self.tensor_nbytes + tensor_nbytes + table_nbytes
-        most_nbytes = self.max_total_nbytes
+        most_nbytes, allowed = self.max_total_nbytes, f"max_total_bytes is {self.max_total_nbytes}"
         if most_nbytes is None:
             # To ask the system takes longer than to decode a small tensor
             most_nbytes = limits.available_memory() if total_nbytes > _FREE_NBYTES else limits.memory_bound()
+            allowed = f"{most_nbytes} are available"
             most_tables = max(_MOST_TABLE_NBYTES, fair_nbytes)
             if table_nbytes > most_tables:
                 raise LimitError(f"with {what} there are {table_nbytes} bytes of tables; without max_total_bytes at"
                                  f" most {most_tables} are allowed", clause="LIM-002")  # fmt: skip
         if most_nbytes is not None and total_nbytes > most_nbytes:
-            raise LimitError(f"with {what} there are {total_nbytes} bytes; max_total_bytes is {most_nbytes}",
-                             clause="LIM-002")  # fmt: skip
+            raise LimitError(f"with {what} there are {total_nbytes} bytes; {allowed}", clause="LIM-002")
 
 
 def _in_memory(record: TensorRecord) -> int:

@@ -80,7 +80,7 @@ def _read_end(source: RandomInput, faults: list[FormatError]) -> tuple[bytes | N
     try:
         footer = source.read_at(offset, FOOTER_NBYTES, "the footer")
         # A flipped bit leaves one half of the magic
-        if not footer.startswith(container.MAGIC[:4]) and footer[4:8] != container.MAGIC[4:]:
+        if not container.begins_like_vqm(footer) and footer[4:8] != container.MAGIC[4:]:
             raise TruncatedError("the file does not end in a footer: it is cut short or something follows it",
                                  clause="FTR-002", offset=offset)  # fmt: skip
         header, index_offset = container.read_footer(footer, offset)

@@ -57,6 +57,7 @@ def read_index(
         raise FormatError(f"index_offset {index_offset} is not that of an INDX chunk before the footer",
                           clause="FTR-003", offset=footer_offset)  # fmt: skip
     index = Index(chunk.meta)
+    index.check_types()
     if index.end != index_offset:
         raise FormatError(f"the chunks of the index end at {index.end}, not at {index_offset}",
                           clause="IDX-001", offset=index_offset)  # fmt: skip

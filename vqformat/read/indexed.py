@@ -13,8 +13,10 @@ from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, allocate
 from ..errors import FormatError, TensorNotFoundError
 from ..forks import ForkSafeLock, cached_property
 from ..format.chunks import LayerInfo, parse_meta
-from ..format.container import ChunkHead
+from ..format.container import COPY, ChunkHead
+from ..format.copies import Copies, read_copies
 from ..format.index import Entry
+from ..format.limits import MAX_META_COPY_NBYTES
 from ..format.records import AliasRecord, TensorRecord
 from ..format.stages import Size
 from .budget import Budget
@@ -87,13 +89,20 @@ class IndexedReader:
         self._input.check_open()
 
     def metadata(self) -> dict[str, Any]:
-        """The user's metadata: the copy in the index (SPEC 15.2), or META if there is no copy."""
-        return parse_meta(self.index.meta_copy or self._meta())
+        """The user's metadata: the copy in the index (SPEC 15.2), or META if that is too long for a copy."""
+        meta = self.index.meta_copy
+        if not meta:
+            meta = self._meta()
+            self._check_copy(meta)
+        return parse_meta(meta)
 
     def check_metadata(self) -> None:
         """Read META and compare it with its copy in the index (IDX-001). Nothing else reads META if there is a copy."""
-        meta = self._meta()
-        if self.index.meta_copy and self.index.meta_copy != meta:
+        self._check_copy(self._meta())
+
+    def _check_copy(self, meta: bytes) -> None:
+        """Compare the metadata of META with its copy in the index, which is empty if the metadata is too long."""
+        if self.index.meta_copy != (meta if len(meta) <= MAX_META_COPY_NBYTES else b""):
             raise FormatError("the index's copy of META differs from META", clause="IDX-001",
                               offset=self.index.span(0)[0])  # fmt: skip
 
@@ -116,6 +125,23 @@ class IndexedReader:
     def record(self, name: str) -> TensorRecord:
         """The record of a tensor; for an alias that of its target."""
         return self._locate(self.entry(name))[0]
+
+    @cached_property
+    def holders(self) -> dict[str, str]:
+        """For each alias that is not the same array as its target: the alias whose array it is, see ``Copies``."""
+        copies, index = Copies(), self.index
+        if not len(index.chunks_of(COPY)):
+            return {}
+        for at in index.chunks_of(b"LAYR").tolist():
+            entries = map(index.entry, index.tensors_of(at))
+            aliases = [(entry.name, entry.target) for entry in entries if entry.target is not None]
+            is_said = bool(aliases) and index.chunk_type(at - 1) == COPY
+            copies.add_aliases(self._read_copies(at - 1) if is_said else {}, aliases)
+        return copies.holders
+
+    def _read_copies(self, at: int) -> dict[str, Any]:
+        with self._input.clearing_on_error():
+            return read_copies(self._chunks.head(at))
 
     def described(self, name: str) -> tuple[Entry, TensorRecord | None, str, int]:
         """What the file states about a tensor.
@@ -173,11 +199,7 @@ class IndexedReader:
         """Record of a tensor (for an alias of its target), its layer, and the number of its first section in that."""
         if entry.target is not None:
             self._layer(entry.chunk)  # compares the record of the alias with the index
-            target = self.entry(entry.target)
-            if (target.dtype, target.shape) != (entry.dtype, entry.shape):
-                raise FormatError(f"index: alias {entry.name!r} and its target differ in dtype or shape",
-                                  clause="IDX-001")  # fmt: skip
-            entry = target
+            entry = self.entry(entry.target)
         layer = self._layer(entry.chunk)
         found = layer.stored.get(entry.position)
         if found is None:  # no elements: the index, which agrees with the record, says all

@@ -13,7 +13,7 @@ from ..errors import FormatError
 from ..forks import ForkSafeLock
 from ..format import container
 from ..format.chunks import parse_book_chunk, parse_freq_chunk
-from ..format.container import CHUNK_HEAD_NBYTES, ChunkHead
+from ..format.container import COPY, ChunkHead
 from ..format.index import Index
 from ..format.records import BookRecord, FreqRecord
 from .budget import Budget
@@ -23,6 +23,8 @@ from .stored_tensor import ChunkSections
 
 TAIL_NBYTES = 1 << 16  # read at once at the end of the file, and at the beginning of each chunk
 HELD_NBYTES = 1 << 22  # a layer of at most so many stored bytes is read at once and kept
+
+_BEFORE_LAYERS = (b"BOOK", b"FREQ", COPY)
 
 _Record = TypeVar("_Record", BookRecord, FreqRecord)
 _Values = TypeVar("_Values")
@@ -38,8 +40,6 @@ class IndexedChunks:
         """Read the head of a chunk by its number in the chunk list, and compare it with the index."""
         start, end = self.index.span(at)
         first = self.source.read_at(start, min(end - start, TAIL_NBYTES), "a chunk")
-        if len(first) < CHUNK_HEAD_NBYTES:
-            raise FormatError(f"index: chunk {at} has {len(first)} bytes", clause="IDX-001", offset=start)
         chunk = container.read_chunk_head(PartInput(self.source, start, start, first))
         # Here only: the head has the CRCs of the sections, so those of another file are refused
         self.source.check_unchanged()
@@ -50,7 +50,7 @@ class IndexedChunks:
         return chunk
 
     def start_of_tables(self, chunk: int, end: int, most_nbytes: int) -> int:
-        """Offset of the first BOOK or FREQ chunk of those directly before a chunk.
+        """Offset of the first BOOK, FREQ or ``copy`` chunk of those directly before a chunk.
 
         Args:
             chunk: Number of the chunk in the chunk list.
@@ -58,7 +58,7 @@ class IndexedChunks:
             most_nbytes: Chunks that are farther than this before ``end`` are left out.
         """
         index = self.index
-        while index.chunk_type(chunk - 1) in (b"BOOK", b"FREQ") and end - index.span(chunk - 1)[0] <= most_nbytes:
+        while index.chunk_type(chunk - 1) in _BEFORE_LAYERS and end - index.span(chunk - 1)[0] <= most_nbytes:
             chunk -= 1
         return index.span(chunk)[0]
 
