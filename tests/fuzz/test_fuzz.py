@@ -10,6 +10,7 @@ from typing import Any
 import minidecoder
 import numpy as np
 import pytest
+from vqm_attacks import many_tensors
 from vqmbuilder import column, file, layr
 from vqmtensors import DTYPES, alias, raw
 
@@ -49,6 +50,7 @@ FOUND = {
     "a target in the index of 2^63": with_index(9, [0, 2**63]),
     "a chunk in the index of 2^63": with_index(8, [1, 2**63]),
     "a size in the index of 2^63": with_index(7, [2**63, 1]),
+    "a layer of many tensors": many_tensors(5000, rank=1, in_layer=5000),
 }
 
 
