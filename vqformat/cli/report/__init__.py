@@ -33,30 +33,34 @@ def run_report(args: argparse.Namespace) -> int:
     for file in (*args.files, *([args.source] if args.source is not None else [])):
         check_source(file)
     charts = Charts()
-    calibration = None if args.calibration is None else Calibration.load(args.calibration)
     with contextlib.ExitStack() as stack:
         paths = {file: stack.enter_context(local_path(file)) for file in args.files}
         models = [file for file in args.files if is_vqm(paths[file])]
         source = _source_name(args, [file for file in args.files if file not in models])
         if not models:
             raise UsageError("no FILE is a .vqm")
+        if args.calibration is not None and source is None:
+            raise UsageError("--calibration needs the source, too: the expected loss is of its errors")
         if args.output != STDIO:
             for file in (*args.files, *([args.source] if args.source is not None else [])):
                 check_output(Path(args.output), file, force=args.force)
+        calibration = None if args.calibration is None else Calibration.load(args.calibration)
         originals: Mapping[str, SourceTensor] | None = None
         if source is not None:
             path = paths[source] if source in paths else stack.enter_context(local_path(source))
             with naming(source):
                 originals = {tensor.name: tensor for tensor in stack.enter_context(open_source(path)).tensors}
-        if calibration is not None and source is None:
-            raise UsageError("--calibration needs the source, too: the expected loss is of its errors")
+        # Folders are not told, as a page is often passed on
+        names = {file: Path(file).name for file in models}
+        if len(set(names.values())) < len(models):
+            names = {file: file for file in models}
         files = []
         with progress_line(quiet=args.quiet or args.json) as progress:
             for file in models:
                 with naming(file):
-                    files.append(measure(file, paths[file], originals, calibration, progress=progress,
+                    files.append(measure(names[file], paths[file], originals, calibration, progress=progress,
                                          n_histograms=MOST_HISTOGRAMS // len(models)))  # fmt: skip
-    text = page(files, source, charts).encode()
+    text = page(files, None if source is None else Path(source).name, charts).encode()
     if args.output == STDIO:
         stdout(force=args.force).write(text)
         return 0
@@ -70,8 +74,7 @@ def _source_name(args: argparse.Namespace, others: list[str]) -> str | None:
     """The source: that of ``--source``, or the only FILE that is no ``.vqm``."""
     sources = [*others, *([args.source] if args.source is not None else [])]
     if len(sources) > 1:
-        raise UsageError(f"there is one source at most, and these are no .vqm: {', '.join(map(label, sources))}"
-                         if args.source is None else f"{label(others[0])} is no .vqm, and --source is given")  # fmt: skip
+        raise UsageError(f"one source at most can be given, not {', '.join(map(label, sources))}")
     return sources[0] if sources else None
 
 

@@ -51,8 +51,8 @@ def _poor_tensors(file: MeasuredFile) -> list[Advice]:
     worst = min(poor, key=lambda tensor: tensor.sqnr_db)
     others = f", and {len(poor) - 1:,} more are below {_POOR_DB:g} dB" if len(poor) > 1 else ""
     return [(f"{escape(worst.name)} has an SQNR of only {worst.sqnr_db:.1f} dB{others}.",
-             "Most networks work well from 20 to 25 dB on. Measure the accuracy; if it fell, ask for a lower --ratio, or"
-             " calibrate, so that errors make up for each other.")]  # fmt: skip
+             "Most networks work well from 20 to 25 dB on. Measure the accuracy; if it fell, ask for a lower --ratio,"
+             " or calibrate, so that errors make up for each other.")]  # fmt: skip
 
 
 def _loss(file: MeasuredFile) -> list[Advice]:

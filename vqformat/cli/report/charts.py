@@ -26,8 +26,9 @@ _MOST_LABELS = 40  # rows with names; more are numbered
 _INK, _MUTED, _GRID = "#010101", "#010102", "#010103"
 _SERIES = ("#010104", "#010105", "#010106", "#010107")
 _VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "grid", **{colour: f"s{i}" for i, colour in enumerate(_SERIES)}}
-_STYLE = {
-    "svg.fonttype": "none", "text.parse_math": False, "font.size": 9, "axes.edgecolor": _GRID, "axes.labelcolor": _MUTED,
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": 9, "axes.edgecolor": _GRID,
+    "axes.labelcolor": _MUTED,
     "xtick.color": _GRID, "ytick.color": _GRID, "xtick.labelcolor": _MUTED, "ytick.labelcolor": _MUTED,
     "text.color": _INK, "grid.color": _GRID, "grid.linewidth": 0.6, "axes.spines.top": False,
     "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False, "xtick.major.size": 0,
@@ -129,17 +130,18 @@ class Charts:
     def entropies(self, stored: Sequence[float], entropy: Sequence[float], nbytes: Sequence[int], label: str) -> str:
         """Stored bits against the entropy of the codes; the area of a dot is in proportion to bytes."""
         areas = np.clip(900 * np.asarray(nbytes) / max(nbytes), 12, None)
-        most = 1.12 * max(*stored, *entropy)
+        low, high = min(*stored, *entropy), max(*stored, *entropy)
+        limits = max(0.0, low - 0.15 * (high - low) - 0.1 * high), 1.1 * high
 
         def draw(figure: Figure, width: float) -> None:
             axes = figure.add_subplot(xlabel="entropy of the codes, bits/weight", ylabel="stored, bits/weight",
-                                      xlim=(0, most), ylim=(0, most))  # fmt: skip
-            axes.plot([0, most], [0, most], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
-            axes.text(0.98 * most, 0.9 * most, "stored in fewer bits", ha="right", va="top", color=_MUTED)
-            axes.text(0.02 * most, 0.98 * most, "stored in more bits than the entropy", va="top", color=_MUTED)
+                                      xlim=limits, ylim=limits)  # fmt: skip
+            axes.plot(limits, limits, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)),
+                      label="as many bits as the entropy")  # fmt: skip
             axes.scatter(entropy, stored, s=areas if width == WIDE else areas / 2, color=_SERIES[0], alpha=0.5,
-                         linewidths=0.8, edgecolors=_INK)  # fmt: skip
+                         linewidths=0.8, edgecolors=_INK, zorder=2)  # fmt: skip
             axes.grid()
+            axes.legend(loc="upper left")
 
         return self.by_size(lambda width: 3.8 if width == WIDE else 3.3, label, draw)
 
@@ -175,20 +177,28 @@ def _bare(axes: Axes) -> None:
 
 
 def _for_page(svg: str, label: str) -> str:
-    """The picture as an element of a page."""
-    start = svg.index("<svg")
-    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg[start:], count=1, flags=re.DOTALL)
-    svg = re.sub(r'(<g) id="[^"]*"', r"\1", svg)  # the same in each picture, and nothing refers to them
-    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    """The picture as an element of a page: without what pages have themselves, and with short numbers."""
+    svg = svg[svg.index("<svg") :]
+    for pattern in (r"<metadata>.*?</metadata>", r"<!--.*?-->", r"<style.*?</style>"):
+        svg = re.sub(pattern, "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # ids that each picture has, and to which nothing refers
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html_escape(label)}" ', 1)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
+    svg = re.sub(r'(?<= style=")[^"]*', lambda found: _short_style(found.group()), svg)
+    svg = re.sub(r'(?<= d=")[^"]*', lambda found: _short_path(found.group()), svg)
+    svg = re.sub(r"\s*\n\s*", "\n", svg)
+    return re.sub(r"<g/>\n|<g>\n</g>\n|<defs>\n</defs>\n", "", svg).strip()
+
+
+def _short_style(style: str) -> str:
+    style = re.sub(r"font-family: [^;]*;? ?", "", style)
     for colour, variable in _VARIABLES.items():
-        svg = svg.replace(f": {colour}", f": var(--{variable})")
-    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
-    return re.sub(r"\n\s*", "\n", svg).strip()
+        style = style.replace(colour, f"var(--{variable})")
+    return style
 
 
-def finite(values: Sequence[float]) -> list[Any]:
-    """The values, nan in place of what is not finite."""
-    return [value if math.isfinite(value) else math.nan for value in values]
+def _short_path(path: str) -> str:
+    path = re.sub(r"\d+\.\d+", lambda found: f"{float(found.group()):.1f}".removesuffix(".0"), path)
+    return re.sub(r"\s*([A-Za-z])\s*", r"\1", path)
+

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ...folding import fold
 from ...text import count, decibel, escape
-from .charts import Charts, finite
+from .charts import Charts
 from .measure import Measured, MeasuredFile
-from .sections import by_layer, layer_sqnr, text
+from .sections import by_layer, by_layer_or_tensor, layer_sqnr, text
 
 _MOST_SERIES = 4  # files in a chart
+_OF_TEXT = ' class="text"'
 
 
 def comparison(files: Sequence[MeasuredFile], charts: Charts) -> str:
@@ -35,23 +36,29 @@ def _totals(files: Sequence[MeasuredFile]) -> str:
 
 def _charts(files: Sequence[MeasuredFile], charts: Charts) -> str:
     layers: dict[str, list[list[Measured]]] = {}
+    _, what = by_layer_or_tensor(files[0].stored)
     for i, file in enumerate(files):
-        for name, tensors in by_layer(file.stored).items():
+        groups = by_layer(file.stored) if what == "layer" else {tensor.name: [tensor] for tensor in file.stored}
+        for name, tensors in groups.items():
             layers.setdefault(name, [[] for _ in files])[i] = tensors
     names = [escape(name) for name in layers]
 
-    def series(value: object) -> list[tuple[str, list[float]]]:
-        return [(escape(file.name), finite([value(of_layer[i]) for of_layer in layers.values()]))  # type: ignore[operator]
+    def series(value: Callable[[Sequence[Measured]], float]) -> list[tuple[str, list[float]]]:
+        return [(escape(file.name), [_finite(value(of_layer[i])) for of_layer in layers.values()])
                 for i, file in enumerate(files)]  # fmt: skip
 
-    bits = charts.dots(names, series(_bits), "bits/weight", "Chart of the bits per weight of each layer, by file",
+    bits = charts.dots(names, series(_bits), "bits/weight", f"Chart of the bits per weight of each {what}, by file",
                        from_zero=True)  # fmt: skip
-    html = f'<h2>Bits per weight by layer</h2><div class="chart">{bits}</div>'
+    html = f'<h2>Bits per weight by {what}</h2><div class="chart">{bits}</div>'
     of_sqnr = series(layer_sqnr)
     if any(math.isfinite(value) for _, values in of_sqnr for value in values):
-        sqnr = charts.dots(names, of_sqnr, "SQNR, dB", "Chart of the SQNR of each layer, by file")
-        html += f'<h2>SQNR by layer</h2><div class="chart">{sqnr}</div>'
+        sqnr = charts.dots(names, of_sqnr, "SQNR, dB", f"Chart of the SQNR of each {what}, by file")
+        html += f'<h2>SQNR by {what}</h2><div class="chart">{sqnr}</div>'
     return html
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.nan
 
 
 def _bits(tensors: Sequence[Measured]) -> float:
@@ -66,10 +73,12 @@ def _tensors(files: Sequence[MeasuredFile]) -> str:
             found.setdefault(tensor.name, [None] * len(files))[i] = tensor
     kinds = [tuple(None if tensor is None else (tensor.summary.shape, tensor.has_bytes) for tensor in some)
              for some in found.values()]  # fmt: skip
+    of_files = list(found.values())
     rows = []
     for row in fold(list(found), kinds):
-        alike = [list(found.values())[i] for i in row.members]
-        sizes = [sum(some[i].stored_nbytes for some in alike if some[i] is not None) for i in range(len(files))]  # type: ignore[union-attr]
+        alike = [of_files[i] for i in row.members]
+        sizes = [sum(tensor.stored_nbytes for tensor in of_file if tensor is not None)
+                 for of_file in zip(*alike, strict=True)]  # fmt: skip
         cells = ["-" if alike[0][i] is None else count(size) for i, size in enumerate(sizes)]
         rows.append((max(sizes), [text(row.label), *cells]))
     rows.sort(key=lambda row: -row[0])
@@ -79,14 +88,13 @@ def _tensors(files: Sequence[MeasuredFile]) -> str:
 
 def _table(label: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of cells that are HTML. The first column has names, and the last one bars if its head is empty."""
-    heads = "".join(f'<th scope="col"{"" if i else chr(32) + "class=" + chr(34) + "text" + chr(34)}>{name}</th>'
-                    for i, name in enumerate(head))  # fmt: skip
+    heads = "".join(f'<th scope="col"{"" if i else _OF_TEXT}>{name}</th>' for i, name in enumerate(head))
     body = []
     for first, *rest in rows:
         cells = "".join(f"<td{_bars(name)}>{cell}</td>" for name, cell in zip(head[1:], rest, strict=True))
         body.append(f'<tr><th scope="row" class="text">{first}</th>{cells}</tr>')
-    return (f'<div class="scroll" role="region" aria-label="{label}" tabindex="0"><table><thead><tr>{heads}</tr></thead>'
-            f"<tbody>{''.join(body)}</tbody></table></div>")  # fmt: skip
+    return (f'<div class="scroll" role="region" aria-label="{label}" tabindex="0"><table>'
+            f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>")  # fmt: skip
 
 
 def _bars(name: str) -> str:

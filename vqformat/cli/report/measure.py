@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -17,6 +17,7 @@ from ...encode.calibration import Calibration
 from ...encode.methods.layout import short_reals
 from ...encode.sensitivity import Statistics
 from ...encode.source import fits_float32, native
+from ...folding import fold
 from ...format.dtypes import BY_NAME
 from ...read.indexed import IndexedReader
 from ..diff import Distance, reals
@@ -181,10 +182,7 @@ def measure(
         stream.seek(0)
         reader = IndexedReader(stream)
         file = MeasuredFile(name, contents, has_source=source is not None, loss_is_measured=calibration is not None)
-        candidates = [tensor for tensor in contents.tensors
-                      if BY_NAME[tensor.dtype].arithmetic and tensor.n_elements >= _FEWEST_VALUES]  # fmt: skip
-        largest = sorted(candidates, key=lambda tensor: -tensor.stored_nbytes)[:n_histograms]
-        with_histogram = {tensor.name for tensor in largest if tensor.stored_nbytes}
+        with_histogram = _with_histogram(contents.tensors, n_histograms)
         for i, summary in enumerate(contents.tensors):
             if progress is not None:
                 progress(summary.name, i, len(contents.tensors))
@@ -210,6 +208,18 @@ def measure(
             if summary.name in with_histogram:
                 tensor.histogram = _histogram(before, decoded)
     return file
+
+
+def _with_histogram(tensors: Sequence[TensorSummary], n_most: int) -> set[str]:
+    """The names of the largest tensors, which get histograms. Of tensors that are alike at most three are taken."""
+    candidates = [tensor for tensor in tensors if tensor.stored_nbytes and tensor.n_elements >= _FEWEST_VALUES
+                  and BY_NAME[tensor.dtype].arithmetic]  # fmt: skip
+    kinds = [(tensor.dtype, tensor.shape) for tensor in candidates]
+    chosen = []
+    for row in fold([tensor.name for tensor in candidates], kinds):
+        places = {row.members[0], row.members[len(row.members) // 2], row.members[-1]}
+        chosen += [candidates[i] for i in places]
+    return {tensor.name for tensor in sorted(chosen, key=lambda tensor: (-tensor.stored_nbytes, tensor.name))[:n_most]}
 
 
 def _loss(tensor: Measured, before: Array, calibration: Calibration | None) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape as html_escape
 from pathlib import Path
 
 from ... import __version__
-from ...text import count, escape
+from ...text import count, counted, escape
 from .advice import Advice, advice
 from .charts import Charts
 from .compare import comparison
@@ -74,40 +75,51 @@ def _origin(files: Sequence[MeasuredFile], source: str | None) -> str:
     generators = sorted({file.contents.generator for file in files})
     written = f"written by {_text(', '.join(generators))}"
     against = f", compared with {_text(source)}" if source is not None else ""
-    what = "Two or more files side by side, " if len(files) > 1 else f"vqm {files[0].contents.version}, "
+    what = f"{len(files)} files side by side, " if len(files) > 1 else f"vqm {files[0].contents.version}, "
     return f'<p class="quiet">{what}{written}{against}</p>'
 
 
 def _tiles(file: MeasuredFile) -> str:
     contents = file.contents
-    tiles = [("file", f"{_size(contents.file_nbytes)}"), ("smaller than its tensors", f"{file.ratio:.2f}×"),
+    layers = counted(contents.n_layers, "layer")
+    tiles = [("file", _size(contents.file_nbytes)), ("times smaller", f"{file.ratio:.2f}×"),
              ("bits per weight", f"{file.bits_per_weight:.3f}"), ("weights", _large(contents.n_elements)),
-             ("tensors", f"{count(len(contents.tensors))} <small>in {count(contents.n_layers)} layers</small>")]  # fmt: skip
+             ("tensors", f"{count(len(contents.tensors))} <small>in {layers}</small>")]  # fmt: skip
     if file.has_source:
         sqnr = file.sqnr_db
         tiles.append(("SQNR of all weights", "exact" if sqnr == float("inf") else f"{sqnr:.1f} <small>dB</small>"))
-    return f'<dl class="tiles">{"".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles)}</dl>'
+    items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles)
+    return f'<dl class="tiles">{items}</dl>'
 
 
 def _size(nbytes: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if nbytes >= size:
-            return f"{nbytes / size:.3g} <small>{unit}</small>" if nbytes < 1000 * size else f"{nbytes / size:,.0f} {unit}"
+            return f"{_short(nbytes / size)} <small>{unit}</small>"
     return f"{nbytes} <small>bytes</small>"
 
 
 def _large(n: int) -> str:
-    for unit, size in (("billion", 10**9), ("million", 10**6)):
+    for unit, size in (("trillion", 10**12), ("billion", 10**9), ("million", 10**6)):
         if n >= size:
-            return f"{n / size:.3g} <small>{unit}</small>"
+            return f"{_short(n / size)} <small>{unit}</small>"
     return count(n)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _next(items: Sequence[Advice]) -> str:
     if not items:
         return ""
-    rows = "".join(f"<li><b>{html_escape(seen)}</b> {html_escape(todo)}</li>" for seen, todo in items)
+    rows = "".join(f"<li><b>{html_escape(seen)}</b> {_with_options(todo)}</li>" for seen, todo in items)
     return f'<section><h2>What to do next</h2><ul class="next">{rows}</ul></section>'
+
+
+def _with_options(text: str) -> str:
+    """A text in HTML, the options of the command in it as code."""
+    return re.sub(r"(--[a-z-]+|vqformat\.search)", r"<code>\1</code>", html_escape(text))
 
 
 def _sections(file: MeasuredFile, charts: Charts) -> list[str]:

@@ -10,15 +10,16 @@ from ...folding import fold, merged, without_numbers
 from ...text import count, counted, decibel, escape, number, shape_text
 from ..diff import Distance
 from ..legend import words
-from .charts import Charts, finite
+from .charts import Charts
 from .measure import Measured, MeasuredFile
 from .tree_map import Cell, tree_map
 
-_SQNR_KEYS = ((10.0, "below 10 dB"), (15.0, "10 to 15"), (20.0, "15 to 20"), (30.0, "20 to 30"), (40.0, "30 to 40"),
-              (math.inf, "40 or more, or exact"))  # fmt: skip
+_SQNR_KEYS = ((10.0, "below 10 dB"), (15.0, "10 to 15 dB"), (20.0, "15 to 20 dB"), (30.0, "20 to 30 dB"),
+              (40.0, "30 to 40 dB"), (math.inf, "40 dB or more, or exact"))  # fmt: skip
 _BIT_KEYS = ((2.0, "below 2 bits/weight"), (4.0, "2 to 4"), (6.0, "4 to 6"), (9.0, "6 to 9"), (17.0, "9 to 17"),
              (math.inf, "17 or more"))  # fmt: skip
 _FEWEST_CODES = 4096  # of a tensor in the chart of entropies: few codes do not tell their frequencies
+_FEWEST_LAYERS = 3  # for a chart by layer; of fewer it is by tensor
 _GOOD_DB = 20.0
 
 
@@ -42,6 +43,14 @@ def by_layer(tensors: Sequence[Measured]) -> dict[str, list[Measured]]:
     for tensor in tensors:
         layers.setdefault(tensor.summary.layer, []).append(tensor)
     return layers
+
+
+def by_layer_or_tensor(tensors: Sequence[Measured]) -> tuple[dict[str, list[Measured]], str]:
+    """The tensors of each layer, or each tensor by itself if the layers are few; and what the groups are."""
+    layers = by_layer(tensors)
+    if len(layers) < _FEWEST_LAYERS:
+        return {tensor.name: [tensor] for tensor in tensors}, "tensor"
+    return layers, "layer"
 
 
 def bytes_map(file: MeasuredFile) -> str:
@@ -87,8 +96,8 @@ def loss_map(file: MeasuredFile) -> str:
               for layer, tensors in by_layer(file.stored).items()]  # fmt: skip
     how = ("Areas are squared errors, weighted by the sensitivity that the calibration has measured."
            if file.loss_is_measured else
-           "The file does not hold how sensitive its tensors are. Areas are squared errors, weighted by what the encoder"
-           " expects without a calibration: from size, scale and gain of each tensor. --calibration FILE takes what was"
+           "The file does not hold how sensitive its tensors are. Areas are squared errors, weighted by what the"
+           " encoder expects from size, scale and gain of each tensor. <code>--calibration FILE</code> takes what was"
            " measured.")  # fmt: skip
     label = "Tree map of the expected loss by tensor"
     return (f"<h2>Where the expected loss comes from</h2><p>{how}</p>"
@@ -106,17 +115,19 @@ def layer_sqnr(tensors: Sequence[Measured]) -> float:
 
 def errors_chart(file: MeasuredFile, charts: Charts) -> str:
     """Error and SQNR by layer."""
-    layers = {name: layer_sqnr(tensors) for name, tensors in by_layer(file.stored).items()}
+    groups, what = by_layer_or_tensor(file.stored)
+    layers = {name: layer_sqnr(tensors) for name, tensors in groups.items()}
     known = {name: value for name, value in layers.items() if math.isfinite(value)}
     if not known:
         return ""
-    label = f"Chart of the SQNR of {counted(len(known), 'layer')}, from {min(known.values()):.1f} to {max(known.values()):.1f} dB"
+    label = (f"Chart of the SQNR of {counted(len(known), what)}, from {min(known.values()):.1f} to"
+             f" {max(known.values()):.1f} dB")  # fmt: skip
     drawn = charts.dots([escape(name) for name in known], [("SQNR", list(known.values()))], "SQNR, dB", label,
                         low=(_GOOD_DB, f"{_GOOD_DB:g} dB: errors of a tenth"))  # fmt: skip
     exact = len(layers) - len(known)
-    more = f" {counted(exact, 'layer')} without errors {'is' if exact == 1 else 'are'} left out." if exact else ""
+    more = f" {counted(exact, what)} without errors {'is' if exact == 1 else 'are'} left out." if exact else ""
     notes = "".join(f"<li>{text(note)}</li>" for note in file.notes[:12])
-    return (f"<h2>Error by layer</h2><p>SQNR of the weights of each layer: 20 dB is an error of a tenth, 40 dB of a"
+    return (f"<h2>Error by {what}</h2><p>SQNR of the weights of each {what}: 20 dB is an error of a tenth, 40 dB of a"
             f' hundredth.{more}</p><div class="chart">{drawn}</div>{f"<ul>{notes}</ul>" if notes else ""}')  # fmt: skip
 
 
@@ -142,7 +153,7 @@ def histograms(file: MeasuredFile, charts: Charts) -> str:
     else:
         what = ("Orange lines are the values that the file gives (reconstruction points), as high as they are frequent;"
                 " an area is their histogram where they are too many.")  # fmt: skip
-    of = f" The {len(shown)} largest tensors are shown." if len(shown) < len(file.stored) else ""
+    of = f" The largest of {counted(len(file.stored), 'tensor')} are shown." if len(shown) < len(file.stored) else ""
     return (f"<h2>{'Weights and reconstruction points' if file.has_source else 'Values'}</h2><p>{what}{of}</p>"
             f'<div class="cards">{"".join(cards)}</div>')  # fmt: skip
 
@@ -158,11 +169,13 @@ def codes_chart(file: MeasuredFile, charts: Charts) -> str:
     drawn = charts.entropies(stored, entropy, [tensor.stored_nbytes for tensor in shown], label)
     total = sum(tensor.stored_nbytes for tensor in shown)
     ideal = sum(tensor.entropy_bits for tensor in shown) / 8
+    if not ideal:
+        return ""
     return (f"<h2>Code entropy and stored size</h2><p>An ideal coder of single codes would need {count(round(ideal))}"
-            f" bytes for these {counted(len(shown), 'tensor')}, which take {count(total)}: {total / ideal - 1:+.1%}."
-            " Below the line the coding uses what codes tell of others. Above it there are codebooks, scales, and bits"
-            f' that an entropy coder would save. Areas are bytes.</p><div class="chart">{drawn}</div>'
-            if ideal else "")  # fmt: skip
+            f" bytes for these {counted(len(shown), 'tensor')}, which take {count(total)}:"
+            f" {_change(total / ideal - 1)}. Below the line the coding uses what codes tell of others. Above it there"
+            " are codebooks, scales, and bits that an entropy coder would save. Areas are bytes.</p>"
+            f'<div class="chart">{drawn}</div>')  # fmt: skip
 
 
 def tensor_table(file: MeasuredFile) -> str:
@@ -194,9 +207,11 @@ def tensor_table(file: MeasuredFile) -> str:
         cells += [count(sizes[i]) if first.has_bytes else "-", f"{100 * sizes[i] / total:.1f}"]
         method = merged([tensor.summary.method for tensor in alike])
         bar = f'<span class="bar" style="width:{100 * sizes[i] / largest:.1f}%"></span>' if largest else ""
+        numbers = "".join(f"<td>{cell}</td>" for cell in cells)
         body.append(f'<tr><th scope="row" class="text">{text(label)}</th><td class="text">{first.summary.dtype}</td>'
-                    f'<td class="text">{shape_text(first.summary.shape)}</td><td class="text method">{text(method)}</td>'
-                    f'{"".join(f"<td>{cell}</td>" for cell in cells)}<td class="bars">{bar}</td></tr>')  # fmt: skip
+                    f'<td class="text">{shape_text(first.summary.shape)}</td>'
+                    f'<td class="text method">{text(method)}</td>{numbers}<td class="bars">{bar}</td>'
+                    "</tr>")  # fmt: skip
     heads = "".join(f'<th scope="col"{_of_text(i < n_text)}>{name}</th>' for i, name in enumerate(head))
     span = len(head) - 3
     feet = [("shared tables", file.shared_nbytes)] * bool(file.shared_nbytes)
@@ -204,7 +219,8 @@ def tensor_table(file: MeasuredFile) -> str:
     foot = "".join(f'<tr><th scope="row" class="text" colspan="{span}">{name}</th><td>{count(nbytes)}</td>'
                    f"<td>{100 * nbytes / total:.1f}</td><td></td></tr>" for name, nbytes in feet)  # fmt: skip
     return (f'<h2>All tensors</h2><div class="scroll" role="region" aria-label="All tensors" tabindex="0"><table>'
-            f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody><tfoot>{foot}</tfoot></table></div>")  # fmt: skip
+            f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody><tfoot>{foot}</tfoot></table>"
+            "</div>")  # fmt: skip
 
 
 def _of_text(is_text: bool) -> str:
@@ -215,11 +231,15 @@ def words_used(files: Sequence[MeasuredFile]) -> str:
     """The words of the tables, explained."""
     methods = "\n".join({tensor.summary.method for file in files for tensor in file.tensors})
     columns = "bits/weight SQNR overhead" + " shared tables" * any(file.shared_nbytes for file in files)
-    rows = [("entropy", "bits/weight that an ideal coder needs if it codes each code by itself; estimated from a sample"),
-            *words(f"{methods}\n{columns}")]  # fmt: skip
+    rows = [("entropy", "bits/weight that an ideal coder needs if it codes each code by itself; estimated from a"
+             " sample, and too small for tensors of few values"), *words(f"{methods}\n{columns}")]  # fmt: skip
     items = "".join(f"<dt>{html_escape(word)}</dt><dd>{html_escape(meaning)}</dd>" for word, meaning in rows)
     return f"<details><summary>The words of the table</summary><dl class=\"words\">{items}</dl></details>"
 
 
 def _decibels(value: float) -> str:
     return f"{value:.1f} dB" if math.isfinite(value) else "exact" if value > 0 else "no SQNR"
+
+
+def _change(share: float) -> str:
+    return f"{abs(share):.1%} {'more' if share >= 0 else 'less'}"

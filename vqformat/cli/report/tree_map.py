@@ -5,12 +5,16 @@ Bruls, Huizing and van Wijk, "Squarified Treemaps" (2000).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 _ASPECT = 1.6  # width by height of the whole map, for the layout; the page may show it in another one
 _LEAST_SHARE = 0.0015  # smaller cells of a group are put together
+
+_SEPARATORS = (".", "/")  # of the parts of a name
+_SEPARATOR = re.compile(r"([./_])")
 
 
 @dataclass(frozen=True)
@@ -48,15 +52,19 @@ def tree_map(groups: Sequence[tuple[str, Sequence[Cell]]], label: str) -> str:
     total = sum(cell.size for _, cells in groups for cell in cells)
     if not total:
         return ""
+    whole = Rectangle(0, 0, _ASPECT, 1)
     kept = [(name, _joined(cells, _LEAST_SHARE * total)) for name, cells in groups]
     kept.sort(key=lambda group: -sum(cell.size for cell in group[1]))
     sizes = [sum(cell.size for cell in cells) for _, cells in kept]
     html = []
-    for (name, cells), outer in zip(kept, squarify(sizes, Rectangle(0, 0, _ASPECT, 1)), strict=True):
-        inner = squarify([cell.size for cell in cells], Rectangle(0, 0, outer.width, outer.height))
-        parts = "".join(_cell(cell, place, outer) for cell, place in zip(cells, inner, strict=True))
-        html.append(f'<div class="group" title="{escape(name)}" style="{_style(outer, Rectangle(0, 0, _ASPECT, 1))}">'
-                    f"{parts}</div>")  # fmt: skip
+    for (name, cells), outer in zip(kept, squarify(sizes, whole), strict=True):
+        places = squarify([cell.size for cell in cells], Rectangle(0, 0, outer.width, outer.height))
+        has_title = len(cells) > 1 and name != ""
+        prefix = name if has_title else ""
+        parts = "".join(_cell(cell, place, outer, prefix) for cell, place in zip(cells, places, strict=True))
+        title = f"<i>{escape(name)}</i>" if has_title else ""
+        html.append(f'<div class="group{" titled" if has_title else ""}" style="{_style(outer, whole)}">{title}'
+                    f"<div>{parts}</div></div>")  # fmt: skip
     return f'<div class="map" role="img" aria-label="{escape(label)}">{"".join(html)}</div>'
 
 
@@ -106,10 +114,20 @@ def _worst(areas: Sequence[float], side: float) -> float:
     return max(side**2 * max(areas) / total**2, total**2 / (side**2 * min(areas))) if side else 0.0
 
 
-def _cell(cell: Cell, place: Rectangle, outer: Rectangle) -> str:
+def _cell(cell: Cell, place: Rectangle, outer: Rectangle, prefix: str) -> str:
     told = escape(f"{cell.label}: {cell.detail}" if cell.detail else cell.label)
+    start, rest = "", cell.label
+    if prefix and rest.startswith(prefix) and rest[len(prefix) : len(prefix) + 1] in _SEPARATORS:
+        start, rest = rest[: len(prefix) + 1], rest[len(prefix) + 1 :]
+    # The style sheet shows the start only where the title of the group has no room
+    shown = f"<em>{_breakable(start)}</em>{_breakable(rest)}" if start else _breakable(rest)
     return (f'<div class="cell {cell.kind}" title="{told}" style="{_style(place, outer)}">'
-            f"<span><b>{escape(cell.label)}</b><br>{escape(cell.detail)}</span></div>")  # fmt: skip
+            f"<span><b>{shown}</b><br>{escape(cell.detail)}</span></div>")  # fmt: skip
+
+
+def _breakable(name: str) -> str:
+    """A name in HTML that may be broken between its parts."""
+    return _SEPARATOR.sub(r"\1<wbr>", escape(name))
 
 
 def _style(place: Rectangle, outer: Rectangle) -> str:
