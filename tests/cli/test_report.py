@@ -170,6 +170,21 @@ def test_several_files_side_by_side(weights: dict[str, np.ndarray], run: Run, tm
     Page(output.read_text("utf-8"))
 
 
+def test_many_layers_are_numbered_and_repeated_ones_share_a_row(run: Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {f"layers.{i}.weight": rng.standard_normal((4, 32), np.float32) for i in range(60)}
+    vqformat.save_file(tensors, tmp_path / "model.vqm", sqnr=20)
+    vqformat.save_file(tensors, tmp_path / "source.vqm", lossless=True)
+    output = tmp_path / "report.html"
+
+    assert run("report", tmp_path / "model.vqm", "--source", tmp_path / "source.vqm", "-o", output).code == 0
+
+    html = output.read_text("utf-8")
+    assert "number, in the order of the file" in html
+    assert "layers.0-59.weight, 60 alike" in html
+    assert html.count("<figure>") == 3
+
+
 def test_the_entropy_of_even_codes(tmp_path: Path) -> None:
     codes = np.repeat(np.arange(16, dtype=np.float32), 512).reshape(64, 128)
     vqformat.save_file({"even": codes}, tmp_path / "even.vqm", recipe="kmeans:entries=16")

@@ -76,8 +76,8 @@ exit codes:
 """
 
 _REPORT_HELP = """\
-The page is one file, without scripts and without anything from the network. It needs matplotlib:
-pip install 'vqformat[plot]'
+The page is one file, without scripts and without anything from the network. Its charts are drawn by
+matplotlib: pip install matplotlib
 """
 
 _CONFORMANCE_HELP = """\

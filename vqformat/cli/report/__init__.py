@@ -17,7 +17,7 @@ from ..inspect import is_vqm
 from ..parsers import UsageError
 from ..progress import progress_line
 from ..text import message, to_json
-from .advice import advice
+from .advice import advice, plain
 from .charts import Charts
 from .measure import MOST_HISTOGRAMS, MeasuredFile, measure
 from .page import page
@@ -86,7 +86,7 @@ def _tell(args: argparse.Namespace, files: list[MeasuredFile], nbytes: int) -> N
         return
     for file in files:
         for seen, todo in advice(file):
-            message("note", f"{f'{label(file.name)}: ' if len(files) > 1 else ''}{seen} {todo}")
+            message("note", f"{f'{label(file.name)}: ' if len(files) > 1 else ''}{seen} {plain(todo)}")
     print(f"{label(args.output)}: {count(nbytes)} bytes")
 
 
@@ -94,7 +94,7 @@ def _json(file: MeasuredFile) -> dict[str, object]:
     return {"file": file.name, "file_nbytes": file.contents.file_nbytes, "ratio": file.ratio,
             "bits_per_weight": file.bits_per_weight, "sqnr_db": file.sqnr_db if file.has_source else None,
             "loss_is_measured": file.loss_is_measured, "notes": file.notes,
-            "advice": [" ".join(item) for item in advice(file)],
+            "advice": [f"{seen} {plain(todo)}" for seen, todo in advice(file)],
             "tensors": [{"name": tensor.name, "layer": tensor.summary.layer, "stored_nbytes": tensor.stored_nbytes,
                          "entropy_bits": tensor.entropy_bits, "sqnr_db": tensor.sqnr_db,
                          "loss_share": tensor.loss / file.loss if file.loss else None}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ...text import count, escape
 from .measure import Measured, MeasuredFile
 
-Advice = tuple[str, str]  # what is seen, and what can be done
+Advice = tuple[str, str]  # what is seen; and what can be done, with what is to be typed in backticks
 
 _LARGE_SHARE = 0.3  # of the bytes, for one tensor
 _MUCH_LOSS = 0.4  # of the expected loss, for one tensor
@@ -27,6 +27,11 @@ def advice(file: MeasuredFile) -> list[Advice]:
     return [item for rule in rules for item in rule(file)]
 
 
+def plain(text: str) -> str:
+    """What can be done, without backticks."""
+    return text.replace("`", "")
+
+
 def share_text(share: float) -> str:
     """A share in words where a word says it, else in percent."""
     for value, word in ((0.5, "half"), (1 / 3, "a third"), (2 / 3, "two thirds"), (0.75, "three quarters")):
@@ -41,7 +46,7 @@ def _largest(file: MeasuredFile) -> list[Advice]:
     if top is None or share < _LARGE_SHARE or len(file.stored) == 1:
         return []
     return [(f"{escape(top.name)} takes {share_text(share)} of the bytes.",
-             "What is saved there counts most. --layer chooses a method for this tensor alone.")]  # fmt: skip
+             "What is saved there counts most. `--layer` chooses a method for this tensor alone.")]  # fmt: skip
 
 
 def _poor_tensors(file: MeasuredFile) -> list[Advice]:
@@ -51,7 +56,7 @@ def _poor_tensors(file: MeasuredFile) -> list[Advice]:
     worst = min(poor, key=lambda tensor: tensor.sqnr_db)
     others = f", and {len(poor) - 1:,} more are below {_POOR_DB:g} dB" if len(poor) > 1 else ""
     return [(f"{escape(worst.name)} has an SQNR of only {worst.sqnr_db:.1f} dB{others}.",
-             "Most networks work well from 20 to 25 dB on. Measure the accuracy; if it fell, ask for a lower --ratio,"
+             "Most networks work well from 20 to 25 dB on. Measure the accuracy; if it fell, ask for a lower `--ratio`,"
              " or calibrate, so that errors make up for each other.")]  # fmt: skip
 
 
@@ -74,7 +79,7 @@ def _raw(file: MeasuredFile) -> list[Advice]:
     if share < _RAW_SHARE:
         return []
     return [(f"{share_text(share)[:1].upper()}{share_text(share)[1:]} of the bytes are weights that are kept exactly.",
-             "Without --lossless, and without --layer PATTERN=raw, they become 4 to 8 times smaller.")]  # fmt: skip
+             "Without `--lossless`, and without `--layer PATTERN=raw`, they become 4 to 8 times smaller.")]  # fmt: skip
 
 
 def _entropy(file: MeasuredFile) -> list[Advice]:
@@ -85,11 +90,11 @@ def _entropy(file: MeasuredFile) -> list[Advice]:
         return []
     if saved >= _GAIN * file.contents.file_nbytes:
         return [(f"The codes have {count(saved)} bytes less entropy than they take.",
-                 "--preset small entropy-codes them.")]  # fmt: skip
+                 "`--preset small` entropy-codes them.")]  # fmt: skip
     if stored >= 0.5 * file.contents.file_nbytes:
         return [("The codes are stored in about as many bits as their entropy.",
-                 "Coding alone saves little more. --preset small makes better codes: at the same accuracy files are up"
-                 " to 2 times smaller.")]  # fmt: skip
+                 "Coding alone saves little more. `--preset small` makes better codes: at the same accuracy files are"
+                 " up to 2 times smaller.")]  # fmt: skip
     return []
 
 
@@ -98,8 +103,8 @@ def _room(file: MeasuredFile) -> list[Advice]:
     if not _GENEROUS_DB <= sqnr < math.inf or any(_is_poor(tensor) for tensor in file.stored):
         return []
     return [(f"The weights have an SQNR of {sqnr:.1f} dB.",
-             "Most networks work well from 20 to 25 dB on: a higher --ratio may cost nothing. Measure it with"
-             " vqformat.search.")]  # fmt: skip
+             "Most networks work well from 20 to 25 dB on: a higher `--ratio` may cost nothing. Measure it with"
+             " `vqformat.search`.")]  # fmt: skip
 
 
 def _is_poor(tensor: Measured) -> bool:
@@ -118,5 +123,5 @@ def _source(file: MeasuredFile) -> list[Advice]:
     if file.has_source:
         return []
     return [("The errors are not known, because no source was given.",
-             "vqm report model.vqm --source model.safetensors shows them, and the expected loss of each"
+             "`vqm report model.vqm --source model.safetensors` shows them, and the expected loss of each"
              " tensor.")]  # fmt: skip

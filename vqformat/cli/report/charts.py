@@ -79,10 +79,11 @@ class Charts:
         """A row with a dot for each name, or a numbered column if they are many.
 
         Args:
-            series: Name and values; nan for none.
+            series: Name and values; nan for none. At least one value is finite.
             low: A value that should be exceeded, and its label.
         """
         is_numbered = len(names) > _MOST_LABELS
+        least = min(value for _, values in series for value in values if math.isfinite(value))
 
         def draw(figure: Figure, width: float) -> None:
             axes = figure.add_subplot()
@@ -97,7 +98,12 @@ class Charts:
             if low is not None:
                 line(low[0], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), label=low[1])
             if is_numbered:
-                axes.set_xlabel("number of the tensor in the file")
+                axes.set_xlabel("number, in the order of the file")
+                lowest = int(np.nanargmin(series[0][1]))
+                axes.annotate(f"lowest: {cut_middle(names[lowest], 40)}", (lowest, series[0][1][lowest]), fontsize=8,
+                              xytext=(0, -7), textcoords="offset points", va="top",
+                              ha="left" if lowest < len(names) / 2 else "right")  # fmt: skip
+                axes.margins(y=0.15)
                 axes.grid(axis="y")
                 if from_zero:
                     axes.set_ylim(bottom=0)
@@ -105,7 +111,7 @@ class Charts:
                 most = 48 if width == WIDE else 20
                 axes.set_yticks(rows, [cut_middle(name, most) for name in names])
                 axes.set_ylim(len(names) - 0.4, -0.6)
-                axes.set_xlim(left=0)
+                axes.set_xlim(left=min(0.0, 1.05 * least))
                 axes.grid(axis="x")
             if len(series) > 1 or low is not None:
                 figure.legend(loc="outside upper left", ncols=3 if width == WIDE else 1)

@@ -48,7 +48,6 @@ class Histogram:
         decoded: Share of the decoded values in each bin.
         points: The reconstruction points, and the share of values that each has; None if they are too many.
         error_edges, errors: The same for the errors; None without a source.
-        n_beyond: Values that are beyond the bins.
     """
 
     edges: Floats
@@ -57,7 +56,6 @@ class Histogram:
     points: tuple[Floats, Floats] | None
     error_edges: Floats | None
     errors: Floats | None
-    n_beyond: int
 
 
 @dataclass
@@ -275,7 +273,6 @@ def _histogram(before: Array | None, decoded: Array) -> Histogram | None:
         (points, counts / values.size) if points.size <= _MOST_POINTS else None,
         error_edges,
         errors,
-        int(((values < low) | (values > high)).sum()),
     )
 
 

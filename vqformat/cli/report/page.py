@@ -113,13 +113,14 @@ def _short(value: float) -> str:
 def _next(items: Sequence[Advice]) -> str:
     if not items:
         return ""
-    rows = "".join(f"<li><b>{html_escape(seen)}</b> {_with_options(todo)}</li>" for seen, todo in items)
+    rows = "".join(f"<li><b>{html_escape(seen)}</b> {_with_code(todo)}</li>" for seen, todo in items)
     return f'<section><h2>What to do next</h2><ul class="next">{rows}</ul></section>'
 
 
-def _with_options(text: str) -> str:
-    """A text in HTML, the options of the command in it as code."""
-    return re.sub(r"(--[a-z-]+|vqformat\.search)", r"<code>\1</code>", html_escape(text))
+def _with_code(text: str) -> str:
+    """A text in HTML; what is in backticks is code."""
+    text = re.sub(r"`([^`]{24,})`", r'<code class="long">\1</code>', html_escape(text))
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", text)
 
 
 def _sections(file: MeasuredFile, charts: Charts) -> list[str]:

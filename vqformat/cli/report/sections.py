@@ -12,12 +12,13 @@ from ..diff import Distance
 from ..legend import words
 from .charts import Charts
 from .measure import Measured, MeasuredFile
-from .tree_map import Cell, tree_map
+from .tree_map import Cell, breakable, tree_map
 
 _SQNR_KEYS = ((10.0, "below 10 dB"), (15.0, "10 to 15 dB"), (20.0, "15 to 20 dB"), (30.0, "20 to 30 dB"),
               (40.0, "30 to 40 dB"), (math.inf, "40 dB or more, or exact"))  # fmt: skip
-_BIT_KEYS = ((2.0, "below 2 bits/weight"), (4.0, "2 to 4"), (6.0, "4 to 6"), (9.0, "6 to 9"), (17.0, "9 to 17"),
-             (math.inf, "17 or more"))  # fmt: skip
+_BIT_KEYS = ((2.0, "below 2 bits/weight"), (4.0, "2 to 4 bits/weight"), (6.0, "4 to 6 bits/weight"),
+             (9.0, "6 to 9 bits/weight"), (17.0, "9 to 17 bits/weight"),
+             (math.inf, "17 bits/weight or more"))  # fmt: skip
 _FEWEST_CODES = 4096  # of a tensor in the chart of entropies: few codes do not tell their frequencies
 _FEWEST_LAYERS = 3  # for a chart by layer; of fewer it is by tensor
 _GOOD_DB = 20.0
@@ -144,7 +145,7 @@ def histograms(file: MeasuredFile, charts: Charts) -> str:
         points = f"; {count(found.points[0].size)} points" if found.points is not None else ""
         sqnr = f"; {_decibels(tensor.sqnr_db)}" if not math.isnan(tensor.sqnr_db) else ""
         label = f"Histogram of {escape(tensor.name)}"
-        cards.append(f"<figure><figcaption><b>{text(tensor.name)}</b><br><small>{text(tensor.summary.method)}{points}"
+        cards.append(f"<figure><figcaption><b>{breakable(escape(tensor.name))}</b><br><small>{text(tensor.summary.method)}{points}"
                      f"{sqnr}</small></figcaption>{charts.histogram(found, label)}</figure>")  # fmt: skip
     if file.has_source:
         what = ("Blue areas are the weights of the source. Orange marks below are the values that the file can give"

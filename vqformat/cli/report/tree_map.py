@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-_ASPECT = 1.6  # width by height of the whole map, for the layout; the page may show it in another one
+_ASPECTS = (("wide", 2.1), ("narrow", 0.8))  # width by height, as the style sheet has them: on a screen, on a phone
 _LEAST_SHARE = 0.0015  # smaller cells of a group are put together
 
 _SEPARATORS = (".", "/")  # of the parts of a name
@@ -43,7 +43,7 @@ class Rectangle:
 
 
 def tree_map(groups: Sequence[tuple[str, Sequence[Cell]]], label: str) -> str:
-    """The map as HTML.
+    """The map as HTML, in two shapes, of which the page shows one.
 
     Args:
         groups: Names and cells of the outer rectangles.
@@ -52,9 +52,13 @@ def tree_map(groups: Sequence[tuple[str, Sequence[Cell]]], label: str) -> str:
     total = sum(cell.size for _, cells in groups for cell in cells)
     if not total:
         return ""
-    whole = Rectangle(0, 0, _ASPECT, 1)
     kept = [(name, _joined(cells, _LEAST_SHARE * total)) for name, cells in groups]
     kept.sort(key=lambda group: -sum(cell.size for cell in group[1]))
+    return "".join(f'<div class="map {kind}" role="img" aria-label="{escape(label)}">'
+                   f"{_groups(kept, Rectangle(0, 0, aspect, 1))}</div>" for kind, aspect in _ASPECTS)  # fmt: skip
+
+
+def _groups(kept: Sequence[tuple[str, Sequence[Cell]]], whole: Rectangle) -> str:
     sizes = [sum(cell.size for cell in cells) for _, cells in kept]
     html = []
     for (name, cells), outer in zip(kept, squarify(sizes, whole), strict=True):
@@ -65,7 +69,7 @@ def tree_map(groups: Sequence[tuple[str, Sequence[Cell]]], label: str) -> str:
         title = f"<i>{escape(name)}</i>" if has_title else ""
         html.append(f'<div class="group{" titled" if has_title else ""}" style="{_style(outer, whole)}">{title}'
                     f"<div>{parts}</div></div>")  # fmt: skip
-    return f'<div class="map" role="img" aria-label="{escape(label)}">{"".join(html)}</div>'
+    return "".join(html)
 
 
 def _joined(cells: Sequence[Cell], least: float) -> list[Cell]:
@@ -120,12 +124,12 @@ def _cell(cell: Cell, place: Rectangle, outer: Rectangle, prefix: str) -> str:
     if prefix and rest.startswith(prefix) and rest[len(prefix) : len(prefix) + 1] in _SEPARATORS:
         start, rest = rest[: len(prefix) + 1], rest[len(prefix) + 1 :]
     # The style sheet shows the start only where the title of the group has no room
-    shown = f"<em>{_breakable(start)}</em>{_breakable(rest)}" if start else _breakable(rest)
+    shown = f"<em>{breakable(start)}</em>{breakable(rest)}" if start else breakable(rest)
     return (f'<div class="cell {cell.kind}" title="{told}" style="{_style(place, outer)}">'
             f"<span><b>{shown}</b><br>{escape(cell.detail)}</span></div>")  # fmt: skip
 
 
-def _breakable(name: str) -> str:
+def breakable(name: str) -> str:
     """A name in HTML that may be broken between its parts."""
     return _SEPARATOR.sub(r"\1<wbr>", escape(name))
 
