@@ -184,6 +184,9 @@ def test_many_layers_are_numbered_and_repeated_ones_share_a_row(run: Run, tmp_pa
     assert "layers.0-59.weight, 60 alike" in html
     assert html.count("<figure>") == 3
 
+    exact = tmp_path / "source.vqm"  # has no SQNR
+    assert run("report", exact, tmp_path / "model.vqm", "--source", exact, "-fo", output).code == 0
+
 
 def test_the_entropy_of_even_codes(tmp_path: Path) -> None:
     codes = np.repeat(np.arange(16, dtype=np.float32), 512).reshape(64, 128)
@@ -222,6 +225,8 @@ def test_tensors_without_values_and_of_other_dtypes(run: Run, tmp_path: Path) ->
 
         assert result.code == 0, result.err
         Page((tmp_path / f"{name}.html").read_text("utf-8"))
+    twice = run("report", tmp_path / "empty.vqm", tmp_path / "empty.vqm", "-o", tmp_path / "twice.html")
+    assert twice.code == 0, twice.err
 
 
 def test_a_calibration_gives_the_loss(lenet: Path, run: Run, tmp_path: Path) -> None:

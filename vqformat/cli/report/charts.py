@@ -76,14 +76,16 @@ class Charts:
         self, names: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], unit: str, label: str,
         *, from_zero: bool = False, low: tuple[float, str] | None = None,
     ) -> str:  # fmt: skip
-        """A row with a dot for each name, or a numbered column if they are many.
+        """A row with a dot for each name, or a numbered column if they are many; empty without values.
 
         Args:
-            series: Name and values; nan for none. At least one value is finite.
+            series: Name and values; nan for none.
             low: A value that should be exceeded, and its label.
         """
         is_numbered = len(names) > _MOST_LABELS
-        least = min(value for _, values in series for value in values if math.isfinite(value))
+        least = min((value for _, values in series for value in values if math.isfinite(value)), default=math.nan)
+        if math.isnan(least):
+            return ""
 
         def draw(figure: Figure, width: float) -> None:
             axes = figure.add_subplot()
@@ -99,8 +101,8 @@ class Charts:
                 line(low[0], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), label=low[1])
             if is_numbered:
                 axes.set_xlabel("number, in the order of the file")
-                lowest = int(np.nanargmin(series[0][1]))
-                axes.annotate(f"lowest: {cut_middle(names[lowest], 40)}", (lowest, series[0][1][lowest]), fontsize=8,
+                lowest = next(i for _, values in series for i, value in enumerate(values) if value == least)
+                axes.annotate(f"lowest: {cut_middle(names[lowest], 40)}", (lowest, least), fontsize=8,
                               xytext=(0, -7), textcoords="offset points", va="top",
                               ha="left" if lowest < len(names) / 2 else "right")  # fmt: skip
                 axes.margins(y=0.15)

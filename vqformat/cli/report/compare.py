@@ -49,12 +49,9 @@ def _charts(files: Sequence[MeasuredFile], charts: Charts) -> str:
 
     bits = charts.dots(names, series(_bits), "bits/weight", f"Chart of the bits per weight of each {what}, by file",
                        from_zero=True)  # fmt: skip
-    html = f'<h2>Bits per weight by {what}</h2><div class="chart">{bits}</div>'
-    of_sqnr = series(layer_sqnr)
-    if any(math.isfinite(value) for _, values in of_sqnr for value in values):
-        sqnr = charts.dots(names, of_sqnr, "SQNR, dB", f"Chart of the SQNR of each {what}, by file")
-        html += f'<h2>SQNR by {what}</h2><div class="chart">{sqnr}</div>'
-    return html
+    sqnr = charts.dots(names, series(layer_sqnr), "SQNR, dB", f"Chart of the SQNR of each {what}, by file")
+    titled = (("Bits per weight", bits), ("SQNR", sqnr))
+    return "".join(f'<h2>{title} by {what}</h2><div class="chart">{chart}</div>' for title, chart in titled if chart)
 
 
 def _finite(value: float) -> float:
