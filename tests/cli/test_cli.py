@@ -154,7 +154,7 @@ def test_errors_are_one_line(
     def fail(stream: object) -> None:
         raise error
 
-    monkeypatch.setattr(verbs, "_Contents", fail)
+    monkeypatch.setattr(verbs, "Contents", fail)
     result = run("info", model)
     assert (result.code, result.out) == (1, "")
     assert result.err == f"vqm: error: {line.replace('FILE', str(model))}\n"
@@ -168,7 +168,7 @@ def test_interruptions(model: Path, monkeypatch: pytest.MonkeyPatch, error: type
         raise error
 
     stderr = io.StringIO()
-    monkeypatch.setattr(verbs, "_Contents", fail)
+    monkeypatch.setattr(verbs, "Contents", fail)
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     assert (main(["info", str(model)]), stderr.getvalue()) == (code, text)
@@ -178,7 +178,7 @@ def test_traceback_on_request(run: Run, model: Path, monkeypatch: pytest.MonkeyP
     def fail(stream: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(verbs, "_Contents", fail)
+    monkeypatch.setattr(verbs, "Contents", fail)
     monkeypatch.setenv("VQM_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         run("info", model)

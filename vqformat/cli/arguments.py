@@ -75,6 +75,11 @@ exit codes:
   2  wrong usage
 """
 
+_REPORT_HELP = """\
+The page is one file, without scripts and without anything from the network. Its charts are drawn by
+matplotlib: pip install matplotlib
+"""
+
 _CONFORMANCE_HELP = """\
 For a valid file a decoder prints what fixtures/README.md says, as JSON, and exits with status 0. For an invalid one it
 prints {"error": class} or the class alone, and exits with status 1. It gets every file twice: by its name, and on
@@ -176,6 +181,18 @@ def build_parser() -> Parser:
     _add_all(diff)
     _add_memory(diff)
     _add_common(diff)
+
+    report = add("report", "report", "write a page on .vqm files: where bytes and errors are, and what to do next",
+                 _REPORT_HELP)  # fmt: skip
+    report.add_argument("files", metavar="FILE", type=given, nargs="+", help="a .vqm, or several to be compared; one"
+                        " FILE may be the source, of any kind that convert reads; - is stdin")  # fmt: skip
+    report.add_argument("--source", type=given, metavar="SRC", help="what the files were made from, for errors; it may"
+                        " be a .vqm")  # fmt: skip
+    report.add_argument("--calibration", type=given, metavar="FILE", help="what a calibration of the model found, as"
+                        " Calibration.save wrote it, for the expected loss")  # fmt: skip
+    _add_output(report, "PAGE.html", "the page; - is stdout", required=True)
+    _add_memory(report)
+    _add_common(report)
 
     conformance = add("conformance", "conformance", "score a decoder in any language by the fixtures",
                       _CONFORMANCE_HELP)  # fmt: skip

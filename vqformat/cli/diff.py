@@ -55,7 +55,7 @@ class Distance:
         self.is_identical &= a.dtype == b.dtype and _same_bits(a, b)
         flat_a, flat_b = _flat(a), _flat(b)
         for start in range(0, flat_a.size, _PIECE):
-            self._add_piece(_reals(flat_a[start : start + _PIECE]), _reals(flat_b[start : start + _PIECE]))
+            self._add_piece(reals(flat_a[start : start + _PIECE]), reals(flat_b[start : start + _PIECE]))
 
     def _add_piece(self, a: Floats, b: Floats) -> None:
         self.n += a.size
@@ -107,8 +107,8 @@ def _flat(array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(-1)
 
 
-def _reals(array: Array) -> Floats:
-    """Elements as float64. A complex element becomes two."""
+def reals(array: Array) -> Floats:
+    """Elements of a flat array as float64. A complex element becomes two."""
     if np.iscomplexobj(array):
         array = np.stack([array.real, array.imag], axis=-1).reshape(-1)
     return array.astype(np.float64)

@@ -34,7 +34,7 @@ _SHOWN_METADATA = 12  # pairs that are shown without -v
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class TensorSummary:
     """A tensor of a file. An alias has dtype and shape of its target."""
 
     name: str
@@ -60,15 +60,15 @@ class _Tensor:
                 "stored_nbytes": self.stored_nbytes, "alias_of": self.alias_of, "copy_of": self.copy_of}  # fmt: skip
 
 
-class _Contents:
+class Contents:
     """The contents of a file, from the index and the heads of all chunks. No sections are read."""
 
     def __init__(self, stream: BinaryIO) -> None:
         index = IndexedReader(stream).index
         self.digest = index.digest
         self.file_nbytes = stream.seek(0, os.SEEK_END)
-        self.tensors: list[_Tensor] = []
-        self._by_name: dict[str, _Tensor] = {}
+        self.tensors: list[TensorSummary] = []
+        self._by_name: dict[str, TensorSummary] = {}
         self._copies = Copies()
         self.section_nbytes = self.n_books = self.n_freqs = self.n_layers = 0
         self.metadata: dict[str, Any] = {}
@@ -112,7 +112,7 @@ class _Contents:
             self.tensors.append(tensor)
             self._by_name[tensor.name] = tensor
 
-    def _tensor(self, record: Record, layer: str, stored_nbytes: int) -> _Tensor:
+    def _tensor(self, record: Record, layer: str, stored_nbytes: int) -> TensorSummary:
         match record:
             case AliasRecord(name, target):
                 original = self._by_name.get(target)
@@ -121,10 +121,11 @@ class _Contents:
                 holder = self._copies.holders.get(name, target)
                 is_copy = holder == name
                 method = f"copy of {target}" if is_copy else f"alias of {holder}"
-                return _Tensor(name, layer, original.dtype, original.shape, method, 0,
+                return TensorSummary(name, layer, original.dtype, original.shape, method, 0,
                                *((None, target) if is_copy else (holder, None)))  # fmt: skip
             case TensorRecord():
-                return _Tensor(record.name, layer, record.dtype, record.shape, stage_summary(record), stored_nbytes)
+                method = stage_summary(record)
+                return TensorSummary(record.name, layer, record.dtype, record.shape, method, stored_nbytes)
 
     @property
     def n_elements(self) -> int:
@@ -172,11 +173,11 @@ def run_info(args: argparse.Namespace) -> int:
 def _describe(args: argparse.Namespace, file: str, names: list[str]) -> tuple[list[str], dict[str, Any]]:
     """What is in a file: the lines to print, and the JSON document."""
     with local_path(file) as path:
-        if not _is_vqm(path):
+        if not is_vqm(path):
             describe = importlib.import_module(".inspect_source", __package__).describe_source
             return cast("tuple[list[str], dict[str, Any]]", describe(args, file, path, names))
         with open(path, "rb") as stream:
-            contents = _Contents(stream)
+            contents = Contents(stream)
             chosen = set(select([tensor.name for tensor in contents.tensors], names))
             if args.digest:
                 stream.seek(0)
@@ -188,14 +189,15 @@ def _describe(args: argparse.Namespace, file: str, names: list[str]) -> tuple[li
     return lines, _info_json(file, contents, tensors)
 
 
-def _is_vqm(path: Path) -> bool:
+def is_vqm(path: Path) -> bool:
+    """Whether a path is a file that begins like a ``.vqm``."""
     if path.is_dir():
         return False
     with open(path, "rb") as stream:
         return begins_like_vqm(stream.read(HEADER_NBYTES))
 
 
-def _info_json(file: str, contents: _Contents, tensors: list[_Tensor]) -> dict[str, Any]:
+def _info_json(file: str, contents: Contents, tensors: list[TensorSummary]) -> dict[str, Any]:
     return {"file": file, "format_version": contents.version, "generator": contents.generator,
             "digest": contents.digest.hex(), "content_digest": contents.content_digest or None,
             "metadata": contents.metadata, "n_tensors": len(contents.tensors),
@@ -206,7 +208,7 @@ def _info_json(file: str, contents: _Contents, tensors: list[_Tensor]) -> dict[s
             "tensors": [tensor.to_json() for tensor in tensors]}  # fmt: skip
 
 
-def _summary(file: str, contents: _Contents, *, verbose: bool) -> list[str]:
+def _summary(file: str, contents: Contents, *, verbose: bool) -> list[str]:
     overhead = contents.overhead_nbytes / contents.file_nbytes
     n_aliases = sum(tensor.alias_of is not None for tensor in contents.tensors)
     n_copies = sum(tensor.copy_of is not None for tensor in contents.tensors)
@@ -241,7 +243,7 @@ def _summary(file: str, contents: _Contents, *, verbose: bool) -> list[str]:
     return [*lines, ""]
 
 
-def _tensor_table(tensors: list[_Tensor], *, verbose: bool, unfold: bool) -> list[str]:
+def _tensor_table(tensors: list[TensorSummary], *, verbose: bool, unfold: bool) -> list[str]:
     if not tensors:
         return ["no tensors"]
     rows: list[tuple[str, ...]] = [("tensor", "dtype", "shape", "method", "bits/weight", "bytes", "layer")]

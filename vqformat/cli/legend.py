@@ -49,9 +49,13 @@ def legend(lines: Sequence[str] | None = None) -> list[str]:
     Args:
         lines: Those of a table, whose words are explained; None for all words.
     """
-    text = None if lines is None else "\n".join(lines)
-    rows = [(shown, meaning) for pattern, shown, meaning in _WORDS if text is None or re.search(pattern, text)]
+    rows = words(None if lines is None else "\n".join(lines))
     indent = max((len(shown) for shown, _ in rows), default=0) + 2
     columns = min(shutil.get_terminal_size().columns, _MOST_COLUMNS)
     texts = (f"{shown:{indent}}{meaning}" for shown, meaning in rows)
     return [line for text in texts for line in textwrap.wrap(text, columns, subsequent_indent=" " * indent)]
+
+
+def words(text: str | None = None) -> list[tuple[str, str]]:
+    """The words of a text, and what they mean; None for all words."""
+    return [(shown, meaning) for pattern, shown, meaning in _WORDS if text is None or re.search(pattern, text)]

@@ -266,6 +266,15 @@ class IndexedReader:
         sections = ChunkSections(self._input, layer.chunk, layer.spans, first)
         return StoredTensor(record, sections, self._tables, most_held_nbytes=HELD_NBYTES)
 
+    def stored(self, name: str) -> StoredTensor | None:
+        """A tensor, for an alias its target, whose blocks can be read one by one; None if it has no elements."""
+        record, layer, first = self._locate(self.entry(name))
+        if not record.n_elements:
+            return None
+        self._budget.check_tables(record)
+        with self._input.clearing_on_error():
+            return self._stored(record, layer, first)
+
     def _hold(self, entry: Entry, most_nbytes: int) -> None:
         """Read the layer of a tensor, and the BOOK and FREQ chunks directly before it, at once, unless it is large."""
         if 0 in entry.shape:  # it has no sections
