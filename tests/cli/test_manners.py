@@ -39,7 +39,7 @@ def test_help_of_a_verb(run: Run) -> None:
 def test_help_fits_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "70")
 
-    for verb in ("convert", "info", "conformance", "verify"):
+    for verb in ("convert", "calibrate", "search", "info", "conformance", "verify"):
         assert max(map(len, run("help", verb).out.partition("\n\n")[2].splitlines())) <= 70
 
 
@@ -47,7 +47,7 @@ def test_help_fits_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     ("args", "error"),
     [
         (["inof"], "there is no verb 'inof'; did you mean 'info'?"),
-        (["zzz"], "there is no verb 'zzz'; the verbs are convert, info, "),
+        (["zzz"], "there is no verb 'zzz'; the verbs are convert, calibrate, search, info, "),
         (["help", "convrt"], "there is no verb 'convrt'; did you mean 'convert'?"),
         (["net.npz"], "there is no verb 'net.npz'; to look into the file: vqm info net.npz"),
         (["in\x1bfo"], "there is no verb 'in\\x1bfo'; did you mean 'info'?"),

@@ -8,7 +8,7 @@ from .. import __version__, native
 from ..encode.options import PRESETS
 from ..encode.recipe import METHODS
 from ..format.container import MAJOR, MINOR
-from .parsers import HelpFormatter, Parser, VerbParser, given, nbytes, positive, positive_integer, seed
+from .parsers import HelpFormatter, Parser, VerbParser, given, nbytes, place, positive, positive_integer, seed
 
 _METHOD_HELP = """\
 METHOD is a method and its options, such as pq:dim=4,entries=256, or a sum of them, each further one coding
@@ -46,6 +46,25 @@ _CONVERT_HELP = """
 Each source becomes a file: model.pt becomes model.vqm beside it, or DIR/model.vqm with -o DIR/. If one of several
 fails, the others are still converted, and the exit code is 1
 """
+
+_RUNS_CODE = """
+FILE.py:NAME is a function in a Python file of yours. The file is run, as python FILE.py runs it, and may import other
+files beside it. SRC is never run: it gives the weights only.
+"""
+
+_CALIBRATE_HELP = """\
+  --model FILE.py:NAME   takes nothing and returns the torch.nn.Module to fill with the weights
+  --inputs FILE.py:NAME  takes nothing and returns an iterable of inputs, without labels: a tensor, a tuple of arguments
+                         or a dict of keyword arguments each; arrays by input names for ONNX
+An ONNX model needs no --model. Some hundreds of inputs like those in use are enough
+""" + _RUNS_CODE  # fmt: skip
+
+_SEARCH_HELP = """\
+  --model FILE.py:NAME   takes nothing and returns the torch.nn.Module to fill with the weights
+  --metric FILE.py:NAME  takes the model, filled from a file and in evaluation mode, and returns a number that is higher
+                         for better models, such as the accuracy on held-out data
+  --inputs FILE.py:NAME  as for vqm calibrate: the file is smaller still, and biases and normalizations are corrected
+""" + _RUNS_CODE  # fmt: skip
 
 _INFO_HELP = """\
 A further argument is a FILE if there is a file of this name, or if it ends like one (.vqm, .pt), and else a NAME.
@@ -85,6 +104,8 @@ For a valid file a decoder prints what fixtures/README.md says, as JSON, and exi
 prints {"error": class} or the class alone, and exits with status 1. It gets every file twice: by its name, and on
 stdin in pieces. exit code: 0 if all is right, 1 if not, or if a clause of the page has no fixture
 """
+
+_WEIGHTS = "the weights, a file or folder of any format that convert reads"
 
 
 def build_parser() -> Parser:
@@ -133,6 +154,34 @@ def build_parser() -> Parser:
                          " and seed give the same bytes (default: 0)")  # fmt: skip
     _add_all(convert)
     _add_common(convert)
+
+    calibrate = add("calibrate", "calibrate", "run a model on inputs, for smaller files by vqm convert --calibration",
+                    _CALIBRATE_HELP)  # fmt: skip
+    calibrate.add_argument("file", type=given, metavar="SRC", help=_WEIGHTS)
+    _add_model(calibrate)
+    calibrate.add_argument("--inputs", type=place, metavar="FILE.py:NAME", help="the inputs")
+    _add_text(calibrate)
+    _add_output(calibrate, "CALIBRATION.npz", "where the statistics go", required=True)
+    _add_common(calibrate)
+
+    search = add("search", "search", "find the smallest file with which a model is still good enough", _SEARCH_HELP)
+    search.add_argument("file", type=given, metavar="SRC", help=_WEIGHTS)
+    _add_model(search)
+    search.add_argument("--metric", type=place, metavar="FILE.py:NAME", help="how good a model is")
+    search.add_argument("--max-drop", type=positive, metavar="D", help="how far the metric may drop, in its units"
+                        " (default: 0.01)")  # fmt: skip
+    search.add_argument("--preset", choices=PRESETS, default="small", help="of the files (default: small)")
+    calibrated = search.add_mutually_exclusive_group()
+    calibrated.add_argument("--inputs", type=place, metavar="FILE.py:NAME", help="inputs to calibrate with")
+    calibrated.add_argument("--calibration", type=given, metavar="FILE", help="what vqm calibrate wrote")
+    _add_text(search)
+    search.add_argument("--max-divergence", type=positive, metavar="D", help="with --text: how far predictions may"
+                        " diverge from the original's: a mean KL divergence in nats (default: 0.01)")  # fmt: skip
+    search.add_argument("--trials", type=positive_integer, metavar="N", default=10, help="most files to try"
+                        " (default: 10)")  # fmt: skip
+    _add_output(search, "FILE.vqm", "default: beside SRC, its suffix replaced by .vqm; - is stdout", required=False)
+    _add_all(search)
+    _add_common(search)
 
     info = add("info", "inspect", "show what is in .vqm files, or in any that convert reads", _INFO_HELP)
     info.usage = "vqm info [options] FILE [FILE ...] [NAME ...]\n       vqm info --legend"
@@ -232,6 +281,22 @@ def _methods() -> str:
 def _add_output(parser: argparse.ArgumentParser, metavar: str, help: str, *, required: bool) -> None:
     parser.add_argument("-o", "--output", type=given, metavar=metavar, required=required, help=help)
     parser.add_argument("-f", "--force", action="store_true", help="replace the output if it exists")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=place, metavar="FILE.py:NAME", help="the model that has the weights")
+    parser.add_argument("--device", type=given, default="cpu", metavar="NAME", help="where it runs, such as cuda"
+                        " (default: cpu)")  # fmt: skip
+
+
+def _add_text(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", type=given, metavar="FILE.txt", help="in place of --model: SRC is a folder of Hugging"
+                        " Face, of a model that predicts text, such as this one; needs transformers")  # fmt: skip
+    parser.add_argument("--batches", type=positive_integer, default=64, metavar="N", help="most batches of the inputs,"
+                        " or windows of 512 tokens of the text (default: 64)")  # fmt: skip
+    parser.add_argument("--loss", choices=("values", "logits"), help="which errors matter: of all outputs (default), or"
+                        " of classes of which the outputs are logits (default with --text)")  # fmt: skip
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of random choices (default: 0)")
 
 
 def _add_names(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from .parsers import UsageError, spelled_out
-from .text import describe_error, message
+from .text import UserCodeError, describe_error, message
 
 SIGNALLED = 128  # added to the number of a signal that ends the work
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -51,6 +51,8 @@ def run(argv: Sequence[str] | None) -> int:
             raise
         with contextlib.suppress(OSError):
             message("error", describe_error(err))
+            if isinstance(err, UserCodeError) and sys.stderr is not None:
+                print("\n".join(err.traceback), file=sys.stderr)
         return 1
 
 

@@ -82,18 +82,31 @@ def _convert(args: argparse.Namespace, source: str, output: Path, out: TextIO | 
                          sqnr=args.sqnr, lossless=args.lossless, preset=preset, seed=args.seed, calibration=calibration,
                          progress=progress, include_optimizer=args.include_optimizer,
                          overwrite=args.force)  # fmt: skip
-    seconds = time.monotonic() - start
+    file = STDIO if to_stdout else str(output)
+    print_report(args, report, file, out, f" in {time.monotonic() - start:.1f} s", is_last=source == args.sources[-1])
+    return report_json(source, file, report)
+
+
+def print_report(args: argparse.Namespace, report: Report, output: str, out: TextIO | None, took: str = "", *,
+                 is_last: bool = True) -> None:  # fmt: skip
+    """Print the table and the notes of a file that was written.
+
+    Args:
+        output: The file, or ``-``.
+        out: Where the table goes.
+        took: How long it took; shown with ``-v``.
+        is_last: Whether no other table follows.
+    """
     if not (args.quiet or args.json):
         lines = report_table(report, verbose=args.verbose, unfold=args.all or args.verbose,
                              width=table_width(out, verbose=args.verbose))  # fmt: skip
-        took = f" in {seconds:.1f} s" if args.verbose else ""
-        lines.append(f"{'stdout' if to_stdout else label(str(output))}: {report_summary(report)}{took}")
+        where = "stdout" if output == STDIO else label(output)
+        lines.append(f"{where}: {report_summary(report)}{took if args.verbose else ''}")
         print("\n".join([*lines, *(["", *legend(lines)] if args.verbose else [])]), file=out)
-        if source != args.sources[-1]:
+        if not is_last:
             print(file=out)
     always = [*report.missed, *report.ruined, *report.left_out, *report.grown]
     _print_notes(always if args.quiet or args.json else report.notes)
-    return _report_json(source, STDIO if to_stdout else str(output), report)
 
 
 @contextlib.contextmanager
@@ -122,7 +135,8 @@ def _print_notes(notes: list[str]) -> None:
         message("note", one_line(note))
 
 
-def _report_json(source: str, output: str, report: Report) -> dict[str, Any]:
+def report_json(source: str, output: str, report: Report) -> dict[str, Any]:
+    """The JSON document on a file that was written."""
     return {"source": source, "output": output, "source_nbytes": report.source_nbytes,
             "file_nbytes": report.file_nbytes, "section_nbytes": report.section_nbytes,
             "shared_nbytes": report.shared_nbytes, "overhead_nbytes": report.overhead_nbytes, "ratio": report.ratio,

@@ -90,6 +90,14 @@ def given(text: str) -> str:
     return text
 
 
+def place(text: str) -> str:
+    """A name in a Python file: ``FILE.py:NAME``."""
+    file, _, name = text.rpartition(":")
+    if not (file.lower().endswith(".py") and name.isidentifier()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FILE.py:NAME, such as model.py:make_model")
+    return text
+
+
 def positive(text: str) -> float:
     """A number above 0."""
     try:

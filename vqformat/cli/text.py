@@ -21,6 +21,18 @@ class FileError(Exception):
     """Failed work. The message is one line that names the file."""
 
 
+class UserCodeError(Exception):
+    """Code of the user raised an error. The message is one line that says which.
+
+    Attributes:
+        traceback: The lines of its traceback, safe to print.
+    """
+
+    def __init__(self, text: str, traceback: list[str]) -> None:
+        super().__init__(text)
+        self.traceback = traceback
+
+
 def message(kind: str, text: str) -> None:
     """Print a line on stderr: ``vqm: error: …`` or ``vqm: note: …``. The text is safe to print."""
     if sys.stdout is not None:
@@ -42,7 +54,7 @@ def table_width(stream: TextIO | None, *, verbose: bool) -> int | None:
 def describe_error(err: Exception) -> str:
     """The message of an error as one line for users."""
     match err:
-        case FileError():
+        case FileError() | UserCodeError():
             return str(err)
         case VqmError():
             text = str(err)
