@@ -14,12 +14,12 @@ from ..errors import EncodeError
 from ..files import Path
 from .disk_list import DiskList
 from .layers import LayerWriter, layer_name
-from .model import ModelEncoder, check_tensors, open_writer
+from .model import ModelEncoder, open_writer
 from .options import Options, Preset
 from .progress import Progress
 from .recipe import Recipe, as_recipe
 from .report import Report
-from .source import Array, SourceTensor, check_layer_name, check_name, native, source_tensors
+from .source import Array, SourceTensor, check_layer_name, check_name, check_tensors, native, source_tensors
 
 
 class writer:
