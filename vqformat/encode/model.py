@@ -49,6 +49,7 @@ def encode_model(
     options: Options | None = None,
     *,
     overwrite: bool = True,
+    place: Workplace = HERE,
 ) -> Report:
     """Encode tensors, in their order, into a file.
 
@@ -57,6 +58,7 @@ def encode_model(
         metadata: The user's metadata.
         options: None for the defaults.
         overwrite: Whether an existing file may be replaced.
+        place: See ``ModelEncoder.write``.
 
     Returns:
         A report on each tensor.
@@ -77,7 +79,7 @@ def encode_model(
         hint = near_names(unused[0], [tensor.name for tensor in tensors])
         raise EncodeError(f"the pattern {unused[0]!r} matches no tensor that earlier patterns leave{hint}")
     with open_writer(target, metadata, options, overwrite=overwrite) as writer:
-        return ModelEncoder(tensors, options, metadata).write(writer)
+        return ModelEncoder(tensors, options, metadata).write(writer, place)
 
 
 def open_writer(
@@ -120,8 +122,8 @@ class ModelEncoder:
             place: Where to find the source, and outcomes of an earlier run. Workers are those of the options.
         """
         with opened_pool(self.options.workers, self.options.executor, writer.folder) as pool:
-            self._place = replace(place, pool=pool)
-            report = self._write_all(writer, self.results(writer.folder), "writing")
+            results = self.results(replace(place, pool=pool, temporary=writer.folder))
+            report = self._write_all(writer, results, "writing")
         if self.options.sqnr is not None and not self.plan.statistics and self._request.n_weights:
             outcome = Outcome(report.file_nbytes, report.sqnr_db)
             self.missed = self._request.notes_on(Goal(sqnr_db=self.options.sqnr), outcome, _NO_TENSOR)
@@ -129,14 +131,10 @@ class ModelEncoder:
         note_ruin(report, self.plan.steps, self._step, self.options)
         return report
 
-    def results(self, folder: str | None) -> Iterable[Result]:
-        """Encode all tensors so that the goal, if any, is met.
-
-        Args:
-            folder: Folder of temporary files that hold results of several passes; None for the system's.
-        """
-        self._place = replace(self._place, temporary=folder)
-        self._work = TensorWork(self.plan, self._books, self._passes, self._place)
+    def results(self, place: Workplace) -> Iterable[Result]:
+        """Encode all tensors so that the goal, if any, is met."""
+        self._place = place
+        self._work = TensorWork(self.plan, self._books, self._passes, place)
         self._passes.is_search = self.options.has_budget and self.options.step is None
         self._passes.is_corrected = self.options.correct is not None
         self._books.train(self.plan, self._passes)

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import IO, Any
 
+from ..errors import EncodeError
 from ..native.crc import crc32
 from .disk_list import ALIGNMENT, aligned, pickle_into
 
@@ -110,6 +111,9 @@ def read(folder: str, name: str, *, is_kept: bool) -> Any:
 
     Args:
         is_kept: Whether the file stays; if not, it is removed.
+
+    Raises:
+        EncodeError: It has something that no outcome has.
     """
     path = os.path.join(folder, name)
     with open(path, "rb") as file:
@@ -124,7 +128,10 @@ def read(folder: str, name: str, *, is_kept: bool) -> Any:
     (n_parts,) = struct.unpack("<Q", data[end : end + 8])
     sizes = struct.unpack(f"<{n_parts}Q", data[end - 8 * n_parts : end])
     places = accumulate(map(aligned, sizes), initial=0)
-    return unpacked([data[place : place + size] for place, size in zip(places, sizes, strict=False)])
+    try:
+        return unpacked([data[place : place + size] for place, size in zip(places, sizes, strict=False)])
+    except pickle.UnpicklingError as err:
+        raise EncodeError(f"{path!r} was not written by a conversion: {err}") from err
 
 
 def _crc(file: IO[bytes], n_end: int = 0) -> int:

@@ -23,6 +23,10 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 _Item = TypeVar("_Item")
 
 
+class WorkersLostError(EncodeError):
+    """A worker process ended before its task was done."""
+
+
 class WorkerPool:
     """Hands tasks to an executor. Few wait at the same time, so that memory is bounded.
 
@@ -90,8 +94,8 @@ class WorkerPool:
         try:
             yield
         except BrokenExecutor as err:
-            raise EncodeError("a worker process ended before its tensor was encoded; most likely the system stopped it"
-                              " for want of memory: fewer workers take less") from err  # fmt: skip
+            raise WorkersLostError("a worker process ended before its tensor was encoded; most likely the system"
+                                   " stopped it for want of memory: fewer workers take less") from err  # fmt: skip
         finally:
             for future in running:
                 future.cancel()
