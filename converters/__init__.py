@@ -14,11 +14,14 @@ from typing import Any, BinaryIO
 
 from vqformat.encode.model import encode_model
 from vqformat.encode.options import Options
+from vqformat.encode.outcome_folder import kept_outcomes
 from vqformat.encode.recipe import as_recipe
 from vqformat.encode.report import Report
+from vqformat.encode.tensor_work import Workplace
 from vqformat.errors import ConversionError
 
 from .detect import Kind, detect_format
+from .opener import SourceOpener
 from .source import Source, growth_notes, quantized_notes
 
 __all__ = ["Source", "convert", "extract", "open_source"]
@@ -26,7 +29,7 @@ __all__ = ["Source", "convert", "extract", "open_source"]
 
 def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO, *, options: Options | None = None,
             metadata: Mapping[str, Any] | None = None, include_optimizer: bool = False, overwrite: bool = False,
-            **keywords: Any) -> Report:  # fmt: skip
+            resume: bool | None = False, **keywords: Any) -> Report:  # fmt: skip
     """Compress a checkpoint into a ``.vqm``.
 
     Args:
@@ -40,6 +43,9 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
         include_optimizer: Whether the training state beside the weights (of the optimizer, epoch numbers) is stored,
             too. Its tensors are stored exactly, unless a pattern of the recipe matches them.
         overwrite: Whether an existing ``dst`` may be replaced.
+        resume: Whether to continue a conversion that was stopped. Then each tensor that is finished is kept in the
+            folder ``dst`` + ``.part`` until the file is complete, and those that are there are not encoded again. None
+            to keep tensors of a source of at least 64 MiB so, and to use none that are there.
 
     Returns:
         A report on each tensor. Its ``notes`` say what was left out or stored twice.
@@ -60,7 +66,12 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
     _check_other(src, dst)
     with open_source(src, include_optimizer=include_optimizer) as source:
         stored = {**source.stored_metadata(), **(metadata or {})}
-        report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite)
+        nbytes = sum(tensor.nbytes for tensor in source.tensors)
+        opener = SourceOpener.of(src, include_optimizer=include_optimizer)
+        with kept_outcomes(dst, nbytes, resume=resume) as kept:
+            report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite,
+                                  place=Workplace(opener=opener, outcomes=kept.path))  # fmt: skip
+        report.notes.extend(kept.notes)
         report.left_out.extend(source.left_out)
         report.source_file_nbytes = source.file_nbytes
         report.grown.extend(growth_notes(report, source.format))

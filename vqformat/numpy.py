@@ -19,6 +19,8 @@ from .read.sequential import SequentialReader
 from .sizes import Size
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from typing_extensions import Unpack
 
     from .encode.options import Preset, SaveOptions
@@ -44,6 +46,8 @@ def save_file(
     preset: Preset = "default",
     seed: int = 0,
     progress: Progress | None = None,
+    workers: int = 1,
+    executor: Executor | None = None,
     overwrite: bool = True,
 ) -> Report:
     """Compress tensors into a ``.vqm`` file.
@@ -76,6 +80,10 @@ def save_file(
         progress: Called with the name of a tensor, the number of weights done, and the number of all weights, in each
             pass over the tensors. The name is a string that has ``phase``, what the pass does, ``number``, that of the
             pass, and ``share``, the share of the work of all passes that is done, from 0 to 1.
+        workers: How many tensors are encoded at the same time. More than 1 are as many new processes: a script that
+            asks for them begins by ``if __name__ == "__main__":``. The bytes of the file stay the same.
+        executor: Encodes tensors in place of new processes, such as a ``ProcessPoolExecutor``, or the
+            ``get_executor()`` of a client of Dask. ``workers`` says how many tensors it encodes at the same time.
         overwrite: Whether an existing file may be replaced.
 
     Returns:
@@ -91,7 +99,8 @@ def save_file(
     from .encode.recipe import as_recipe
     from .encode.source import source_tensors
 
-    options = Options(as_recipe(recipe), bits, ratio, size, sqnr, step, lossless, preset, seed=seed, progress=progress)
+    options = Options(as_recipe(recipe), bits, ratio, size, sqnr, step, lossless, preset, seed=seed, progress=progress,
+                      workers=workers, executor=executor)  # fmt: skip
     return encode_model(source_tensors(tensors), filename, dict(metadata or {}), options, overwrite=overwrite)
 
 

@@ -152,6 +152,13 @@ def build_parser() -> Parser:
                          " weights, such as the optimizer's, exactly (default: left out)")  # fmt: skip
     convert.add_argument("--seed", type=seed, default=0, metavar="N", help="of random choices; the same input, options"
                          " and seed give the same bytes (default: 0)")  # fmt: skip
+    workers = convert.add_mutually_exclusive_group()
+    workers.add_argument("--workers", type=positive_integer, metavar="N", help="encode N tensors at the same time, in N"
+                         " processes (default: 1)")  # fmt: skip
+    workers.add_argument("--dask", type=given, metavar="ADDRESS", help="encode tensors by the workers of a Dask"
+                         " cluster, such as tcp://host:8786")  # fmt: skip
+    convert.add_argument("--resume", action="store_true", help="continue a conversion that was stopped, from the"
+                         " tensors in FILE.vqm.part; the options must be the same")  # fmt: skip
     _add_all(convert)
     _add_common(convert)
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -17,11 +18,13 @@ from vqformat.converters import convert, open_source
 from vqformat.converters.export import SUFFIXES, export
 
 from ..encode.calibration import Calibration
+from ..encode.outcome_folder import SUFFIX
 from ..encode.recipe import Recipe
 from ..encode.report import report_summary, report_table
 from ..errors import EncodeError
 from ..files import name_full_disk
 from ..text import count, counted, escape, one_line
+from .cluster import cluster
 from .files import (
     STDIO,
     check_output,
@@ -59,12 +62,17 @@ def run_convert(args: argparse.Namespace) -> int:
             if output.name.lower().endswith(SUFFIXES):
                 raise UsageError(f"-o {args.output!r}: convert writes a .vqm, from which vqm extract makes such a file")
     out: TextIO | None = sys.stderr if to_stdout else sys.stdout
-    return for_each(args, list(outputs), lambda source: _convert(args, source, outputs[source], out, recipe=recipe,
-                                                                 calibration=calibration), out)  # fmt: skip
+    if args.resume and (to_stdout or any(map(is_special, outputs.values()))):
+        raise UsageError("--resume keeps finished tensors beside the output, which has no place here")
+    with cluster(args.dask) as (executor, n_workers):
+        workers = n_workers if args.workers is None else args.workers
+        return for_each(args, list(outputs), lambda source: _convert(
+            args, source, outputs[source], out, recipe=recipe, calibration=calibration, workers=workers,
+            executor=executor), out)  # fmt: skip
 
 
 def _convert(args: argparse.Namespace, source: str, output: Path, out: TextIO | None, *, recipe: Recipe | None,
-             calibration: Calibration | None) -> dict[str, Any]:  # fmt: skip
+             calibration: Calibration | None, workers: int, executor: Executor | None) -> dict[str, Any]:  # fmt: skip
     """Convert a source, print the report, and return it for a JSON document."""
     preset = args.preset or ("default" if calibration is None else "small")
     to_stdout = args.output == STDIO
@@ -78,10 +86,11 @@ def _convert(args: argparse.Namespace, source: str, output: Path, out: TextIO | 
         path = stack.enter_context(local_path(source))
         progress = stack.enter_context(progress_line(quiet=args.quiet))
         stack.enter_context(_naming_full_disk("stdout" if to_stdout else output))
+        stack.enter_context(_telling_what_is_kept(output))
         report = convert(path, target, recipe=recipe, bits=args.bits, ratio=args.ratio, size=args.size,
                          sqnr=args.sqnr, lossless=args.lossless, preset=preset, seed=args.seed, calibration=calibration,
-                         progress=progress, include_optimizer=args.include_optimizer,
-                         overwrite=args.force)  # fmt: skip
+                         progress=progress, include_optimizer=args.include_optimizer, workers=workers,
+                         executor=executor, resume=args.resume or None, overwrite=args.force)  # fmt: skip
     file = STDIO if to_stdout else str(output)
     print_report(args, report, file, out, f" in {time.monotonic() - start:.1f} s", is_last=source == args.sources[-1])
     return report_json(source, file, report)
@@ -116,6 +125,18 @@ def _naming_full_disk(output: str | Path) -> Iterator[None]:
         yield
     except OSError as err:
         name_full_disk(err, output)
+        raise
+
+
+@contextlib.contextmanager
+def _telling_what_is_kept(output: Path) -> Iterator[None]:
+    """Context that tells, when the work was stopped or failed, that it can be resumed."""
+    try:
+        yield
+    except BaseException:
+        folder = f"{output}{SUFFIX}"
+        if os.path.isdir(folder):
+            message("note", f"{label(folder)} keeps the tensors that are finished; --resume continues from them")
         raise
 
 

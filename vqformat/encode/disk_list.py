@@ -15,7 +15,7 @@ from .growing_map import GrowingMap
 
 _IN_MEMORY_NBYTES = 1 << 20
 _LARGE_NBYTES = 1 << 16  # of a buffer that is stored beside the pickle, and mapped when its item is loaded
-_ALIGNMENT = 64  # of these buffers
+ALIGNMENT = 64  # of these buffers
 T = TypeVar("T")
 
 
@@ -48,12 +48,12 @@ class DiskList(Sequence[T]):
         """
         with self._space():
             self._file.seek(self._end)
-            large = _pickle(item, self._file)
+            large = pickle_into(self._file, item)
             sizes = [self._file.tell() - self._end, *map(len, large)]
-            self._file.write(bytes(-sizes[0] % _ALIGNMENT))
+            self._file.write(bytes(-sizes[0] % ALIGNMENT))
             for buffer in large:
                 self._file.write(buffer)
-                self._file.write(bytes(-len(buffer) % _ALIGNMENT))
+                self._file.write(bytes(-len(buffer) % ALIGNMENT))
             self._items.append((self._end, sizes))
             self._end = self._file.tell()
 
@@ -79,13 +79,13 @@ class DiskList(Sequence[T]):
 
     def _mapped(self, offset: int, sizes: list[int]) -> list[memoryview]:
         """The parts of an item, mapped."""
-        places = accumulate(map(_aligned, sizes), initial=offset)
+        places = accumulate(map(aligned, sizes), initial=offset)
         view = self._map.first(self._end)
         return [view[place : place + size] for place, size in zip(places, sizes, strict=False)]
 
 
-def _pickle(item: object, file: IO[bytes]) -> list[memoryview]:
-    """Write the pickle of an item but for its large buffers, and return these.
+def pickle_into(file: IO[bytes], item: object) -> list[memoryview]:
+    """Write the pickle of an item to a file, but for its large buffers, and return these.
 
     The pickle goes to the file piece by piece: as a whole in memory it would be a copy of all sections of a tensor.
     """
@@ -103,5 +103,5 @@ def _pickle(item: object, file: IO[bytes]) -> list[memoryview]:
     return [buffer.raw() for buffer in large]
 
 
-def _aligned(nbytes: int) -> int:
-    return nbytes + -nbytes % _ALIGNMENT
+def aligned(nbytes: int) -> int:
+    return nbytes + -nbytes % ALIGNMENT

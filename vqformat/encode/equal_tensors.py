@@ -65,20 +65,26 @@ class EqualTensors:
         """Whether the tensor may be equal to another one and has not been looked at."""
         return tensor.name in self._waiting
 
-    def find(self, tensor: SourceTensor, array: Array | None = None) -> str | None:
+    def find(self, tensor: SourceTensor, array: Array | None = None, crc: int | None = None) -> str | None:
         """The earlier tensor of which a tensor is a copy; None if there is none. Each tensor is looked at once.
 
         Args:
             array: As ``native`` gives it; None if it is not loaded: then only tensors that are quantized in the source
                 are looked at.
+            crc: What ``crc_of_pieces`` gives, if that is known. The tensor is then loaded only if another has the same.
         """
-        if tensor.name not in self._waiting or (array is None and tensor.form is None):
+        is_known = crc is not None or array is not None or tensor.form is not None
+        if tensor.name not in self._waiting or not is_known:
             return self.targets.get(tensor.name)
         at, kind = self._waiting.pop(tensor.name)
-        data = _bytes_of(tensor) if tensor.form is not None or array is None else _flat(array)
-        other = self._by_pieces.setdefault((kind, _crc_of_pieces(data)), tensor)
+        data = None
+        if crc is None:
+            data = _bytes_of(tensor, array)
+            crc = _crc_of_pieces(data)
+        other = self._by_pieces.setdefault((kind, crc), tensor)
         if other is tensor:
             return None
+        data = _bytes_of(tensor, array) if data is None else data
         if other.name not in self._summed:
             self._summed.add(other.name)
             self._by_bytes.setdefault((kind, crc32(_bytes_of(other).data)), other)
@@ -98,9 +104,24 @@ def _alike(tensors: list[SourceTensor], keys: list[Any]) -> list[SourceTensor]:
     return [tensor for tensor, key in zip(tensors, keys, strict=True) if n[key] > 1]
 
 
-def _bytes_of(tensor: SourceTensor) -> Bytes:
-    """The bytes of a tensor; of one that is quantized in the source, those that it has there."""
-    return _flat(native(tensor) if tensor.form is None else np.ascontiguousarray(tensor.form.load()))
+def crc_of_pieces(tensor: SourceTensor, array: Array) -> int:
+    """A checksum of some pieces of a tensor, for ``EqualTensors.find``.
+
+    Args:
+        array: As ``native`` gives it.
+    """
+    return _crc_of_pieces(_bytes_of(tensor, array))
+
+
+def _bytes_of(tensor: SourceTensor, array: Array | None = None) -> Bytes:
+    """The bytes of a tensor; of one that is quantized in the source, those that it has there.
+
+    Args:
+        array: As ``native`` gives it; None if it is not loaded.
+    """
+    if tensor.form is not None:
+        return _flat(np.ascontiguousarray(tensor.form.load()))
+    return _flat(native(tensor) if array is None else array)
 
 
 def _flat(array: Array) -> Bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -40,6 +41,8 @@ class SaveOptions(TypedDict, total=False):
     preset: Preset
     seed: int
     progress: Progress | None
+    workers: int
+    executor: Executor | None
 
 
 class FileOptions(SaveOptions, total=False):
@@ -67,6 +70,9 @@ class Options:
         seed: Seed of all random choices.
         progress: Called in each pass over the tensors, with the name of a tensor, the number of weights done in this
             pass, and the number of its weights. The name is a ``TensorProgress``: its ``share`` is that of all passes.
+        workers: How many tensors are encoded at the same time. Without an executor, 1 is this process, and more are as
+            many new processes.
+        executor: Runs the encoding of tensors, instead of new processes.
     """
 
     recipe: Recipe | None = None
@@ -81,6 +87,8 @@ class Options:
     correct: Callable[[Iterable[tuple[str, Array]]], Mapping[str, Array]] | None = None
     seed: int = 0
     progress: Progress | None = None
+    workers: int = 1
+    executor: Executor | None = None
 
     def __post_init__(self) -> None:
         numeric = {"bits": self.bits, "ratio": self.ratio, "size": self.size_nbytes, "sqnr": self.sqnr,
@@ -90,6 +98,8 @@ class Options:
             raise EncodeError(f"{' and '.join(asked)} exclude each other")
         if self.lossless and self.recipe is not None:
             raise EncodeError("lossless and a recipe exclude each other; the recipe's default can be lossless")
+        if not isinstance(self.workers, int) or isinstance(self.workers, bool) or self.workers < 1:
+            raise EncodeError(f"workers is {self.workers!r}; whole numbers from 1 are allowed")
         if self.preset not in PRESETS:
             raise EncodeError(f"preset is {self.preset!r}; {', '.join(PRESETS)} are allowed")
         if self.calibration is not None and self.preset != "small":

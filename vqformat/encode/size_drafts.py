@@ -6,7 +6,7 @@ model. Drafts are less than 1 % off and take a twentieth of the time of a pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -29,12 +29,12 @@ class DraftedSteps(Steps):
 
     Args:
         statistics: Statistics of the tensors whose steps are to be chosen.
-        values: For each tensor a function that loads its values.
+        draft: Makes a draft of each tensor with its step, and returns their bits for each code, see ``bits_of_code``.
         nbytes: Bytes that all codes together should take. Drafts are made with the step for this size.
     """
 
     def __init__(
-        self, statistics: Sequence[Statistics], values: Sequence[Callable[[], ShortFloats]], nbytes: float
+        self, statistics: Sequence[Statistics], draft: Callable[[Sequence[float]], Iterable[float]], nbytes: float
     ) -> None:
         super().__init__(statistics)
         self._corrections = [0.0] * len(statistics)  # for each tensor, bits to add for each code
@@ -42,8 +42,8 @@ class DraftedSteps(Steps):
             relative = solve(self.estimate, nbytes)
             steps = [self.step(s, relative) for s in statistics]
             self._corrections = [
-                bits_of_code(load(), step) - 8 * s.entropy_nbytes(step) / s.n_values
-                for s, load, step in zip(statistics, values, steps, strict=True)
+                bits - 8 * s.entropy_nbytes(step) / s.n_values
+                for s, bits, step in zip(statistics, draft(steps), steps, strict=True)
             ]
 
     def estimate(self, relative: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -150,6 +150,28 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
     if product >= _SHAPE_PRODUCT:
         raise EncodeError(f"tensor {name!r} has shape {shape}, whose sizes other than 0 have the product {product};"
                           f" it must be below {_SHAPE_PRODUCT}")  # fmt: skip
+
+
+def check_tensors(tensors: Iterable[SourceTensor], names: set[str]) -> set[str]:
+    """Check names and shapes of tensors.
+
+    Args:
+        names: Names of the tensors that the file has already.
+
+    Returns:
+        These names and those of the tensors.
+
+    Raises:
+        EncodeError: A name or a shape is not allowed, or two tensors have the same name.
+    """
+    names = set(names)
+    for tensor in tensors:
+        check_name(tensor.name)
+        check_shape(tensor.name, tensor.shape)
+        if tensor.name in names:
+            raise EncodeError(f"two tensors have the name {tensor.name!r}")
+        names.add(tensor.name)
+    return names
 
 
 def native(tensor: SourceTensor) -> Array:
