@@ -9,18 +9,21 @@ from typing import Any, BinaryIO
 
 from vqformat.encode.model import encode_model
 from vqformat.encode.options import Options
+from vqformat.encode.outcome_folder import kept_outcomes
 from vqformat.encode.recipe import as_recipe
 from vqformat.encode.report import Report
+from vqformat.encode.tensor_work import HERE, Workplace
 from vqformat.errors import ConversionError
 
 from .folder_layout import files_beside
+from .opener import SourceOpener
 from .opening import open_source
 from .source import Source, growth_notes, quantized_notes
 
 
 def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO, *, options: Options | None = None,
             metadata: Mapping[str, Any] | None = None, include_optimizer: bool = False, overwrite: bool = False,
-            **keywords: Any) -> Report:  # fmt: skip
+            resume: bool | None = False, **keywords: Any) -> Report:  # fmt: skip
     """Compress a checkpoint into a ``.vqm``.
 
     Args:
@@ -34,6 +37,9 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
         include_optimizer: Whether the training state beside the weights (of the optimizer, epoch numbers) is stored,
             too. Its tensors are stored exactly, unless a pattern of the recipe matches them.
         overwrite: Whether an existing ``dst`` may be replaced.
+        resume: Whether to continue a conversion that was stopped. Then each tensor that is finished is kept in the
+            folder ``dst`` + ``.part`` until the file is complete, and those that are there are not encoded again. None
+            to keep tensors of a source of at least 64 MiB so, and to use none that are there.
 
     Returns:
         A report on each tensor. Its ``notes`` say what was left out or stored twice.
@@ -52,7 +58,13 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
         if os.path.isdir(src) and not source.format.startswith("keras"):  # whose configuration is in vqm.source
             source.left_out += files_beside(Path(src))
             source.notes += [line for line in source.left_out if line not in source.notes]
-        return convert_source(source, dst, options=options, metadata=metadata, overwrite=overwrite)
+        nbytes = sum(tensor.nbytes for tensor in source.tensors)
+        opener = SourceOpener.of(src, include_optimizer=include_optimizer)
+        with kept_outcomes(dst, nbytes, resume=resume) as kept:
+            report = convert_source(source, dst, options=options, metadata=metadata, overwrite=overwrite,
+                                    place=Workplace(opener=opener, outcomes=kept.path))  # fmt: skip
+        report.notes[:0] = kept.notes
+        return report
 
 
 def as_options(options: Options | None, keywords: dict[str, Any]) -> Options:
@@ -69,13 +81,14 @@ def as_options(options: Options | None, keywords: dict[str, Any]) -> Options:
 
 
 def convert_source(source: Source, dst: str | os.PathLike[str] | BinaryIO, *, options: Options,
-                   metadata: Mapping[str, Any] | None, overwrite: bool = False) -> Report:  # fmt: skip
+                   metadata: Mapping[str, Any] | None, overwrite: bool = False,
+                   place: Workplace = HERE) -> Report:  # fmt: skip
     """Compress an opened checkpoint. Arguments and errors are those of ``convert``."""
     stored = {**source.stored_metadata(), **(metadata or {})}
-    report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite)
+    report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite, place=place)
     report.left_out.extend(source.left_out)
     report.source_file_nbytes = source.file_nbytes
-    report.grown.extend(growth_notes(report))
+    report.grown.extend(growth_notes(report, source.format))
     report.notes.extend([*source.notes, *quantized_notes(report, source.tensors), *report.grown])
     return report
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vqformat.errors import ConversionError
+from vqformat.format.container import begins_like_vqm
 
 from .format_signatures import (
     DISTRIBUTED,
@@ -39,7 +40,6 @@ READABLE = (
 )
 MAX_JSON_NBYTES = 100_000_000
 
-_VQM = b"\x89VQM"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, pickled
 # Beginnings of files that users give by mistake -> what they are, and what to do
@@ -75,7 +75,7 @@ def detect_format(path: Path) -> tuple[Kind, Path]:
         end = stream.read()
     if not head:
         raise ConversionError(f"{str(path)!r} is empty; {READABLE}")
-    if head.startswith(_VQM):
+    if begins_like_vqm(head):
         return "vqm", path
     if head.startswith(b"\x93NUMPY"):
         return "npy", path

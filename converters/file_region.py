@@ -10,11 +10,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from vqformat.errors import ConversionError
+
 from .model_folder import open_regular
 
 _MAPPED_NBYTES = 1 << 24  # so many bytes, or more, are mapped
 _ALIGNMENT = 8  # of the numbers in an array
-_SHORTER = "the file became shorter while it was read"
 
 
 def file_bytes(path: Path, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
@@ -26,17 +27,18 @@ def file_bytes(path: Path, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
         Array ``(nbytes,)``, which may be read-only. The file must not become shorter while a mapped one is used.
 
     Raises:
-        ValueError: The file is too short.
+        ConversionError: The file became shorter since these bytes were in it, or it is no regular file.
     """
-    with open(path, "rb") as stream:
+    shorter = f"{str(path)!r} became shorter while it was read"
+    with open_regular(path) as stream:
         if nbytes >= _MAPPED_NBYTES and offset % _ALIGNMENT == 0:
             if stream.seek(0, 2) < offset + nbytes:
-                raise ValueError(_SHORTER)
+                raise ConversionError(shorter)
             return np.memmap(stream, np.uint8, "r", offset, (nbytes,)).view(np.ndarray)
         data = np.empty(nbytes, np.uint8)
         stream.seek(offset)
-        if stream.readinto(data.data) != nbytes:
-            raise ValueError(_SHORTER)
+        if stream.readinto(data.data) != nbytes:  # type: ignore[attr-defined]
+            raise ConversionError(shorter)
     return data
 
 
@@ -101,7 +103,7 @@ class Region:
         with open(self.path, "rb") as stream:
             stream.seek(self.start + offset)
             if stream.readinto(target) != len(target):
-                raise ValueError(_SHORTER)
+                raise ValueError("the file became shorter while it was read")
 
     def bytes(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
         """Some of the bytes; ``file_bytes`` says how they are had.

@@ -134,7 +134,7 @@ def _array(stream: BinaryIO, value: Extension) -> _Array | None:
     if not isinstance(parts, list) or len(parts) != 3 or not isinstance(parts[2], Binary):
         raise ValueError(f"the array at byte {value.start} is no list of shape, dtype and data")
     shape, dtype, data = parts
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ValueError(f"an array has dtype {str(dtype)[:40]}, which a .vqm cannot hold")
     return _checked(_Array(_DTYPES[dtype], _shape(shape), (data,)))
 

@@ -102,20 +102,13 @@ def quantized(
 
 
 def _tensor(path: Path, header: Header, entry: TensorEntry) -> SourceTensor:
-    read = partial(_read, path, header.data_start + entry.offset, entry.nbytes)
+    read = partial(file_bytes, path, header.data_start + entry.offset, entry.nbytes)
     dtype = PLAIN.get(entry.kind, "f32")
     if entry.kind in PLAIN or not entry.nbytes:
         return SourceTensor(entry.name, dtype, entry.shape,
                             lambda: read().view(BY_NAME[dtype].numpy).reshape(entry.shape))  # fmt: skip
     nbytes = block_size(entry.kind)[1]
     return quantized(entry.name, entry.kind, entry.shape, lambda: read().reshape(-1, nbytes))
-
-
-def _read(path: Path, offset: int, nbytes: int) -> Bytes:
-    try:
-        return file_bytes(path, offset, nbytes)
-    except ValueError as err:
-        raise ConversionError(f"{str(path)!r} became shorter while it was read") from err
 
 
 def _free_name(names: set[str]) -> str:
@@ -137,5 +130,5 @@ def _gaps(path: Path, header: Header, size: int, notes: list[str]) -> list[list[
     if total > header.most_gap_nbytes:
         notes.append(f"left out {total:,} bytes that belong to no tensor; an extracted file is without them")
         return []
-    found = [(offset, _read(path, offset, nbytes)) for offset, nbytes in gaps if nbytes > 0]
+    found = [(offset, file_bytes(path, offset, nbytes)) for offset, nbytes in gaps if nbytes > 0]
     return [[offset, data.tobytes()] for offset, data in found if data.any()]

@@ -14,14 +14,14 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from vqformat.errors import ConversionError
+from vqformat.errors import ConversionError, missing_package
 from vqformat.format.limits import MAX_TENSORS
 
 try:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
     from gguf.quants import dequantize
 except ImportError as err:
-    raise ImportError("GGUF files need the gguf package; run: pip install 'vqformat[gguf]'") from err
+    raise missing_package("GGUF files need", "gguf", err) from err
 
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9

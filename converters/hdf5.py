@@ -109,7 +109,7 @@ def read_tree(region: Region) -> Tree:
         ImportError: h5py is not installed, or its libhdf5 is too old to read untrusted files safely.
     """
     if find_spec("h5py") is None:
-        raise ImportError("Keras and HDF5 files need h5py; run: pip install 'vqformat[keras]'")
+        raise ImportError("Keras and HDF5 files need h5py; run: pip install h5py")
     tree = Tree()
     stored_nbytes = 0
     for kind, *fields in _told(region):

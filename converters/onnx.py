@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from vqformat.encode.source import SourceTensor, check_name
-from vqformat.errors import ConversionError, EncodeError
+from vqformat.errors import ConversionError, EncodeError, missing_package
 from vqformat.format.limits import MAX_RANK
 
 from .file_region import file_bytes
@@ -25,12 +25,12 @@ try:
     from google.protobuf.message import DecodeError
     from onnx import FunctionProto, GraphProto, ModelProto, TensorProto
 except ImportError as err:
-    raise ImportError("ONNX models need the onnx package; run: pip install 'vqformat[onnx]'") from err
+    raise missing_package("ONNX models need", "onnx", err) from err
 
 from .onnx_values import DTYPES, MAX_GRAPH_NBYTES, Initializer, embed, loader
 
-MAX_NBYTES = (1 << 31) - 1  # limit of a protobuf message
 _FEW = 16  # a tensor of at most so many elements is kept exactly: it may be the scales of a Resize or bounds of a Clip
+
 
 def open_onnx(path: Path) -> Source:
     """Open a model. It is read at once, except for large initializers and external data.
@@ -39,11 +39,8 @@ def open_onnx(path: Path) -> Source:
         ConversionError: It is damaged, or not an ONNX model, or its external data is not in a file in its folder.
         EncodeError: A ``.vqm`` cannot hold a shape.
     """
-    what = repr(str(path))
-    if path.stat().st_size > MAX_NBYTES:
-        raise ConversionError(f"{what} has more than the 2 GiB that an ONNX model can have")
-    data, places = read_model(path, MAX_NBYTES)
-    return open_model(path, parse_model(data, what), places)
+    data, places = read_model(path)
+    return open_model(path, parse_model(data, repr(str(path))), places)
 
 
 def parse_model(data: bytes, what: str) -> ModelProto:

@@ -17,6 +17,8 @@ from .file_region import file_bytes
 from .model_folder import open_regular
 from .protobuf import BYTES, Span, spans
 
+MAX_NBYTES = (1 << 31) - 1  # limit of a protobuf message
+
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # numbers of fields of ModelProto, GraphProto and TensorProto
 _CUT_NBYTES = 1 << 16  # so many bytes of an initializer, or more, are cut out
 _MOST_FIELDS = 1 << 20  # of a graph
@@ -30,23 +32,20 @@ class Place(NamedTuple):
     nbytes: int
 
 
-def read_model(path: Path, max_nbytes: int) -> tuple[bytes, dict[int, Place]]:
+def read_model(path: Path) -> tuple[bytes, dict[int, Place]]:
     """Read a model, without the values of large initializers of its main graph.
 
     Returns:
         The bytes of the model; and for initializers without their values, by number, where these are in the file.
 
     Raises:
-        ConversionError: It is no regular file, has more than ``max_nbytes`` bytes, or changes while it is read.
+        ConversionError: It is no regular file, has more than 2 GiB, or becomes shorter while it is read.
     """
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
-    if size > max_nbytes:
-        raise ConversionError(f"{str(path)!r} has {size:,} bytes, and at most {max_nbytes:,} are read")
-    try:
-        data = file_bytes(path, 0, size).data
-    except ValueError as err:
-        raise ConversionError(f"{str(path)!r} changed while it was read") from err
+    if size > MAX_NBYTES:
+        raise ConversionError(f"{str(path)!r} has more than the 2 GiB that an ONNX model can have")
+    data = file_bytes(path, 0, size).data
     places: dict[int, Place] = {}
     try:
         return b"".join(_parts_of_model(data, places)), places

@@ -111,14 +111,7 @@ def loader(path: Path, each: Initializer, place: Place | None = None) -> Callabl
             raise ConversionError(f"{where} has its data twice, or in the wrong field")
         _check_nbytes(each, length, where)
 
-    def load() -> npt.NDArray[Any]:
-        try:
-            data = file_bytes(file, offset, nbytes)
-        except ValueError as err:
-            raise ConversionError(f"{str(file)!r} became shorter while it was read") from err
-        return _array(data, dtype, shape)
-
-    return load
+    return lambda: _array(file_bytes(file, offset, nbytes), dtype, shape)
 
 
 def _entries(proto: TensorProto) -> dict[str, str]:

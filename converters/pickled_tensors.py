@@ -74,7 +74,7 @@ def storage_of(value: Any) -> Storage | None:
     return Storage(id[2], dtype, offset)
 
 
-def size_of_storage(value: Persistent) -> Any:
+def n_elements_of_storage(value: Persistent) -> Any:
     """The number of elements that a persistent id gives."""
     return value.id[4]
 
@@ -116,8 +116,8 @@ def attributes_of(state: Any) -> Any:
     return state
 
 
-# Functions of torch._utils that rebuild a plain tensor -> the position of its flags in the arguments
-_REBUILD = {"_rebuild_tensor": 6, "_rebuild_tensor_v2": 6, "_rebuild_tensor_v3": 7}
+# Functions of torch._utils that rebuild a plain tensor -> the least number of arguments
+_REBUILD = {"_rebuild_tensor": 4, "_rebuild_tensor_v2": 6, "_rebuild_tensor_v3": 7}
 
 
 def tensor_of(value: Any) -> Tensor | None:
@@ -134,8 +134,9 @@ def tensor_of(value: Any) -> Tensor | None:
         return None if is_parameter else tensor_of(inner)
     if function.name not in _REBUILD or len(arguments) < _REBUILD[function.name]:
         return None
-    dtype = name_of_dtype(arguments[6]) if function.name == "_rebuild_tensor_v3" else None
-    return rebuilt(arguments, _REBUILD[function.name], dtype)
+    if function.name == "_rebuild_tensor_v3":
+        return rebuilt(arguments, 7, name_of_dtype(arguments[6]))
+    return rebuilt(arguments, 6)
 
 
 def name_of_dtype(value: Any) -> str:

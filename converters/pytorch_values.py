@@ -9,7 +9,7 @@ from vqformat.errors import ConversionError
 from vqformat.format.checkpoint import MAX_DEPTH, NOTHING, Named, join_keys, key_to_json, plain_to_json
 
 from .inert_pickle import Call, Global, Persistent
-from .pickled_tensors import TORCH_DTYPES, attributes_of, exact, size_of_storage, storage_of, tensor_in
+from .pickled_tensors import TORCH_DTYPES, attributes_of, exact, n_elements_of_storage, storage_of, tensor_in
 from .pytorch_modules import is_module, module
 from .pytorch_parts import Bare, Compound, LeftOut, numbers_of, unwrapped
 from .pytorch_rebuild import KNOWN, array_tensor
@@ -94,7 +94,7 @@ class Interpreter:
             storage = storage_of(value)
             if storage is None:
                 return LeftOut("what lies in another file")
-            size = size_of_storage(value)
+            size = n_elements_of_storage(value)
             return tensor_in(storage, 0, (size,), (1,))
         if isinstance(value, Call):
             return self._call(value, keys, is_inside=is_inside)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from vqformat.encode.source import SourceTensor
-from vqformat.errors import ConversionError
+from vqformat.errors import ConversionError, missing_package
 from vqformat.format.bits import unpack_nibbles
 from vqformat.format.dtypes import BY_NAME
 
@@ -22,7 +22,7 @@ from .source import Source, take_metadata
 try:
     from safetensors import SafetensorError, safe_open
 except ImportError as err:
-    raise ImportError("safetensors files need its package; run: pip install 'vqformat[safetensors]'") from err
+    raise missing_package("safetensors files need", "safetensors", err) from err
 
 DTYPES = {theirs: ours for ours, theirs in NAMES.items()}  # without F6_E2M3 and F6_E3M2, which SPEC does not have
 
@@ -84,10 +84,7 @@ def _read(path: Path) -> tuple[list[SourceTensor], dict[str, Any]]:
 
 def _loader(path: Path, dtype: str, shape: tuple[int, ...], offset: int, nbytes: int) -> Callable[[], npt.NDArray[Any]]:
     def load() -> npt.NDArray[Any]:
-        try:
-            data = file_bytes(path, offset, nbytes)  # they were in the file when it was opened
-        except ValueError as err:
-            raise ConversionError(f"{str(path)!r} became shorter while it was read") from err
+        data = file_bytes(path, offset, nbytes)
         info = BY_NAME[dtype]
         if info.bits == 4:
             return unpack_nibbles(data, 2 * nbytes).view(info.numpy).reshape(shape)

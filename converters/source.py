@@ -71,19 +71,22 @@ def quantized_notes(report: Report, tensors: list[SourceTensor]) -> list[str]:
     """What a user should know of tensors that came quantized."""
     kept: dict[str, list[str]] = {"as values": [], "as u8": [], "anew": []}
     for tensor, result in zip(tensors, report.tensors, strict=True):
-        if tensor.form is not None:
+        if tensor.form is not None and not result.method.startswith("copy of "):
             is_kept = result.method.startswith(tensor.form.name)
             what = "anew" if not is_kept else "as u8" if result.method.endswith("raw") else "as values"
             kept[what].append(tensor.form.name)
     return [f"{_counted(kept[what])} {text}" for what, text in _ON_FORMS.items() if kept[what]]
 
 
-def growth_notes(report: Report) -> list[str]:
-    """A note on a ``.vqm`` that is larger than its source, if that is a single file."""
+def growth_notes(report: Report, format: str) -> list[str]:
+    """A note on a ``.vqm`` that is larger than its source, if that is a single file of this format."""
     before = report.source_file_nbytes
     if not 0 < before < report.file_nbytes:
         return []
-    return [f"the .vqm is larger than the source file: {report.file_nbytes:,} bytes, not {before:,}"]
+    hint = ""
+    if format == "vqm":
+        hint = "; the source is a .vqm already: convert the checkpoint that it was made from, or ask for a smaller size"
+    return [f"the .vqm is larger than the source file: {report.file_nbytes:,} bytes, not {before:,}{hint}"]
 
 
 def _counted(kinds: list[str]) -> str:

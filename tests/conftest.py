@@ -17,7 +17,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or they wait for eac
 import hypothesis
 import pytest
 
-pytest_plugins = ["cli_runs"]  # its fixtures
+pytest_plugins = ["cli_runs", "saved_models"]  # their fixtures
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "fixtures"

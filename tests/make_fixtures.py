@@ -52,6 +52,9 @@ from fixture_cases import (
     views,
     worked,
 )
+from fixture_cases.known import STANDS_FOR
+from fixture_cases.levels import level_of
+from vqmbuilder import File
 
 VALID = (bases, containers, exact, raws, sparses, codebooks, floats, views, sums, edges, freqs, trellises, tiles,
          transforms, worked)
@@ -76,15 +79,21 @@ def tagged(value: Any) -> Any:
 
 def manifest_entry(case: Case) -> dict[str, Any]:
     entry: dict[str, Any] = {"file": case.path, "comment": case.comment, "clauses": sorted(case.clauses)}
+    entry["level"] = level_of(case.data, case.clauses)
+    if case.path in STANDS_FOR:
+        entry["stands_for"] = STANDS_FOR[case.path]
     entry["sha256"] = hashlib.sha256(case.data).hexdigest()
     if case.file is None:
         entry["error"] = case.error
         return entry
-    entry["generator"], metadata = msgpack.unpackb(case.file.chunks[0].meta, raw=False)
-    entry["metadata"] = tagged(metadata)
-    layers = [chunk for chunk in case.file.chunks if chunk.type == b"LAYR"]
-    entry["layers"] = [msgpack.unpackb(chunk.meta, raw=False)[0] for chunk in layers]
-    entry["tensors"] = [
+    return entry | contents(case.file)
+
+
+def contents(file: File) -> dict[str, Any]:
+    """What a decoder must find in a valid file."""
+    generator, metadata = msgpack.unpackb(file.chunks[0].meta, raw=False)
+    layers = [chunk for chunk in file.chunks if chunk.type == b"LAYR"]
+    tensors = [
         {
             "name": tensor.name,
             "layer": i,
@@ -95,7 +104,8 @@ def manifest_entry(case: Case) -> dict[str, Any]:
         for i, chunk in enumerate(layers)
         for tensor in chunk.tensors
     ]
-    return entry
+    names = [msgpack.unpackb(chunk.meta, raw=False)[0] for chunk in layers]
+    return {"generator": generator, "metadata": tagged(metadata), "layers": names, "tensors": tensors}
 
 
 def dumps(manifest: list[dict[str, Any]]) -> str:

@@ -39,6 +39,7 @@ class Server(ThreadingHTTPServer):
         sent: Bytes of each answer to GET.
         fault: Looks at a GET, by its number and the handler, and may answer in its own way: then it is true.
         has_ranges: Whether ranges are known.
+        headers: Further headers of each answer.
     """
 
     daemon_threads = True
@@ -49,6 +50,7 @@ class Server(ThreadingHTTPServer):
         self.sent: list[int] = []
         self.fault: Callable[[int, Handler], bool] | None = None
         self.has_ranges = True
+        self.headers: dict[str, str] = {}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], ConnectionError):  # a client may close before it has read everything
@@ -81,6 +83,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.has_ranges:
             self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(end - start))
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
             body = data[start:end][:n_sent]
@@ -141,7 +145,7 @@ def chunks(data: bytes) -> list[tuple[bytes, int, int]]:
     """Type, start and end of each chunk, but for the index."""
     with safe_open(io.BytesIO(data)) as f:
         index = f._reader.index
-        return list(zip(index.chunk_types, index.chunk_offsets, index.chunk_offsets[1:], strict=False))
+        return [(index.chunk_type(at), *index.span(at)) for at in range(index.n_chunks)]
 
 
 def nbytes(data: bytes, *types: bytes) -> list[int]:

@@ -19,8 +19,8 @@ import vqformat
 README = ROOT / "README.md"
 PAGES = [README, *(ROOT / ".github" / "docs" / f"{name}.md"
                    for name in ("formats", "frameworks", "smaller", "devices", "results"))]  # fmt: skip
-BLOCKS = [block for page in PAGES
-          for block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)]  # fmt: skip
+TEXT = "\n".join(page.read_text("utf-8") for page in PAGES)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 LINES = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 SETUP = [line for line in LINES if line.startswith("python3 -m venv")]
 SHELL = [line for line in LINES if line not in SETUP]

@@ -89,3 +89,8 @@ def many_tensors(n: int = 1_000_000, rank: int = 32, in_layer: int = 25_000) -> 
     shape = (0,) * rank
     tensors = [empty(f"{i:07}", "u8", shape) for i in range(n)]
     return compact(*(layr("", *tensors[i : i + in_layer]) for i in range(0, n, in_layer)))
+
+
+def long_names(n: int) -> bytes:
+    """Tensors without elements whose names have 1,000 bytes."""
+    return compact(layr("", *(empty(f"{i:01000}", "u8", (0,)) for i in range(n))))

@@ -5,7 +5,6 @@ tensors see ``vqformat.torch``, for checkpoints of other formats ``vqformat.conv
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from .version import __version__ as __version__
 
@@ -36,6 +35,7 @@ __all__ = [
 
 
 # Each is imported when it is first used: then `vqm` starts fast, and can be interrupted while it imports
+TYPE_CHECKING = False  # as in typing, whose import takes a while
 if TYPE_CHECKING:
     from .contents import content_digest
     from .encode.recipe import Recipe

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from .decode.workers import n_threads
 from .encode.source import native
-from .format.container import MAGIC
+from .format.container import HEADER_NBYTES, begins_like_vqm
 from .format.content_digest import ContentDigest
 from .read.contents import read_contents
 
@@ -34,7 +34,7 @@ def content_digest(path: str | os.PathLike[str], *, threads: int | None = None) 
     """
     if not os.path.isdir(path):
         with open(path, "rb") as stream:
-            if stream.read(len(MAGIC)) == MAGIC:
+            if begins_like_vqm(stream.read(HEADER_NBYTES)):
                 stream.seek(0)
                 return read_contents(stream, n_threads(threads))[1]
     converters = import_module("vqformat.converters")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+_MOST_NAMES, _LONGEST_NAME = 5000, 128  # that are searched for similar ones: the time is that of all pairs of letters
 
 
 class VqmError(Exception):
@@ -88,9 +92,56 @@ class TensorNotFoundError(VqmError, KeyError):
 
     def __str__(self) -> str:
         """The message with similar names. They are searched here, not in ``__init__``: many errors are never shown."""
-        near = difflib.get_close_matches(self.name, list(self._names), n=3) if isinstance(self.name, str) else []
-        hint = f"; near matches: {', '.join(map(repr, near))}" if near else ""
+        names = [name for name in islice(self._names, _MOST_NAMES) if len(name) <= _LONGEST_NAME]
+        is_short = isinstance(self.name, str) and len(self.name) <= _LONGEST_NAME
+        hint = near_names(self.name, names) if is_short else ""
         return f"no tensor {self.name!r}{hint}"
 
     def __reduce__(self) -> tuple[object, ...]:
         return TensorNotFoundError, (self.name, list(self._names))
+
+
+_NEAR = 3  # names that an error lists
+_IN_PATTERN = re.compile(r"\[!?([^]]*)\]|[*?]")  # a wildcard; of a set its characters are kept
+
+
+def near_names(pattern: str, names: Sequence[str]) -> str:
+    """What an error about a name or a pattern that matches nothing says of the names that there are.
+
+    Returns:
+        The names that are most alike, or else the first ones; empty if there are none.
+    """
+    # The whole name, then a part of one, then what is alike a little
+    plain = _IN_PATTERN.sub(r"\1", pattern).lower().strip("./")
+    known = {name.lower(): name for name in reversed(names)}
+    near = difflib.get_close_matches(plain, known, n=_NEAR)
+    if not near and plain:
+        parts = {part: name for name in reversed(names) for part in re.split(r"[./]", name.lower())}
+        known |= parts
+        near = difflib.get_close_matches(plain, parts, n=_NEAR)
+    near = near or difflib.get_close_matches(plain, known, n=_NEAR, cutoff=0.5)
+    if near:
+        return f"; near matches: {', '.join(repr(known[name]) for name in near)}"
+    if not names:
+        return "; there are no tensors"
+    more = f" and {len(names) - _NEAR:,} more" if len(names) > _NEAR else ""
+    return f"; there are {', '.join(map(repr, names[:_NEAR]))}{more}"
+
+
+_PACKAGES = {"google": "protobuf"}  # module -> package that has it, if the names differ
+
+
+def missing_package(what: str, package: str, err: ImportError) -> ImportError:
+    """The error that something needs a package which cannot be imported. It says how to install what is missing.
+
+    Args:
+        what: What needs it, with a verb: ``"GGUF files need"``.
+        package: The package. Another one is named if that is what is missing, such as one that the package needs.
+        err: What the import raised.
+    """
+    if not isinstance(err, ModuleNotFoundError):
+        return ImportError(f"{what} {package}, which is installed but cannot be imported: {err}")
+    module = (err.name or package).partition(".")[0]
+    missing = _PACKAGES.get(module, module)
+    also = "" if missing == package else f" and {missing}"
+    return ImportError(f"{what} {package}{also}; run: pip install {missing}")

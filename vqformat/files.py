@@ -8,7 +8,6 @@ import io
 import os
 import pathlib
 import pickle
-import secrets
 import stat
 import tempfile
 import weakref
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 from .hub import is_hub_path, open_hub_file
+from .leftovers import remove_leftovers, temporary_name
 from .written import Written, link_new
 
 Path = str | os.PathLike[str]
@@ -178,7 +178,8 @@ class NewFile:
             return
         self._check_absent()
         # Not tempfile.mkstemp, whose files only the owner can read: here the umask decides
-        self._temporary = self._path.with_name(f".{secrets.token_hex(8)}.vqm.tmp")
+        self._temporary = self._path.with_name(temporary_name())
+        remove_leftovers(self._path.parent)
         try:
             self._written = Written(self._temporary, self.asked)
         except PermissionError as err:
@@ -189,7 +190,8 @@ class NewFile:
             raise OSError(err.errno, err.strerror, self.asked) from err
         self.stream = cast(BinaryIO, io.BufferedRandom(self._written))
         # Removes the temporary file at the end of the program, too
-        self._forget = weakref.finalize(self, _remove, self.stream, self._temporary, os.getpid())
+        self._held: list[int] = []  # descriptors that keep the temporary file locked until it has its name
+        self._forget = weakref.finalize(self, _remove, self.stream, self._temporary, os.getpid(), self._held)
 
     def _check_absent(self) -> None:
         if not self._overwrite and self._path.exists():
@@ -212,6 +214,7 @@ class NewFile:
             if self._temporary is not None:
                 os.fsync(self.stream.fileno())
                 self._written.give_name(self._temporary)
+                self._held.append(self._written.hold())
             self.stream.close()
         except BaseException as err:
             self.discard()
@@ -237,6 +240,7 @@ class NewFile:
             except OSError as err:
                 raise OSError(err.errno, err.strerror, self.asked) from err
             self._forget.detach()
+            _release(self._held)
         except BaseException:
             self.discard()
             raise
@@ -322,11 +326,17 @@ class NewFiles:
             raise
 
 
-def _remove(stream: BinaryIO, path: pathlib.Path, process: int) -> None:
+def _remove(stream: BinaryIO, path: pathlib.Path, process: int, held: list[int]) -> None:
     if os.getpid() == process:  # a forked child must not remove the file of its parent
         _close(stream)
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+        _release(held)
+
+
+def _release(held: list[int]) -> None:
+    while held:
+        os.close(held.pop())
 
 
 def _close(stream: BinaryIO) -> None:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .errors import ConversionError, EncodeError, missing_package
 
 try:
     import keras
 except ImportError as err:
-    raise ImportError("vqformat.keras needs Keras 3 and a backend of it; run: pip install 'vqformat[keras]' keras, and"
-                      " torch, tensorflow or jax") from err  # fmt: skip
+    if err.name not in (None, "keras"):
+        raise ImportError(f"vqformat.keras needs a backend of Keras; run: pip install {err.name}, or set KERAS_BACKEND"
+                          " to torch, tensorflow or jax, whichever is installed") from err  # fmt: skip
+    raise missing_package("vqformat.keras needs", "keras", err) from err
 
-from .errors import ConversionError, EncodeError
 from .files import temporary_space
+from .leftovers import temporary_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -57,8 +59,8 @@ def save_model(model: keras.Model, filename: str | os.PathLike[str] | BinaryIO,
 
     if not model.variables:
         raise EncodeError("the model has no variables yet; build it first: give it an Input, or call it on some data")
-    with tempfile.TemporaryDirectory(prefix="vqm-") as folder:
-        unpacked = Path(folder) / "model"
+    with temporary_folder() as folder:
+        unpacked = folder / "model"
         with temporary_space(folder):
             keras.saving.save_model(model, unpacked, zipped=False)
             version = {"keras_version": keras.__version__}  # without the date: the same model makes the same bytes
@@ -86,8 +88,8 @@ def load_weights(model: keras.Model, filename: str | os.PathLike[str], **keyword
     if kind not in _SUFFIXES:
         raise ConversionError(f"{os.fspath(filename)!r} did not come from Keras, so nothing tells which variable of the"
                               " model a tensor is")  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="vqm-") as folder:
-        weights = Path(folder) / f"model{_SUFFIXES[kind]}"
+    with temporary_folder() as folder:
+        weights = folder / f"model{_SUFFIXES[kind]}"
         with temporary_space(folder):
             extract(filename, weights)
         model.load_weights(weights, **keywords)

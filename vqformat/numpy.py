@@ -16,8 +16,11 @@ from .format.limits import DEFAULT_MAX_TENSOR_NBYTES
 from .format.records import AliasRecord
 from .read.budget import Budget
 from .read.sequential import SequentialReader
+from .sizes import Size
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from typing_extensions import Unpack
 
     from .encode.options import Preset, SaveOptions
@@ -36,13 +39,15 @@ def save_file(
     recipe: Recipe | Mapping[str, str] | str | None = None,
     bits: float | None = None,
     ratio: float | None = None,
-    size: float | None = None,
+    size: float | str | None = None,
     sqnr: float | None = None,
     step: float | None = None,
     lossless: bool = False,
     preset: Preset = "default",
     seed: int = 0,
     progress: Progress | None = None,
+    workers: int = 1,
+    executor: Executor | None = None,
     overwrite: bool = True,
 ) -> Report:
     """Compress tensors into a ``.vqm`` file.
@@ -55,7 +60,7 @@ def save_file(
 
     Args:
         tensors: Arrays by name, with any strides and byte order. Their order is kept. Equal views of the same memory
-            become aliases.
+            become aliases. Other equal tensors are stored once, too, and loaded as arrays of their own.
         filename: Path, or a binary stream to write to. A path is written under a temporary name and renamed when it is
             complete.
         metadata: Map with string keys. Values are strings, integers, bools, bytes, None, lists and maps.
@@ -63,7 +68,7 @@ def save_file(
             tensors.
         bits: Bits of the whole file for each weight.
         ratio: Bytes of the tensors divided by bytes of the file.
-        size: Bytes of the file.
+        size: Bytes of the file; or a text such as ``"1.5MB"``.
         sqnr: Signal-to-quantization-noise ratio in dB of all large tensors together; that of each is about the same.
         step: Step of the grid of the typical tensor, relative to its scale. The steps of other tensors follow from it.
             The other budgets are met by choosing this step. Without a budget it is at most 0.125, and less for a deep
@@ -75,6 +80,10 @@ def save_file(
         progress: Called with the name of a tensor, the number of weights done, and the number of all weights, in each
             pass over the tensors. The name is a string that has ``phase``, what the pass does, ``number``, that of the
             pass, and ``share``, the share of the work of all passes that is done, from 0 to 1.
+        workers: How many tensors are encoded at the same time. More than 1 are as many new processes: a script that
+            asks for them begins by ``if __name__ == "__main__":``. The bytes of the file stay the same.
+        executor: Encodes tensors in place of new processes, such as a ``ProcessPoolExecutor``, or the
+            ``get_executor()`` of a client of Dask. ``workers`` says how many tensors it encodes at the same time.
         overwrite: Whether an existing file may be replaced.
 
     Returns:
@@ -90,7 +99,8 @@ def save_file(
     from .encode.recipe import as_recipe
     from .encode.source import source_tensors
 
-    options = Options(as_recipe(recipe), bits, ratio, size, sqnr, step, lossless, preset, seed=seed, progress=progress)
+    options = Options(as_recipe(recipe), bits, ratio, size, sqnr, step, lossless, preset, seed=seed, progress=progress,
+                      workers=workers, executor=executor)  # fmt: skip
     return encode_model(source_tensors(tensors), filename, dict(metadata or {}), options, overwrite=overwrite)
 
 
@@ -106,8 +116,8 @@ def save(
 class LoadOptions(TypedDict, total=False):
     """Keyword arguments of ``load_file``, for the signatures of functions that pass them on."""
 
-    max_tensor_bytes: int
-    max_total_bytes: int | None
+    max_tensor_bytes: Size
+    max_total_bytes: Size | None
     threads: int | None
     allow_partial: bool
 
@@ -115,16 +125,19 @@ class LoadOptions(TypedDict, total=False):
 def load_file(
     filename: Path | BinaryIO,
     *,
-    max_tensor_bytes: int = DEFAULT_MAX_TENSOR_NBYTES,
-    max_total_bytes: int | None = None,
+    max_tensor_bytes: Size = DEFAULT_MAX_TENSOR_NBYTES,
+    max_total_bytes: Size | None = None,
     threads: int | None = None,
     allow_partial: bool = False,
 ) -> dict[str, Array]:
-    """Load all tensors of a file, in file order. An alias is the same array object as its target.
+    """Load all tensors of a file, in file order.
+
+    An alias is the same array object as its target. Tensors that are equal and were not tied are arrays of their own,
+    though they are stored once.
 
     Args:
         filename: Path, or a binary stream, which need not support ``seek``.
-        max_tensor_bytes: Most bytes of one decoded tensor.
+        max_tensor_bytes: Most bytes of one decoded tensor; a number, or a text such as ``"1.5MB"``.
         max_total_bytes: Most bytes that are held together: decoded tensors, codebooks and other tables. None for the
             memory that is available; then tables may have 256 MiB, or as many bytes as the tensor that is decoded.
         threads: Threads that decode; None for the number of processors, but at most 8. It does not change the result.
@@ -135,7 +148,7 @@ def load_file(
         VqmError: The file is refused.
         OSError: The file cannot be read.
     """
-    budget = Budget(max_tensor_bytes, max_total_bytes)
+    budget = Budget.of(max_tensor_bytes, max_total_bytes)
     with opened(filename) as stream:
         tensors: dict[str, Array] = {}
         reader = SequentialReader(stream, budget, in_batches=True, allow_partial=allow_partial,
@@ -146,6 +159,12 @@ def load_file(
                     tensors[record.name] = tensors[record.target]
                 else:
                     tensors[record.name] = arrays[record.name]
+        for name, holder in reader.copies.holders.items():  # CPY-002; now, as arrays are filled only at the end
+            if name in tensors and name == holder:
+                budget.take_copy(name, tensors[name].nbytes)
+                tensors[name] = tensors[name].copy()
+            elif name in tensors:
+                tensors[name] = tensors[holder]
         if reader.cut_at is not None:
             warnings.warn(f"the file ends early, at byte {reader.cut_at}: {len(tensors)} tensors of it are whole",
                           stacklevel=2)  # fmt: skip
@@ -160,8 +179,8 @@ def load(data: bytes | bytearray | memoryview, **options: Unpack[LoadOptions]) -
 def verify(
     filename: Path | BinaryIO,
     *,
-    max_tensor_bytes: int = DEFAULT_MAX_TENSOR_NBYTES,
-    max_total_bytes: int | None = None,
+    max_tensor_bytes: Size = DEFAULT_MAX_TENSOR_NBYTES,
+    max_total_bytes: Size | None = None,
 ) -> str:
     """Read and decode a whole file and check all of it, including the SHA-256.
 
@@ -178,7 +197,7 @@ def verify(
         VqmError: The file is refused.
     """
     with opened(filename) as stream:
-        reader = SequentialReader(stream, Budget(max_tensor_bytes, max_total_bytes), check_digest=True,
+        reader = SequentialReader(stream, Budget.of(max_tensor_bytes, max_total_bytes), check_digest=True,
                                   keep_total=False, in_batches=True)  # fmt: skip
         deque(reader.layers(), maxlen=0)  # reads all layers and keeps none
         return reader.digest.hex()

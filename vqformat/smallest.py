@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, cast
 
 from .encode.step_search import COARSEST_STEP, SMALLEST_STEP
-from .errors import EncodeError
+from .errors import EncodeError, missing_package
 from .files import NewFile
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class SearchResult:
         trials: All trials, the largest file first.
         reference: Metric of the original.
         max_drop: The largest drop that was allowed.
+        preset: The preset of the files that were tried. A file that keeps every bit has none.
     """
 
     data: bytes = field(repr=False)
@@ -71,6 +72,7 @@ class SearchResult:
     trials: list[Trial]
     reference: float
     max_drop: float
+    preset: str = "small"
 
     @property
     def ratio(self) -> float:
@@ -105,7 +107,7 @@ class SearchResult:
         try:
             from matplotlib.figure import Figure
         except ImportError as err:
-            raise ImportError("plot needs matplotlib; run: pip install 'vqformat[plot]'") from err
+            raise missing_package("plot needs", "matplotlib", err) from err
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot(xlabel="times smaller", ylabel="metric", xscale="log")
         axes.axhline(self.reference, color="0.6", linewidth=1, label="original")
@@ -121,16 +123,17 @@ class SearchResult:
         return figure
 
     def __str__(self) -> str:
-        lines = [_HEAD, *(_row(trial, trial is self.best) for trial in self.trials)]
-        return "\n".join([*lines, f"original: {self.reference:.6g}; a drop of {self.max_drop:g} is allowed"])
+        lines = [TRIAL_HEAD, *(trial_row(trial, trial is self.best) for trial in self.trials)]
+        how = f"preset: {self.preset}" if self.best.step != _EXACT else "every bit is kept"
+        return "\n".join([*lines, f"{how}; original: {self.reference:.6g}; a drop of {self.max_drop:g} is allowed"])
 
 
-_HEAD = "  ratio        bytes      metric        drop"
+TRIAL_HEAD = "  ratio        bytes       metric        drop"
 
 
-def _row(trial: Trial, is_best: bool = False) -> str:
+def trial_row(trial: Trial, is_best: bool = False) -> str:
     mark = "  <- the smallest that is good enough" if is_best else ""
-    return f"{trial.ratio:>7.2f}{trial.nbytes:>13,}{trial.metric:>12.6g}{trial.drop:>12.4g}{mark}"
+    return f"{trial.ratio:>7.2f}{trial.nbytes:>13,}{trial.metric:>13.6g}{trial.drop:>12.4g}{mark}"
 
 
 class SearchOptions(TypedDict, total=False):
@@ -184,19 +187,26 @@ def search(
         raise ValueError(f"max_evaluations is {max_evaluations!r}; 1 or more are allowed")
     options.setdefault("preset", "small")
     subject = _subject(model)
-    if on_trial is None and sys.stderr.isatty():
+    if on_trial is None and sys.stderr is not None and sys.stderr.isatty():
+        print(f"trials of preset {options['preset']}\n{TRIAL_HEAD}", file=sys.stderr, flush=True)
         on_trial = _print_trial
-    return _Search(subject, evaluate, max_drop, dict(options), on_trial).run(max_evaluations)
+    return search_subject(subject, evaluate, max_drop, dict(options), on_trial, max_evaluations=max_evaluations)
 
 
 def _print_trial(trial: Trial) -> None:
-    print(_row(trial), file=sys.stderr, flush=True)
+    print(trial_row(trial), file=sys.stderr, flush=True)
+
+
+def search_subject(subject: Subject, evaluate: Callable[[Any], float], max_drop: float, options: dict[str, Any],
+                   on_trial: Callable[[Trial], None] | None, *, max_evaluations: int) -> SearchResult:  # fmt: skip
+    """Search as ``search`` does, among the files that a subject saves with these options and a step."""
+    return _Search(subject, evaluate, max_drop, options, on_trial).run(max_evaluations)
 
 
 class _Search:
     """Tries files of different steps, each chosen from the results of those before."""
 
-    def __init__(self, subject: _Subject, evaluate: Callable[[Any], float], max_drop: float, options: dict[str, Any],
+    def __init__(self, subject: Subject, evaluate: Callable[[Any], float], max_drop: float, options: dict[str, Any],
                  on_trial: Callable[[Trial], None] | None) -> None:  # fmt: skip
         self._subject, self._evaluate, self._max_drop = subject, evaluate, max_drop
         self._options, self._on_trial = options, on_trial
@@ -219,7 +229,7 @@ class _Search:
                              " evaluate says different things of the same model")  # fmt: skip
         best, data = self._best
         trials = sorted(self._trials, key=lambda trial: trial.ratio)
-        return SearchResult(data, best, trials, self._reference, self._max_drop)
+        return SearchResult(data, best, trials, self._reference, self._max_drop, self._options["preset"])
 
     def _try(self, step: float) -> None:
         """Write and evaluate a file with this step. Keep it if it is the smallest that is good enough."""
@@ -269,8 +279,8 @@ class _Search:
         return math.log(min(max(trial.drop, self._max_drop / 30), self._max_drop * 30))
 
 
-class _Subject(Protocol):
-    """What a search can save, load and evaluate: a module, or a mapping of tensors."""
+class Subject(Protocol):
+    """What a search can save, load and evaluate, such as a module or a mapping of tensors."""
 
     def original(self) -> Any: ...
 
@@ -279,7 +289,7 @@ class _Subject(Protocol):
     def load(self, stream: io.BytesIO) -> Any: ...
 
 
-def _subject(model: Any) -> _Subject:
+def _subject(model: Any) -> Subject:
     torch = sys.modules.get("torch")  # not imported here: a caller who has a module has imported it
     if torch is not None and isinstance(model, torch.nn.Module):
         return _Module(model)

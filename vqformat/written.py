@@ -9,11 +9,13 @@ import pathlib
 import shutil
 from typing import Any
 
+from .leftovers import lock
+
 _DESCRIPTORS = "/proc/self/fd"  # Linux: a link to each open file, also to one without a name
 
 
 class Written(io.FileIO):
-    """A new file that remembers why it could not be written, and names it as the user does.
+    """A new file that remembers why it could not be written, and names it as the user does. It is locked.
 
     Libraries turn this error into others: torch.save into a RuntimeError, h5py into an OSError without a number.
     """
@@ -22,11 +24,22 @@ class Written(io.FileIO):
         self.error: OSError | None = None
         self._asked = asked
         self.has_name = False
+        self._copy: int | None = None  # the descriptor of a copy that has the name
         try:
             super().__init__(path.parent, "r+", opener=_open_unnamed)
         except OSError:  # the system or the file system has no files without a name
-            super().__init__(path, "x+")
             self.has_name = True
+            super().__init__(path, "x+")
+            lock(self.fileno(), waits=True)
+            while not os.fstat(self.fileno()).st_nlink:  # removed as a leftover before it was locked
+                super().__init__(path, "x+")
+                lock(self.fileno(), waits=True)
+        else:
+            lock(self.fileno())
+
+    def hold(self) -> int:
+        """A descriptor that keeps the file locked when it is closed."""
+        return os.dup(self.fileno() if self._copy is None else self._copy)
 
     def give_name(self, path: pathlib.Path) -> None:
         """Give a complete file without a name its first one."""
@@ -41,10 +54,17 @@ class Written(io.FileIO):
         except OSError:
             self.seek(0)
             with open(path, "xb") as copy:
+                lock(copy.fileno())
                 shutil.copyfileobj(self, copy)
                 copy.flush()
                 os.fsync(copy.fileno())
+                self._copy = os.dup(copy.fileno())
         self.has_name = True
+
+    def close(self) -> None:
+        if not self.closed and self._copy is not None:
+            os.close(self._copy)
+        super().close()
 
     def write(self, data: Any) -> int:
         try:

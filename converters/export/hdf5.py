@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqformat.encode.source import SourceTensor
-from vqformat.errors import ConversionError
+from vqformat.errors import ConversionError, missing_package
 
 from ..hdf5_layout import ASCII, UTF8, Attribute, TreeLayout, check_path
 from ..source import Source
@@ -17,7 +17,7 @@ from .npz import numpy_dtype
 try:
     import h5py
 except ImportError as err:
-    raise ImportError("Keras and HDF5 files need h5py; run: pip install 'vqformat[keras]'") from err
+    raise missing_package("Keras and HDF5 files need", "h5py", err) from err
 
 _LARGE_ATTRIBUTE_NBYTES = 64_000
 FROM_HDF5 = ("keras", "keras-weights", "keras-legacy", "hdf5")

@@ -11,7 +11,8 @@ from vqformat.errors import ConversionError
 from vqformat.format.bits import pack_nibbles
 from vqformat.format.dtypes import BY_NAME
 
-from ..onnx import MAX_NBYTES, initializers, parse_model, still_outside
+from ..onnx import initializers, parse_model, still_outside
+from ..onnx_cutting import MAX_NBYTES
 from ..onnx_values import Initializer
 from ..source import Source
 from .data_file import DataFile

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Any, BinaryIO
 
 from vqformat.encode.source import SourceTensor
-from vqformat.errors import ConversionError
+from vqformat.errors import ConversionError, missing_package
 from vqformat.format.checkpoint import MAX_DEPTH
 
 from ..source import Source
@@ -14,7 +14,7 @@ from ..source import Source
 try:
     import torch
 except ImportError as err:
-    raise ImportError("PyTorch checkpoints need PyTorch; run: pip install 'vqformat[torch]'") from err
+    raise missing_package("writing PyTorch checkpoints needs", "torch", err) from err
 
 from vqformat.torch import from_numpy
 from vqformat.torch.checkpoint import read_checkpoint

@@ -13,205 +13,23 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from common import CHECKPOINT, DATA, load_checkpoint, print_table
+from common import DATA, load_checkpoint, print_table
+from paper_methods import FAMILIES, OURS, formula_bits, recipe_for
+from paper_networks import Judge, Network, Tensors, networks
 
 import vqformat
-from vqformat.encode.methods.lowrank import rank_for_bits
-from vqformat.encode.recipe import Recipe, Term, parse_method
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.axes import Axes
 
-Tensors = dict[str, np.ndarray]
 ALLOWED_DROP = 1.0  # points
 PAPER_RANGE = (16, 24)  # what the paper reports for a loss of 1 %
-BATCH = 500
-
-
-# Networks
-
-
-@dataclass(frozen=True)
-class Network:
-    """A small trained network: convolutions or none, then dense layers with ReLU between them.
-
-    Attributes:
-        images: File with ``test_images`` and ``test_labels``.
-        dense: Names of the dense layers, in order; the last one gives the logits.
-        features: What the first dense layer is given, from tensors and images (B, height, width[, 3]) in 0..255.
-    """
-
-    name: str
-    title: str
-    checkpoint: Path
-    images: str
-    dense: tuple[str, ...]
-    features: Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Names of the dense layers' matrices."""
-        return tuple(f"{layer}.weight" for layer in self.dense)
-
-
-def lenet300_features(state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    return images.flatten(1) / 255
-
-
-def caffe_lenet_features(state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    from torch.nn.functional import conv2d, max_pool2d
-
-    x = images[:, None] / 256  # Caffe's scale, not 255
-    for conv in ("conv1", "conv2"):  # without activations, as in the original
-        x = max_pool2d(conv2d(x, state[f"{conv}.weight"], state[f"{conv}.bias"]), 2)
-    return x.flatten(1)
-
-
-def alexsmall_features(state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    import torch
-    from torch.nn.functional import conv2d, max_pool2d
-
-    mean, deviation = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.247, 0.243, 0.262])
-    x = ((images / 255 - mean) / deviation).permute(0, 3, 1, 2)
-    for conv, padding in (("conv1", 2), ("conv2", 2), ("conv3", 1)):
-        x = max_pool2d(conv2d(x, state[f"{conv}.weight"], state[f"{conv}.bias"], padding=padding).relu(), 2)
-    return x.flatten(1)
-
-
-def networks(data: Path) -> list[Network]:
-    return [
-        Network("lenet300", "LeNet-300-100, MNIST", CHECKPOINT, "mnist.npz", ("fc1", "fc2", "fc3"), lenet300_features),
-        Network("caffe-lenet", "Caffe LeNet, MNIST", data / "caffe_lenet_mnist.pt", "mnist.npz", ("ip1", "ip2"),
-                caffe_lenet_features),
-        Network("alexsmall", "AlexSmall, CIFAR-10", data / "alexsmall_cifar10.pt", "cifar10.npz", ("fc1", "fc2", "fc3"),
-                alexsmall_features),
-    ]  # fmt: skip
-
-
-class Judge:
-    """Accuracy on the whole test set. What the convolutions give is kept for as long as their weights are exact."""
-
-    def __init__(self, network: Network, original: Tensors, data: Path) -> None:
-        import torch
-
-        with np.load(data / network.images) as arrays:
-            self._images = torch.from_numpy(arrays["test_images"])
-            self._labels = torch.from_numpy(arrays["test_labels"].astype(np.int64))
-        self._network = network
-        self._convolutions = {
-            name: array for name, array in original.items() if name.split(".")[0] not in network.dense
-        }
-        self._features = self._features_of(original)
-
-    def accuracy(self, tensors: Tensors) -> float:
-        """Share of the images that are classified right, in percent."""
-        import torch
-
-        is_exact = all(np.array_equal(array, tensors[name]) for name, array in self._convolutions.items())
-        x = self._features if is_exact else self._features_of(tensors)
-        *hidden, last = self._network.dense
-        with torch.inference_mode():
-            for layer in hidden:
-                x = torch.nn.functional.linear(x, *_parameters(tensors, layer)).relu()
-            logits = torch.nn.functional.linear(x, *_parameters(tensors, last))
-        return 100 * float((logits.argmax(1) == self._labels).double().mean())
-
-    def _features_of(self, tensors: Tensors) -> torch.Tensor:
-        import torch
-
-        state = {name: torch.from_numpy(tensors[name]) for name in self._convolutions}
-        with torch.inference_mode():
-            return torch.cat([self._network.features(state, batch.float()) for batch in self._images.split(BATCH)])
-
-
-def _parameters(tensors: Tensors, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
-    return torch.from_numpy(tensors[f"{layer}.weight"]), torch.from_numpy(tensors[f"{layer}.bias"])
-
-
-# Methods
-
-
-@dataclass(frozen=True)
-class Family:
-    """A method and the settings that are tried.
-
-    Attributes:
-        settings: Methods for the dense layers; of the last family, ratios for the whole file.
-    """
-
-    name: str
-    label: str
-    colour: str
-    marker: str
-    settings: tuple[str, ...]
-
-
-def _both_axes(*settings: str) -> tuple[str, ...]:
-    """Rows of outputs, and rows of inputs: what is clustered, and how many codebooks, depends on it."""
-    return (*settings, *(f"{setting},axis=columns" for setting in settings))
-
-
-OURS = "grid"
-FAMILIES = (
-    Family("svd", "SVD, 8-bit factors", "#707070", "v", tuple(
-        f"svd:bits={bits}" for bits in (0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 3.0, 4.0)
-    )),
-    Family("binary", "binarization", "#b8860b", "s", (
-        "binary:scale=none", "binary:scale=tensor", "binary:scale=row", "binary:scale=column",
-    )),
-    Family("kmeans", "k-means", "#2a7ab9", "o", tuple(f"kmeans:entries={k}" for k in (2, 3, 4, 5, 6, 8, 12, 16, 32))),
-    Family("rq-rows", "RQ of whole rows", "#e59abf", "P", _both_axes(
-        *(f"rq:dim=0,entries={k},stages={t}" for k, t in ((16, 2), (64, 1), (64, 2), (64, 4), (128, 4))),
-    )),
-    Family("rq", "RQ of segments", "#9b59b6", "p", tuple(
-        f"rq:dim={dim},entries={k},stages={t}"
-        for dim, k, t in (*((8, k, 2) for k in (16, 32, 64, 128, 256)), *((4, k, 2) for k in (16, 32, 64)))
-    )),
-    Family("pq", "PQ", "#2e9e5b", "D", _both_axes(
-        *(f"pq:dim=2,entries={k}" for k in (4, 8, 16)),
-        *(f"pq:dim=4,entries={k}" for k in (8, 16, 32, 64)),
-        *(f"pq:dim=8,entries={k}" for k in (16, 64)),
-    )),
-    Family(OURS, "vqformat's default", "#d1382c", "*", tuple(map(str, (4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96)))),
-)  # fmt: skip
-
-
-def recipe_for(method: str, network: Network) -> Recipe:
-    """The method for the dense weights; all else exact."""
-    layers = {name: method for name in network.weights}
-    if method.startswith("svd:"):  # of 10 rows: a lower rank would lose classes, and save next to nothing
-        factor_bits = parse_method(method).terms[0]["factor_bits"]
-        layers[network.weights[-1]] = f"svd:rank=10,factor_bits={factor_bits}"
-    return Recipe(layers, default="lossless")
-
-
-def formula_bits(term: Term, shape: tuple[int, ...]) -> float:
-    """What the paper counts for a matrix: float32 codebooks and factors, codes of log2(entries) bits."""
-    m, n = shape if term["axis"] == "rows" else shape[::-1]
-    match term.name:
-        case "binary":
-            return m * n
-        case "kmeans":
-            return m * n * math.log2(term.integer("entries")) + 32 * term.integer("entries")
-        case "svd":
-            rank = term.integer("rank") or rank_for_bits(m, n, float(term["bits"]), term.integer("factor_bits"))
-            return 32 * min(rank, m, n) * (m + n + 1)
-    dim = min(term.integer("dim") or n, n)
-    n_segments = math.ceil(n / dim)
-    if term.name == "pq":
-        entries = min(term.integer("entries"), m)
-        return 32 * entries * n + m * n_segments * math.log2(entries)
-    entries = min(term.integer("entries"), m * n_segments)
-    return term.integer("stages") * (32 * entries * dim + m * n_segments * math.log2(entries))
 
 
 # Measuring

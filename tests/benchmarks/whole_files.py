@@ -2,7 +2,7 @@
 
     python tests/benchmarks/whole_files.py
 
-reads results/whole_files.csv and writes results/whole_files.png. The figures were measured with full test sets; `default`
+reads results/whole_files.csv and writes results/whole_files.png. Figures are of full test sets. `default`
 loses at most 0.1 points.
 """
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,17 +15,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import vqm_attacks
 from cli_runs import HOSTILE, HOSTILE_ESCAPED, Run, vqm
 
 import vqformat
 import vqformat.cli.inspect as verbs
+import vqformat.cli.verify
 from vqformat import ConversionError
 from vqformat.cli import main
 from vqformat.cli.progress import progress_line
-from vqformat.cli.text import escape, shape_text, table, to_json
+from vqformat.cli.text import to_json
 from vqformat.encode.methods.assemble import assemble_raw
 from vqformat.encode.progress import TensorProgress
 from vqformat.format.chunkwriter import ChunkWriter
+from vqformat.format.limits import available_memory
+from vqformat.text import escape, shape_text, table
 
 
 @pytest.mark.parametrize(
@@ -74,7 +79,6 @@ def test_version(run: Run) -> None:
 @pytest.mark.parametrize(
     "args",
     [
-        [],
         ["compress", "x.pt"],
         ["convert"],
         ["convert", "x.pt", "--bits", "0"],
@@ -94,19 +98,32 @@ def test_version(run: Run) -> None:
         ["extract", "x.vqm"],
         ["extract", "x.vqm", "-o", "out.tflite"],
         ["extract", "x.vqm", "-o", "-"],
+        ["extract", "x.vqm", "-o", "-", "--format", "tflite"],
+        ["extract", "x.vqm", "-o", "out.npz", "--format", "npz"],
+        ["convert", "x.pt", "a.vqm", "-o", "out.vqm"],
+        ["convert", "x.pt", "x.vqm", "-o", "./"],
+        ["convert", "x.pt", "-"],
+        ["help", "compress"],
+        ["x.pt"],
         ["diff", "a.vqm"],
         ["diff", "-", "-"],
+        ["info", "x.vqm", "--max-memory", "0.0001kB"],
+        ["info", "x.vqm", "--max-memory", "1" + 308 * "0" + "kB"],
     ],
 )
-def test_wrong_usage_exits_with_2(run: Run, args: list[str]) -> None:
+def test_wrong_usage_exits_with_2(run: Run, args: list[str], archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(archive.parent)
+    for name in ("x.pt", "x.vqm", "a.vqm"):
+        shutil.copy(archive, name)
     result = run(*args)
     assert (result.code, result.out) == (2, "")
-    assert "usage: vqm" in result.err
-    assert "error: " in result.err
+    error, see = result.err.splitlines()
+    assert error.startswith("vqm: error: ")
+    assert see.startswith("see vqm ") and see.endswith(" --help")
 
 
-def test_usage_error_names_the_near_method(run: Run) -> None:
-    assert "did you mean 'kmeans'?" in run("convert", "x.pt", "--method", "kmean").err
+def test_usage_error_names_the_near_method(run: Run, archive: Path) -> None:
+    assert "did you mean 'kmeans'?" in run("convert", archive, "--method", "kmean").err
 
 
 def test_help_tells_the_methods(run: Run) -> None:
@@ -137,7 +154,7 @@ def test_errors_are_one_line(
     def fail(stream: object) -> None:
         raise error
 
-    monkeypatch.setattr(verbs, "_Contents", fail)
+    monkeypatch.setattr(verbs, "Contents", fail)
     result = run("info", model)
     assert (result.code, result.out) == (1, "")
     assert result.err == f"vqm: error: {line.replace('FILE', str(model))}\n"
@@ -151,7 +168,7 @@ def test_interruptions(model: Path, monkeypatch: pytest.MonkeyPatch, error: type
         raise error
 
     stderr = io.StringIO()
-    monkeypatch.setattr(verbs, "_Contents", fail)
+    monkeypatch.setattr(verbs, "Contents", fail)
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     assert (main(["info", str(model)]), stderr.getvalue()) == (code, text)
@@ -161,7 +178,7 @@ def test_traceback_on_request(run: Run, model: Path, monkeypatch: pytest.MonkeyP
     def fail(stream: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(verbs, "_Contents", fail)
+    monkeypatch.setattr(verbs, "Contents", fail)
     monkeypatch.setenv("VQM_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         run("info", model)
@@ -285,25 +302,48 @@ SCRIPT = "from vqformat.cli import main; raise SystemExit(main())"
 
 
 @pytest.mark.parametrize("start", [["-m", "vqformat"], ["-c", SCRIPT]], ids=["module", "script"])
-def test_an_interrupt_while_modules_are_imported_is_no_traceback(start: list[str], tmp_path: Path) -> None:
-    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
+@pytest.mark.parametrize("module", ["argparse", "threading", "numpy"])
+def test_an_interrupt_while_modules_are_imported_is_no_traceback(
+    module: str, start: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
 
+    assert interrupted(start, tmp_path) == (130, "vqm: interrupted\n")
+
+
+def test_an_interrupt_while_numpy_imports_datetime_in_c_is_none_of_numpy(tmp_path: Path) -> None:
+    """NumPy takes any exception there for a broken installation."""
+    (tmp_path / "numpy.py").write_text("import sys\nassert 'datetime' in sys.modules\nraise KeyboardInterrupt")
+
+    assert interrupted(["-c", SCRIPT], tmp_path) == (130, "vqm: interrupted\n")
+
+
+def interrupted(start: list[str], stubs: Path) -> tuple[int, str]:
+    """Exit code and stderr of a run in which modules of a folder come before others."""
     done = subprocess.run([sys.executable, *start, "info", "a.vqm"], capture_output=True, text=True, check=False,
-                          env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])})  # fmt: skip
-
-    assert (done.returncode, done.stderr) == (130, "vqm: interrupted\n")
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join([str(stubs), *sys.path])})  # fmt: skip
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("command", [["extract", "-o", "a.npz"], ["diff", "a.vqm"]], ids=str)
 def test_a_bound_on_memory_refuses_what_is_larger(
     command: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vqformat.format.limits._most_memory", None)
     monkeypatch.chdir(tmp_path)
     vqformat.save_file({"w": np.arange(1000, dtype=np.float32)}, "a.vqm")
 
-    refused = run(*command, "a.vqm", "--max-memory", "3999")
+    refused = run(*command, "a.vqm", "--max-memory", "3.9999kB")
     accepted = run(*command, "a.vqm", "--max-memory", "4kB")
 
-    assert refused.code == 1 and "max_total_bytes is 3999" in refused.err
+    assert refused.code == 1 and "4000 bytes; 3999 are available" in refused.err
     assert accepted.code == 0
+    assert available_memory() > 4000  # the bound was that of the run
+
+
+def test_a_bound_is_no_damage_that_is_looked_at(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.vqm").write_bytes(vqm_attacks.large_tables(1))
+    monkeypatch.setattr(vqformat.cli.verify, "survey", lambda stream: pytest.fail("it does what the bound forbids"))
+
+    result = run("verify", tmp_path / "a.vqm", "--max-memory", "100MB")
+
+    assert (result.code, "100000000 are available" in result.err) == (1, True)

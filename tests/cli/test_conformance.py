@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from cli_runs import Run, vqm
 from conftest import FIXTURES, ROOT
+from fixture_cases.known import STANDS_FOR
+from fixture_cases.levels import FULL_CLAUSES, level_of
 
 from vqformat.cli.conformance_cases import find_fixtures, load_cases
 from vqformat.cli.conformance_page import REASONS
@@ -127,6 +129,16 @@ def test_a_decoder_that_takes_too_much_memory(tmp_path: Path) -> None:
 
     assert result.returncode == 1
     assert re.search(r"invalid/spa-004-fewer.vqm: it took \d+ MiB; the file may cost 192 MiB", result.stdout.decode())
+
+
+def test_the_manifest_tells_the_level_of_each_file_and_what_it_stands_for() -> None:
+    manifest = {entry["file"]: entry for entry in json.loads((FIXTURES / "manifest.json").read_text())}
+
+    for file, entry in manifest.items():
+        assert entry["level"] == level_of((FIXTURES / file).read_bytes(), entry["clauses"])
+        if any(clause.startswith(FULL_CLAUSES) for clause in entry["clauses"]):
+            assert entry["level"] == "full"
+    assert {file: entry["stands_for"] for file, entry in manifest.items() if "stands_for" in entry} == STANDS_FOR
 
 
 def test_core_leaves_out_what_needs_more_than_fixed_width_codes() -> None:

@@ -30,6 +30,16 @@ def test_info(run: Run, model: Path) -> None:
     assert "\x1b" not in result.out
 
 
+def test_info_tells_copies_from_aliases(run: Run, tmp_path: Path) -> None:
+    w = np.arange(2500, dtype=np.float32)
+    vqformat.save_file({"a": w, "b": w.copy(), "c": w}, tmp_path / "a.vqm", lossless=True)
+
+    out = run("info", tmp_path / "a.vqm").out
+
+    assert "3 tensors (1 alias, 1 copy), 5,000 weights" in out
+    assert "copy of a" in out and "alias of a" in out
+
+
 def test_info_json(run: Run, model: Path) -> None:
     result = run("info", "--json", model)
     document = result.json
@@ -40,7 +50,8 @@ def test_info_json(run: Run, model: Path) -> None:
     assert (document["file_nbytes"], document["section_nbytes"]) == (nbytes, 24 + 4 + 8 + 1)
     assert document["overhead_nbytes"] == nbytes - 37
     assert document["tensors"][1] == {"name": "fc1.bias", "layer": "fc1", "dtype": "f16", "shape": [2], "method": "raw",
-                                      "bits_per_weight": 16.0, "stored_nbytes": 4, "alias_of": None}  # fmt: skip
+                                      "bits_per_weight": 16.0, "stored_nbytes": 4, "alias_of": None,
+                                      "copy_of": None}  # fmt: skip
     assert document["tensors"][2]["alias_of"] == "fc1.weight"
     assert document["tensors"][5]["name"] == HOSTILE
 

@@ -108,4 +108,4 @@ def test_the_missing_package_is_named(
 ) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "cryptography"]:
         monkeypatch.setitem(sys.modules, name, None)
-    run(verb, model, "--key", keys[0]).failed_with("cryptography", "pip install 'vqformat[sign]'")
+    run(verb, model, "--key", keys[0]).failed_with("cryptography", "pip install cryptography")

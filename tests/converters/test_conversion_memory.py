@@ -24,16 +24,18 @@ OPTIONS = some_of([{"lossless": True}, {}, {"bits": 4}], [{"lossless": True}, {}
 
 
 def make(
-    path: Path, dtype: DTypeLike = np.float32, *, has_zeros: bool = False, is_on_grid: bool = False
-) -> Path:
-    """A file of one tensor of 67 MB.
+    path: Path, dtype: DTypeLike = np.float32, *, nbytes: int = NBYTES, has_zeros: bool = False,
+    is_on_grid: bool = False,
+) -> Path:  # fmt: skip
+    """A file of one tensor.
 
     Args:
+        nbytes: Of the tensor.
         has_zeros: Whether half of the values are zero.
         is_on_grid: Whether the values of a row are integers up to 127 times a scale.
     """
     random = np.random.default_rng(0)
-    weights = np.empty((4096, NBYTES // 4096 // np.dtype(dtype).itemsize), dtype)
+    weights = np.empty((4096, nbytes // 4096 // np.dtype(dtype).itemsize), dtype)
     for band in np.split(weights, 16):
         values = random.standard_normal(band.shape, np.float32)
         if has_zeros:
@@ -71,6 +73,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def safetensors(folder: Path) -> Path:
     pytest.importorskip("safetensors")
     return make(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def quarter(folder: Path) -> Path:
+    """A file of a quarter of the size, for what takes longer."""
+    pytest.importorskip("safetensors")
+    return make(folder / "quarter.safetensors", nbytes=NBYTES // 4)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +127,34 @@ def prepare_onnx() -> None:
 
 def prepare_torch() -> None:
     import vqformat.converters.export.pytorch  # noqa: F401
+
+
+def prepare_small() -> None:
+    """As ``prepare``; and each matrix is too large to be held together with its codes."""
+    prepare()
+    from vqformat.encode.small import small
+
+    small._HELD_NBYTES = 0
+
+
+def prepare_fast() -> None:
+    """As ``prepare``; and levels are trained on few values, for the memory of many does not depend on the tensor."""
+    prepare()
+    from vqformat.encode.methods import kmeans_1d
+
+    kmeans_1d.SAMPLE = 1 << 16
+
+
+def encode_with_two_codebooks(source: Path) -> int:
+    """Encode a tensor as preset ``fast`` does for some goals. Returns the number of stages."""
+    from safetensors import safe_open
+
+    from vqformat.encode.methods import fast
+
+    with safe_open(source, "np") as file:
+        values = file.get_tensor("w")
+    choice = fast.Choice(16, (16, 12))
+    return len(fast.encode("w", "f32", values.shape, values, choice)[0].record.stages)
 
 
 def work(function: Any, source: Path, target: Path, options: dict[str, Any]) -> None:
@@ -171,6 +208,27 @@ def test_tensors_with_zeros_are_made_block_by_block(folder: Path, tmp_path: Path
     pytest.importorskip("safetensors")
     source = make(folder / "zeros.safetensors", has_zeros=True)
     check(convert, source, tmp_path / "out.vqm", {"lossless": True}, most=0)
+
+
+@pytest.mark.parametrize("options", some_of(
+    [{"step": 0.5}, {"ratio": 24}, {"sqnr": 12}], [{"ratio": 24}]
+), ids=str)  # fmt: skip
+def test_preset_small_holds_a_tensor_once(options: dict[str, Any], quarter: Path, tmp_path: Path) -> None:
+    most_mb = TENSOR_MB / 4 + WORKING_MB
+
+    found = memory.measure(work, convert, quarter, tmp_path / "out.vqm", {"preset": "small", **options},
+                           prepare=prepare_small)  # fmt: skip
+
+    assert found.peak_mb <= most_mb
+
+
+def test_a_second_codebook_takes_little_more_than_codes(safetensors: Path) -> None:
+    most_mb = TENSOR_MB * (1 + 1 / 4 + 1 / 48) + WORKING_MB  # the tensor, which is not mapped, and both stages' codes
+
+    found = memory.measure(encode_with_two_codebooks, safetensors, prepare=prepare_fast)
+
+    assert found.result == 2
+    assert found.peak_mb <= most_mb
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt", "npz"])

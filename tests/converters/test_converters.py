@@ -386,7 +386,7 @@ def test_convert_keeps_an_existing_file_unless_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("write", "package", "hint"), [
-    (write_safetensors, "safetensors", r"pip install 'vqformat\[safetensors\]'"),
+    (write_safetensors, "safetensors", "pip install safetensors$"),
 ])  # fmt: skip
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any, package: str,
                                     hint: str) -> None:  # fmt: skip
@@ -410,7 +410,7 @@ def test_reading_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         convert(tmp_path / name, tmp_path / "a.vqm", overwrite=True)
         extract(tmp_path / "a.vqm", tmp_path / "b.npz", overwrite=True)
         extract(tmp_path / "a.vqm", tmp_path / "b.safetensors", overwrite=True)
-    with pytest.raises(ImportError, match=r"pip install 'vqformat\[torch\]'"):
+    with pytest.raises(ImportError, match=r"pip install torch$"):
         extract(tmp_path / "a.vqm", tmp_path / "b.pt")
     assert not (tmp_path / "b.pt").exists()
 

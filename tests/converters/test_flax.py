@@ -128,6 +128,8 @@ REFUSED: list[tuple[Any, str]] = [
     ({"w": chunked(shape={"1": 2})}, "a gap"), ({"w": chunked(chunks={})}, "no chunks"),
     ({"w": chunked(chunks={"0": array([1]), "1": 3})}, "chunks of an array"), ({"w": chunked(shape=[2])}, "no shape"),
     ({"w": chunked(chunks={"0": array([1]), "1": array([1], "<i4")})}, "of several dtypes"),
+    ({"w": msgpack.ExtType(1, packed([[1], ["float32"], bytes(4)]))}, "has dtype"),
+    ({"w": msgpack.ExtType(3, packed([[], {}, bytes(4)]))}, "has dtype"),
     (packed({"w": array([1])}) + b"\0", "1 bytes follow"), (b"\x82\xa1w\x01\xa1w\x01", "there twice"),
     (b"\x81\xa1w\xc1", "begins no value"), (b"\x81\xa1w" + b"\x91" * 100 + b"\0", "nested deeper"),
     (b"\x81\xa1w\xdd\xff\xff\xff\xff", "4294967295 items"), (b"\x81\xa1w\xdf\x7f\xff\xff\xff", "2147483647 items"),

@@ -182,7 +182,7 @@ class TestSizes:
     def test_a_file_that_grows_is_named(self, nbytes: int, notes: list[str]) -> None:
         report = Report(source_nbytes=4000, file_nbytes=nbytes, source_file_nbytes=5000)
 
-        assert growth_notes(report) == notes
+        assert growth_notes(report, "gguf") == notes
 
 
 class TestAnew:

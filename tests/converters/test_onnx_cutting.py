@@ -14,7 +14,7 @@ import onnx
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from vqformat.converters import convert, extract
-from vqformat.converters.onnx import MAX_NBYTES, open_onnx
+from vqformat.converters.onnx import open_onnx
 from vqformat.converters.onnx_cutting import Place, read_model
 from vqformat.errors import ConversionError
 
@@ -35,7 +35,7 @@ def test_only_large_values_are_cut_out(tmp_path: Path) -> None:
     whole = model(numpy_helper.from_array(SMALL, "a"), numpy_helper.from_array(LARGE, "b"))
     path = save(tmp_path / "m.onnx", whole)
 
-    data, places = read_model(path, MAX_NBYTES)
+    data, places = read_model(path)
 
     assert places == {1: Place(path.read_bytes().index(LARGE.tobytes()), LARGE.nbytes)}
     whole.graph.initializer[1].ClearField("raw_data")
@@ -65,7 +65,7 @@ def test_of_values_that_are_there_twice_the_last_ones_count(tmp_path: Path) -> N
     graph = b"\x2a" + varint(len(twice)) + twice
     path = save(tmp_path / "m.onnx", b"\x08\x08\x3a" + varint(len(graph)) + graph)
 
-    _, places = read_model(path, MAX_NBYTES)
+    _, places = read_model(path)
 
     assert not places
     (tensor,) = open_onnx(path).tensors

@@ -278,18 +278,35 @@ class TestShards:
             open_source(index)
 
 
-def test_quantized_weights_are_left_out_and_said_to_be(tmp_path: Path) -> None:
-    storage = b"(X\x07\x00\x00\x00storagectorch\n%sStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ"
-    pickled = b"\x80\x02c__torch__\nM\n)\x81}("
-    pickled += b"X\x01\x00\x00\x00qctorch._utils\n_rebuild_qtensor\n(" + storage % b"QInt8" + b"tR"
-    pickled += b"X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n(" + storage % b"Float"
-    pickled += b"K\x00K\x01\x85K\x01\x85\x89}tRub."
-    with zipfile.ZipFile(tmp_path / "a.ts", "w") as archive:
-        archive.writestr("a/data.pkl", pickled)
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\n%sStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ"
+
+
+def write_pickled_script(path: Path, attributes: bytes) -> Path:
+    """A TorchScript archive with one storage, 2.5 as float32, and a module with these pickled attributes."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02c__torch__\nM\n)\x81}(" + attributes + b"ub.")
         archive.writestr("a/constants.pkl", b"\x80\x02).")
         archive.writestr("a/data/0", struct.pack("<f", 2.5))
+    return path
 
-    with open_source(tmp_path / "a.ts") as source:
+
+@pytest.mark.parametrize("function, more", [(b"_rebuild_tensor", b""), (b"_rebuild_tensor_v2", b"\x89}")])
+def test_functions_that_rebuild_a_tensor_have_four_arguments_or_more(
+    function: bytes, more: bytes, tmp_path: Path
+) -> None:
+    pickled = b"X\x01\x00\x00\x00wctorch._utils\n" + function + b"\n(" + STORAGE % b"Float"
+    pickled += b"K\x00K\x01\x85K\x01\x85" + more + b"tR"
+
+    with open_source(write_pickled_script(tmp_path / "a.ts", pickled)) as source:
+        assert [(tensor.name, tensor.load().tolist()) for tensor in source.tensors] == [("w", [2.5])]
+
+
+def test_quantized_weights_are_left_out_and_said_to_be(tmp_path: Path) -> None:
+    pickled = b"X\x01\x00\x00\x00qctorch._utils\n_rebuild_qtensor\n(" + STORAGE % b"QInt8" + b"tR"
+    pickled += b"X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE % b"Float"
+    pickled += b"K\x00K\x01\x85K\x01\x85\x89}tR"
+
+    with open_source(write_pickled_script(tmp_path / "a.ts", pickled)) as source:
         assert [tensor.name for tensor in source.tensors] == ["w"]
         assert source.tensors[0].load().tolist() == [2.5]
         assert "left out 'q': a quantized tensor" in source.notes

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 from conftest import CHECKPOINT, FIXTURES, ROOT
+from index_faults import BY_INDEX, OTHER_DIGEST, index_faults
+from vqmbuilder import file, layr
+from vqmtensors import alias, raw
 
 import vqformat
 from vqformat.cli import main
@@ -24,7 +27,7 @@ SANITIZERS = ["-g", "-O1", "-DVQM_TEST_ARENA", "-fsanitize=address,undefined", "
 USE_OF_ZSTD = "#include <zstd.h>\nint main(void) { return !ZSTD_versionNumber(); }"
 # From a stream, in pieces, from memory; with an arena of just the size that vqm_need tells
 IN_SEQUENCE = [(), ("-p", "1"), ("-p", "7", "-e"), ("-m",), ("-m", "-e")]
-BY_INDEX = [("-i",), ("-i", "-e"), ("-r", "-e")]
+WITH_INDEX = [("-i",), ("-i", "-e"), ("-r", "-e")]
 
 
 def build(target: Path, program: Path, *options: str, libraries: tuple[str, ...] = ("-lzstd",)) -> Path:
@@ -76,15 +79,31 @@ def test_fixtures_in_sequence(vqmcat: Path, arguments: tuple[str, ...]) -> None:
     check(vqmcat, *arguments)
 
 
-@pytest.mark.parametrize("arguments", BY_INDEX)
+@pytest.mark.parametrize("arguments", WITH_INDEX)
 def test_fixtures_by_the_index(vqmcat: Path, arguments: tuple[str, ...]) -> None:
     check(vqmcat, *arguments, by_index=True)
 
 
+@pytest.mark.parametrize("arguments", [("-p", "7"), ("-m",), ("-i",), ("-r",)])
+def test_wrong_fields_of_the_index(vqmcat: Path, arguments: tuple[str, ...], tmp_path: Path) -> None:
+    faults = dict(index_faults())
+    for fault, data in faults.items():
+        (tmp_path / fault).write_bytes(data)
+
+    run = subprocess.run([vqmcat, *arguments, *faults], cwd=tmp_path, capture_output=True, check=False)
+
+    found = [json.loads(line).get("error") for line in run.stdout.splitlines()]
+    for fault, error in zip(faults, found, strict=True):
+        if arguments in (("-i",), ("-r",)):
+            assert error == BY_INDEX.get(fault, "format") or BY_INDEX.get(fault, "") is None, fault
+        else:
+            assert error == ("checksum" if fault == OTHER_DIGEST else "format"), fault
+
+
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("arguments", IN_SEQUENCE + BY_INDEX)
+@pytest.mark.parametrize("arguments", IN_SEQUENCE + WITH_INDEX)
 def test_fixtures_under_the_sanitizers(sanitized: Path, arguments: tuple[str, ...]) -> None:
-    check(sanitized, "-a", "600", *arguments, by_index=arguments in BY_INDEX)
+    check(sanitized, "-a", "600", *arguments, by_index=arguments in WITH_INDEX)
 
 
 def test_stdin_and_exit_status(vqmcat: Path) -> None:
@@ -105,6 +124,17 @@ def test_a_small_arena_is_refused_and_the_size_that_is_needed_is_enough(vqmcat: 
     assert subprocess.run([vqmcat, "-e", name], capture_output=True, check=False).returncode == 0
 
 
+def test_the_size_that_is_needed_is_enough_by_the_index_for_aliases_of_many_axes(vqmcat: Path, tmp_path: Path) -> None:
+    target = raw("a", "u8", [1] * 32, b"\7")
+    path = tmp_path / "aliases.vqm"
+    path.write_bytes(file(layr("", target, *(alias(f"b{i}", target) for i in range(9)))).build())
+
+    for arguments in WITH_INDEX:
+        run = subprocess.run([vqmcat, *arguments, path], capture_output=True, check=False)
+        assert run.returncode == 0, (arguments, run.stdout)
+        assert {tuple(tensor["shape"]) for tensor in json.loads(run.stdout)["tensors"]} == {(1,) * 32}
+
+
 def test_without_zstd_its_files_are_unsupported_and_all_others_decode(tmp_path: Path) -> None:
     vqmcat = build(tmp_path / "vqmcat", PROGRAM, "-DVQM_NO_ZSTD", libraries=())
 
@@ -123,7 +153,7 @@ def test_a_model_gives_the_same_bytes_as_with_python(vqmcat: Path, tmp_path: Pat
     path = tmp_path / "lenet.vqm"
     assert main(["convert", str(CHECKPOINT), "-o", str(path), "--preset", preset, "-q"]) == 0
     expected = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in vqformat.load_file(path).items()}
-    for arguments in [*IN_SEQUENCE, *BY_INDEX]:
+    for arguments in [*IN_SEQUENCE, *WITH_INDEX]:
         run = subprocess.run([vqmcat, *arguments, path], capture_output=True, check=True)
         assert {tensor["name"]: tensor["sha256"] for tensor in json.loads(run.stdout)["tensors"]} == expected
 
@@ -131,7 +161,8 @@ def test_a_model_gives_the_same_bytes_as_with_python(vqmcat: Path, tmp_path: Pat
 @pytest.mark.exhaustive
 def test_nothing_worse_than_a_refusal_comes_of_cut_and_changed_files(tmp_path: Path) -> None:
     unsafe = "-DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION"
-    mutate = build(tmp_path / "mutate", Path(__file__).parent / "mutate_vqm.c", *SANITIZERS, unsafe)
+    fuzzer = ROOT / "tests" / "fuzz" / "c_fuzzer.c"
+    mutate = build(tmp_path / "mutate", fuzzer, *SANITIZERS, unsafe, "-DWITHOUT_LIBFUZZER")
 
     run = subprocess.run([mutate, *FILES], cwd=FIXTURES, capture_output=True, check=False, timeout=1200)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from index_faults import OTHER_DIGEST, index_faults
 
 import vqformat
 
@@ -42,6 +43,19 @@ def test_all_fixtures_whole_in_pieces_by_the_index_and_by_ranges(node: str) -> N
     assert report["failures"] == []
     assert report["right"] == report["files"] == len(json.loads((FIXTURES / "manifest.json").read_text()))
     assert code == 0
+
+
+def test_wrong_fields_of_the_index(node: str, tmp_path: Path) -> None:
+    manifest = []
+    for fault, data in index_faults():
+        (tmp_path / fault).write_bytes(data)
+        manifest.append({"file": fault, "comment": fault, "clauses": [], "sha256": hashlib.sha256(data).hexdigest(),
+                         "error": "checksum" if fault == OTHER_DIGEST else "format"})  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+
+    _, report = run(node, FOLDER / "conformance.mjs", tmp_path)
+
+    assert report["failures"] == []
 
 
 @pytest.mark.parametrize("preset", ["default", "fast", "small"])

@@ -5,7 +5,7 @@ import pytest
 from examples import some_of
 
 from vqformat.encode.sensitivity import Statistics
-from vqformat.encode.size_drafts import DraftedSteps
+from vqformat.encode.size_drafts import DraftedSteps, bits_of_code
 from vqformat.encode.step_search import solve
 from vqformat.numpy import save
 
@@ -16,7 +16,7 @@ def test_a_draft_tells_the_step_of_a_size(bits: float) -> None:
     w = (random.standard_normal((384, 1024)) * random.lognormal(0, 0.5, (384, 1))).astype(np.float32)
     nbytes = bits * w.size / 8
 
-    steps = DraftedSteps([Statistics.of(w)], [lambda: w], nbytes)
+    steps = DraftedSteps([Statistics.of(w)], lambda steps: [bits_of_code(w, steps[0])], nbytes)
 
     file = save({"w": w}, preset="small", step=solve(steps.estimate, nbytes))
     assert len(file) == pytest.approx(nbytes, rel=0.03)  # by entropies it would be 7 to 20 % less

@@ -17,6 +17,7 @@ from vqformat.encode.calibration import TensorStatistics
 from vqformat.encode.methods.nearest import Grid, best_entries
 from vqformat.encode.small import entropy_coding, error_feedback, viterbi
 from vqformat.encode.small import trellis as small_trellis
+from vqformat.encode.small.coder import Coder
 from vqformat.encode.small.contexts import Contexts
 from vqformat.format.layout import Layout
 from vqformat.format.stages import Trellis
@@ -152,8 +153,7 @@ def test_sums_of_errors_are_kept_small_in_the_same_way(arguments: dict[str, Any]
     shares = np.array([1, 0.5, -2], np.float32) if has_shares else None
     flat = Contexts(0, None, None)
     rates = viterbi.Rates(arguments["rates"].costs[:1], arguments["rates"].reach)
-    check_all_agree(lambda: small_trellis.quantize_keeping_sums(points, flat, grid, rates, arguments["weights"],
-                                                                shares=shares))  # fmt: skip
+    check_all_agree(lambda: Coder(points, flat, grid, rates, arguments["weights"]).quantize_keeping_sums(shares))
 
 
 @given(st.data())

@@ -204,15 +204,16 @@ def test_the_gain_is_measured_at_any_rate() -> None:
 
 def test_an_error_counts_by_its_weight_and_by_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix, seen = with_components(200, 100, 2, share=0.8), []
-    monkeypatch.setattr(error_weights, "weights_of", lambda *args: seen.append(args))
+    monkeypatch.setattr(small, "ErrorWeights", lambda *args: seen.append(args[:2]))
     coded = quantized(matrix, 2.0, is_table=True)
-    np.testing.assert_allclose(seen[0][0] * np.float32(coded.step), matrix, rtol=1e-5)
-    np.testing.assert_allclose((seen[0][0] - seen[0][1]) * np.float32(coded.step),
+    whole, left = (points[:] for points in seen[0])
+    np.testing.assert_allclose(whole * np.float32(coded.step), matrix, rtol=1e-5)
+    np.testing.assert_allclose((whole - left) * np.float32(coded.step),
                                coded.with_base(np.zeros_like(matrix)), atol=1e-4)  # fmt: skip
     monkeypatch.undo()
     whole, left = np.array([[1, 4, 1, 4]], np.float32), np.array([[1, 1, 4, 4]], np.float32)
 
-    found = error_weights.weights_of(whole, left, 0.5)
+    found = error_weights.ErrorWeights(whole, left, 0.5).of_rows(slice(0, 1), left)
 
     assert found / found[0, 0] == pytest.approx(np.array([[1, 2**0.5, 2**0.5, 2]]))
 

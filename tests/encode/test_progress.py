@@ -111,7 +111,7 @@ def test_the_share_is_that_of_the_weights_where_the_number_of_passes_is_known() 
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_a_large_tensor_is_told_in_parts(calibrated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqformat.encode.progress._OFTEN", 2000)
-    monkeypatch.setattr("vqformat.encode.small.trellis._TOGETHER", 2000)
+    monkeypatch.setattr("vqformat.encode.small.bands._BAND", 2000)
     rng = np.random.default_rng(0)
     tensors = {"w": rng.standard_normal((200, 100)).astype(np.float32)}
     options: dict[str, Any] = {"preset": "small"}

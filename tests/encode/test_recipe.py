@@ -1,12 +1,14 @@
-"""The language of methods and recipes."""
+"""The language of methods and recipes, and tensors that a method cannot code."""
 
 from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from saved_models import normal, save, saved_and_loaded, sqnr_db
 
 from vqformat.encode.recipe import KINDS, METHODS, Match, Method, Option, Recipe, Term, parse_method
 from vqformat.errors import EncodeError
@@ -143,3 +145,25 @@ def test_patterns_that_decide_nothing_are_known() -> None:
     recipe = Recipe.parse(["fc1=raw", "fc*=pq", "conv*=vq", "fc2*=kmeans"])
 
     assert recipe.unused(["fc1", "fc2"]) == ["conv*", "fc2*"]
+
+
+def test_a_wildcard_falls_back_where_its_method_fails() -> None:
+    """Sums of stages could leave the range of float16."""
+    model = {"wide": np.clip(normal(64, 64) * 30_000, -65504, 65504).astype(np.float16), "fits": normal(64, 64)}
+
+    for options in ({}, {"bits": 6}):
+        loaded, report = saved_and_loaded(model, recipe={"*": "rq:entries=16,stages=3"}, **options)
+        assert sqnr_db(model["wide"], loaded["wide"]) > 10
+        assert len(report.notes) == 1 and "'wide'" in report.notes[0] and "rq:" in report.notes[0]
+        assert report.tensors[1].bits_per_weight < 4
+
+    with pytest.raises(EncodeError, match="'wide'"):
+        save(model, recipe={"wide": "rq:entries=16,stages=3"})
+
+
+def test_a_fallen_tensor_takes_part_in_the_budget() -> None:
+    model = {"wide": np.clip(normal(128, 128) * 30_000, -65504, 65504).astype(np.float16)}
+
+    data, _ = save(model, recipe="rq:entries=16,stages=3", bits=5)
+
+    assert 0.99 * 10240 <= len(data) <= 10240

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import vqformat
 from vqformat.decode import batch, rans
 from vqformat.encode.small import contexts, entropy_coding, error_weights, small, tiles, trellis, viterbi
+from vqformat.encode.small.coder import Coder
 from vqformat.encode.small.decorrelate import FINER
 from vqformat.encode.small.entropy_coding import Pool
 from vqformat.format.chunkwriter import ChunkWriter
@@ -329,7 +330,7 @@ def test_no_entry_is_beyond_the_dtype_that_only_other_tensors_use() -> None:
 def test_sums_of_errors_are_kept_small() -> None:
     weights = normal(64, 400)
     kept = small.quantize("w", "f32", weights.shape, weights, 2.0).coded
-    free = trellis.quantize(*_arguments(weights))
+    free = Coder(*_arguments(weights)).quantize()
 
     sums_kept = (Pool.of([kept]).decoded(kept) - weights.T).sum(axis=0)
     sums_free = (2 * free[0] + free[1] - weights.T).sum(axis=0)
@@ -406,7 +407,7 @@ def test_what_waits_is_bounded_over_all_kinds(monkeypatch: pytest.MonkeyPatch) -
 def test_at_low_rates_large_weights_count_more() -> None:
     points = normal(100, 100)
 
-    low, middle = (error_weights.weights_of(points, points, error_weights.power_at(bits)) for bits in (0.5, 2.0))
+    low, middle = (error_weights.weights_of(points, error_weights.power_at(bits)) for bits in (0.5, 2.0))
 
     assert not error_weights.power_at(3.0)
     order = np.argsort(np.abs(points), axis=None)

@@ -169,7 +169,7 @@ def test_layers_of_one_name_stay_layers(options: dict[str, Any]) -> None:
     stream = io.BytesIO()
     with vqformat.writer(stream, **options) as w:
         for i in range(3):
-            w.add_layer("same", {f"{i}.weight": model()["layers.0"]["layers.0.weight"]})
+            w.add_layer("same", {f"{i}.weight": (i + 1) * model()["layers.0"]["layers.0.weight"]})
 
     found = [(layer.name, list(layer)) for layer in vqformat.stream(io.BytesIO(stream.getvalue()))]
 

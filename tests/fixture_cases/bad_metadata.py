@@ -173,6 +173,8 @@ def index() -> Iterator[Case]:
     yield fields("001-names-missing", "the last name is missing", 4, b"a\0b\0c\0")
     yield fields("001-dtypes", "another dtype", 5, bytes([1, 10, 1, 4]))
     yield fields("001-dtypes-alias", "an alias with another dtype than its target", 5, bytes([1, 11, 2, 4]))
+    yield fields("001-dtypes-unknown", "a dtype that does not exist, in the index alone", 5, b"\xc8", item=no_alias)
+    yield fields("001-types-critical", "an unknown critical type, in the index alone", 2, b"METALAYS", item=no_alias)
     yield fields("001-ranks", "another rank, and dims the same in all", 6, bytes([1, 1, 0, 2]))
     yield fields("001-dims", "another size", 7, bytes([64, 3, 64, 3]))
     yield fields("001-dims-alias", "an alias without dims", 7, bytes([64, 3, 2]), "IDX-001 MET-009")

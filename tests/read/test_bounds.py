@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import io
+import sys
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +19,9 @@ from vqformat import FormatError, LimitError, native, safe_open, stream
 from vqformat.decode import trellis
 from vqformat.format import limits
 from vqformat.format.chunks import LayerInfo
+from vqformat.format.index import Index
+from vqformat.format.index_builder import IndexBuilder
+from vqformat.format.records import TensorRecord
 from vqformat.read.budget import Budget
 from vqformat.read.contents import read_contents
 from vqformat.read.indexed import IndexedReader
@@ -79,8 +84,7 @@ def stream_into(data: bytes, **bounds: Any) -> None:
 
 def contents(data: bytes, *, max_total_bytes: int, max_tensor_bytes: int | None = None) -> None:
     """What ``vqm verify`` does; its bound is one of the process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "_most_memory", max_total_bytes)
+    with limits.limit_memory(max_total_bytes):
         read_contents(io.BytesIO(data))
 
 
@@ -131,6 +135,24 @@ def test_each_read_has_both_bounds(read: Read) -> None:
         read(data, max_tensor_bytes=3999)
     with pytest.raises(LimitError, match="max_total_bytes is 3999"):
         read(data, max_total_bytes=3999)
+
+
+@pytest.mark.parametrize("read", [load, verify, open_all, stream_layers])
+def test_without_a_bound_on_the_total_an_error_names_the_memory_that_is_available(read: Read) -> None:
+    data = vqformat.save({"w": np.arange(1000, dtype=np.float32)})
+
+    with limits.limit_memory(3999), pytest.raises(LimitError, match="are 4000 bytes; 3999 are available"):
+        read(data)
+
+
+def test_a_limit_on_memory_ends_with_its_context() -> None:
+    with limits.limit_memory(10):
+        with limits.limit_memory(5), pytest.raises(ZeroDivisionError):
+            assert limits.available_memory() == 5
+            raise ZeroDivisionError
+        with limits.limit_memory(None):
+            assert limits.available_memory() == 10
+    assert limits.available_memory() > 10
 
 
 def test_a_slice_counts_together_with_the_tables_of_its_tensor() -> None:
@@ -196,3 +218,80 @@ def test_blocks_beside_each_other_are_decoded_together(has_classes: bool, monkey
 
     assert (array == 1).all()
     assert len(calls) < 5
+
+
+def large_index(n: int, rank: int) -> bytes:
+    index = IndexBuilder()
+    index.add_chunk(b"META", 31, [])
+    index.add_chunk(b"LAYR", 100, [TensorRecord(f"{i:07}", "u8", (0,) * rank) for i in range(n)])
+    return index.pack()
+
+
+def test_an_index_stays_in_columns() -> None:
+    meta = large_index(100_000, 32)
+    tracemalloc.start()
+    try:
+        index = Index(meta)
+        after, peak = tracemalloc.get_traced_memory()
+        assert after < len(meta) + 32 * 100_000
+        assert peak < len(meta) + 120 * 100_000  # shapes as tuples would have 300 bytes each
+        assert index.entry(77_777).shape == (0,) * 32 and index.position("0077777") == 77_777
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("read", [open_all, slices, open_blocks])
+def test_an_index_counts_unless_it_is_small(read: Read) -> None:
+    data = vqm_attacks.long_names(1200)
+
+    if read is not slices:  # of no elements there are none
+        read(vqm_attacks.long_names(800), max_total_bytes=1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(LimitError, match=r"with the index there are 1\d+ bytes; max_total_bytes is 1000000"):
+            read(data, max_total_bytes=MB)
+        assert tracemalloc.get_traced_memory()[1] < MB
+    finally:
+        tracemalloc.stop()
+
+
+def calls_of(read: Read, data: bytes) -> int:
+    """Calls of functions, in Python and C, during a read."""
+    n_calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal n_calls
+        n_calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        read(data)
+    finally:
+        sys.setprofile(None)
+    return n_calls
+
+
+def infos(data: bytes) -> None:
+    with safe_open(io.BytesIO(data)) as f:
+        for name in f:
+            f.info(name)
+
+
+@pytest.mark.parametrize(("read", "most"), [(load, 120), (verify, 115), (open_all, 160), (infos, 150),
+                                             (stream_layers, 140)])  # fmt: skip
+def test_a_tensor_without_elements_takes_few_calls(read: Read, most: int) -> None:
+    few, many = (calls_of(read, vqm_attacks.many_tensors(n, 1, in_layer=500)) for n in (1000, 2000))
+
+    assert (many - few) / 1000 < most
+
+
+def test_few_names_are_searched_for_similar_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[str] = []
+    monkeypatch.setattr(difflib, "get_close_matches", lambda name, names, **_: searched.extend(names) or [])
+    names = ["x" * 1000, *(f"layer{i}" for i in range(20_000))]
+
+    assert str(vqformat.TensorNotFoundError("layerx", names)).startswith("no tensor 'layerx'")
+    assert set(searched) == set(names[1:5000])
+    searched.clear()
+    str(vqformat.TensorNotFoundError("x" * 1000, names))
+    assert searched == []

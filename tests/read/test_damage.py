@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tracemalloc
@@ -15,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vqformat
-from vqformat import TruncatedError, VqmError, safe_open
+from vqformat import FormatError, TruncatedError, VqmError, safe_open
+from vqformat.cli import main
+from vqformat.converters import open_source
 from vqformat.format.container import FOOTER_NBYTES, pack_footer, pack_header
 
 
@@ -129,6 +132,19 @@ def test_files_of_other_formats_are_named(start: bytes) -> None:
 def test_damage_by_text_mode_is_named() -> None:
     with pytest.raises(VqmError, match="text mode"):
         vqformat.load(DATA.replace(b"\r\n", b"\n"))
+
+
+def test_damage_by_text_mode_is_named_however_the_format_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.vqm"
+    path.write_bytes(DATA.replace(b"\r\n", b"\n"))
+
+    for read in (vqformat.content_digest, open_source):
+        with pytest.raises(FormatError, match="text mode"):
+            read(path)
+    assert main(["info", str(path)]) == 1
+    assert "text mode" in capsys.readouterr().err
 
 
 def test_a_short_file_never_causes_a_large_allocation() -> None:
@@ -272,6 +288,52 @@ def test_a_file_that_is_overwritten_while_it_is_open_is_refused(tmp_path: Path) 
         for name in ("b", "c", "b"):
             with pytest.raises(vqformat.FormatError, match="overwritten"):
                 f[name]
+
+
+def test_a_copy_that_restores_the_modification_time_is_refused_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.vqm"
+    path.write_bytes(of_layers(1))
+    with safe_open(path) as f:
+        times = os.stat(path)
+        os.chmod(path, 0o600)
+        os.rename(path, tmp_path / "b.vqm")
+        assert f["a"].tolist() == [1] * 4
+        with open(tmp_path / "b.vqm", "r+b") as stream:
+            stream.write(of_layers(2))
+        os.utime(tmp_path / "b.vqm", ns=(times.st_atime_ns, times.st_mtime_ns))
+
+        for name in ("b", "c"):
+            with pytest.raises(vqformat.FormatError, match="overwritten"):
+                f[name]
+
+
+@pytest.mark.parametrize("n", [0, 100, -1])
+def test_a_file_that_is_cut_while_it_is_open_is_refused(n: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.vqm"
+    path.write_bytes(of_layers(1))
+    with safe_open(path) as f:
+        os.truncate(path, n % os.path.getsize(path))
+
+        for name in f:
+            with pytest.raises(VqmError):
+                f[name]
+
+
+def test_an_error_of_the_disk_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.vqm"
+    path.write_bytes(of_layers(1))
+    with safe_open(path) as f:
+        pread = os.pread
+
+        def fails(*_: object) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "pread", fails)
+        f._reader._input._held.clear()
+        with pytest.raises(OSError, match="Input/output error"):
+            f["b"]
+        monkeypatch.setattr(os, "pread", pread)
+        assert f["b"].tolist() == [1] * 4
 
 
 def test_a_file_that_is_replaced_while_it_is_open_is_read_on(tmp_path: Path) -> None:

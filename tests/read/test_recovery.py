@@ -160,6 +160,30 @@ def test_tables_after_a_lost_one_get_new_numbers(tmp_path: Path) -> None:
     assert tensor.record.book_numbers() == [1]
 
 
+@pytest.mark.parametrize("has_index", [True, False])
+def test_a_lost_head_of_a_table_takes_the_layers_that_use_it(has_index: bool) -> None:
+    """The places of the sections of a layer follow from the tables that its tensors use."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((64, 64)).astype(np.float32) for name in ("a.w", "a.bias", "b.w")}
+    recipe = {"a.w": "kmeans:entries=16,share=all", "*": "raw"}
+    stream = io.BytesIO()
+    with vqformat.writer(stream, recipe=recipe, bits=32) as writer:
+        for layer in "ab":
+            writer.add_layer(layer, {name: array for name, array in weights.items() if name.startswith(layer)})
+    data = bytearray(stream.getvalue())
+    data[data.index(b"BOOK") + 8] ^= 1
+
+    found = survey(io.BytesIO(data if has_index else data[: data.rindex(b"INDX")]))
+
+    lost = "a tensor of its layer uses BOOK 0, whose head is damaged or lost"
+    if has_index:
+        assert [tensor.name for tensor in found.tensors if not tensor.faults] == ["b.w"]
+        assert all(str(tensor.faults[0]).startswith(lost) for tensor in found.tensors[:2])
+    else:
+        assert [tensor.name for tensor in found.tensors] == ["b.w"]
+        assert str(found.faults[-1]).startswith(lost)
+
+
 @pytest.mark.parametrize("name", ["books", "base-trellis", "aliases", "axes-conv", "freq-of-the-text", "ancillary"])
 def test_damage_of_any_part_gives_no_wrong_value(tmp_path: Path, name: str) -> None:
     data = (FIXTURES / f"valid/{name}.vqm").read_bytes()

@@ -13,7 +13,7 @@ import pytest
 from remote_files import KINDS, N_LAYERS, Arrays, Handler, Server, assert_same, chunks, file, local, nbytes
 
 import vqformat
-from vqformat import ChecksumError, TruncatedError, VqmError, safe_open
+from vqformat import ChecksumError, FormatError, TruncatedError, VqmError, safe_open
 
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'fsspec[http]'")
 aiohttp = pytest.importorskip("aiohttp", reason="aiohttp is not installed: pip install 'fsspec[http]'")
@@ -101,7 +101,7 @@ def gives_a_web_page(handler: Handler) -> None:
     (breaks_off, aiohttp.ClientPayloadError),
     (says_nothing, aiohttp.ClientError),
     (gives_nothing, TruncatedError),
-    (gives_more, TruncatedError),
+    (gives_more, VqmError),
     (gives_other_bytes, VqmError),
     (gives_a_web_page, (VqmError, ValueError)),
 ], ids=["404", "416", "500", "breaks off", "says nothing", "gives nothing", "gives more", "gives other bytes",
@@ -148,14 +148,55 @@ def test_an_error_says_what_was_asked_for_and_how_much_was_given(server: Server,
     data = file("fast")
     start, end = next(chunk[1:] for chunk in chunks(data)[4:])
 
+    def gives_a_part(number: int, handler: Handler) -> bool:
+        asked = handler.asked()[1]
+        handler.answer(data, asked, min(asked + 500, start + 500))
+        return True
+
     with remote(data) as stream, safe_open(stream) as f:
-        server.files["model.vqm"] = data[: start + 500]
+        server.fault = gives_a_part
         with pytest.raises(TruncatedError) as caught:
             f["layers.3.weight"]
 
     assert caught.value.offset == start
     for text in (f"bytes {start} to {end}", f"of {len(data)} bytes when it was opened", "gives 500 of them"):
         assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(("before", "after", "what"), [
+    ({"ETag": '"1"'}, {"ETag": '"2"'}, "ETag"),
+    ({"ETag": 'W/"1"', "Last-Modified": "Mon"}, {"ETag": 'W/"2"', "Last-Modified": "Mon"}, "ETag"),
+    ({"Last-Modified": "Mon"}, {"Last-Modified": "Tue"}, "Last-Modified"),
+    ({}, {}, "length"),
+], ids=["etag", "weak etag", "modified", "length"])  # fmt: skip
+def test_a_file_that_is_replaced_on_its_server_is_refused(
+    before: dict[str, str], after: dict[str, str], what: str, server: Server, remote: Any
+) -> None:
+    server.headers = before
+    with remote(file("fast")) as stream, safe_open(stream) as f:
+        assert np.array_equal(f["layers.1.weight"], local("fast")["layers.1.weight"])
+        server.headers = after
+        server.files["model.vqm"] += bytes(what == "length")
+        for _ in range(2):
+            with pytest.raises(FormatError, match=f"changed on its server while it was open: its {what} was"):
+                f["layers.3.weight"]
+        with safe_open(fresh(stream, server)) as again:  # another one is open at the same time
+            assert np.array_equal(again["layers.3.weight"], local("fast")["layers.3.weight"])
+
+
+def fresh(stream: Any, server: Server) -> Any:
+    return stream.fs.open(server.url(file("fast")))
+
+
+@pytest.mark.parametrize("headers", [{"ETag": '"1"', "Last-Modified": "Mon"}, {}])
+def test_answers_of_servers_that_share_the_work_are_accepted(
+    headers: dict[str, str], server: Server, remote: Any
+) -> None:
+    server.headers = headers
+    with remote(file("fast")) as stream, safe_open(stream) as f:
+        server.headers = headers and {"ETag": '"1"', "Last-Modified": "Tue"}
+        assert_same(dict(f.items()), local("fast"))
+    assert not hasattr(stream.session, "release")
 
 
 def test_a_file_that_is_not_there_is_an_error(server: Server, http: Any) -> None:

@@ -1,4 +1,4 @@
-"""Layers from a stream, whole or cut short, by any number of threads: the same values as load_file."""
+"""Layers from a stream: the same values as load_file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import os
 import subprocess
 import sys
 import threading
-import time
-import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,36 +23,14 @@ from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import models
+from streamed_files import layers, written
 
 import vqformat
-from vqformat import ChecksumError, LimitError, TruncatedError, VqmError, safe_open, stream
-from vqformat.decode.workers import Workers
+from vqformat import ChecksumError, LimitError, TruncatedError, safe_open, stream
 from vqformat.files import opened
-from vqformat.read import indexed
 
 PRESETS = ("fast", "default", "small")
 VALID = [case["file"] for case in json.loads((FIXTURES / "manifest.json").read_text()) if "error" not in case]
-
-
-def layers() -> Arrays:
-    tied = weights(90, 64)
-    return {"embed.weight": tied, "body.0.weight": weights(64, 90, seed=1), "body.0.bias": weights(64),
-            "body.1.weight": weights(8, 4, 3, 3, seed=2), "body.1.steps": np.array(7),
-            "head.weight": tied, "head.none": np.zeros((0, 3))}  # fmt: skip
-
-
-def written(model: Arrays, **options: Any) -> bytes:
-    """A file with a layer for each tensor of more than one axis."""
-    target = io.BytesIO()
-    seen: dict[int, str] = {}
-    with vqformat.writer(target, {"of": "tests"}, **options) as w:
-        for name, array in model.items():
-            if id(array) in seen:
-                w.add_alias(name, seen[id(array)])
-            else:
-                w.add_layer(name.rpartition(".")[0], {name: array})
-            seen.setdefault(id(array), name)
-    return target.getvalue()
 
 
 class Trickle(io.RawIOBase):
@@ -220,7 +195,7 @@ def aliases(data: bytes) -> set[str]:
 def test_a_layer_that_is_not_looked_into_is_checked(preset: str) -> None:
     data = bytearray(written(layers(), preset=preset))
     with safe_open(io.BytesIO(bytes(data))) as file:
-        (_, layer, first) = file._reader._locate("body.1.weight")
+        (_, layer, first) = file._reader._locate(file._reader.entry("body.1.weight"))
         data[layer.spans[first][0] + 1] ^= 1
     given_layers = stream(io.BytesIO(bytes(data)))
     next(given_layers)
@@ -368,175 +343,3 @@ def test_a_mapped_file_is_a_file(tmp_path: Path) -> None:
             assert file["a"].shape == (3,)
         mapped.seek(0)
         assert list(vqformat.load_file(mapped)) == ["a"]  # type: ignore[arg-type]
-
-
-# Threads
-
-
-class Slow(io.BytesIO):
-    """A file that others may use between seek and read."""
-
-    def seek(self, *args: int) -> int:
-        at = super().seek(*args)
-        time.sleep(0.001)
-        return at
-
-
-def test_threads_that_read_one_file_get_what_they_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexed, "HELD_NBYTES", 1000)  # nothing of a layer is held
-    data = written({f"{i}.weight": weights(200, 300, seed=i) for i in range(6)}, preset="fast")
-    expected = vqformat.load(data)
-
-    with safe_open(Slow(data)) as file, ThreadPoolExecutor(6) as pool:
-        names = list(file) * 5
-        assert all(same(found, expected[name]) for name, found in zip(names, pool.map(file.get_tensor, names),
-                                                                      strict=True))  # fmt: skip
-
-
-@cache
-def two_tensors(preset: str) -> bytes:
-    """A file of two tensors that have several blocks each."""
-    return vqformat.save({"a": weights(1200, 900), "b": weights(300, 2000, seed=1)}, preset=preset)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_number_of_threads_changes_nothing(preset: str) -> None:
-    data = two_tensors(preset)
-    expected = vqformat.load(data, threads=1)
-
-    for threads in (2, 5, None):
-        assert all(same(array, expected[name]) for name, array in vqformat.load(data, threads=threads).items())
-        with safe_open(io.BytesIO(data), threads=threads) as file:
-            assert all(same(file[name], expected[name]) for name in expected)
-        for layer in stream(io.BytesIO(data), threads=threads):
-            assert all(same(layer[name], expected[name]) for name in layer)
-
-
-@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "two"])
-def test_a_number_of_threads_is_a_whole_number(threads: Any) -> None:
-    data = vqformat.save({})
-    for read in (vqformat.load_file, safe_open, stream):
-        with pytest.raises(ValueError, match=r"threads is .*; None and whole numbers from 1 are allowed"):
-            read(io.BytesIO(data), threads=threads)  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_of_two_faults_the_first_is_told_whatever_the_threads(preset: str) -> None:
-    data = bytearray(two_tensors(preset))
-    with safe_open(io.BytesIO(bytes(data))) as file:
-        for name, block in (("a", 3), ("b", 0)):
-            record, layer, first = file._reader._locate(name)
-            n_resident = sum(map(len, record.resident_nbytes()))
-            start, end = layer.spans[first + n_resident + block]
-            data[(start + end) // 2] ^= 1
-
-    def error(read: Callable[[], Any]) -> str:
-        with pytest.raises(VqmError) as caught:
-            read()
-        return str(caught.value)
-
-    errors = {error(lambda threads=threads: vqformat.load(bytes(data), threads=threads)) for threads in (1, 2, 5)}
-    assert len(errors) == 1
-    assert "block 3 of tensor 'a'" in errors.pop()
-
-
-def test_errors_of_workers_come_in_the_order_of_their_jobs() -> None:
-    second_failed = threading.Event()
-
-    def first() -> None:
-        second_failed.wait()
-        raise ValueError("first")
-
-    def second() -> None:
-        second_failed.set()
-        raise ValueError("second")
-
-    with pytest.raises(ValueError, match="first"), Workers(2) as workers:
-        workers.run(first)
-        workers.run(second)
-        raise ValueError("third")
-
-
-def test_no_more_jobs_wait_than_two_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    going_on = threading.Event()
-    begun = []
-    result = Future.result
-    monkeypatch.setattr(Future, "result", lambda job: going_on.set() or result(job))  # no job ends before a wait for it
-    with Workers(2) as workers:
-        for i in range(5):
-            workers.run(going_on.wait)
-            begun.append((i, going_on.is_set()))
-
-    assert begun == [(0, False), (1, False), (2, False), (3, False), (4, True)]
-
-
-# Files that end early
-
-
-def tiny() -> bytes:
-    model = {"a.weight": weights(12, 10), "a.bias": weights(12), "b.weight": weights(20, 16), "b.tied": weights(4),
-             "c.weight": weights(30, 9)}  # fmt: skip
-    return written(model, preset="small")
-
-
-def test_a_file_cut_anywhere_gives_the_tensors_that_are_whole() -> None:
-    """And says that it is cut (REA-005)."""
-    data = tiny()
-    expected = vqformat.load(data)
-    ends = {}  # of the tensors, in the file
-    with safe_open(io.BytesIO(data)) as file:
-        for name in expected:
-            record, layer, first = file._reader._locate(name)
-            ends[name] = layer.spans[first + record.n_sections() - 1][1]
-    for n in range(0, len(data), 3):
-        whole = [name for name, end in ends.items() if end <= n]
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                found = vqformat.load(data[:n], allow_partial=True)
-            except TruncatedError:  # not even the metadata
-                assert n < data.index(b"LAYR")
-                continue
-        assert [str(w.message) for w in caught] == [
-            f"the file ends early, at byte {n}: {len(whole)} tensors of it are whole"
-        ]
-        assert list(found) == whole
-        assert all(same(found[name], expected[name]) for name in whole)
-
-
-def test_a_stream_cut_anywhere_gives_the_tensors_that_are_whole() -> None:
-    data = tiny()
-    expected = vqformat.load(data)
-    for n in range(len(data) // 4, len(data), 7):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            found = {name: layer[name] for layer in stream(io.BytesIO(data[:n]), allow_partial=True)
-                     for name in layer}  # fmt: skip
-        assert [str(w.message) for w in caught] == [f"the file ends early, at byte {n}"]
-        assert list(found) == list(expected)[: len(found)]
-        assert all(same(found[name], expected[name]) for name in found)
-        with pytest.raises(TruncatedError):
-            for _ in stream(io.BytesIO(data[:n])):
-                pass
-
-
-def test_aliases_of_what_is_whole_are_there() -> None:
-    data = written(layers())
-    with safe_open(io.BytesIO(data)) as file:
-        cut = data[: file._reader.index.chunk_offsets[-2]]  # without head.none
-
-    with pytest.warns(UserWarning, match="6 tensors of it are whole"):
-        found = vqformat.load(cut, allow_partial=True)
-
-    assert found["head.weight"] is found["embed.weight"]
-
-
-def test_a_file_that_is_damaged_is_refused_though_it_may_be_cut() -> None:
-    data = tiny()
-    whole = vqformat.load(data)
-    for n in range(0, len(data), 5):
-        damaged = bytearray(data)
-        damaged[n] ^= 0x10
-        with pytest.raises(VqmError):
-            vqformat.load(bytes(damaged), allow_partial=True)
-    assert list(vqformat.load(data, allow_partial=True)) == list(whole)  # without a warning

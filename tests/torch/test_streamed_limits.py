@@ -110,7 +110,7 @@ class TestDamage:
         """A file with a bit changed near the end of a tensor."""
         data = bytearray(file_of(make))
         reader = vqformat.safe_open(io.BytesIO(bytes(data)))._reader
-        record, layer, first = reader._locate(name)
+        record, layer, first = reader._locate(reader.entry(name))
         _, end = layer.spans[first + record.n_sections() - 1]
         data[end - 5] ^= 16
         return bytes(data)

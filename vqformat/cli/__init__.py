@@ -1,25 +1,16 @@
-"""The command ``vqm``: exit codes and error messages. The verbs are in the other modules of this package.
-
-Exit codes: 0 success, 1 a bad file or failed work (one line on stderr), 2 wrong usage, 130 interrupted.
-"""
+"""The command ``vqm``. What it needs is imported in ``main``, so that an interrupt meanwhile is caught."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import importlib
-import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from types import FrameType
+
+TYPE_CHECKING = False  # as in typing, whose import takes a while
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["main"]
 
 INTERRUPTED = 130  # 128 + SIGINT
-SIGNALLED = 128  # added to the number of a signal that ends the work
-BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,84 +20,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the name of the program; None for those of the process.
 
     Returns:
-        The exit code. With VQM_TRACEBACK=1 in the environment, errors are raised instead of printed.
+        The exit code: 0 success, 1 a bad file or failed work (one line on stderr), 2 wrong usage, 130 interrupted. With
+        VQM_TRACEBACK=1 in the environment, errors are raised instead of printed.
 
     Raises:
         SystemExit: By argparse, with code 2 for wrong usage, and 0 after help.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # printing a name must not fail because of the terminal's encoding
-            stream.reconfigure(errors="backslashreplace")
     try:
-        return _run(argv)
+        from .command import run
+
+        return run(argv)
     except KeyboardInterrupt:
-        _complain("interrupted")
+        try:  # contextlib may be what was being imported
+            print("vqm: interrupted", file=sys.stderr)
+        except OSError:
+            return INTERRUPTED
         return INTERRUPTED
-
-
-def _run(argv: Sequence[str] | None) -> int:
-    # Imported only now, so that an interrupt meanwhile is caught
-    from ..format.limits import limit_memory
-    from .arguments import UsageError, build_parser
-    from .files import FileError
-    from .text import describe_error, one_line
-
-    try:
-        args = build_parser().parse_args(argv)
-        if getattr(args, "max_memory", None) is not None:
-            limit_memory(args.max_memory)
-        with _terminating():
-            # The module of the verb is imported only now, so that `vqm info` does not wait for torch
-            run = getattr(importlib.import_module(f".{args.module}", __name__), args.function)
-            code: int = run(args)
-            if sys.stdout is not None:  # None if it is closed
-                sys.stdout.flush()
-            return code
-    except UsageError as err:
-        verb: argparse.ArgumentParser = args.parser
-        verb.error(one_line(str(err)))
-    except BrokenPipeError:
-        _close_stdout()
-        return BROKEN_PIPE
-    except FileError as err:
-        _complain(f"error: {err}")
-        return 1
-    except Exception as err:
-        if os.environ.get("VQM_TRACEBACK"):
-            raise
-        _complain(f"error: {describe_error(err)}")
-        return 1
-
-
-def _complain(text: str) -> None:
-    with contextlib.suppress(OSError):
-        print(f"vqm: {text}", file=sys.stderr)
-
-
-def _close_stdout() -> None:
-    """Redirect stdout to the null device: the interpreter would report an error when it flushes buffered output."""
-    with contextlib.suppress(OSError, ValueError):  # stdout may have no descriptor, as in a test
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-
-
-@contextlib.contextmanager
-def _terminating() -> Iterator[None]:
-    """Context in which SIGTERM and SIGHUP raise SystemExit, so that temporary files are removed."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        sys.exit(SIGNALLED + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, leave) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ..files import NewFile
-from .arguments import UsageError
+from ..text import counted, escape, table
 from .conformance_cases import LEVELS, Case, Level, find_fixtures, load_cases
 from .conformance_page import page_of
 from .conformance_runs import Decoder, Way, problem_of
-from .files import FileError, check_output
+from .files import check_output
+from .parsers import UsageError
 from .progress import progress_line
-from .text import counted, escape, table, to_json
+from .text import FileError, message, to_json
 
 # Beside its decoded tensors a file may cost a block, the metadata of a chunk and the objects of its million values. A
 # decoder that believes an announcement of 256 MiB takes more.
@@ -67,7 +67,7 @@ def _write_page(folder: Path, path: Path, *, force: bool) -> list[str]:
     with NewFile(path, overwrite=force) as stream:
         stream.write(text.encode())
     for clause in missing:
-        print(f"vqm: note: {clause} has no fixture", file=sys.stderr)
+        message("note", f"{clause} has no fixture")
     return missing
 
 

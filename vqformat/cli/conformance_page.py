@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from .files import FileError
+from .text import FileError
 
 # Clauses without a fixture
 REASONS = {
@@ -20,9 +20,7 @@ REASONS = {
     "LIM-002": "the bounds are the caller's",
     "REA-004": "a liberty",
     "REA-005": "a liberty, on request",
-    "REA-006": "every invalid file that breaks a rule shows it by its class",
     "WRI-001": "of writers; readers refuse what it forbids by other rules",
-    "WRI-002": "of writers",
     "WRI-003": "of writers",
     "EXT-002": "of future versions",
 }

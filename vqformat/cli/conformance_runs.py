@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
+from ..text import escape, shorten
 from .conformance_cases import Case, integers
 from .files import STDIO
-from .text import escape, shorten
 
 Way = Literal["name", "pieces"]  # the name of a file as argument; its bytes on stdin, piece by piece
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,14 @@ import numpy.typing as npt
 from vqformat.converters import open_source
 
 from ..encode.source import native
+from ..folding import fold
 from ..format.dtypes import BY_NAME
-from .arguments import UsageError
-from .files import STDIO, label, local_path, naming
+from ..text import counted, decibel, escape, number, shape_text, table
+from .files import STDIO, check_source, label, local_path, naming
+from .legend import legend
+from .parsers import UsageError
 from .progress import progress_line
-from .text import counted, decibel, escape, number, shape_text, table, to_json
+from .text import table_width, to_json
 
 if TYPE_CHECKING:
     from ..encode.source import SourceTensor
@@ -51,7 +55,7 @@ class Distance:
         self.is_identical &= a.dtype == b.dtype and _same_bits(a, b)
         flat_a, flat_b = _flat(a), _flat(b)
         for start in range(0, flat_a.size, _PIECE):
-            self._add_piece(_reals(flat_a[start : start + _PIECE]), _reals(flat_b[start : start + _PIECE]))
+            self._add_piece(reals(flat_a[start : start + _PIECE]), reals(flat_b[start : start + _PIECE]))
 
     def _add_piece(self, a: Floats, b: Floats) -> None:
         self.n += a.size
@@ -103,8 +107,8 @@ def _flat(array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(-1)
 
 
-def _reals(array: Array) -> Floats:
-    """Elements as float64. A complex element becomes two."""
+def reals(array: Array) -> Floats:
+    """Elements of a flat array as float64. A complex element becomes two."""
     if np.iscomplexobj(array):
         array = np.stack([array.real, array.imag], axis=-1).reshape(-1)
     return array.astype(np.float64)
@@ -142,6 +146,8 @@ def run_diff(args: argparse.Namespace) -> int:
     """Run ``vqm diff``: compare two files. The exit code is 1 if names, shapes or dtypes differ."""
     if args.original == args.other == STDIO:
         raise UsageError("A and B cannot both be stdin")
+    for file in (args.original, args.other):
+        check_source(file)
     with _tensors(args.original) as a, _tensors(args.other) as b:
         common = [name for name in a if name in b]
         rows = []
@@ -163,7 +169,8 @@ def run_diff(args: argparse.Namespace) -> int:
                     "only_in_a": only[0], "only_in_b": only[1], "total": _measures(total)}  # fmt: skip
         print(to_json(document | {"tensors": [row.to_json() for row in rows]}))
     else:
-        print("\n".join([*_diff_text(args, rows, only, total), *["same contents"] * is_same]))
+        lines = [*_diff_text(args, rows, only, total), *["same contents"] * is_same]
+        print("\n".join([*lines, *(["", *legend(lines)] if args.verbose else [])]))
     return 0 if agrees else 1
 
 
@@ -190,8 +197,9 @@ def _diff_text(args: argparse.Namespace, rows: list[_Row], only: Sequence[list[s
     if rows:
         cells: list[tuple[str, ...]] = [("tensor", "shape", "max abs", "RMS error", "SQNR dB", "cosine")]
         if not args.quiet:
-            cells += [_cells(escape(row.name), shape_text(row.shapes[0]), row.distance) for row in rows if row.distance]
-        lines += table([*cells, _cells("all weights", "", total)], "<<>>>>")
+            cells += _folded([row for row in rows if row.distance], unfold=args.all or args.verbose)
+        width = table_width(sys.stdout, verbose=args.verbose)
+        lines += table([*cells, _cells("all weights", "", total)], "<<>>>>", width)
     for row in rows:
         name = escape(row.name)
         if row.distance is None:
@@ -203,6 +211,17 @@ def _diff_text(args: argparse.Namespace, rows: list[_Row], only: Sequence[list[s
             lines.append(f"{counted(len(names), 'tensor')} only in {side}, {label(file)}:")
             lines += [f"  {escape(name)}" for name in names]
     return lines or ["no tensors in either file"]
+
+
+def _folded(rows: list[_Row], *, unfold: bool) -> list[tuple[str, ...]]:
+    kinds = [(row.shapes, row.dtypes, row.distance is not None and row.distance.is_identical) for row in rows]
+    cells = []
+    for row in fold([row.name for row in rows], kinds, unfold=unfold):
+        distance = Distance()
+        for i in row.members:
+            distance.join(rows[i].distance or Distance())
+        cells.append(_cells(escape(row.label), shape_text(rows[row.members[0]].shapes[0]), distance))
+    return cells
 
 
 def _cells(name: str, shape: str, distance: Distance) -> tuple[str, ...]:

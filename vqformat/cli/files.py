@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from ..errors import TensorNotFoundError, VqmError
 from ..files import temporary_space
 from ..hub import is_hub_path, open_hub_file
-from .arguments import UsageError
-from .text import describe_error, escape
+from ..leftovers import temporary_folder
+from ..text import escape
+from .parsers import UsageError
+from .text import FileError, describe_error, message, to_json
 
 STDIO = "-"
 _SUFFIXES = (".safetensors.index.json", ".safetensors", ".bin.index.json", ".pth.tar", ".pt.tar", ".pt", ".pth", ".th",
              ".tar", ".ckpt", ".bin", ".pkl", ".pickle", ".jit", ".npz", ".npy", ".weights.json", ".weights.h5", ".h5",
              ".hdf5", ".keras", ".onnx", ".gguf", ".vqm", ".pt2", ".distcp", ".tflite", ".msgpack", ".index",
              "-weights_manifest.json", ".json")  # fmt: skip
-
-
-class FileError(Exception):
-    """Failed work. The message is one line that names the file."""
+_WILDCARDS = "*?["
 
 
 @contextlib.contextmanager
@@ -55,6 +54,49 @@ def label(file: str) -> str:
     return "stdin" if file == STDIO else escape(file)
 
 
+def check_source(file: str) -> None:
+    """Check that a file exists, before anything else is said of the command line.
+
+    Raises:
+        FileNotFoundError: It does not.
+    """
+    if file == STDIO or is_hub_path(file) or os.path.exists(file):
+        return
+    from vqformat.converters.detect import detect_format
+
+    detect_format(Path(file))  # a TensorFlow checkpoint is named by the beginning of its files' names
+
+
+def for_each(args: argparse.Namespace, files: Sequence[str], work: Callable[[str], Any], out: TextIO | None) -> int:
+    """Do the work for each file. An error in one of several is told, and the others follow.
+
+    Args:
+        work: Returns the JSON document on a file.
+        out: Where the documents are printed.
+
+    Returns:
+        The exit code: that of the worst file.
+    """
+    documents: list[Any] = []
+    code = 0
+    for file in files:
+        try:
+            documents.append(work(file))
+        except (UsageError, BrokenPipeError):
+            raise
+        except Exception as err:
+            if len(files) == 1 or os.environ.get("VQM_TRACEBACK"):
+                raise
+            text = describe_error(err)
+            names_file = any(name in text for name in (repr(file), label(file)))
+            message("error", text if names_file else f"{label(file)}: {text}")
+            documents.append({"file": file, "error": text})
+            code = 1
+    if args.json:
+        print(to_json(documents[0] if len(files) == 1 else documents), file=out)
+    return code
+
+
 @contextlib.contextmanager
 def local_path(file: str) -> Iterator[Path]:
     """Context that gives the path of a file. Errors name the file.
@@ -69,8 +111,8 @@ def local_path(file: str) -> Iterator[Path]:
                 check_regular(Path(file))  # a pipe would be waited for, and a device read without end
             yield Path(file)
         return
-    with tempfile.TemporaryDirectory(prefix="vqm-") as folder:
-        path = Path(folder) / "copy"
+    with temporary_folder() as folder:
+        path = folder / "copy"
         with temporary_space(folder), opened(file) as stream, open(path, "wb") as copy:
             shutil.copyfileobj(stream, copy)
         with naming(file, path):
@@ -103,14 +145,17 @@ def stdout(*, force: bool) -> BinaryIO:
     if sys.stdout is None:
         raise OSError("stdout is closed")
     if sys.stdout.isatty() and not force:
-        raise UsageError("a .vqm file is not for a terminal; redirect stdout, or add -f")
+        raise UsageError("a model is not for a terminal; redirect stdout, or add -f")
     return sys.stdout.buffer
 
 
-def default_output(source: str) -> Path:
+def default_output(source: str, *, in_folder: bool = False) -> Path:
     """The default output: ``folder/model.vqm`` for ``folder/model.pt``. ``.vqm`` is appended to an unknown suffix.
 
     For an ``hf://`` path it is in the working directory.
+
+    Args:
+        in_folder: Whether it goes to another folder, where a ``.vqm`` is not its own output.
 
     Raises:
         UsageError: The source is stdin, or is a ``.vqm`` itself.
@@ -122,9 +167,38 @@ def default_output(source: str) -> Path:
         path = path.resolve()
     suffix = next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), "")
     output = path.with_name(path.name[: len(path.name) - len(suffix)] + ".vqm")
-    if output == path:
+    if output == path and not in_folder:
         raise UsageError("SRC is a .vqm file already; -o FILE.vqm tells where the new one goes")
     return output
+
+
+def outputs_for(sources: Sequence[str], output: str | None) -> list[Path]:
+    """The outputs of sources: beside them, or in a folder, or the one that is named.
+
+    Raises:
+        UsageError: There are several sources for one output, or two would have the same.
+        OSError: The folder cannot be made.
+    """
+    is_folder = output is not None and output != STDIO and (os.path.isdir(output) or output.endswith(("/", os.sep)))
+    if output is not None and not is_folder:
+        if len(sources) > 1:
+            raise UsageError(f"-o {output!r} is one file, and there are {len(sources)} sources; -o DIR/ names a folder")
+        return [Path(output)]
+    outputs: list[Path] = []
+    for source in sources:
+        beside = default_output(source, in_folder=is_folder)
+        path = Path(str(output)) / beside.name if is_folder else beside
+        if path in outputs:
+            raise UsageError(f"both {sources[outputs.index(path)]!r} and {source!r} would become {str(path)!r}")
+        outputs.append(path)
+    if is_folder:
+        os.makedirs(str(output), exist_ok=True)
+    return outputs
+
+
+def looks_like_file(text: str) -> bool:
+    """Whether a file has this name, or would: it ends like a file, and is no pattern."""
+    return os.path.exists(text) or (text.lower().endswith(_SUFFIXES) and not any(char in text for char in _WILDCARDS))
 
 
 def is_special(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from vqformat.converters import FolderReport, convert_folder, extract_folder
 from vqformat.converters.export import SUFFIXES
 
 from ..encode.options import Options
-from .arguments import UsageError
+from ..encode.report import report_summary, report_table
+from ..text import count, counted, escape
+from .conversion_report import print_notes, report_json
 from .files import STDIO, is_special, label, naming
+from .parsers import UsageError
 from .progress import progress_line
-from .report import print_notes, report_json, report_table
-from .text import count, counted, escape, to_json
+from .text import table_width, to_json
 
 
 def makes_folder(source: str, output: str | None) -> bool:
@@ -27,20 +30,20 @@ def makes_folder(source: str, output: str | None) -> bool:
 
 def run_convert_folder(args: argparse.Namespace, options: Options) -> int:
     """Run ``vqm convert FOLDER -o FOLDER``."""
-    with naming(args.source), progress_line(quiet=args.quiet) as progress:
-        found = convert_folder(args.source, args.output, options=replace(options, progress=progress),
+    with naming(args.sources[0]), progress_line(quiet=args.quiet) as progress:
+        found = convert_folder(args.sources[0], args.output, options=replace(options, progress=progress),
                                include_optimizer=args.include_optimizer, overwrite=args.force)  # fmt: skip
     _print_notes(args, found)
     if args.json:
-        files = {name: report_json(args.source, name, report) for name, report in found.reports.items()}
-        print(to_json({"source": args.source, "output": args.output, "files": files, "copied": found.copied,
+        files = {name: report_json(args.sources[0], name, report) for name, report in found.reports.items()}
+        print(to_json({"source": args.sources[0], "output": args.output, "files": files, "copied": found.copied,
                        "left_out": found.left_out, "notes": found.notes}))  # fmt: skip
         return 0
     if not args.quiet:
         for name, report in found.reports.items():
-            print("\n".join(report_table(report, verbose=args.verbose)))
-            print(f"{escape(os.path.join(args.output, name))}: {count(report.source_nbytes)} bytes of tensors in"
-                  f" {count(report.file_nbytes)}, ratio {report.ratio:.2f}")  # fmt: skip
+            print("\n".join(report_table(report, verbose=args.verbose, unfold=args.all or args.verbose,
+                                         width=table_width(sys.stdout, verbose=args.verbose))))  # fmt: skip
+            print(f"{escape(os.path.join(args.output, name))}: {report_summary(report)}")
         _print_copied(args, found)
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import sys
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,24 +13,28 @@ from typing import Any, BinaryIO, cast
 
 from ..decode.workers import n_threads
 from ..errors import FormatError
+from ..folding import fold, merged, without_numbers
 from ..format import metadata
 from ..format.byte_stream import StreamInput
 from ..format.chunks import LayerInfo, SharedRecords, parse_book_chunk, parse_freq_chunk, parse_meta
-from ..format.container import HEADER_NBYTES, ChunkHead, read_chunk_head
+from ..format.container import HEADER_NBYTES, ChunkHead, begins_like_vqm, read_chunk_head
+from ..format.copies import Copies
 from ..format.dtypes import BY_NAME
 from ..format.records import AliasRecord, Record, TensorRecord
 from ..format.stage_summary import stage_summary
-from ..hub import is_hub_path
 from ..read.contents import read_contents
 from ..read.indexed import IndexedReader
-from .files import label, local_path, select
-from .text import count, counted, escape, number, shape_text, shorten, table, to_json
+from ..text import count, counted, escape, number, shape_text, shorten, table
+from .files import check_source, for_each, label, local_path, looks_like_file, select
+from .legend import legend
+from .parsers import UsageError
+from .text import table_width
 
 _SHOWN_METADATA = 12  # pairs that are shown without -v
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class TensorSummary:
     """A tensor of a file. An alias has dtype and shape of its target."""
 
     name: str
@@ -38,7 +43,8 @@ class _Tensor:
     shape: tuple[int, ...]
     method: str
     stored_nbytes: int
-    alias_of: str | None
+    alias_of: str | None = None
+    copy_of: str | None = None
 
     @property
     def n_elements(self) -> int:
@@ -51,18 +57,19 @@ class _Tensor:
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "layer": self.layer, "dtype": self.dtype, "shape": self.shape,
                 "method": self.method, "bits_per_weight": self.bits_per_weight,
-                "stored_nbytes": self.stored_nbytes, "alias_of": self.alias_of}  # fmt: skip
+                "stored_nbytes": self.stored_nbytes, "alias_of": self.alias_of, "copy_of": self.copy_of}  # fmt: skip
 
 
-class _Contents:
+class Contents:
     """The contents of a file, from the index and the heads of all chunks. No sections are read."""
 
     def __init__(self, stream: BinaryIO) -> None:
         index = IndexedReader(stream).index
         self.digest = index.digest
         self.file_nbytes = stream.seek(0, os.SEEK_END)
-        self.tensors: list[_Tensor] = []
-        self._by_name: dict[str, _Tensor] = {}
+        self.tensors: list[TensorSummary] = []
+        self._by_name: dict[str, TensorSummary] = {}
+        self._copies = Copies()
         self.section_nbytes = self.n_books = self.n_freqs = self.n_layers = 0
         self.metadata: dict[str, Any] = {}
         self.generator = ""
@@ -71,7 +78,8 @@ class _Contents:
         header = StreamInput(stream).read(HEADER_NBYTES, "the header")
         self.version = f"{header[8] | header[9] << 8}.{header[10] | header[11] << 8}"
         shared = SharedRecords()
-        for offset in index.chunk_offsets[:-1]:
+        for at in range(index.n_chunks):
+            offset, _ = index.span(at)
             stream.seek(offset)
             source = StreamInput(stream)
             source.offset = offset
@@ -85,7 +93,11 @@ class _Contents:
             elif chunk.type == b"FREQ":
                 shared.freqs.append(parse_freq_chunk(chunk))
             elif chunk.type == b"LAYR":
-                self._add_layer(chunk, LayerInfo.parse(chunk, shared))
+                layer = LayerInfo.parse(chunk, shared)
+                self._copies.add_chunk(chunk, layer.records)
+                self._add_layer(chunk, layer)
+            if chunk.type != b"LAYR":
+                self._copies.add_chunk(chunk)
         self.n_books, self.n_freqs = shared.n_books, shared.n_freqs
         if [tensor.name for tensor in self.tensors] != index.names:
             raise FormatError("the index does not agree with the chunks", clause="IDX-001")
@@ -100,16 +112,20 @@ class _Contents:
             self.tensors.append(tensor)
             self._by_name[tensor.name] = tensor
 
-    def _tensor(self, record: Record, layer: str, stored_nbytes: int) -> _Tensor:
+    def _tensor(self, record: Record, layer: str, stored_nbytes: int) -> TensorSummary:
         match record:
             case AliasRecord(name, target):
                 original = self._by_name.get(target)
                 if original is None:
                     raise FormatError(f"tensor {name!r}: its target {target!r} is no earlier tensor", clause="ALI-001")
-                return _Tensor(name, layer, original.dtype, original.shape, f"alias of {target}", 0, target)
+                holder = self._copies.holders.get(name, target)
+                is_copy = holder == name
+                method = f"copy of {target}" if is_copy else f"alias of {holder}"
+                return TensorSummary(name, layer, original.dtype, original.shape, method, 0,
+                               *((None, target) if is_copy else (holder, None)))  # fmt: skip
             case TensorRecord():
-                return _Tensor(record.name, layer, record.dtype, record.shape, stage_summary(record), stored_nbytes,
-                               None)  # fmt: skip
+                method = stage_summary(record)
+                return TensorSummary(record.name, layer, record.dtype, record.shape, method, stored_nbytes)
 
     @property
     def n_elements(self) -> int:
@@ -128,51 +144,60 @@ class _Contents:
 
 def run_info(args: argparse.Namespace) -> int:
     """Run ``vqm info``: show what is in files."""
-    # An argument after the first is a file if there is one of this name, and else the name of a tensor
-    files = [args.file, *(name for name in args.names if is_hub_path(name) or os.path.exists(name))]
+    if args.file is None:
+        if not args.legend:
+            raise UsageError("FILE is missing")
+        print("\n".join(legend()))
+        return 0
+    # A further argument is a file if there is one of this name, or should be, and else the name of a tensor
+    files = [args.file, *filter(looks_like_file, args.names)]
     names = [name for name in args.names if name not in files]
-    documents = []
-    for i, file in enumerate(files):
-        if i and not args.json:
+    explained: list[str] = []  # the lines whose words the legend explains
+
+    def work(file: str) -> dict[str, Any] | None:
+        check_source(file)
+        if explained:
             print()
-        document = _describe(args, file, names)
-        if document is not None:
-            documents.append(document)
-    if args.json:
-        print(to_json(documents[0] if len(files) == 1 else documents))
-    return 0
+        lines, document = _describe(args, file, names)
+        if not args.json:
+            print("\n".join(lines))
+            explained.extend(lines)
+        return document
+
+    code = for_each(args, files, work, sys.stdout)
+    if explained and (args.legend or (args.verbose and not names)):
+        print("\n".join(["", *legend(None if args.legend else explained)]))
+    return code
 
 
-def _describe(args: argparse.Namespace, file: str, names: list[str]) -> dict[str, Any] | None:
-    """Print what is in a file, or return it for a JSON document."""
+def _describe(args: argparse.Namespace, file: str, names: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """What is in a file: the lines to print, and the JSON document."""
     with local_path(file) as path:
-        if not _is_vqm(path):
+        if not is_vqm(path):
             describe = importlib.import_module(".inspect_source", __package__).describe_source
-            return cast("dict[str, Any] | None", describe(args, file, path, names))
+            return cast("tuple[list[str], dict[str, Any]]", describe(args, file, path, names))
         with open(path, "rb") as stream:
-            contents = _Contents(stream)
+            contents = Contents(stream)
             chosen = set(select([tensor.name for tensor in contents.tensors], names))
             if args.digest:
                 stream.seek(0)
                 contents.content_digest = read_contents(stream, n_threads(None))[1]
     tensors = [tensor for tensor in contents.tensors if tensor.name in chosen]
-    if args.json:
-        return _info_json(file, contents, tensors)
-    if not names:
-        print("\n".join(_summary(file, contents, verbose=args.verbose)))
+    lines = [] if names else _summary(file, contents, verbose=args.verbose)
     if not args.quiet:
-        print("\n".join(_tensor_table(tensors, verbose=args.verbose)))
-    return None
+        lines += _tensor_table(tensors, verbose=args.verbose, unfold=args.all or args.verbose or bool(names))
+    return lines, _info_json(file, contents, tensors)
 
 
-def _is_vqm(path: Path) -> bool:
+def is_vqm(path: Path) -> bool:
+    """Whether a path is a file that begins like a ``.vqm``."""
     if path.is_dir():
         return False
     with open(path, "rb") as stream:
-        return stream.read(4) == b"\x89VQM"
+        return begins_like_vqm(stream.read(HEADER_NBYTES))
 
 
-def _info_json(file: str, contents: _Contents, tensors: list[_Tensor]) -> dict[str, Any]:
+def _info_json(file: str, contents: Contents, tensors: list[TensorSummary]) -> dict[str, Any]:
     return {"file": file, "format_version": contents.version, "generator": contents.generator,
             "digest": contents.digest.hex(), "content_digest": contents.content_digest or None,
             "metadata": contents.metadata, "n_tensors": len(contents.tensors),
@@ -183,10 +208,13 @@ def _info_json(file: str, contents: _Contents, tensors: list[_Tensor]) -> dict[s
             "tensors": [tensor.to_json() for tensor in tensors]}  # fmt: skip
 
 
-def _summary(file: str, contents: _Contents, *, verbose: bool) -> list[str]:
+def _summary(file: str, contents: Contents, *, verbose: bool) -> list[str]:
     overhead = contents.overhead_nbytes / contents.file_nbytes
     n_aliases = sum(tensor.alias_of is not None for tensor in contents.tensors)
-    aliases = f" ({n_aliases:,} {'alias' if n_aliases == 1 else 'aliases'})" if n_aliases else ""
+    n_copies = sum(tensor.copy_of is not None for tensor in contents.tensors)
+    further = [f"{n_aliases:,} {'alias' if n_aliases == 1 else 'aliases'}"] * bool(n_aliases)
+    further += [f"{n_copies:,} {'copy' if n_copies == 1 else 'copies'}"] * bool(n_copies)
+    aliases = f" ({', '.join(further)})" if further else ""
     parts = [counted(contents.n_layers, "layer"), counted(len(contents.tensors), "tensor") + aliases,
              counted(contents.n_elements, "weight")]  # fmt: skip
     if contents.n_books:
@@ -215,14 +243,19 @@ def _summary(file: str, contents: _Contents, *, verbose: bool) -> list[str]:
     return [*lines, ""]
 
 
-def _tensor_table(tensors: list[_Tensor], *, verbose: bool) -> list[str]:
+def _tensor_table(tensors: list[TensorSummary], *, verbose: bool, unfold: bool) -> list[str]:
     if not tensors:
         return ["no tensors"]
-    rows = [("tensor", "dtype", "shape", "method", "bits/weight", "bytes", "layer")]
-    for tensor in tensors:
-        is_alias = tensor.alias_of is not None
-        bits = "-" if is_alias else number(tensor.bits_per_weight, ".3f")
-        rows.append((escape(tensor.name), tensor.dtype, shape_text(tensor.shape), escape(tensor.method), bits,
-                     "-" if is_alias else count(tensor.stored_nbytes), escape(tensor.layer)))  # fmt: skip
-    align = "<<<<>><"
-    return table(rows, align) if verbose else table([row[:-1] for row in rows], align[:-1])
+    rows: list[tuple[str, ...]] = [("tensor", "dtype", "shape", "method", "bits/weight", "bytes", "layer")]
+    kinds = [(tensor.dtype, tensor.shape, without_numbers(tensor.method)) for tensor in tensors]
+    for row in fold([tensor.name for tensor in tensors], kinds, unfold=unfold):
+        alike = [tensors[i] for i in row.members]
+        first = alike[0]
+        nbytes = sum(tensor.stored_nbytes for tensor in alike)
+        bits = number(sum(tensor.bits_per_weight for tensor in alike) / len(alike), ".3f")
+        has_bytes = first.alias_of is None and first.copy_of is None
+        cells = (bits, count(nbytes)) if has_bytes else ("-", "-")
+        rows.append((escape(row.label), first.dtype, shape_text(first.shape),
+                     escape(merged([tensor.method for tensor in alike])), *cells, escape(first.layer)))  # fmt: skip
+    align, width = "<<<<>><", table_width(sys.stdout, verbose=verbose)
+    return table(rows, align) if verbose else table([row[:-1] for row in rows], align[:-1], width)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from .text import cut, escape, width_of
+from ..text import cut, escape, width_of
 
 Progress = Callable[[str, int, int], None]
 
@@ -30,7 +30,7 @@ def progress_line(*, quiet: bool) -> Iterator[Progress | None]:
     The function gets a label, the amount done, and the total amount. If the label is a ``TensorProgress``, the line
     shows its pass, and its share of the work of all passes.
     """
-    if quiet or not sys.stderr.isatty():
+    if quiet or sys.stderr is None or not sys.stderr.isatty():  # None if it is closed
         yield None
         return
     line = _Line(sys.stderr)

@@ -7,10 +7,10 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ..errors import VqmError
+from ..errors import VqmError, missing_package
 from ..files import NewFile
-from .arguments import UsageError
-from .files import STDIO, check_output, label
+from .files import STDIO, check_output, check_source, label
+from .parsers import UsageError
 from .text import to_json
 
 if TYPE_CHECKING:
@@ -30,13 +30,14 @@ def run_sign(args: argparse.Namespace) -> int:
     """Run ``vqm sign``: write the signature of a file beside it."""
     if args.file == STDIO:
         raise UsageError("sign needs a file, beside which the signature is written")
+    check_source(args.file)
     output = Path(signature_path(args.file))
     check_output(output, args.file, force=args.force)
     try:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
     except ImportError as err:
-        raise _missing() from err
+        raise missing_package("signatures need", "cryptography", err) from err
     pem = _read_key(args.key)
     try:
         key = load_pem_private_key(pem, None)
@@ -73,7 +74,7 @@ def load_public_key(path: str) -> Ed25519PublicKey:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
     except ImportError as err:
-        raise _missing() from err
+        raise missing_package("signatures need", "cryptography", err) from err
     pem = _read_key(path)
     try:
         key = load_pem_public_key(pem)
@@ -117,7 +118,3 @@ def _message(stream: BinaryIO) -> bytes:
 def _read_key(path: str) -> bytes:
     with open(path, "rb") as stream:
         return stream.read(_KEY_NBYTES)
-
-
-def _missing() -> ImportError:
-    return ImportError("signatures need the cryptography package; run: pip install 'vqformat[sign]'")

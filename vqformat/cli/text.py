@@ -1,4 +1,4 @@
-"""Text output: escaping of text from files, error messages, tables, numbers, JSON."""
+"""Output of the command: error messages, JSON, and what depends on the terminal: its width and colours."""
 
 from __future__ import annotations
 
@@ -6,37 +6,63 @@ import base64
 import json
 import math
 import os
-import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import Any
+import shutil
+import sys
+from typing import Any, TextIO
 
 from ..errors import VqmError
+from ..text import one_line
 
-_MAX_PADDING = 60  # largest width of a column; a longer cell overflows
+_COLOURS = {"error": "\x1b[1;31m", "note": "\x1b[1;33m"}  # bold red, bold yellow
+_PLAIN = "\x1b[0m"
 
 
-def escape(text: str) -> str:
-    """Escape all characters that a terminal could interpret, and double backslashes.
+class FileError(Exception):
+    """Failed work. The message is one line that names the file."""
 
-    Control and format characters (including bidirectional ones), line separators, surrogates and unassigned characters
-    become ``\\x1b``, ``\\u202e`` and so on, as in a Python string.
+
+class UserCodeError(Exception):
+    """Code of the user raised an error. The message is one line that says which.
+
+    Attributes:
+        traceback: The lines of its traceback, safe to print.
     """
-    return "".join(_escape_one(char) for char in text.replace("\\", "\\\\"))
+
+    def __init__(self, text: str, traceback: list[str]) -> None:
+        super().__init__(text)
+        self.traceback = traceback
 
 
-def one_line(text: str) -> str:
-    """An error message as one line that is safe to print. Backslashes stay, because names in it are escaped already."""
-    return "".join(_escape_one(char) for char in " ".join(text.split()))
+def message(kind: str, text: str) -> None:
+    """Print a line on stderr: ``vqm: error: …`` or ``vqm: note: …``. The text is safe to print."""
+    if sys.stdout is not None:
+        sys.stdout.flush()  # so that the lines of both are in order
+    if sys.stderr is not None:  # None if it is closed
+        print(f"vqm: {_coloured(f'{kind}:', _COLOURS[kind], sys.stderr)} {text}", file=sys.stderr)
+
+
+def _coloured(text: str, colour: str, stream: TextIO) -> str:
+    has_colours = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return f"{colour}{text}{_PLAIN}" if has_colours else text
+
+
+def table_width(stream: TextIO | None, *, verbose: bool) -> int | None:
+    """Most columns of a table: those of the terminal; None if the stream is none, or for ``-v``, which cuts nothing."""
+    return None if verbose or stream is None or not stream.isatty() else shutil.get_terminal_size().columns
 
 
 def describe_error(err: Exception) -> str:
     """The message of an error as one line for users."""
     match err:
+        case FileError() | UserCodeError():
+            return str(err)
         case VqmError():
             text = str(err)
         case OSError(strerror=str(reason)):
             where = "" if err.filename is None else f"{os.fspath(err.filename)!r}: "
             text = f"{where}{reason[:1].lower()}{reason[1:]}"
+        case ModuleNotFoundError(name=str(name)) if "pip install" not in str(err):
+            text = f"{err}; run: pip install {name.partition('.')[0]}"
         case OSError() | ImportError():
             text = str(err)
         case MemoryError():
@@ -46,84 +72,14 @@ def describe_error(err: Exception) -> str:
     return one_line(text)
 
 
-def _escape_one(char: str) -> str:
-    return char if char.isprintable() else repr(char)[1:-1]
-
-
-def shorten(text: str, width: int = 100) -> str:
-    """The text, cut to at most ``width`` characters."""
-    return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def cut(text: str, width: int) -> str:
-    """The text, cut to at most ``width`` columns of a terminal."""
-    if width_of(text) <= width:
-        return text
-    end = used = 0
-    while (used := used + width_of(text[end])) < width:
-        end += 1
-    return f"{text[:end]}…"
-
-
-def table(rows: Iterable[Sequence[str]], align: str) -> list[str]:
-    """The lines of a table.
-
-    Args:
-        rows: Cells, already escaped. The first row is the head.
-        align: ``"<"`` or ``">"`` for each column.
-    """
-    rows = list(rows)
-    widths = [min(_MAX_PADDING, max(map(width_of, column))) for column in zip(*rows, strict=True)]
-    return ["  ".join(_pad(*cell) for cell in zip(row, widths, align, strict=True)).rstrip() for row in rows]
-
-
-def _pad(cell: str, width: int, align: str) -> str:
-    padding = " " * (width - width_of(cell))
-    return padding + cell if align == ">" else cell + padding
-
-
-def width_of(text: str) -> int:
-    """Number of columns that the text takes on a terminal."""
-    if text.isascii():
-        return len(text)
-    return sum(0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """A shape as text, such as ``300x784``; ``scalar`` without axes."""
-    return "x".join(map(str, shape)) or "scalar"
-
-
-def count(n: int) -> str:
-    """An integer with separators between thousands."""
-    return f"{n:,}"
-
-
-def counted(n: int, what: str) -> str:
-    """A number with a noun in singular or plural: ``1 tensor``, ``2 tensors``."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
-def decibel(value: float) -> str:
-    """A signal-to-noise ratio in dB as text: ``exact`` for inf, ``-`` for nan."""
-    if math.isnan(value):
-        return "-"
-    if math.isinf(value):
-        return "exact" if value > 0 else "-inf"
-    return f"{value:.2f}"
-
-
-def number(value: float, format: str) -> str:
-    """A formatted number; ``-`` for nan."""
-    return "-" if math.isnan(value) else f"{value:{format}}"
-
-
 def to_json(value: Any) -> str:
     """A JSON document in ASCII. NaN and infinity become null; bytes become ``{"base64": …}``."""
     return json.dumps(_plain(value), indent=2, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def _plain(value: Any) -> Any:
+    if value is None or type(value) in (str, int):
+        return value
     match value:
         case float():
             return value if math.isfinite(value) else None

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
 
 from ..errors import FormatError, VqmError
 from ..hub import is_hub_path
 from ..read.contents import read_contents
 from ..read.survey import survey
 from ..read.surveyed import Survey
-from .arguments import UsageError
+from ..text import counted, escape, one_line
 from .files import STDIO, label, opened
+from .parsers import UsageError
 from .progress import Progress, progress_line
 from .signature import check_signature, load_public_key
-from .text import counted, describe_error, escape, one_line, to_json
+from .text import describe_error, message, to_json
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -42,8 +42,7 @@ def run_verify(args: argparse.Namespace) -> int:
                 result |= survey_json(found)
             if not args.json:
                 where = "" if getattr(err, "filename", None) is not None else f"{label(file)}: "
-                sys.stdout.flush()  # so that the lines of stdout and stderr are in order
-                print(f"vqm: error: {where}{text}", file=sys.stderr)
+                message("error", f"{where}{text}")
                 if found is not None:
                     print("\n".join(_survey_text(file, found, verbose=args.verbose)))
         else:
@@ -72,6 +71,8 @@ def _survey(file: str, err: Exception) -> Survey | None:
     # A pipe would be opened again, which waits for another writer
     if file == STDIO or not isinstance(err, FormatError) or not Path(file).is_file():
         return None
+    if err.clause == "LIM-002":  # the caller's bound is no damage, and the survey would do what it forbids
+        return None
     try:
         with open(file, "rb") as stream:
             return survey(stream)
@@ -96,7 +97,34 @@ def _survey_text(file: str, found: Survey, *, verbose: bool) -> list[str]:
     return lines
 
 
-def survey_json(found: Survey) -> dict[str, Any]:
+class FaultJson(TypedDict):
+    """A fault of a damaged file, for a JSON document."""
+
+    error: str
+    error_class: str
+    clause: str | None
+    offset: int | None
+
+
+class TensorJson(TypedDict):
+    """What is wrong with a tensor."""
+
+    name: str
+    whole: bool
+    faults: list[FaultJson]
+
+
+class SurveyJson(TypedDict):
+    """What is whole in a damaged file; ``faults`` are those of no tensor."""
+
+    index_is_whole: bool
+    metadata_is_whole: bool
+    n_whole: int
+    tensors: list[TensorJson]
+    faults: list[FaultJson]
+
+
+def survey_json(found: Survey) -> SurveyJson:
     """The fields of a JSON document that tell what is whole in a damaged file."""
     return {"index_is_whole": found.has_index, "metadata_is_whole": found.metadata is not None,
             "n_whole": found.n_whole,
@@ -105,7 +133,7 @@ def survey_json(found: Survey) -> dict[str, Any]:
             "faults": _faults_json(found.faults)}  # fmt: skip
 
 
-def _faults_json(faults: list[FormatError]) -> list[dict[str, Any]]:
+def _faults_json(faults: list[FormatError]) -> list[FaultJson]:
     return [{"error": describe_error(fault), "error_class": fault.error_class, "clause": fault.clause or None,
              "offset": fault.offset} for fault in faults]  # fmt: skip
 

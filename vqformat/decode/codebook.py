@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -35,8 +36,9 @@ def progression(steps: Floats, zero: int, entries: int) -> Floats:
     return (positions.astype(np.float32) * steps.astype(np.float32)[:, None])[:, :, None]
 
 
+@lru_cache(maxsize=32)
 def floats(source: FloatSource) -> Floats:
-    """The value of each floating-point code, ``(entries,)`` float32 (SPEC 9.3)."""
+    """The value of each floating-point code, ``(entries,)`` float32, read-only (SPEC 9.3)."""
     codes = np.arange(source.entries)
     fraction = codes & ((1 << source.fraction_bits) - 1)
     exponent = codes >> source.fraction_bits & ((1 << source.exponent_bits) - 1)
@@ -44,6 +46,7 @@ def floats(source: FloatSource) -> Floats:
     values = np.ldexp(significand.astype(np.float32), source.exponent + np.maximum(exponent - 1, 0))
     is_negative = codes >> (source.fraction_bits + source.exponent_bits) > 0
     signed: Floats = np.where(is_negative, -values, values).astype(np.float32)
+    signed.flags.writeable = False
     return signed
 
 

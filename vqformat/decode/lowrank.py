@@ -25,6 +25,7 @@ class LowRankDecoder:
 
     Attributes:
         bound: Upper bound of the magnitude of all values (SPEC section 11). It may be infinite, see VAL-002.
+        right: The right factor as integers, ``(rank, n_columns)``.
 
     Raises:
         FormatError: A scale is not finite (CBK-008), or a code of the right factor breaks a rule of section 10.
@@ -43,7 +44,7 @@ class LowRankDecoder:
         largest_sum = stage.rank * (stage.entries_u // 2) * (stage.entries_v // 2)
         # Sums of integers below 2^24 (float32) or 2^53 (float64) are exact in any order; float32 is twice as fast
         self._dtype = np.float32 if largest_sum <= tables.EXACT_IN_FLOAT32 else np.float64
-        self._right = self._integers(codes, stage.entries_v).reshape(stage.rank, view.n_columns)
+        self.right = self._integers(codes, stage.entries_v).reshape(stage.rank, view.n_columns)
         with np.errstate(over="ignore", under="ignore"):
             bound = np.float32(largest_sum) * tables.largest(self._row_scales)
             self.bound = np.float32(bound * tables.largest(self._column_scales))
@@ -82,12 +83,12 @@ class LowRankDecoder:
         rows = np.arange(block.row, block.row_end) // (stage.row_scale.size or block.row_end)
         of_rows = self._row_scales[rows]
         if self.can_add and out.flags.c_contiguous:
-            decoding.decode_low_rank(left, self._right, of_rows, self._of_columns, out, adds=adds)
+            decoding.decode_low_rank(left, self.right, of_rows, self._of_columns, out, adds=adds)
             return
         if self._dtype is np.float32 and out.flags.c_contiguous:
-            np.matmul(left, self._right, out=out)
+            np.matmul(left, self.right, out=out)
         else:
-            out[...] = left @ self._right
+            out[...] = left @ self.right
         np.multiply(out, of_rows[:, None], out=out)
         if self._of_columns is not None:
             np.multiply(out, self._of_columns, out=out)

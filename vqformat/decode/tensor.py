@@ -54,6 +54,7 @@ class TensorDecoder:
 
     Attributes:
         placement: Where the elements of its blocks are.
+        stages: The decoders of its stages; empty for a raw tensor.
 
     Raises:
         FormatError: A table, a scale or a right factor breaks a rule, or values could overflow (VAL-002).
@@ -64,7 +65,7 @@ class TensorDecoder:
         self.view = record.view()
         sections = iter(resident)
         self.placement = Placement(record, sections)
-        self._stages: list[CodebookDecoder | LowRankDecoder | TrellisDecoder] = []
+        self.stages: list[CodebookDecoder | LowRankDecoder | TrellisDecoder] = []
         for i, (stage, sizes) in enumerate(zip(record.stages, record.resident_nbytes()[1:], strict=True)):
             mine = [next(sections) for _ in sizes]
             with naming(record.name, stage=i):
@@ -72,21 +73,21 @@ class TensorDecoder:
                     case CodebookStage():
                         is_shared = isinstance(stage.source, SharedSource)
                         book = shared.book_values(stage.source.number) if is_shared else None  # type: ignore[union-attr]
-                        self._stages.append(CodebookDecoder(stage, self.view, mine, book))
+                        self.stages.append(CodebookDecoder(stage, self.view, mine, book))
                     case LowRankStage():
-                        self._stages.append(LowRankDecoder(stage, self.view, mine))
+                        self.stages.append(LowRankDecoder(stage, self.view, mine))
                     case TrellisStage():
                         freq = shared.freq_tables(stage.freq)
-                        self._stages.append(TrellisDecoder(stage, self.view, mine, freq))
+                        self.stages.append(TrellisDecoder(stage, self.view, mine, freq))
         self._check_bound()
         self._scratch = threading.local()
 
     def _check_bound(self) -> None:
-        if not self._stages:
+        if not self.stages:
             return
-        total = self._stages[0].bound
+        total = self.stages[0].bound
         with np.errstate(over="ignore"):
-            for stage in self._stages[1:]:
+            for stage in self.stages[1:]:
                 total = np.float32(total + stage.bound)
         dtype = self.record.dtype
         if not np.isfinite(total) or total >= _OVERFLOW.get(dtype, np.float32(np.inf)):
@@ -99,12 +100,12 @@ class TensorDecoder:
         None if there is none or several, blocks are not bands of rows, or kernels are in use, which decode them one by
         one.
         """
-        found = [i for i, stage in enumerate(self._stages) if isinstance(stage, TrellisDecoder)]
+        found = [i for i, stage in enumerate(self.stages) if isinstance(stage, TrellisDecoder)]
         if native.is_used() or len(found) != 1 or self.record.layout.block_columns:
             return None
-        stage = self._stages[found[0]]
+        stage = self.stages[found[0]]
         assert isinstance(stage, TrellisDecoder)
-        first = sum(other.stage.n_payload() for other in self._stages[: found[0]])
+        first = sum(other.stage.n_payload() for other in self.stages[: found[0]])
         return Bands(stage, blocks, [sections[first] for sections in payloads])
 
     @property
@@ -172,7 +173,7 @@ class TensorDecoder:
             return [payloads]
         prepared: list[Iterable[Any]] = []
         first = 0
-        for i, stage in enumerate(self._stages):
+        for i, stage in enumerate(self.stages):
             last = first + stage.stage.n_payload()
             with naming(self.record.name, stage=i), np.errstate(all="ignore"):
                 if codes is not None and isinstance(stage, TrellisDecoder):
@@ -200,7 +201,7 @@ class TensorDecoder:
     def _add_up(self, block: Block, of_stages: Sequence[Any], out: Floats) -> None:
         """Write the sum of the first stages, as many as ``of_stages``, to ``out``, ``(n_rows, n_columns)``."""
         with np.errstate(all="ignore"):  # subnormals must not raise, whatever the caller has set
-            for i, (decoder, of_stage) in enumerate(zip(self._stages, of_stages, strict=False)):
+            for i, (decoder, of_stage) in enumerate(zip(self.stages, of_stages, strict=False)):
                 with naming(self.record.name, stage=i):
                     if i == 0:
                         decoder.decode(block, of_stage, out)
@@ -214,7 +215,7 @@ class TensorDecoder:
     @property
     def _last_puts(self) -> bool:
         """Whether the last stage can put values in the places that the order of rows and columns gives them."""
-        last = self._stages[-1] if self._stages else None
+        last = self.stages[-1] if self.stages else None
         return isinstance(last, TrellisDecoder) and last.can_add and self.placement.stored_dtype == np.float32
 
     def _put(self, block: Block, of_stages: Sequence[Any], out: npt.NDArray[Any]) -> None:
@@ -223,7 +224,7 @@ class TensorDecoder:
         if len(of_stages) > 1:
             values = self._scratch_of("values", block)
             self._add_up(block, of_stages[:-1], values)
-        last = self._stages[-1]
+        last = self.stages[-1]
         assert isinstance(last, TrellisDecoder)
         with naming(self.record.name, stage=len(of_stages) - 1):
             last.put(block, of_stages[-1], self.placement.places(block, out), values)

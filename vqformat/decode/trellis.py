@@ -31,6 +31,12 @@ def points_of(stage: TrellisStage, zero: int) -> npt.NDArray[np.intp]:
     return stage.n_books * (np.arange(stage.entries) - zero) + np.arange(stage.n_books)[:, None]
 
 
+def _largest_point(stage: TrellisStage, zero: int) -> int:
+    """The largest magnitude of the integers of all codes of a progression."""
+    n_books = stage.n_books
+    return max(n_books * zero, n_books * (stage.entries - zero) - 1)
+
+
 def entries_of(stage: TrellisStage, section: bytes) -> Floats:
     """The codebooks of a stage: ``(n_books, entries)`` float32 (SPEC 12.4). For a transform they are integers.
 
@@ -66,14 +72,22 @@ class TrellisDecoder:
         self.stage = stage
         sections = iter(resident)
         with np.errstate(over="ignore", under="ignore"):
-            of_source = next(sections)
-            book = entries_of(stage, of_source)
-            bound = tables.largest(book)
-            self._book = np.ascontiguousarray(book.T).reshape(-1)  # code i of codebook q is at i · n_books + q
+            self._of_source = of_source = next(sections)
             self._transform: TransformDecoder | None = None
-            if isinstance(stage.source, TransformSource):
-                self._transform = TransformDecoder(stage.source, of_source, self._book)
-                bound = self._transform.bound
+            # The value of each symbol, for the kernel; or zero and step of a progression
+            self._values: Floats | tuple[int, float]
+            match stage.source:
+                case TableSource():
+                    self._values = self._book
+                    bound = tables.largest(self._values)
+                case ProgressionSource(zero):
+                    step = tables.decode(of_source, "f32", "step")[0]
+                    self._values = stage.n_books * zero, float(step)
+                    bound = np.abs(np.float32(_largest_point(stage, zero)) * step)
+                case TransformSource(zero):
+                    self._values = stage.n_books * zero, 1.0
+                    self._transform = TransformDecoder(stage.source, of_source, self._book)
+                    bound = self._transform.bound
             self._scales: tables.Scales | None = None
             if stage.scale is not None:
                 self._scales = tables.Scales(stage.scale, next(sections), view)
@@ -86,12 +100,11 @@ class TrellisDecoder:
             raise FormatError(f"{n_contexts} contexts from table {stage.first} on, but FREQ {stage.freq} has"
                               f" {len(freq)} tables", clause="TRL-004")  # fmt: skip
         self._freq, self._n_contexts = freq, n_contexts
-        source = stage.source
-        self._values: Floats | tuple[int, float] = self._book  # of symbols, for the kernel
-        if isinstance(source, ProgressionSource):
-            self._values = stage.n_books * source.zero, float(tables.decode(of_source, "f32", "step")[0])
-        elif isinstance(source, TransformSource):
-            self._values = stage.n_books * source.zero, 1.0
+
+    @cached_property
+    def _book(self) -> Floats:
+        """The codebooks: code i of codebook q is at ``i · n_books + q``."""
+        return np.ascontiguousarray(entries_of(self.stage, self._of_source).T).reshape(-1)
 
     @cached_property
     def slots(self) -> rans.Slots:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import pickle
 import tempfile
 import weakref
@@ -12,10 +11,11 @@ from itertools import accumulate
 from typing import IO, Any, TypeVar, cast, overload
 
 from ..files import temporary_space
+from .growing_map import GrowingMap
 
 _IN_MEMORY_NBYTES = 1 << 20
 _LARGE_NBYTES = 1 << 16  # of a buffer that is stored beside the pickle, and mapped when its item is loaded
-_ALIGNMENT = 64  # of these buffers
+ALIGNMENT = 64  # of these buffers
 T = TypeVar("T")
 
 
@@ -32,10 +32,11 @@ class DiskList(Sequence[T]):
 
     def __init__(self, items: Iterable[T] = (), *, folder: str | None) -> None:
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY_NBYTES, dir=folder)  # noqa: SIM115
+        self._map = GrowingMap(self._file)
         self._is_in_folder = folder is not None
         self._items: list[tuple[int, list[int]]] = []  # where the parts of each begin, and the sizes of these
         self._end = 0
-        self.close = weakref.finalize(self, _close, self._file)
+        self.close = weakref.finalize(self, self._map.close)
         for item in items:
             self.append(item)
 
@@ -47,12 +48,12 @@ class DiskList(Sequence[T]):
         """
         with self._space():
             self._file.seek(self._end)
-            large = _pickle(item, self._file)
+            large = pickle_into(self._file, item)
             sizes = [self._file.tell() - self._end, *map(len, large)]
-            self._file.write(bytes(-sizes[0] % _ALIGNMENT))
+            self._file.write(bytes(-sizes[0] % ALIGNMENT))
             for buffer in large:
                 self._file.write(buffer)
-                self._file.write(bytes(-len(buffer) % _ALIGNMENT))
+                self._file.write(bytes(-len(buffer) % ALIGNMENT))
             self._items.append((self._end, sizes))
             self._end = self._file.tell()
 
@@ -78,15 +79,13 @@ class DiskList(Sequence[T]):
 
     def _mapped(self, offset: int, sizes: list[int]) -> list[memoryview]:
         """The parts of an item, mapped."""
-        start = offset - offset % mmap.ALLOCATIONGRANULARITY
-        places = list(accumulate(map(_aligned, sizes), initial=offset - start))
-        self._file.flush()
-        view = memoryview(mmap.mmap(self._file.fileno(), places[-1], access=mmap.ACCESS_READ, offset=start))
+        places = accumulate(map(aligned, sizes), initial=offset)
+        view = self._map.first(self._end)
         return [view[place : place + size] for place, size in zip(places, sizes, strict=False)]
 
 
-def _pickle(item: object, file: IO[bytes]) -> list[memoryview]:
-    """Write the pickle of an item but for its large buffers, and return these.
+def pickle_into(file: IO[bytes], item: object) -> list[memoryview]:
+    """Write the pickle of an item to a file, but for its large buffers, and return these.
 
     The pickle goes to the file piece by piece: as a whole in memory it would be a copy of all sections of a tensor.
     """
@@ -104,10 +103,5 @@ def _pickle(item: object, file: IO[bytes]) -> list[memoryview]:
     return [buffer.raw() for buffer in large]
 
 
-def _aligned(nbytes: int) -> int:
-    return nbytes + -nbytes % _ALIGNMENT
-
-
-def _close(file: IO[bytes]) -> None:
-    with contextlib.suppress(OSError):  # on a full disk the rest of the buffer cannot be written, and nobody needs it
-        file.close()
+def aligned(nbytes: int) -> int:
+    return nbytes + -nbytes % ALIGNMENT

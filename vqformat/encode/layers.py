@@ -28,7 +28,8 @@ class Result:
         encoded: The tensor. A ``CodedTensor`` has no tables yet; they are made when its layer is written.
         layer: Number and name of its layer; None if the layer follows from the name of the tensor.
         energy, noise: Sums of squares of values and of errors, if the tensor was coded coarsely; else 0.
-        source_nbytes: Bytes of the tensor in the source.
+        source_nbytes: Bytes of the tensor in the source; 0 for an alias.
+        holder: Of an alias that is not the same array as its target: the alias whose array it is, see ``Copies``.
     """
 
     encoded: EncodedTensor | AliasRecord | CodedTensor
@@ -38,6 +39,7 @@ class Result:
     energy: float = 0.0
     noise: float = 0.0
     source_nbytes: int = 0
+    holder: str | None = None
 
 
 def layer_name(tensor: str) -> str:
@@ -61,6 +63,7 @@ class LayerWriter:
         self._writer, self._book = writer, book
         self._report = Report()
         self._energy = self._noise = 0.0
+        self._sqnr_db: dict[str, float] = {}  # of the tensors written so far
         self._results: list[Result] = []
         self._layers: list[str | tuple[int, str]] = []  # the layers of the results that wait to be written
         self._nbytes = 0  # decoded bytes of these results
@@ -83,8 +86,7 @@ class LayerWriter:
     def _note(self, result: Result) -> None:
         self._report.notes.extend(result.notes)
         self._energy, self._noise = self._energy + result.energy, self._noise + result.noise
-        if not isinstance(result.encoded, AliasRecord):
-            self._report.source_nbytes += result.source_nbytes
+        self._report.source_nbytes += result.source_nbytes
 
     def close(self) -> Report:
         """Write the last layer, close the file, and return the report."""
@@ -106,11 +108,15 @@ class LayerWriter:
             shared = self._book(self._n_books)
             self._n_books = self._writer.add_book(shared.record, shared.section) + 1
         names = [layer if isinstance(layer, str) else layer[1] for layer in self._layers]
-        self._writer.add_layer(_common(names), tensors)
+        holders = {result.report.name: result.holder for result in self._results if result.holder is not None}
+        self._writer.add_layer(_common(names), tensors, holders)
         for result, tensor in zip(self._results, tensors, strict=True):
             report = result.report
             if isinstance(result.encoded, CodedTensor) and isinstance(tensor, EncodedTensor):
                 report = replace(report, method=stage_summary(tensor.record), stored_nbytes=tensor.stored_nbytes)
+            if isinstance(tensor, AliasRecord) and result.holder == report.name:
+                report = replace(report, sqnr_db=self._sqnr_db[tensor.target])
+            self._sqnr_db[report.name] = report.sqnr_db
             self._report.tensors.append(report)
         self._results, self._layers, self._nbytes = [], [], 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -12,29 +11,27 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from ..decode.tables import Floats
-from ..errors import EncodeError
+from ..errors import EncodeError, near_names
 from ..format.chunkwriter import ChunkWriter, EncodedTensor
 from ..format.dtypes import BY_NAME
 from .budget_search import EXACT, Attempt, BudgetSearch, Trials
 from .disk_list import DiskList
 from .layers import LayerWriter, NullStream, Result
-from .methods.layout import reals
 from .options import Options
 from .plan import Plan
 from .progress import Passes, Phase
 from .report import Report
 from .requested_goal import RequestedGoal
 from .ruin import note_ruin
-from .section_store import SectionStore
 from .sensitivity import Steps
 from .shared_codebooks import SharedCodebooks
 from .size_drafts import ROUNDS, DraftedSteps
 from .small.entropy_coding import CodedTensor
-from .small.small import FEEDBACK_ROUNDS
-from .source import SourceTensor, check_name, check_shape, fits_float32, native
+from .source import SourceTensor, check_tensors, fits_float32, native
 from .step_search import Goal, Outcome
-from .tensor import TensorEncoder
+from .task import Draft, Encoding, Job
+from .tensor_work import HERE, TensorWork, Workplace
+from .worker_pool import opened_pool
 
 _EXACT_FROM = 0.5  # budgets below this share of the tensors' bytes cannot be met without loss
 _MAX_CORRECTIONS = 6  # rounds until a file with corrected tensors meets a budget
@@ -52,6 +49,7 @@ def encode_model(
     options: Options | None = None,
     *,
     overwrite: bool = True,
+    place: Workplace = HERE,
 ) -> Report:
     """Encode tensors, in their order, into a file.
 
@@ -60,6 +58,7 @@ def encode_model(
         metadata: The user's metadata.
         options: None for the defaults.
         overwrite: Whether an existing file may be replaced.
+        place: See ``ModelEncoder.write``.
 
     Returns:
         A report on each tensor.
@@ -77,33 +76,10 @@ def encode_model(
                           f" that is to be written, such as {min(names)!r}")  # fmt: skip
     unused = options.recipe.unused(names) if options.recipe is not None else []
     if unused:
-        near = difflib.get_close_matches(unused[0], names, n=3)
-        hint = f"; near matches: {', '.join(map(repr, near))}" if near else ""
+        hint = near_names(unused[0], [tensor.name for tensor in tensors])
         raise EncodeError(f"the pattern {unused[0]!r} matches no tensor that earlier patterns leave{hint}")
     with open_writer(target, metadata, options, overwrite=overwrite) as writer:
-        return ModelEncoder(tensors, options, metadata).write(writer)
-
-
-def check_tensors(tensors: Iterable[SourceTensor], names: set[str]) -> set[str]:
-    """Check names and shapes of tensors.
-
-    Args:
-        names: Names of the tensors that the file has already.
-
-    Returns:
-        These names and those of the tensors.
-
-    Raises:
-        EncodeError: A name or a shape is not allowed, or two tensors have the same name.
-    """
-    names = set(names)
-    for tensor in tensors:
-        check_name(tensor.name)
-        check_shape(tensor.name, tensor.shape)
-        if tensor.name in names:
-            raise EncodeError(f"two tensors have the name {tensor.name!r}")
-        names.add(tensor.name)
-    return names
+        return ModelEncoder(tensors, options, metadata).write(writer, place)
 
 
 def open_writer(
@@ -132,17 +108,22 @@ class ModelEncoder:
         self.tensors, self.options, self._metadata = tensors, options, metadata
         self.plan = Plan(tensors, options, is_part=is_part)
         self._books = SharedCodebooks()
-        self._tensors = TensorEncoder(self.plan, self._books, list)
+        self._place = HERE
         self._request = RequestedGoal(tensors, options)
         self._passes = Passes(options.progress, tensors, options.preset, is_part=is_part)
         self._fixed: dict[str, Result] = {}  # with a budget: results that no step changes
         self._step = options.step or 0.0  # relative step of the results
-        self._folder: str | None = None
         self.missed: list[str] = []
 
-    def write(self, writer: ChunkWriter) -> Report:
-        """Encode all tensors, write them, and close the file."""
-        report = self._write_all(writer, self.results(writer.folder), "writing")
+    def write(self, writer: ChunkWriter, place: Workplace = HERE) -> Report:
+        """Encode all tensors, write them, and close the file.
+
+        Args:
+            place: Where to find the source, and outcomes of an earlier run. Workers are those of the options.
+        """
+        with opened_pool(self.options.workers, self.options.executor, writer.folder) as pool:
+            results = self.results(replace(place, pool=pool, temporary=writer.folder))
+            report = self._write_all(writer, results, "writing")
         if self.options.sqnr is not None and not self.plan.statistics and self._request.n_weights:
             outcome = Outcome(report.file_nbytes, report.sqnr_db)
             self.missed = self._request.notes_on(Goal(sqnr_db=self.options.sqnr), outcome, _NO_TENSOR)
@@ -150,19 +131,15 @@ class ModelEncoder:
         note_ruin(report, self.plan.steps, self._step, self.options)
         return report
 
-    def results(self, folder: str | None) -> Iterable[Result]:
-        """Encode all tensors so that the goal, if any, is met.
-
-        Args:
-            folder: Folder of temporary files that hold results of several passes; None for the system's.
-        """
-        self._folder = folder
-        self._tensors = TensorEncoder(self.plan, self._books, SectionStore(folder).collect)
+    def results(self, place: Workplace) -> Iterable[Result]:
+        """Encode all tensors so that the goal, if any, is met."""
+        self._place = place
+        self._work = TensorWork(self.plan, self._books, self._passes, place)
         self._passes.is_search = self.options.has_budget and self.options.step is None
         self._passes.is_corrected = self.options.correct is not None
         self._books.train(self.plan, self._passes)
         self._passes.begin("statistics")
-        self.plan.gather(self._encode_once, self._passes.tensor)
+        self._gather()
         self._step = self.options.step or self.plan.steps.default
         goal = self._request.goal(has_steps=bool(self.plan.statistics))
         self._passes.is_search = goal is not None
@@ -170,13 +147,27 @@ class ModelEncoder:
             return self._corrected(goal)
         return self._encode(self._step) if goal is None else self._met(goal)
 
-    def _encode_once(self, tensor: SourceTensor) -> bool:
-        """Encode a tensor whose result no step changes. Returns whether its method was able to."""
-        result = self._tensors.encode(tensor, 1.0)
-        if tensor.name in self.plan.rejected:
-            return False
-        self._fixed[tensor.name] = result
-        return True
+    def _gather(self) -> None:
+        """Look at each tensor whose step is to be chosen, in a first pass over all tensors.
+
+        With a budget, tensors with vector methods are encoded, for no step changes their results.
+        """
+        for tensor, found in self._work.values((tensor, self._first_job(tensor)) for tensor in self.tensors):
+            if isinstance(found, Result):
+                if tensor.name not in self.plan.rejected:
+                    self._fixed[tensor.name] = found
+                    continue
+                ((_, found),) = self._work.values([(tensor, self.plan.look(tensor))])
+            if found is not None:
+                self.plan.note(tensor, found)
+        self.plan.set_steps()
+
+    def _first_job(self, tensor: SourceTensor) -> Job | None:
+        if tensor.alias_of is not None or not prod(tensor.shape):
+            return None
+        method = self.plan.method(tensor)
+        is_vector = method is not None and method.is_vector
+        return Encoding(1.0) if self.options.has_budget and is_vector else self.plan.look(tensor)
 
     def _meet(self, goal: Goal, first_step: float | None = None) -> BudgetSearch:
         """Search for a file that just meets a goal.
@@ -218,13 +209,14 @@ class ModelEncoder:
         if goal.nbytes is None or self.options.preset != "small" or n_weights < _DRAFTED:
             return self.plan.steps
         self._passes.begin("drafts", ROUNDS * n_weights)
-        loads = {tensor.name: partial(self._values, tensor) for tensor in self.tensors}
-        statistics = self.plan.statistics
-        return DraftedSteps(list(statistics.values()), [loads[name] for name in statistics], goal.nbytes)
+        by_name = {tensor.name: tensor for tensor in self.tensors}
+        coarse = [by_name[name] for name in self.plan.statistics]
 
-    def _values(self, tensor: SourceTensor) -> Floats:
-        with self._passes.tensor(tensor.name):
-            return reals(native(tensor))
+        def draft(steps: Sequence[float]) -> Iterator[float]:
+            jobs = zip(coarse, map(Draft, steps), strict=True)
+            return (bits for _, bits in self._work.values(jobs))
+
+        return DraftedSteps(list(self.plan.statistics.values()), draft, goal.nbytes)
 
     def _corrected(self, goal: Goal | None) -> Sequence[Result]:
         """Results in which short tensors have been corrected for the quantized weights."""
@@ -274,21 +266,21 @@ class ModelEncoder:
             if array is None or not is_short or self.plan.method(tensor) is not None or not fits_float32(array):
                 return result
             news = replace(tensor, load=partial(np.asarray, array))
-            return self._tensors.encode_short(news, native(news), self._step)
+            return self._work.encoder.encode_short(news, native(news), self._step)
 
         return self._keep(map(corrected, self.tensors, results))
 
     def _encode_kept(self, step: float) -> Sequence[Result]:
         """Encode all tensors with a step, and keep the results for several passes."""
         results = self._keep(self._encode(step))
-        self._tensors.strengthen_hysteresis()
+        self._work.encoder.strengthen_hysteresis()
         return results
 
     def _encode_between(self, number: int, step: float, *, by_entries: bool = False) -> Result:
         tensor = self.tensors[number]
         self._passes.begin("encoding", prod(tensor.shape))
         with self._passes.tensor(tensor.name):
-            return self._tensors.encode_between(tensor, step, by_entries=by_entries)
+            return self._work.encoder.encode_between(tensor, step, by_entries=by_entries)
 
     def _measure(self, results: Iterable[Result]) -> Outcome:
         """Size and quality of a file of these results; the file is not kept."""
@@ -298,7 +290,7 @@ class ModelEncoder:
 
     def _keep(self, results: Iterable[Result]) -> Sequence[Result]:
         """Store results so that several passes can read them."""
-        return DiskList(results, folder=self._folder)
+        return DiskList(results, folder=self._place.temporary)
 
     def _why(self, goal: Goal, search: BudgetSearch) -> str:
         """The reason why no file is nearer to a goal, for a note."""
@@ -315,13 +307,16 @@ class ModelEncoder:
 
     def _encode(self, relative_step: float) -> Iterator[Result]:
         self._passes.begin("encoding")
-        for tensor in self.tensors:
-            with self._passes.tensor(tensor.name, times=1 if self.options.calibration is None else FEEDBACK_ROUNDS):
-                result = self._fixed.get(tensor.name)
-                if result is None or (relative_step == EXACT and self.plan.method(tensor) is None):
-                    result = self._tensors.encode(tensor, relative_step)
-                    if self.options.has_budget and relative_step != EXACT and self._is_fixed(tensor):
-                        self._fixed[tensor.name] = result
+
+        def job(tensor: SourceTensor) -> Job | None:
+            is_known = tensor.name in self._fixed and not (relative_step == EXACT and self.plan.method(tensor) is None)
+            return None if is_known else Encoding(relative_step)
+
+        for tensor, result in self._work.values((tensor, job(tensor)) for tensor in self.tensors):
+            if result is None:
+                result = self._fixed[tensor.name]
+            elif self.options.has_budget and relative_step != EXACT and self._is_fixed(tensor):
+                self._fixed[tensor.name] = result
             yield result
 
     def _is_fixed(self, tensor: SourceTensor) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..errors import EncodeError
 from ..format.dtypes import BY_NAME
 from . import constant_tensors
 from .calibration import TensorStatistics
+from .equal_tensors import EqualTensors
 from .methods import quantize
 from .methods.layout import short_reals
 from .options import Options
@@ -28,6 +29,58 @@ SMALLEST_COARSE = 256  # elements; smaller tensors are coded finely
 SMALLEST_COARSE_VECTOR = 1 << 16  # elements of a tensor of one axis; shorter ones are biases, norms and so on
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a look at a tensor is to find.
+
+    Attributes:
+        is_free: Whether the encoder chooses how the tensor is coded.
+        has_step: Whether the encoder chooses its step.
+        sensitivity: See ``Statistics``.
+    """
+
+    is_free: bool
+    has_step: bool
+    sensitivity: float
+
+    def at(self, tensor: SourceTensor, array: Array) -> Looked:
+        """Find whether a tensor is a constant; if not, gather its statistics."""
+        if not fits_float32(array):
+            return Looked()
+        if self.is_free and constant_tensors.is_constant(array, tensor.dtype, is_short=not self.has_step):
+            return Looked(is_constant=True)
+        if not self.has_step:
+            return Looked()
+        return Looked(statistics=Statistics.of(short_reals(array), self.sensitivity, is_recurrent=tensor.in_sequence))
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a look at a tensor has found: that it was not trained, or its statistics, or neither."""
+
+    is_constant: bool = False
+    statistics: Statistics | None = None
+
+
+@dataclass(frozen=True)
+class PlanPart:
+    """The part of a plan that concerns one tensor, without values of any other.
+
+    Attributes:
+        is_constant, rejected, statistics: See ``Plan``.
+        steps: The steps of all tensors, without their samples.
+        factors: See ``Plan.feedback``.
+        has_factors: Whether ``factors`` have been computed.
+    """
+
+    is_constant: bool
+    rejected: str | None
+    statistics: Statistics | None
+    steps: Steps
+    factors: Factors | None
+    has_factors: bool
+
+
 class Plan:
     """The plan for each tensor, from the recipe, the options, the calibration and the values of the tensors.
 
@@ -35,19 +88,21 @@ class Plan:
         is_part: Whether these are only some of the file's tensors.
 
     Attributes:
-        statistics: By name, the statistics of each tensor whose step is to be chosen. ``gather`` sets it.
-        steps: The steps of these tensors. ``gather`` sets it.
-        constants: Names of the tensors that were not trained. ``gather`` sets it.
+        statistics: By name, the statistics of each tensor whose step is to be chosen. ``note`` adds to it.
+        steps: The steps of these tensors. ``set_steps`` sets it.
+        constants: Names of the tensors that were not trained. ``note`` adds to it.
         rejected: By name, why a tensor is not coded by the method of its wildcard.
+        equal: Finds the tensors that are copies of others.
     """
 
     def __init__(self, tensors: Sequence[SourceTensor], options: Options, *, is_part: bool = False) -> None:
         self.tensors, self.options, self._is_part = tensors, options, is_part
         self.constants: set[str] = set()
         self.statistics: dict[str, Statistics] = {}
-        self.steps = Steps([])
+        self.steps = self._few_steps = Steps([])
         self.rejected: dict[str, str] = {}
         self._factors: dict[str, Factors | None] = {}
+        self.equal = EqualTensors(tensors, options, self.method)
 
     def method(self, tensor: SourceTensor) -> Method | None:
         """The method of a tensor by the recipe; None if the encoder chooses.
@@ -88,48 +143,50 @@ class Plan:
         is_vector = sum(size > 1 for size in tensor.shape) < 2  # scales of channels may have further axes of length 1
         return prod(tensor.shape) >= (SMALLEST_COARSE_VECTOR if is_vector else SMALLEST_COARSE)
 
-    def gather(
-        self, encode_once: Callable[[SourceTensor], bool], within: Callable[[str], AbstractContextManager[None]]
-    ) -> None:
-        """Gather the statistics of each tensor whose step is to be chosen, in a first pass over all tensors.
+    def part(self, tensor: SourceTensor) -> PlanPart:
+        """The part of the plan that concerns one tensor."""
+        statistics = self.statistics.get(tensor.name)
+        if statistics is not None:
+            statistics = replace(statistics, sample=statistics.sample[:0])
+        return PlanPart(tensor.name in self.constants, self.rejected.get(tensor.name), statistics, self._few_steps,
+                        self._factors.get(tensor.name), tensor.name in self._factors)  # fmt: skip
 
-        Args:
-            encode_once: Encodes a tensor by its vector method, and returns whether that was possible. It is called if
-                there is a budget. If it was not possible, the encoder chooses a step for the tensor.
-            within: Gives the context in which a tensor is looked at, by its name.
-        """
-        for tensor in self.tensors:
-            with within(tensor.name):
-                self._gather(tensor, encode_once)
+    @classmethod
+    def of_part(cls, tensor: SourceTensor, options: Options, part: PlanPart) -> Plan:
+        """A plan for one tensor, which is as the plan for all."""
+        plan = cls([tensor], options)
+        plan.steps = part.steps
+        if part.is_constant:
+            plan.constants.add(tensor.name)
+        if part.rejected is not None:
+            plan.rejected[tensor.name] = part.rejected
+        if part.statistics is not None:
+            plan.statistics[tensor.name] = part.statistics
+        if part.has_factors:
+            plan._factors[tensor.name] = part.factors
+        return plan
+
+    def look(self, tensor: SourceTensor) -> Look | None:
+        """What a look at a tensor is to find before its step is chosen; None if it need not be looked at."""
+        method = self.method(tensor)
+        is_free = method is None and BY_NAME[tensor.dtype].arithmetic
+        has_step = self.has_step(tensor, method)
+        if not (is_free or has_step):
+            return None
+        return Look(is_free=is_free, has_step=has_step, sensitivity=self.sensitivity(tensor) if has_step else 0.0)
+
+    def note(self, tensor: SourceTensor, looked: Looked) -> None:
+        """Note what a look at a tensor has found."""
+        if looked.is_constant:
+            self.constants.add(tensor.name)
+        elif looked.statistics is not None:
+            self.statistics[tensor.name] = looked.statistics
+
+    def set_steps(self) -> None:
+        """Find the steps of all tensors, once all have been looked at."""
         self.steps = Steps(list(self.statistics.values()), by_deviation=self.options.sqnr is not None,
                            is_part=self._is_part)  # fmt: skip
-
-    def _gather(self, tensor: SourceTensor, encode_once: Callable[[SourceTensor], bool]) -> None:
-        if tensor.alias_of is not None or not prod(tensor.shape):
-            return
-        method = self.method(tensor)
-        if self.options.has_budget and method is not None and method.is_vector:
-            if encode_once(tensor):
-                return
-            method = None
-        is_free = method is None and BY_NAME[tensor.dtype].arithmetic
-        if is_free or self.has_step(tensor, method):
-            self._look_at(tensor, tensor.load(), is_free=is_free, has_step=self.has_step(tensor, method))
-
-    def _look_at(self, tensor: SourceTensor, array: Array, *, is_free: bool, has_step: bool) -> None:
-        """Find whether a tensor is a constant; if not, gather its statistics.
-
-        Args:
-            is_free: Whether the encoder chooses how the tensor is coded.
-            has_step: Whether the encoder chooses its step.
-        """
-        if not fits_float32(array):
-            return
-        if is_free and constant_tensors.is_constant(array, tensor.dtype, is_short=not has_step):
-            self.constants.add(tensor.name)
-        elif has_step:
-            self.statistics[tensor.name] = Statistics.of(short_reals(array), self.sensitivity(tensor),
-                                                          is_recurrent=tensor.in_sequence)  # fmt: skip
+        self._few_steps = self.steps.without_samples()
 
     def _known(self, tensor: SourceTensor) -> TensorStatistics:
         """Statistics of a tensor in the calibration; empty ones if there are none."""

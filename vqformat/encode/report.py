@@ -1,9 +1,9 @@
-"""The report on an encoded model, and measures of signal and noise."""
+"""The report on an encoded model, its table, and measures of signal and noise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..folding import fold, merged, without_numbers
 from ..format.dtypes import BY_NAME
+from ..text import count, counted, escape, number, one_line, shape_text, table
+from ..text import decibel as decibel_text
+
+_HEAD = ("tensor", "shape", "method", "bits/weight", "SQNR dB", "bytes", "% of file", "dtype")
+_ALIGN = "<<<>>>><"
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class TensorReport:
 
     Attributes:
         name, dtype, shape: Of the tensor; the dtype is a name in SPEC 7.1.
-        method: Its stages in words, or ``"alias of …"``.
+        method: Its stages in words, ``"alias of …"`` or ``"copy of …"``.
         stored_nbytes: Bytes of its sections, as stored.
         sqnr_db: Signal-to-quantization-noise ratio in dB; inf if it is exact, nan if it has no elements or is an alias.
     """
@@ -41,13 +47,13 @@ class TensorReport:
         return 8 * self.stored_nbytes / self.n_elements if self.n_elements else 0.0
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
-    """The report on a model.
+    """The report on a model. ``print`` shows it as the table of the command line, a notebook as a table.
 
     Attributes:
         tensors: The reports on its tensors, in file order.
-        source_nbytes: Bytes of the tensors in the source, without aliases. Tensors may be quantized there.
+        source_nbytes: Bytes of the tensors in the source, without aliases, with copies. Tensors may be quantized there.
         file_nbytes: Bytes of the file.
         section_nbytes: Bytes of all sections; the other bytes of the file are overhead.
         sqnr_db: SQNR in dB of all tensors that were coded coarsely; inf if there are none.
@@ -81,6 +87,23 @@ class Report:
         self.ruined.append(note)
         self.notes.append(note)
 
+    def __str__(self) -> str:
+        notes = (f"note: {one_line(note)}" for note in self.notes)
+        return "\n".join([*report_table(self), report_summary(self), *notes])
+
+    def __repr__(self) -> str:
+        sqnr = "" if math.isinf(self.sqnr_db) else f", SQNR {self.sqnr_db:.2f} dB"
+        notes = f", {counted(len(self.notes), 'note')}" if self.notes else ""
+        return f"<Report: {counted(len(self.tensors), 'tensor')}, {report_summary(self)}{sqnr}{notes}>"
+
+    def _repr_html_(self) -> str:
+        head, *rows = [row[:-1] for row in _rows(self, unfold=False)]
+        lines = ["<table>", f"<thead>{_html_row(head, 'th')}</thead>", "<tbody>"]
+        lines += [_html_row(row, "td") for row in rows]
+        lines += ["</tbody>", "</table>", f"<p>{_html(report_summary(self))}</p>"]
+        lines += [f"<p>note: {_html(one_line(note))}</p>" for note in self.notes]
+        return "\n".join(lines)
+
     @property
     def ratio(self) -> float:
         return self.source_nbytes / self.file_nbytes if self.file_nbytes else 0.0
@@ -93,6 +116,83 @@ class Report:
     def shared_nbytes(self) -> int:
         """Bytes of sections that serve several tensors: codebooks and tables of frequencies."""
         return self.section_nbytes - sum(tensor.stored_nbytes for tensor in self.tensors)
+
+
+def report_table(report: Report, *, verbose: bool = False, unfold: bool = False, width: int | None = None) -> list[str]:
+    """The lines of the table of tensors and of the bytes that they take.
+
+    Args:
+        verbose: Whether their dtypes are shown.
+        unfold: Whether tensors of repeated layers have rows of their own.
+        width: Most columns of a line; None for any.
+    """
+    rows = _rows(report, unfold=unfold)
+    return table(rows, _ALIGN, width) if verbose else table([row[:-1] for row in rows], _ALIGN[:-1], width)
+
+
+def report_summary(report: Report) -> str:
+    """The size of the file beside those of its tensors and its source."""
+    than_source = ""
+    if report.source_file_nbytes:
+        than_source = (f"; the source file has {count(report.source_file_nbytes)} bytes, ratio"
+                       f" {report.source_file_nbytes / report.file_nbytes:.2f}")  # fmt: skip
+    return (f"{count(report.source_nbytes)} bytes of tensors in {count(report.file_nbytes)}, ratio"
+            f" {report.ratio:.2f}{than_source}")  # fmt: skip
+
+
+def _html(text: str) -> str:
+    from html import escape  # with tables of entities, which other uses of this module need not wait for
+
+    return escape(text)
+
+
+def _html_row(cells: Sequence[str], tag: str) -> str:
+    sides = ("left" if side == "<" else "right" for side in _ALIGN)
+    return "<tr>" + "".join(f'<{tag} style="text-align: {side}">{_html(cell)}</{tag}>'
+                            for cell, side in zip(cells, sides, strict=False)) + "</tr>"  # fmt: skip
+
+
+def _rows(report: Report, *, unfold: bool) -> list[tuple[str, ...]]:
+    tensors = report.tensors
+    kinds = [(tensor.shape, tensor.dtype, without_numbers(tensor.method), math.isfinite(tensor.sqnr_db))
+             for tensor in tensors]  # fmt: skip
+    folded = fold([tensor.name for tensor in tensors], kinds, unfold=unfold)
+    rows: list[tuple[str, ...]] = [_HEAD]
+    rows += [_row(row.label, [tensors[i] for i in row.members], report) for row in folded]
+    if report.shared_nbytes:
+        rows.append(_sum("shared tables", report.shared_nbytes, report))
+    rows.append(_sum("overhead", report.overhead_nbytes, report))
+    n_weights = sum(tensor.n_elements for tensor in tensors if not _is_alias(tensor))
+    bits = f"{8 * report.file_nbytes / n_weights:.3f}" if n_weights else "-"
+    return [*rows, _sum("total", report.file_nbytes, report, bits)]
+
+
+def _row(label: str, alike: list[TensorReport], report: Report) -> tuple[str, ...]:
+    first = alike[0]
+    nbytes = sum(tensor.stored_nbytes for tensor in alike)
+    bits = sum(tensor.bits_per_weight for tensor in alike) / len(alike)  # all have the same shape
+    has_bytes = not (_is_alias(first) or _is_copy(first))
+    cells = (number(bits, ".3f"), count(nbytes), _share(nbytes, report)) if has_bytes else ("-", "-", "-")
+    least, most = (decibel_text(among(tensor.sqnr_db for tensor in alike)) for among in (min, max))
+    sqnr = least if least == most else f"{least}..{most}"
+    return (escape(label), shape_text(first.shape), escape(merged([tensor.method for tensor in alike])), cells[0],
+            sqnr, *cells[1:], first.dtype)  # fmt: skip
+
+
+def _sum(what: str, nbytes: int, report: Report, bits: str = "") -> tuple[str, ...]:
+    return (what, "", "", bits, "", count(nbytes), _share(nbytes, report), "")
+
+
+def _share(nbytes: int, report: Report) -> str:
+    return f"{100 * nbytes / report.file_nbytes:.1f}" if report.file_nbytes else "-"
+
+
+def _is_alias(tensor: TensorReport) -> bool:
+    return tensor.stored_nbytes == 0 and tensor.method.startswith("alias of ")
+
+
+def _is_copy(tensor: TensorReport) -> bool:
+    return tensor.stored_nbytes == 0 and tensor.method.startswith("copy of ")
 
 
 def as_decoded(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.float32]:

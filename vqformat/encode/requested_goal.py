@@ -38,7 +38,7 @@ class RequestedGoal:
             return Goal(options.bits * self.n_weights / 8)
         if options.ratio is not None:
             return Goal(self.source_nbytes / options.ratio)
-        return None if options.size is None else Goal(options.size)
+        return None if options.size_nbytes is None else Goal(options.size_nbytes)
 
     def notes_on(self, goal: Goal, outcome: Outcome, why: str) -> list[str]:
         """Notes on a goal that is missed by more than the tolerance; empty otherwise.
@@ -56,7 +56,7 @@ class RequestedGoal:
         elif options.ratio is not None:
             asked, reached = f"a ratio of {options.ratio:g} was", f"{self.source_nbytes / outcome.nbytes:.4g} is"
         else:
-            asked, reached = f"a file of {options.size:,g} bytes was", f"{outcome.nbytes:,} is"
+            asked, reached = f"a file of {options.size_nbytes:,g} bytes was", f"{outcome.nbytes:,} is"
         return [f"{asked} asked for; {reached} what was reached: {why}"]
 
     def unmet(self, nbytes: float, smallest_nbytes: int, fixed_nbytes: int) -> str:

@@ -18,7 +18,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -157,6 +158,12 @@ class Steps:
         self._unit = _geometric_mean(known, [self._guess(s) * math.sqrt(s.sensitivity) for s in known])
         depth = sum(_SEQUENCE_LENGTH if s.is_recurrent else 1 for s in some)
         self._depth = max(depth, _UNKNOWN_DEPTH) if is_part else max(depth, 1)
+
+    def without_samples(self) -> Steps:
+        """Steps that give the same steps, and no estimates of sizes, in little memory."""
+        few = copy(self)
+        few._statistics = [replace(s, sample=s.sample[:0]) for s in self._statistics[:1]]
+        return few
 
     @property
     def is_empty(self) -> bool:

@@ -6,12 +6,13 @@ model. Drafts are less than 1 % off and take a twentieth of the time of a pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from ..decode.tables import Floats
+from .methods.layout import ShortFloats
 from .sensitivity import Statistics, Steps
+from .small.bands import Points
 from .small.contexts import find_contexts
 from .small.decorrelate import FINER, PRICE
 from .small.error_weights import power_at
@@ -28,19 +29,21 @@ class DraftedSteps(Steps):
 
     Args:
         statistics: Statistics of the tensors whose steps are to be chosen.
-        values: For each tensor a function that loads its values.
+        draft: Makes a draft of each tensor with its step, and returns their bits for each code, see ``bits_of_code``.
         nbytes: Bytes that all codes together should take. Drafts are made with the step for this size.
     """
 
-    def __init__(self, statistics: Sequence[Statistics], values: Sequence[Callable[[], Floats]], nbytes: float) -> None:
+    def __init__(
+        self, statistics: Sequence[Statistics], draft: Callable[[Sequence[float]], Iterable[float]], nbytes: float
+    ) -> None:
         super().__init__(statistics)
         self._corrections = [0.0] * len(statistics)  # for each tensor, bits to add for each code
         for _ in range(ROUNDS):
             relative = solve(self.estimate, nbytes)
             steps = [self.step(s, relative) for s in statistics]
             self._corrections = [
-                bits_of_code(load(), step) - 8 * s.entropy_nbytes(step) / s.n_values
-                for s, load, step in zip(statistics, values, steps, strict=True)
+                bits - 8 * s.entropy_nbytes(step) / s.n_values
+                for s, bits, step in zip(statistics, draft(steps), steps, strict=True)
             ]
 
     def estimate(self, relative: float) -> float:
@@ -51,8 +54,8 @@ class DraftedSteps(Steps):
         return total
 
 
-def bits_of_code(values: Floats, step: float) -> float:
+def bits_of_code(values: ShortFloats, step: float) -> float:
     """Bits for each code of a tensor with this step, overhead included."""
-    points = np.divide(values.reshape(len(values), -1), np.float32(step * FINER), dtype=np.float32)
+    points = Points(values.reshape(len(values), -1), np.float32(step * FINER))
     contexts = find_contexts(points)
     return _OVERHEAD * Draft.of(points, contexts, PRICE, power_at(contexts.expected_bits)).bits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -152,6 +152,28 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
                           f" it must be below {_SHAPE_PRODUCT}")  # fmt: skip
 
 
+def check_tensors(tensors: Iterable[SourceTensor], names: set[str]) -> set[str]:
+    """Check names and shapes of tensors.
+
+    Args:
+        names: Names of the tensors that the file has already.
+
+    Returns:
+        These names and those of the tensors.
+
+    Raises:
+        EncodeError: A name or a shape is not allowed, or two tensors have the same name.
+    """
+    names = set(names)
+    for tensor in tensors:
+        check_name(tensor.name)
+        check_shape(tensor.name, tensor.shape)
+        if tensor.name in names:
+            raise EncodeError(f"two tensors have the name {tensor.name!r}")
+        names.add(tensor.name)
+    return names
+
+
 def native(tensor: SourceTensor) -> Array:
     """Load the array of a tensor, in C order and little-endian; bools become 0 or 1.
 
@@ -162,7 +184,7 @@ def native(tensor: SourceTensor) -> Array:
     if array.shape != tensor.shape:
         raise EncodeError(f"tensor {tensor.name!r} was announced with shape {tensor.shape} and has {array.shape}")
     expected = BY_NAME[tensor.dtype].numpy
-    if array.dtype.name != expected.name:
+    if array.dtype != expected and array.dtype.name != expected.name:  # names take NumPy some time
         raise EncodeError(f"tensor {tensor.name!r} was announced as {expected} and is {array.dtype}")
     if expected == np.bool_:
         array = array.view(np.uint8) != 0  # DTY-001

@@ -16,8 +16,10 @@ _PIECE = 1 << 16
 Array = npt.NDArray[Any]
 
 
-class Energy:
-    """Sum of the squares of values that come in parts. How they are parted does not matter."""
+class Total:
+    """Sum of values that come in parts. How they are parted does not matter."""
+
+    _are_squared = False
 
     def __init__(self) -> None:
         self._sums = np.zeros(_LANES)
@@ -29,14 +31,20 @@ class Energy:
         if self._rest.size:
             flat = np.concatenate([self._rest, flat])
         n_whole = flat.size - flat.size % _PIECE
-        _add(flat[:n_whole], self._sums, are_squared=True)
+        _add(flat[:n_whole], self._sums, are_squared=self._are_squared)
         self._rest = flat[n_whole:].astype(np.float32)
 
     def total(self) -> float:
-        """The sum of the squares of all that were added."""
+        """The sum of all that were added."""
         sums = self._sums.copy()
-        _add(self._rest, sums, are_squared=True)
+        _add(self._rest, sums, are_squared=self._are_squared)
         return _joined(sums)
+
+
+class Energy(Total):
+    """Sum of the squares of values that come in parts, as ``Total``."""
+
+    _are_squared = True
 
 
 def total(values: Floats) -> float:

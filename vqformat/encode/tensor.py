@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,22 @@ _KEPT_NBYTES = 1 << 26  # of the plans that are kept from one step of a search t
 _FIRST_HYSTERESIS, _STRONGEST_HYSTERESIS = 0.01, 0.32  # strengths; doubled at each further step of a search
 
 
+@dataclass(frozen=True)
+class TensorState:
+    """What is remembered of a tensor, for the next step of a search.
+
+    Attributes:
+        kind, plan: Kind and plan of its coding at an earlier step, for preset ``small``; None if there are none.
+        curve: Its rate and distortion, for preset ``fast``; None if they have not been measured.
+        hysteresis_strength: See ``Hysteresis``; the same for all tensors.
+    """
+
+    kind: tuple[int, bool] | None
+    plan: GridPlan | None
+    curve: fast.RateDistortionCurve | None
+    hysteresis_strength: float
+
+
 class TensorEncoder:
     """Encodes tensors with any step. It remembers how each was coded, for the next step of a search.
 
@@ -47,14 +63,32 @@ class TensorEncoder:
         collect: See ``methods.assemble``.
     """
 
-    def __init__(self, plan: Plan, books: SharedCodebooks, collect: Collect) -> None:
+    def __init__(
+        self, plan: Plan, books: SharedCodebooks, collect: Collect, hysteresis_strength: float = _FIRST_HYSTERESIS
+    ) -> None:
         self._plan, self._options, self._books, self._collect = plan, plan.options, books, collect
         self._kinds: dict[str, tuple[int, bool]] = {}  # preset small: kind of each tensor at the step before
         self._kept: dict[str, GridPlan] = {}  # preset small: plans of tensors at an earlier step
         self._kept_nbytes = 0
-        self._hysteresis_strength = _FIRST_HYSTERESIS
+        self._hysteresis_strength = hysteresis_strength
         self._curves: dict[str, fast.RateDistortionCurve] = {}  # preset fast
         self._between: tuple[str, bool] | None = None  # set by encode_between: name of the tensor, and by_entries
+
+    def state(self, name: str) -> TensorState:
+        """What is remembered of a tensor."""
+        return TensorState(self._kinds.get(name), self._kept.get(name), self._curves.get(name),
+                           self._hysteresis_strength)  # fmt: skip
+
+    def resume(self, name: str, state: TensorState) -> None:
+        """Remember of a tensor what another encoder remembers of it. ``strengthen_hysteresis`` is not concerned."""
+        if state.kind is not None:
+            self._kinds[name] = state.kind
+        if state.curve is not None:
+            self._curves[name] = state.curve
+        if state.plan is not None:
+            self._keep(name, state.plan)
+        elif name in self._kept:
+            self._kept_nbytes -= self._kept.pop(name).nbytes
 
     def strengthen_hysteresis(self) -> None:
         """Make changes of the kind of coding less likely at the next step of a search, so that sizes converge."""
@@ -70,14 +104,15 @@ class TensorEncoder:
             EncodeError: Its values are not those of its description, or a method that the recipe asks for by the name
                 of the tensor cannot code it.
         """
-        if tensor.alias_of is not None:
-            report = TensorReport(tensor.name, tensor.dtype, tensor.shape, f"alias of {tensor.alias_of}", 0, math.nan)
-            return Result(AliasRecord(tensor.name, tensor.alias_of), report, layer=tensor.layer)
+        if tensor.alias_of is not None or self._plan.equal.find(tensor) is not None:
+            return self.as_alias(tensor)
         method = self._plan.method(tensor)
         is_exact = relative_step == EXACT if method is None else method.name == "lossless"
         if tensor.form is not None and (is_exact or not BY_NAME[tensor.dtype].arithmetic):
             return self._keep_form(tensor, tensor.form)
         array = native(tensor)
+        if self._plan.equal.find(tensor, array) is not None:
+            return self.as_alias(tensor)
         if not array.size:
             return self._result(tensor, fine.encode_exact(tensor.name, tensor.dtype, array), math.nan)
         if method is not None and method.name == "raw":
@@ -107,6 +142,17 @@ class TensorEncoder:
         if method is None and not self._plan.is_coarse(tensor):
             return self.encode_short(tensor, array, relative_step)
         return self._encode_on_grid(tensor, array, method, relative_step)
+
+    def as_alias(self, tensor: SourceTensor) -> Result:
+        """A tensor that is tied to an earlier one, or a copy of one. What is tied to a copy has the copy as holder."""
+        name, targets = tensor.alias_of or tensor.name, self._plan.equal.targets
+        target = targets.get(name, name)
+        what, source_nbytes = f"alias of {name}", 0
+        if tensor.alias_of is None:
+            what, source_nbytes = f"copy of {target}", tensor.source_nbytes
+        report = TensorReport(tensor.name, tensor.dtype, tensor.shape, what, 0, math.nan)
+        return Result(AliasRecord(tensor.name, target), report, layer=tensor.layer, source_nbytes=source_nbytes,
+                      holder=name if name in targets else None)  # fmt: skip
 
     def _keep_form(self, tensor: SourceTensor, form: StoredForm) -> Result:
         """A tensor that is quantized already, as it is."""
@@ -177,7 +223,7 @@ class TensorEncoder:
                 kind = self._kinds.get(tensor.name)
                 hysteresis = None if kind is None else Hysteresis(kind, self._hysteresis_strength,
                                                                     self._kept.get(tensor.name))
-                found = small.quantize(tensor.name, tensor.dtype, tensor.shape, reals(values), step,
+                found = small.quantize(tensor.name, tensor.dtype, tensor.shape, values, step,
                                        output_axis=tensor.output_axis, is_table=tensor.is_table,
                                        least_noise=self._options.sqnr is not None,
                                        factors=self._plan.feedback(tensor),

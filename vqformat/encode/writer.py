@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Executor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -14,12 +15,14 @@ from ..errors import EncodeError
 from ..files import Path
 from .disk_list import DiskList
 from .layers import LayerWriter, layer_name
-from .model import ModelEncoder, check_tensors, open_writer
+from .model import ModelEncoder, open_writer
 from .options import Options, Preset
 from .progress import Progress
 from .recipe import Recipe, as_recipe
 from .report import Report
-from .source import Array, SourceTensor, check_layer_name, check_name, native, source_tensors
+from .source import Array, SourceTensor, check_layer_name, check_name, check_tensors, native, source_tensors
+from .tensor_work import Workplace
+from .worker_pool import WorkerPool, opened_pool
 
 
 class writer:
@@ -42,7 +45,8 @@ class writer:
 
     Args:
         filename: Path, or a binary stream to write to.
-        metadata, overwrite, recipe, bits, ratio, size, sqnr, step, lossless, preset, seed: As for ``save_file``.
+        metadata, overwrite, recipe, bits, ratio, size, sqnr, step, lossless, preset, seed, workers, executor: As for
+            ``save_file``. Workers encode tensors of one layer at the same time.
         progress: As for ``save_file``, but all weights are those added. The ``share`` is None, unless ``close`` encodes
             all layers.
 
@@ -59,20 +63,23 @@ class writer:
         recipe: Recipe | Mapping[str, str] | str | None = None,
         bits: float | None = None,
         ratio: float | None = None,
-        size: float | None = None,
+        size: float | str | None = None,
         sqnr: float | None = None,
         step: float | None = None,
         lossless: bool = False,
         preset: Preset = "default",
         seed: int = 0,
         progress: Progress | None = None,
+        workers: int = 1,
+        executor: Executor | None = None,
         overwrite: bool = True,
     ) -> None:
         self._options = Options(as_recipe(recipe), bits, ratio, size, sqnr, step, lossless, preset, seed=seed,
-                                progress=progress)  # fmt: skip
+                                progress=progress, workers=workers, executor=executor)  # fmt: skip
         self._metadata = dict(metadata or {})
         self._names: set[str] = set()
         self._known: dict[str, SourceTensor] = {}  # all tensors added, without their arrays
+        self._copies: dict[str, str] = {}  # the copies among them, and of what
         self._n_layers = self._n_weights = 0
         self._notes: list[str] = []
         self._missed: list[str] = []  # notes on layers that missed their budget
@@ -81,6 +88,8 @@ class writer:
         self._chunks = open_writer(filename, self._metadata, self._options, overwrite=overwrite)
         self._layers = LayerWriter(self._chunks)
         self._waiting: list[SourceTensor] = []
+        self._open = ExitStack()  # the workers
+        self._pool: WorkerPool | None = None
         self._arrays: DiskList[Array] | None = None
         if self._options.concerns_all:
             self._arrays = DiskList(folder=self._chunks.folder)
@@ -91,7 +100,9 @@ class writer:
         Args:
             name: A label for people, such as ``"encoder.layers.0"``; it may be empty. ``stream`` gives it.
             tensors: Arrays by their names in the model, as for ``save_file``. Equal views of the same memory in one
-                layer become aliases. For an alias of a tensor of an earlier layer see ``add_alias``.
+                layer become aliases. For an alias of a tensor of an earlier layer see ``add_alias``. Other equal
+                tensors of one layer are stored once, too. Those of different layers are only where ``close`` encodes
+                all layers: otherwise the earlier one is no longer there to be compared.
 
         Raises:
             EncodeError: A tensor cannot be written. Further layers can be added, unless a limit of the file was
@@ -172,8 +183,12 @@ class writer:
             with self._ending():
                 self._waiting.extend(self._store_array(tensor, self._arrays) for tensor in tensors)
         else:
+            if not self._n_layers:
+                pool = opened_pool(self._options.workers, self._options.executor, self._chunks.folder)
+                self._pool = self._open.enter_context(pool)
             encoder = ModelEncoder(tensors, self._layer_options(), is_part=True)
-            results = list(encoder.results(self._chunks.folder))
+            encoder.plan.equal.targets = self._copies  # an alias may be of a copy in an earlier layer
+            results = list(encoder.results(Workplace(self._pool, temporary=self._chunks.folder)))
             with self._ending():
                 for result in results:
                     self._layers.add(result)
@@ -221,7 +236,8 @@ class writer:
         self._forget()
 
     def _forget(self) -> None:
-        """Free the stored tensors."""
+        """Free the stored tensors, and end the workers."""
+        self._open.close()
         self._waiting = []
         if self._arrays is not None:
             self._arrays.close()

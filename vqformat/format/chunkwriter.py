@@ -6,7 +6,7 @@ import errno
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -17,8 +17,8 @@ from ..version import __version__
 from . import container, metadata
 from .byte_stream import PIECE_NBYTES
 from .chunks import SharedRecords
-from .container import pack_header
-from .index import Index
+from .container import COPY, pack_header
+from .index_builder import IndexBuilder
 from .limits import MAX_CHUNKS, MAX_INDEX_NBYTES, MAX_META_NBYTES, MAX_SECTIONS
 from .parse_records import parse_tensor
 from .records import AliasRecord, BookRecord, FreqRecord, TensorRecord
@@ -62,7 +62,7 @@ class ChunkWriter:
                  *, overwrite: bool = True, minor: int = 1) -> None:  # fmt: skip
         meta = metadata.pack([f"vqformat {__version__}", user_metadata or {}])
         self._output = _Output(target, overwrite)
-        self._index = Index()
+        self._index = IndexBuilder()
         self._is_closed = False
         self.section_nbytes = 0
         self._shared = SharedRecords()
@@ -109,8 +109,13 @@ class ChunkWriter:
         self._shared.freqs.append(record)
         return self._shared.n_freqs - 1
 
-    def add_layer(self, name: str, tensors: Sequence[EncodedTensor | AliasRecord]) -> None:
+    def add_layer(self, name: str, tensors: Sequence[EncodedTensor | AliasRecord],
+                  holders: Mapping[str, str] | None = None) -> None:  # fmt: skip
         """Write a layer.
+
+        Args:
+            holders: For each alias that is not the same array as its target: the alias whose array it is. It may have
+                aliases of other layers, too. See ``Copies``.
 
         Raises:
             EncodeError: Two tensors of the file have the same name, a target is missing, or a name is too long.
@@ -124,13 +129,18 @@ class ChunkWriter:
             raise EncodeError(err.message) from err
         sections = [s for tensor in tensors if isinstance(tensor, EncodedTensor) for s in tensor.sections]
         meta = metadata.pack([name, [record.to_metadata() for record in records]])
+        copies = {record.name: None if holders[record.name] == record.name else holders[record.name]
+                  for record in records if isinstance(record, AliasRecord) and record.name in holders
+                  } if holders else {}  # fmt: skip
+        if copies:
+            self._write_chunk(COPY, metadata.pack(copies), [], [])
         self._write_chunk(b"LAYR", meta, sections, records)
         self._needed = max(self._needed, *(record.minor for record in records if isinstance(record, TensorRecord)), 0)
 
     def _write_chunk(self, type: bytes, meta: bytes, sections: list[Section], records: list[Any]) -> None:
         if len(meta) > MAX_META_NBYTES:
             raise EncodeError(f"the metadata has {len(meta)} bytes; at most {MAX_META_NBYTES} are allowed")
-        if len(sections) > MAX_SECTIONS or len(self._index.chunk_types) >= MAX_CHUNKS - 1:
+        if len(sections) > MAX_SECTIONS or self._index.n_chunks >= MAX_CHUNKS - 1:
             raise EncodeError(f"{len(sections)} sections in a chunk, or more than {MAX_CHUNKS} chunks, are too many")
         start = self._output.offset
         entries = [section.entry for section in sections]

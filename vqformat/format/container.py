@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-import zstandard
 
 from ..errors import FormatError, LimitError, UnsupportedError
 from ..native.crc import crc32
@@ -14,7 +12,7 @@ from . import limits
 from .byte_stream import Readable
 from .crc import check_crc
 from .sections import SECTION_IS_ZSTD, TABLE_ENTRY_NBYTES, SectionEntry
-from .zstd_frame import decompress
+from .zstd_frame import compress, decompress
 
 MAGIC = b"\x89VQM\r\n\x1a\n"
 MAJOR, MINOR = 1, 2  # format version
@@ -23,6 +21,7 @@ FOOTER_NBYTES = 28
 CHUNK_HEAD_NBYTES = 24
 META_IS_ZSTD = 1  # bit of flags
 KNOWN_TYPES = (b"META", b"BOOK", b"FREQ", b"LAYR", b"INDX")
+COPY = b"copy"  # the only ancillary type whose metadata is read
 
 _CHUNK_HEAD = struct.Struct("<4sIIIII")
 _FOOTER = struct.Struct("<16sQI")
@@ -33,7 +32,8 @@ class ChunkHead:
     """All of a chunk that comes before its sections.
 
     Attributes:
-        meta: Plain metadata. Empty for an ancillary chunk, whose metadata is not read.
+        meta: Plain metadata. Empty for an ancillary chunk, whose metadata is not read; but for a ``copy`` chunk, unless
+            it cannot be decompressed.
         sections: Its section table.
         offset: Offset of the chunk in the file.
         data_offset: Offset of the first byte after the section table and its CRC.
@@ -67,6 +67,14 @@ def pack_header(minor: int) -> bytes:
     return MAGIC + struct.pack("<HHI", MAJOR, minor, 0)
 
 
+def begins_like_vqm(start: bytes) -> bool:
+    """Whether the first bytes of a file, four or more, are those of a ``.vqm``, whose magic may be damaged behind them.
+
+    A transfer in text mode changes the line ends in the magic: ``check_header`` says so.
+    """
+    return start.startswith(MAGIC[:4])
+
+
 def check_header(header: bytes) -> None:
     """Raise unless these 16 bytes are a header that this reader supports (HDR-001..003)."""
     if header[:8] != MAGIC:
@@ -87,7 +95,7 @@ def _describe(start: bytes) -> str:
     for magic, kind in kinds.items():
         if start.startswith(magic):
             return f"it begins like {kind}"
-    if start[1:4] == b"VQM" or start.startswith(MAGIC[:4]):
+    if start[1:4] == b"VQM" or begins_like_vqm(start):
         return f"its first bytes {start[:8].hex(' ')} are a damaged magic, as after a transfer in text mode"
     if start[8:9] == b"{":
         return "it begins like a safetensors file"
@@ -96,7 +104,7 @@ def _describe(start: bytes) -> str:
 
 def pack_chunk_head(type: bytes, meta: bytes, sections: list[SectionEntry]) -> bytes:
     """The bytes of a chunk that come before its sections. Metadata is compressed if that makes it smaller."""
-    stored = zstandard.ZstdCompressor(level=19).compress(meta) if len(meta) > 64 else meta
+    stored = compress(meta) if len(meta) > 64 else meta
     flags = META_IS_ZSTD
     if len(stored) >= len(meta):
         stored, flags = meta, 0
@@ -108,11 +116,14 @@ def pack_chunk_head(type: bytes, meta: bytes, sections: list[SectionEntry]) -> b
     return fixed + struct.pack("<I", crc32(fixed)) + body + struct.pack("<I", crc32(body))
 
 
-def read_chunk_head(source: Readable, n_before: int | None = None) -> ChunkHead:
+def read_chunk_head(
+    source: Readable, n_before: int | None = None, check_meta: Callable[[int], None] | None = None
+) -> ChunkHead:
     """Read a chunk up to its sections, at the current offset of a source (FIL-002, CHK-001..008).
 
     Args:
         n_before: Number of the chunks before it in the file, for FIL-001 and LIM-001; None if it is not known.
+        check_meta: Called with the plain bytes of its metadata before these are read.
 
     Raises:
         FormatError: It breaks a rule.
@@ -139,6 +150,8 @@ def read_chunk_head(source: Readable, n_before: int | None = None) -> ChunkHead:
                          clause="CHK-006", offset=offset)  # fmt: skip
     if n_before is not None and n_before >= limits.MAX_CHUNKS:
         raise LimitError(f"more than {limits.MAX_CHUNKS} chunks", clause="LIM-001", offset=offset)
+    if check_meta is not None:
+        check_meta(meta_plain)
     body_nbytes = meta_stored + TABLE_ENTRY_NBYTES * n_sections
     body = source.read(body_nbytes + 4, f"the metadata of the {where}")
     check_crc(body[:-4], int.from_bytes(body[-4:], "little"), f"metadata and section table of the {where}", "CHK-007",
@@ -148,20 +161,28 @@ def read_chunk_head(source: Readable, n_before: int | None = None) -> ChunkHead:
         raise FormatError(which, clause="FIL-001", offset=offset)
     if n_sections and type in (b"META", b"INDX"):
         raise FormatError(f"{where} has {n_sections} sections, not 0", clause="CHK-008", offset=offset)
-    meta = body[:meta_stored]
-    is_zstd = bool(flags & META_IS_ZSTD)
-    if not is_ancillary:
-        if meta_stored >= meta_plain if is_zstd else meta_stored != meta_plain:
-            raise FormatError(f"{where}: meta_stored is {meta_stored} and meta_plain {meta_plain}, which does not fit"
-                              f" flags {flags}", clause="CHK-005", offset=offset)  # fmt: skip
-        if is_zstd:
-            meta = decompress(meta, meta_plain, f"metadata of the {where}")
+    try:
+        meta = b""
+        if not is_ancillary or type == COPY:
+            meta = _plain_meta(body[:meta_stored], meta_plain, flags, where, offset)
+    except FormatError:
+        if type != COPY:  # CPY-001
+            raise
     words = struct.unpack_from(f"<{2 * n_sections}I", body, meta_stored)
     sections = tuple(
         SectionEntry(length & ~SECTION_IS_ZSTD, bool(length & SECTION_IS_ZSTD), crc)
         for length, crc in zip(words[::2], words[1::2], strict=True)
     )
-    return ChunkHead(type, b"" if is_ancillary else meta, sections, offset, offset + CHUNK_HEAD_NBYTES + len(body))
+    return ChunkHead(type, meta, sections, offset, offset + CHUNK_HEAD_NBYTES + len(body))
+
+
+def _plain_meta(stored: bytes, plain_nbytes: int, flags: int, where: str, offset: int) -> bytes:
+    """The metadata of a chunk, decompressed if its flags say so (CHK-005)."""
+    is_zstd = bool(flags & META_IS_ZSTD)
+    if len(stored) >= plain_nbytes if is_zstd else len(stored) != plain_nbytes:
+        raise FormatError(f"{where}: meta_stored is {len(stored)} and meta_plain {plain_nbytes}, which does not fit"
+                          f" flags {flags}", clause="CHK-005", offset=offset)  # fmt: skip
+    return decompress(stored, plain_nbytes, f"metadata of the {where}") if is_zstd else stored
 
 
 def pack_footer(header: bytes, index_offset: int) -> bytes:

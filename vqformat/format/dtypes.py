@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EncodeError, UnsupportedError
+from ..errors import EncodeError, UnsupportedError, missing_package
 from ..forks import cached_property
 
 
@@ -62,7 +62,7 @@ def _ml_dtypes(name: str) -> Any:
     try:
         import ml_dtypes
     except ImportError as err:
-        raise ImportError(f"dtype {name} needs ml_dtypes; run: pip install ml_dtypes") from err
+        raise missing_package(f"dtype {name} needs", "ml_dtypes", err) from err
     return ml_dtypes
 
 

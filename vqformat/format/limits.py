@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Final
 
 MAX_META_NBYTES: Final = 1 << 24  # META, LAYR, BOOK, ancillary
@@ -37,14 +39,25 @@ ALIGNED_FROM_NBYTES: Final = 4096
 
 DEFAULT_MAX_TENSOR_NBYTES: Final = 16 << 30
 
-
 _most_memory: int | None = None
 
 
-def limit_memory(nbytes: int) -> None:
-    """Set the bytes that a load in this process may fill by default."""
+@contextlib.contextmanager
+def limit_memory(nbytes: int | None) -> Iterator[None]:
+    """Context in which so many bytes of memory count as available in this process; None changes nothing."""
     global _most_memory
-    _most_memory = nbytes
+    before = _most_memory
+    if nbytes is not None:
+        _most_memory = nbytes
+    try:
+        yield
+    finally:
+        _most_memory = before
+
+
+def memory_bound() -> int | None:
+    """What ``limit_memory`` has set; None if it has not been called."""
+    return _most_memory
 
 
 def available_memory() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgpack
@@ -11,14 +12,20 @@ import numpy.typing as npt
 from ..errors import EncodeError, FormatError, LimitError
 from .limits import MAX_DEPTH, MAX_NODES
 
-# For each kind of value: type byte -> width in bytes of the big-endian number that follows
-_UNSIGNED = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
-_SIGNED = {0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
-_STRING = {0xD9: 1, 0xDA: 2, 0xDB: 4}
-_BIN = {0xC4: 1, 0xC5: 2, 0xC6: 4}
-_ARRAY = {0xDC: 2, 0xDD: 4}
-_MAP = {0xDE: 2, 0xDF: 4}
-_LARGEST_FIX = {"string": 31, "array": 15, "map": 15, "bin": -1}
+_SCALARS = re.compile(rb"[\x00-\x7f\xe0-\xff\xc0\xc2\xc3]+")  # values of one byte that follow each other
+
+# Type byte -> kind of the value, bytes of the big-endian number that follows, least number that needs so many
+_HEADS = {
+    **{0xC4 + i: ("bin", 1 << i, least) for i, least in enumerate((0, 1 << 8, 1 << 16))},
+    **{0xCC + i: ("scalar", 1 << i, least) for i, least in enumerate((0x80, 1 << 8, 1 << 16, 1 << 32))},
+    **{0xD9 + i: ("string", 1 << i, least) for i, least in enumerate((32, 1 << 8, 1 << 16))},
+    **{0xDC + i: ("array", 2 << i, least) for i, least in enumerate((16, 1 << 16))},
+    **{0xDE + i: ("map", 2 << i, least) for i, least in enumerate((16, 1 << 16))},
+}
+# Integers below 0: type byte -> bytes that follow, largest number that needs so many
+_NEGATIVE = {0xD0 + i: (1 << i, most) for i, most in enumerate((-33, -(1 << 7) - 1, -(1 << 15) - 1, -(1 << 31) - 1))}
+_SHORT = 1024  # values of an array
+_PLAIN = frozenset({type(None), bool, int, str, bytes})
 
 
 def pack(value: Any) -> bytes:
@@ -73,38 +80,57 @@ def unpack(data: bytes) -> Any:
         FormatError: The bytes are not canonical metadata (MET-001..005).
         LimitError: They are nested too deep, or have too many values (MET-006, MET-007).
     """
+    try:
+        # Faster than _validate, which is left for all else: maps, long arrays and what breaks a rule. Msgpack takes
+        # memory for an array before it has its values, so only short ones are tried
+        value = msgpack.unpackb(data, raw=False, strict_map_key=True, max_array_len=_SHORT)
+        if len(data) <= MAX_NODES and _is_plain(value, 1) and msgpack.packb(value, use_bin_type=True) == data:
+            return value
+    except Exception:  # msgpack documents that it may raise any exception; _validate finds the fault
+        pass
     _validate(data)
     try:
         return msgpack.unpackb(data, raw=False, strict_map_key=True)
-    except Exception as err:  # msgpack documents that it may raise any exception
+    except Exception as err:
         raise FormatError(f"metadata cannot be read: {err}", clause="MET-003") from err
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether a value has arrays and scalars of metadata only, and is not nested too deep."""
+    if type(value) is not list:
+        return type(value) in _PLAIN
+    return depth < MAX_DEPTH and all([type(item) in _PLAIN or _is_plain(item, depth + 1) for item in value])
 
 
 def _validate(data: bytes) -> None:
     """Check the bytes in one pass that builds no values (MET-001..007)."""
-    size = len(data)
-    position = 0
-    n_values = 0
-    # A stack with one item for each open array or map: values still to come, whether it is a map, its last key
-    open_left: list[int] = []
-    open_is_map: list[bool] = []
-    last_keys: list[bytes | None] = []
-    at_key = False
+    position = n_values = 0
+    # Of the open array or map: values still to come, whether it is a map, its last key; ``around``: of those around it
+    left, is_map = 1, False
+    last_key: bytes | None = None
+    around: list[tuple[int, bool, bytes | None]] = []
     while True:
-        n_values += 1
+        if not is_map:
+            run = _SCALARS.match(data, position, position + left)
+            if run is not None:
+                n_values += run.end() - position
+                left -= run.end() - position
+                position = run.end()
+        while not left and around:
+            left, is_map, last_key = around.pop()
+        n_values += left > 0
         if n_values > MAX_NODES:
             raise LimitError(f"metadata has more than {MAX_NODES} values", clause="MET-007")
-        depth = len(open_left) + (0 if at_key else 1)
-        if depth > MAX_DEPTH:
-            raise LimitError(f"metadata is nested deeper than {MAX_DEPTH} levels", clause="MET-006")
-        if position >= size:
-            raise FormatError(f"metadata of {size} bytes ends inside a value", clause="MET-005")
+        if not left:
+            break
         start = position
         kind, number, position = _head(data, position)
+        at_key = is_map and left % 2 == 0
+        left -= 1
         if at_key and kind != "string":
             raise FormatError(f"metadata: a map key at byte {start} is no string", clause="MET-004")
         if kind in ("string", "bin"):
-            if number > size - position:
+            if number > len(data) - position:
                 raise FormatError(f"metadata: {kind} of {number} bytes at byte {start} runs past the end",
                                   clause="MET-005")  # fmt: skip
             body = data[position : position + number]
@@ -112,86 +138,63 @@ def _validate(data: bytes) -> None:
             if kind == "string":
                 _check_utf8(body, start)
             if at_key:
-                last = last_keys[-1]
-                if last is not None and body <= last:
+                if last_key is not None and body <= last_key:
                     raise FormatError(f"metadata: the map key at byte {start} is not above the one before",
                                       clause="MET-004")  # fmt: skip
-                last_keys[-1] = body
+                last_key = body
         elif kind in ("array", "map"):
             least = number if kind == "array" else 2 * number
-            if least > size - position:
+            if least > len(data) - position:
                 raise FormatError(f"metadata: {kind} of {number} at byte {start} runs past the end", clause="MET-005")
             if number:
-                open_left.append(least)
-                open_is_map.append(kind == "map")
-                last_keys.append(None)
-                at_key = kind == "map"
-                continue
-        while open_left:
-            open_left[-1] -= 1
-            if open_left[-1]:
-                break
-            open_left.pop(), open_is_map.pop(), last_keys.pop()
-        if not open_left:
-            break
-        at_key = open_is_map[-1] and open_left[-1] % 2 == 0
-    if position != size:
-        raise FormatError(f"metadata: {size - position} bytes follow its value", clause="MET-005")
+                around.append((left, is_map, last_key))
+                left, is_map, last_key = least, kind == "map", None
+                if len(around) >= MAX_DEPTH:
+                    raise LimitError(f"metadata is nested deeper than {MAX_DEPTH} levels", clause="MET-006")
+    if position != len(data):
+        raise FormatError(f"metadata: {len(data) - position} bytes follow its value", clause="MET-005")
 
 
 def _head(data: bytes, position: int) -> tuple[str, int, int]:
-    """Read the head of the value at ``position`` (MET-001, MET-002).
+    """Read the head of the value at ``position`` (MET-001, MET-002, MET-005).
 
     Returns:
         Kind of the value, its number or length, and the position of the bytes after the head.
     """
+    if position >= len(data):
+        raise FormatError(f"metadata of {len(data)} bytes ends inside a value", clause="MET-005")
     byte = data[position]
     position += 1
+    if 0x80 <= byte <= 0xBF:
+        if byte >= 0xA0:
+            return "string", byte & 0x1F, position
+        return ("array" if byte >= 0x90 else "map"), byte & 0x0F, position
     if byte <= 0x7F or byte >= 0xE0 or byte in (0xC0, 0xC2, 0xC3):
         return "scalar", 0, position
-    if byte <= 0x8F:
-        return "map", byte & 0x0F, position
-    if byte <= 0x9F:
-        return "array", byte & 0x0F, position
-    if byte <= 0xBF:
-        return "string", byte & 0x1F, position
-    for kind, widths in _KINDS:
-        width = widths.get(byte)
-        if width is None:
-            continue
-        if width > len(data) - position:
-            raise FormatError(f"metadata of {len(data)} bytes ends inside a value", clause="MET-005")
-        number = int.from_bytes(data[position : position + width], "big", signed=kind == "signed")
-        if not _is_shortest(kind, number, width, widths):
-            raise FormatError(f"metadata: {number} at byte {position - 1} is not in its shortest form",
-                              clause="MET-002")  # fmt: skip
-        return ("scalar" if kind in ("unsigned", "signed") else kind), number, position + width
-    raise FormatError(f"metadata: type {byte:#04x} at byte {position - 1} is not allowed", clause="MET-001")
+    if byte in _NEGATIVE:
+        width, most = _NEGATIVE[byte]
+        number = _number(data, position, width, signed=True)
+        is_shortest, kind = number <= most, "scalar"
+    elif byte in _HEADS:
+        kind, width, least = _HEADS[byte]
+        number = _number(data, position, width, signed=False)
+        is_shortest = number >= least
+    else:
+        raise FormatError(f"metadata: type {byte:#04x} at byte {position - 1} is not allowed", clause="MET-001")
+    if not is_shortest:
+        raise FormatError(f"metadata: {number} at byte {position - 1} is not in its shortest form", clause="MET-002")
+    return kind, number, position + width
 
 
-_KINDS = (
-    ("unsigned", _UNSIGNED),
-    ("signed", _SIGNED),
-    ("string", _STRING),
-    ("bin", _BIN),
-    ("array", _ARRAY),
-    ("map", _MAP),
-)
-
-
-def _is_shortest(kind: str, number: int, width: int, widths: dict[int, int]) -> bool:
-    narrower = [w for w in widths.values() if w < width]
-    if kind == "signed":
-        if number >= -32:
-            return False
-        return not narrower or number < -(1 << (8 * narrower[-1] - 1))
-    largest = 127 if kind == "unsigned" else _LARGEST_FIX[kind]
-    if narrower:
-        largest = (1 << (8 * narrower[-1])) - 1
-    return number > largest
+def _number(data: bytes, position: int, width: int, *, signed: bool) -> int:
+    if width > len(data) - position:
+        raise FormatError(f"metadata of {len(data)} bytes ends inside a value", clause="MET-005")
+    return int.from_bytes(data[position : position + width], "big", signed=signed)
 
 
 def _check_utf8(body: bytes, start: int) -> None:
+    if body.isascii():
+        return
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as err:
@@ -208,7 +211,7 @@ def pack_column(values: npt.ArrayLike) -> bytes:
     return array.astype(f"<u{width}").tobytes()
 
 
-def unpack_column(data: bytes, n: int, what: str) -> npt.NDArray[np.uint64]:
+def unpack_column(data: bytes, n: int, what: str) -> npt.NDArray[np.unsignedinteger[Any]]:
     """Decode an integer column.
 
     Args:
@@ -216,17 +219,17 @@ def unpack_column(data: bytes, n: int, what: str) -> npt.NDArray[np.uint64]:
         what: Name of the column, for error texts.
 
     Returns:
-        Array ``(n,)`` of uint64.
+        Array ``(n,)`` of the stored width: a view of ``data``.
 
     Raises:
         FormatError: The size does not fit ``n``, or the integers fit a narrower column (MET-009).
     """
     if n == 0 or len(data) % n or len(data) // n not in (1, 2, 4, 8):
         if n == 0 and not data:
-            return np.zeros(0, np.uint64)
+            return np.zeros(0, np.uint8)
         raise FormatError(f"{what}: {len(data)} bytes cannot hold {n} integers of 1, 2, 4 or 8 bytes", clause="MET-009")
     width = len(data) // n
-    values = np.frombuffer(data, f"<u{width}")
+    values: npt.NDArray[np.unsignedinteger[Any]] = np.frombuffer(data, f"<u{width}")
     if width > 1 and int(values.max()) < 1 << (4 * width):
         raise FormatError(f"{what}: {width} bytes an integer are more than needed", clause="MET-009")
-    return values.astype(np.uint64)
+    return values

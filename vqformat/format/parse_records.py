@@ -68,9 +68,7 @@ def parse_tensor(meta: Any, shared: Shared) -> Record:
     Raises:
         FormatError: It breaks a rule.
     """
-    where = "tensor record"
-    if isinstance(meta, list) and meta and isinstance(meta[0], str):
-        where = f"tensor {meta[0]!r:.200}"
+    where = f"tensor {meta[0]!r:.200}" if type(meta) is list and meta and type(meta[0]) is str else "tensor record"
     is_alias = isinstance(meta, list) and len(meta) == 2
     fields = Fields(meta, 2 if is_alias else 5, where)
     name = _parse_name(fields)
@@ -129,10 +127,10 @@ def _parse_shape(fields: Fields) -> tuple[int, ...]:
     sizes = fields.array("shape")
     if len(sizes) > limits.MAX_RANK:
         fields.fail(f"shape has {len(sizes)} axes; at most {limits.MAX_RANK} are allowed", "TEN-003", LimitError)
-    for size in sizes:
-        if type(size) is not int or size < 0:
-            fields.fail(f"shape holds {size!r:.80}, not an integer from 0 up", "TEN-003")
-    if prod(size for size in sizes if size) > limits.MAX_SHAPE_PRODUCT:
+    if not set(map(type, sizes)) <= {int} or min(sizes, default=0) < 0:
+        bad = next(size for size in sizes if type(size) is not int or size < 0)
+        fields.fail(f"shape holds {bad!r:.80}, not an integer from 0 up", "TEN-003")
+    if prod(filter(None, sizes)) > limits.MAX_SHAPE_PRODUCT:
         fields.fail(f"shape {sizes!r:.200} has a product above {limits.MAX_SHAPE_PRODUCT}", "TEN-003", LimitError)
     return tuple(sizes)
 

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import threading
+
 import zstandard
 
 from ..errors import FormatError, LimitError
 from . import limits
+
+_SHORT_NBYTES = 1 << 16  # a context keeps the memory that it had for longer ones
+
+
+class _Contexts(threading.local):
+    """For each thread one context each: a new one for each frame would cost more than a small frame."""
+
+    def __init__(self) -> None:
+        self.decompress = zstandard.ZstdDecompressor().decompress
+        self.compress = zstandard.ZstdCompressor(level=19).compress
+
+
+_of_thread = _Contexts()
+
+
+def compress(plain: bytes) -> bytes:
+    """The smallest frame, soon made of some kB only."""
+    is_short = len(plain) <= _SHORT_NBYTES
+    stored: bytes = (_of_thread if is_short else _Contexts()).compress(plain)
+    return stored
 
 
 def decompress(stored: bytes, plain_nbytes: int, where: str) -> bytes:
@@ -27,7 +49,7 @@ def decompress(stored: bytes, plain_nbytes: int, where: str) -> bytes:
                          " allowed", clause="SEC-007")  # fmt: skip
     try:
         # The frame header states the content size, so zstandard allocates a buffer of exactly that size
-        plain: bytes = zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
+        plain: bytes = _of_thread.decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as err:
         raise FormatError(f"{where}: its zstd frame is damaged, or bytes follow it: {err}", clause="SEC-010") from err
     if len(plain) != plain_nbytes:

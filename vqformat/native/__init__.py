@@ -77,9 +77,9 @@ def _instruction_set() -> int:
 
 
 def _address(array: npt.NDArray[Any] | None) -> int:
-    if array is None:
-        return 0
-    assert array.flags.c_contiguous
-    return int(array.__array_interface__["data"][0])
+    """The address of the values of a C-contiguous array; 0 for None."""
+    assert _kernels is not None
+    address: int = _kernels.address(array)
+    return address
 
 

@@ -14,7 +14,7 @@ void sum_errors(int64_t n_rows, int64_t n_columns, const float *points, const in
         for (int64_t column = 0; column < n_columns; column++) {
             const int64_t at = row * n_columns + column;
             const float error = (points[at] - (float)(2 * indices[at] + books[at])) * factor;
-            sums[column] = row ? sums[column] + error : error;
+            sums[column] += error;
         }
     }
 }

@@ -1,11 +1,11 @@
-/* Passes over arrays (the twins: vqformat/encode/sums.py, and _sum_errors in vqformat/encode/small/trellis.py). */
+/* Passes over arrays (the twins: vqformat/encode/sums.py, and _sum_errors in vqformat/encode/small/coder.py). */
 
 #ifndef VQFORMAT_ARRAYS_H
 #define VQFORMAT_ARRAYS_H
 
 #include <stdint.h>
 
-/* The sums of the errors of columns, ``points - (2 * index + book)``, each times the factor of its row.
+/* Add the errors of columns to sums: ``points - (2 * index + book)``, each times the factor of its row.
 
    ``points``, ``indices`` and ``books`` are (n_rows, n_columns); ``factors`` has n_rows of them, or is NULL: all are 1;
    ``sums`` has n_columns. Rows are added one after another, in float32. */

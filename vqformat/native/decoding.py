@@ -12,6 +12,7 @@ from ..errors import FormatError
 from . import _address, _instruction_set, _kernels
 
 _NARROW_PRECISION, _NARROW_SYMBOLS = 12, 256  # slots of 32 bits hold these
+_MORE_SLOTS = 16  # TOGETHER in trellis.h
 _FAULTS = {
     1: ("ANS-001", "a state is below 65536"),
     2: ("ANS-002", "the words of a payload end before its codes"),
@@ -26,11 +27,13 @@ class TrellisSlots:
 
     Attributes:
         table: ``(n_contexts · n_books · 2**precision,)``.
+        address: Of the table.
     """
 
     precision: int
     n_books: int
     table: npt.NDArray[Any]
+    address: int
 
     @classmethod
     def of(cls, frequencies: npt.NDArray[np.uint32], precision: int, n_books: int) -> TrellisSlots:
@@ -38,10 +41,12 @@ class TrellisSlots:
         assert _kernels is not None
         n_tables, entries = frequencies.shape
         is_wide = precision > _NARROW_PRECISION or n_books * entries > _NARROW_SYMBOLS
-        table = np.empty(n_tables << precision, np.uint64 if is_wide else np.uint32)
+        n_slots = n_tables << precision
+        table = np.empty(n_slots + _MORE_SLOTS, np.uint64 if is_wide else np.uint32)
+        address = _address(table)
         frequencies = np.ascontiguousarray(frequencies, np.uint32)
-        _kernels.trellis_slots(_address(frequencies), n_tables, entries, precision, n_books, is_wide, _address(table))
-        return cls(precision, n_books, table)
+        _kernels.trellis_slots(_address(frequencies), n_tables, entries, precision, n_books, is_wide, address)
+        return cls(precision, n_books, table[:n_slots], address)
 
 
 def decode_trellis(
@@ -80,7 +85,7 @@ def decode_trellis(
     """
     assert _kernels is not None and out.dtype == np.float32 and slots.table.size <= 1 << 22
     n_rows, n_elements = row_places.size, row_places.size * n_columns
-    _check_places(row_places, column_places, n_columns, out)
+    places = _checked_places(row_places, column_places, n_columns, out)
     assert addend is None or (addend.shape == (n_rows, n_columns) and addend.dtype == np.float32)
     assert row_scales is None or (row_scales.size == n_rows and row_scales.dtype == np.float32)
     data = np.frombuffer(payload, np.uint8)
@@ -93,9 +98,8 @@ def decode_trellis(
     found = _kernels.trellis_decode(
         _instruction_set(), _address(data), data.size, n_rows, n_columns, height, width, _address(row_classes),
         _address(column_classes), slots.precision, slots.n_books, polynomials[0] >> 1, polynomials[1] >> 1,
-        _address(slots.table), slots.table.itemsize == 8, slots.table.size, _address(table), zero, float(step),
-        _address(row_places), _address(column_places), _address(row_scales), _address(addend),
-        _address(out),
+        slots.address, slots.table.itemsize == 8, slots.table.size, _address(table), zero, float(step),
+        *places, _address(row_scales), _address(addend), _address(out),
     )  # fmt: skip
     if found in _FAULTS:
         clause, message = _FAULTS[found]
@@ -208,16 +212,19 @@ def scatter(
         out: Of the same dtype, C-contiguous. Only the places are written.
     """
     assert _kernels is not None and values.dtype == out.dtype and values.itemsize in (1, 2, 4, 8)
-    _check_places(row_places, column_places, values.shape[1], out)
+    places = _checked_places(row_places, column_places, values.shape[1], out)
     assert row_places.size == values.shape[0]
-    _kernels.scatter(_instruction_set(), *values.shape, values.itemsize, _address(values), _address(row_places),
-                     _address(column_places), _address(out))  # fmt: skip
+    _kernels.scatter(_instruction_set(), *values.shape, values.itemsize, _address(values), *places, _address(out))
 
 
-def _check_places(
+def _checked_places(
     rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64] | None, n_columns: int, out: npt.NDArray[Any]
-) -> None:
-    last = n_columns - 1 if columns is None else int(columns.max())
-    assert int(rows.min()) >= 0 and int(rows.max()) + last < out.size
-    assert columns is None or (columns.size == n_columns and int(columns.min()) >= 0)
-    assert all(places is None or places.dtype == np.int64 for places in (rows, columns))
+) -> tuple[int, int]:
+    """The addresses of both, which lead to elements of ``out``."""
+    assert _kernels is not None and rows.dtype == np.int64
+    assert columns is None or (columns.dtype == np.int64 and columns.size == n_columns)
+    addresses = _address(rows), _address(columns)
+    last_row, last_column = (_kernels.last_place(address, n)
+                             for address, n in zip(addresses, (rows.size, n_columns), strict=True))  # fmt: skip
+    assert last_row >= 0 and last_column >= 0 and last_row + last_column < out.size
+    return addresses

@@ -183,16 +183,19 @@ def encode_block(
 
 def sum_errors(
     points: npt.NDArray[np.float32], indices: npt.NDArray[np.int16], books: npt.NDArray[np.uint8],
-    factors: npt.NDArray[np.float32] | None,
+    factors: npt.NDArray[np.float32] | None, before: npt.NDArray[np.float32] | None,
 ) -> npt.NDArray[np.float32]:  # fmt: skip
-    """The sums of errors by column, see ``quantize_keeping_sums`` in ``encode/small/trellis.py``.
+    """The sums of errors by column, see ``quantize_keeping_sums`` in ``encode/small/coder.py``.
 
     Args:
         points, indices, books: ``(n_rows, n_columns)``, at least one row; C-contiguous.
         factors: Of the errors of each row; None for 1.
+        before: The sums of earlier rows, ``(n_columns,)``; None for 0.
     """
     assert _kernels is not None and points.dtype == np.float32 and indices.dtype == np.int16 and books.dtype == np.uint8
-    (n_rows, n_columns), sums = points.shape, np.empty(points.shape[1], np.float32)
+    (n_rows, n_columns), sums = points.shape, np.zeros(points.shape[1], np.float32)
+    if before is not None:
+        sums += before
     assert n_rows and indices.shape == books.shape == points.shape
     assert factors is None or (factors.dtype == np.float32 and factors.shape == (n_rows,))
     _kernels.sum_errors(n_rows, n_columns, _address(points), _address(indices), _address(books), _address(factors),

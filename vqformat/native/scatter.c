@@ -53,6 +53,16 @@ static void put_beside(const ScatterBlock *b, Transpose *transpose)
             memcpy(out + b->column_places[c] + r, values + r * n_columns + c, sizeof *out);
 }
 
+int64_t last_place(const int64_t *places, int64_t n)
+{
+    int64_t last = places ? -1 : n - 1, any = 0;
+    for (int64_t i = 0; places && i < n; i++) {
+        any |= places[i];
+        last = places[i] > last ? places[i] : last;
+    }
+    return any < 0 ? -1 : last;
+}
+
 int are_rows_beside(const int64_t *row_places, int64_t n)
 {
     for (int64_t r = 1; r < n; r++)

@@ -16,6 +16,9 @@ typedef struct {
 
 void scatter(const ScatterBlock *block, int instruction_set);
 
+/* The largest of ``n`` places; -1 if one is negative. NULL stands for the places 0 to n - 1. */
+int64_t last_place(const int64_t *places, int64_t n);
+
 /* Whether each of ``n`` rows begins one place after the row before it. */
 int are_rows_beside(const int64_t *row_places, int64_t n);
 

@@ -1,6 +1,8 @@
-/* Transposing a square of floats. */
+/* Transposing a square of floats, and putting its rows in their places. */
 
 #include "transpose.h"
+
+#include <string.h>
 
 #include "instruction_sets.h"
 
@@ -9,6 +11,38 @@ static void transpose_scalar(const float *values, int64_t stride, float (*out)[S
     for (int c = 0; c < SIDE; c++)
         for (int r = 0; r < SIDE; r++)
             out[c][r] = values[r * stride + c];
+}
+
+static void put_rows_scalar(float (*rows)[SIDE], int n, const float *scales, const float *const *addends,
+                            float *const *places)
+{
+    for (int k = 0; k < n; k++) {
+        for (int j = 0; scales && j < SIDE; j++)
+            rows[k][j] *= scales[k];
+        for (int j = 0; addends && j < SIDE; j++)
+            rows[k][j] += addends[k][j];
+        memcpy(places[k], rows[k], sizeof rows[k]);
+    }
+}
+
+void set_spacing(Spacing *spacing, int64_t stride)
+{
+    spacing->stride = stride;
+    for (int64_t v = 0, at = 0, number = 0; v < stride && stride <= SIDE; v++) {
+        spacing->masks[v] = 0;
+        for (int k = 0; k < SIDE; k++) {
+            spacing->numbers[v][k] = (int32_t)number;
+            if (!at)
+                spacing->masks[v] |= (uint16_t)(1 << k), number++;
+            at = at + 1 < stride ? at + 1 : 0;
+        }
+    }
+}
+
+static void spread_scalar(const float *values, int64_t n, const Spacing *spacing, float *out)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i * spacing->stride] = values[i];
 }
 
 #ifdef HAS_X86
@@ -39,7 +73,65 @@ static void transpose_avx2(const float *values, int64_t stride, float (*out)[SID
         for (int c = 0; c < SIDE; c += 8)
             transpose_eight(values + r * stride + c, stride, (float(*)[SIDE])(out[c] + r));
 }
+
+/* The next lines of the places are asked for: they are written next, and too many for the processor to foresee. */
+#define PUT_ROWS(set, target, vector, lanes, load, store, all, add, multiply)                                          \
+    target static void put_rows_##set(float (*rows)[SIDE], int n, const float *scales, const float *const *addends,    \
+                                      float *const *places)                                                            \
+    {                                                                                                                  \
+        for (int k = 0; k < n; k++) {                                                                                  \
+            _mm_prefetch((const char *)places[k] + sizeof rows[k], _MM_HINT_T1);                                       \
+            for (int j = 0; j < SIDE; j += lanes) {                                                                    \
+                vector row = load(rows[k] + j);                                                                        \
+                if (scales)                                                                                            \
+                    row = multiply(row, all(scales[k]));                                                               \
+                if (addends)                                                                                           \
+                    row = add(row, load(addends[k] + j));                                                              \
+                store(places[k] + j, row);                                                                             \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+
+PUT_ROWS(avx2, TARGET_AVX2, __m256, 8, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_add_ps, _mm256_mul_ps)
+PUT_ROWS(avx512, TARGET_AVX512, __m512, 16, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_add_ps,
+         _mm512_mul_ps)
+
+/* Whole vectors are written; masks keep what is between the values. */
+TARGET_AVX512
+static void spread_avx512(const float *values, int64_t n, const Spacing *spacing, float *out)
+{
+    const int64_t stride = spacing->stride;
+    int64_t i = 0;
+    for (; stride <= SIDE && i + SIDE <= n; i += SIDE) {
+        const __m512 some = _mm512_loadu_ps(values + i);
+        for (int64_t v = 0; v < stride; v++) {
+            const __m512i numbers = _mm512_loadu_si512(spacing->numbers[v]);
+            _mm512_mask_storeu_ps(out + i * stride + v * SIDE, spacing->masks[v], _mm512_permutexvar_ps(numbers, some));
+        }
+    }
+    spread_scalar(values + i, n - i, spacing, out + i * stride);
+}
 #endif
+
+PutRows *row_putter(int instruction_set)
+{
+#ifdef HAS_X86
+    if (instruction_set != SCALAR)
+        return instruction_set == AVX2 ? put_rows_avx2 : put_rows_avx512;
+#endif
+    (void)instruction_set;
+    return put_rows_scalar;
+}
+
+Spread *spreader(int instruction_set)
+{
+#ifdef HAS_X86
+    if (instruction_set == AVX512)
+        return spread_avx512;
+#endif
+    (void)instruction_set;
+    return spread_scalar;
+}
 
 Transpose *transposer(int instruction_set)
 {

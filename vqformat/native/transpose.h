@@ -13,4 +13,25 @@ typedef void Transpose(const float *values, int64_t stride, float (*out)[SIDE]);
 /* The function for an instruction set. */
 Transpose *transposer(int instruction_set);
 
+/* Put the first ``n`` rows of a square in their places, times ``scales`` and plus ``addends``, if these are not NULL.
+   The square is changed. An addend may be in the place of its own row. */
+typedef void PutRows(float (*rows)[SIDE], int n, const float *scales, const float *const *addends, float *const *places);
+
+PutRows *row_putter(int instruction_set);
+
+/* Where values go that are ``stride`` apart from each other. If that is at most SIDE, SIDE values go to ``stride`` vectors:
+   for each lane of these the number of a value, and as a mask whether it goes there. */
+typedef struct {
+    int64_t stride;
+    int32_t numbers[SIDE][SIDE];
+    uint16_t masks[SIDE];
+} Spacing;
+
+void set_spacing(Spacing *spacing, int64_t stride);
+
+/* Put ``n`` values apart from each other. What lies between them is not changed. */
+typedef void Spread(const float *values, int64_t n, const Spacing *spacing, float *out);
+
+Spread *spreader(int instruction_set);
+
 #endif

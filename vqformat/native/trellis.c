@@ -22,6 +22,17 @@ void trellis_start(void)
 #endif
 }
 
+/* Write ``n`` times ``slot``, and up to TOGETHER - 1 times more, which the next code overwrites. */
+#define FILL(name, type)                                                                                               \
+    static void name(type *out, type slot, uint32_t n)                                                                 \
+    {                                                                                                                  \
+        for (uint32_t k = 0; k < n; k += TOGETHER)                                                                     \
+            for (int j = 0; j < TOGETHER; j++)                                                                         \
+                out[k + j] = slot;                                                                                     \
+    }
+FILL(fill_narrow, uint32_t)
+FILL(fill_wide, uint64_t)
+
 void trellis_slots(const uint32_t *frequencies, int64_t n_tables, int64_t entries, int precision, int n_books,
                    int is_wide, void *slots)
 {
@@ -30,12 +41,11 @@ void trellis_slots(const uint32_t *frequencies, int64_t n_tables, int64_t entrie
         for (int64_t code = 0, start = 0; code < entries; code++) {
             const uint32_t frequency = *frequencies++, step = (n_slots - frequency) | (uint32_t)start << precision;
             const uint32_t symbol = (uint32_t)(n_books * code + i % n_books);
-            for (uint32_t k = 0; k < frequency; k++, at++)
-                if (is_wide)
-                    ((uint64_t *)slots)[at] = step | (uint64_t)symbol << 32;
-                else
-                    ((uint32_t *)slots)[at] = step | symbol << 24;
-            start += frequency;
+            if (is_wide)
+                fill_wide((uint64_t *)slots + at, step | (uint64_t)symbol << 32, frequency);
+            else
+                fill_narrow((uint32_t *)slots + at, step | symbol << 24, frequency);
+            start += frequency, at += frequency;
         }
 }
 
@@ -65,15 +75,42 @@ static void find_slots(Lanes *l, int64_t down, int64_t across, int64_t j)
             l->first_slot[d * l->n_across + a] = l->row_slot[d] + l->column_slot[a];
 }
 
+/* What moves values, for the instruction set. */
+typedef struct {
+    Transpose *transpose;
+    PutRows *put_rows;
+    Spread *spread;
+    Spacing rows; /* of a tile, in a column whose values are beside each other */
+} Movers;
+
 /* Put the values of row ``i`` of the tiles, from column ``from`` to column ``to``, in their places: runs of a row. */
-static void put_runs(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to, Transpose *transpose)
+static void put_runs(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to, const Movers *movers)
 {
     const TrellisBlock *b = l->block;
     float by_lane[WIDTH][WIDTH];
+    const int are_whole = to - from == WIDTH && l->n_across * b->tile_columns == b->n_columns;
+    for (int64_t t = 0, d = 0, a = 0; are_whole && t < down * l->n_across; t += WIDTH) {
+        float scales[WIDTH], *places[WIDTH];
+        const float *addends[WIDTH];
+        int n = 0;
+        for (; n < WIDTH && d < down; n++) {
+            const int64_t row = d * b->tile_rows + i, column = a * b->tile_columns + from;
+            places[n] = b->out + b->row_places[row] + column;
+            scales[n] = b->row_scales ? b->row_scales[row] : 1.0f;
+            addends[n] = b->addend ? b->addend + row * b->n_columns + column : NULL;
+            if (++a == l->n_across)
+                a = 0, d++;
+        }
+        movers->transpose(l->values + t, l->stride, by_lane);
+        movers->put_rows(by_lane, n, b->row_scales ? scales : NULL, b->addend ? addends : NULL, places);
+    }
+    if (are_whole)
+        return;
+    /* Runs that are shorter than a square, and tiles that the block cuts short */
     int64_t d = 0, a = 0;
     for (int64_t t = 0; t < down * l->n_across; t += WIDTH) {
-        if (to - from == WIDTH)
-            transpose(l->values + t, l->stride, by_lane);
+        if (b->tile_columns >= WIDTH)
+            movers->transpose(l->values + t, l->stride, by_lane);
         else
             for (int k = 0; k < WIDTH; k++)
                 for (int64_t j = 0; j < to - from; j++)
@@ -99,17 +136,18 @@ static void put_runs(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to
 }
 
 /* Add what belongs to the columns ``from`` to ``to`` of row ``i`` of the tiles to their values. */
-static void add_to_values(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to, Transpose *transpose)
+static void add_to_values(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to, const Movers *movers)
 {
     const TrellisBlock *b = l->block;
     const int64_t next_lane = b->tile_rows * b->n_columns; /* if tiles are below each other only */
     int64_t t = 0;
     if (l->n_across == 1 && to - from == WIDTH)
         for (float of_steps[WIDTH][WIDTH]; t + WIDTH <= down; t += WIDTH) {
-            transpose(b->addend + i * b->n_columns + t * next_lane + from, next_lane, of_steps);
+            float *values[WIDTH];
             for (int j = 0; j < WIDTH; j++)
-                for (int k = 0; k < WIDTH; k++)
-                    l->values[j * l->stride + t + k] += of_steps[j][k];
+                values[j] = l->values + j * l->stride + t;
+            movers->transpose(b->addend + i * b->n_columns + t * next_lane + from, next_lane, of_steps);
+            movers->put_rows(of_steps, WIDTH, NULL, (const float *const *)values, values);
         }
     for (; t < down * l->n_across; t++) {
         const int64_t row = t / l->n_across * b->tile_rows + i, first = t % l->n_across * b->tile_columns;
@@ -119,7 +157,8 @@ static void add_to_values(Lanes *l, int64_t i, int64_t down, int64_t from, int64
 }
 
 /* The same where the values of a row are not beside each other. ``are_beside``: those of a column are. */
-static void put_singly(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to, int are_beside, Transpose *transpose)
+static void put_singly(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t to, int are_beside,
+                       const Movers *movers)
 {
     const TrellisBlock *b = l->block;
     const int64_t height = b->tile_rows, n_across = l->n_across, *const row_places = b->row_places + i;
@@ -128,7 +167,7 @@ static void put_singly(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t 
             for (int64_t a = 0; a < n_across; a++)
                 l->values[j * l->stride + d * n_across + a] *= b->row_scales[d * height + i];
     if (b->addend)
-        add_to_values(l, i, down, from, to, transpose);
+        add_to_values(l, i, down, from, to, movers);
     for (int64_t j = from; j < to; j++)
         for (int64_t a = 0; a < n_across && a * b->tile_columns + j < b->n_columns; a++) {
             float *const out = b->out + b->column_places[a * b->tile_columns + j];
@@ -138,13 +177,15 @@ static void put_singly(Lanes *l, int64_t i, int64_t down, int64_t from, int64_t 
                     out[row_places[d * height]] = values[d * n_across];
             else if (height == 1 && n_across == 1)
                 memcpy(out + row_places[0], values, (size_t)down * sizeof *out);
+            else if (n_across == 1)
+                movers->spread(values, down, &movers->rows, out + row_places[0]);
             else
                 for (int64_t d = 0; d < down; d++)
                     out[row_places[0] + d * height] = values[d * n_across];
         }
 }
 
-static int decode_lanes(Lanes *l, int64_t n_down, int64_t n_steps, Step *step, Transpose *transpose)
+static int decode_lanes(Lanes *l, int64_t n_down, int64_t n_steps, Step *step, const Movers *movers)
 {
     const TrellisBlock *b = l->block;
     const int64_t height = b->tile_rows, width = b->tile_columns, n_across = l->n_across;
@@ -179,9 +220,9 @@ static int decode_lanes(Lanes *l, int64_t n_down, int64_t n_steps, Step *step, T
                         step(l, d * n_across, d * n_across + across, first_slot, out);
             }
             if (b->column_places)
-                put_singly(l, i, down, from, to, are_beside, transpose);
+                put_singly(l, i, down, from, to, are_beside, movers);
             else
-                put_runs(l, i, down, from, to, transpose);
+                put_runs(l, i, down, from, to, movers);
         }
         if (l->is_short)
             return WORDS_END;
@@ -216,7 +257,10 @@ int trellis_decode(const TrellisBlock *b, int instruction_set)
     for (uint32_t i = 0; i < 4; i++)
         lanes.flips[i] = (((0u - (i & 1)) & b->feedback) ^ ((0u - (i >> 1)) & b->forward)) << b->precision;
     const int kernel = (b->is_wide ? 4 : 0) + (b->book ? 2 : 0) + (b->n_books == 2);
-    int found = decode_lanes(&lanes, n_down, n_steps, STEPS[instruction_set][kernel], transposer(instruction_set));
+    Movers movers = {.transpose = transposer(instruction_set), .put_rows = row_putter(instruction_set),
+                     .spread = spreader(instruction_set)};
+    set_spacing(&movers.rows, b->tile_rows);
+    int found = decode_lanes(&lanes, n_down, n_steps, STEPS[instruction_set][kernel], &movers);
     free(allocated), free(values);
     return found;
 }

@@ -40,7 +40,9 @@ int trellis_decode(const TrellisBlock *block, int instruction_set);
 
 /* Fill the slots of ``n_tables`` tables of frequencies, ``(n_tables, entries)``, each of which has the sum 2^P. Table i
    is one of codebook i mod B. A slot has 2^P - frequency in its lowest P bits, the start of its code in the next P bits,
-   and its symbol, B * code + q, in the bits from 24 on, or from 32 on if it is wide. */
+   and its symbol, B * code + q, in the bits from 24 on, or from 32 on if it is wide. ``slots`` has room for TOGETHER
+   slots more. */
+enum { TOGETHER = 16 };
 void trellis_slots(const uint32_t *frequencies, int64_t n_tables, int64_t entries, int precision, int n_books,
                    int is_wide, void *slots);
 

@@ -527,6 +527,7 @@ static vqm_status open_index(vqm *f) {
     give_back_all(f);
     TRY(go_to(f, 16));
     TRY(open_chunk(f, f->first_chunk));
+    NEED(f->body.meta_nbytes > 65536, VQM_FORMAT, "IDX-001");
     return take_meta(f, f->body.meta);
 }
 
@@ -2622,7 +2623,10 @@ static vqm_status read_index(vqm *f, const uint8_t *m, index_fields *x) {
     TRY(value_of(f, &m, VQM_BIN, &x->dtypes));
     TRY(value_of(f, &m, VQM_BIN, &x->ranks));
     NEED(x->ranks.n == x->dtypes.n, VQM_FORMAT, "IDX-001");
-    for (i = 0; i < x->ranks.n; i++) n_dims += x->ranks.bytes[i];
+    for (i = 0; i < x->ranks.n; i++) {
+        NEED(x->ranks.bytes[i] <= MAX_AXES || !f->by_index, VQM_LIMIT, "TEN-003");
+        n_dims += x->ranks.bytes[i];
+    }
     columns = m;
     TRY(open_column(f, &columns, n_dims, &x->dims));
     TRY(open_column(f, &columns, x->dtypes.n, &x->chunks));
@@ -2728,6 +2732,7 @@ static vqm_status take_index(vqm *f, const uint8_t *m) {
     entry **entries;
     uint8_t *space;
     chunk *c;
+    int has_aliases = 0;
     TRY(read_index(f, m, &x));
     TRY(list_chunks(f, &x));
     NEED(x.dtypes.n <= MAX_TENSORS, VQM_LIMIT, "LIM-001");
@@ -2748,12 +2753,10 @@ static vqm_status take_index(vqm *f, const uint8_t *m) {
         NEED(end - name <= MAX_NAME, VQM_LIMIT, "TEN-001");
         NEED(!*find_entry(f, name, (size_t)(end - name)), VQM_FORMAT, "TEN-002");
         NEED(dtype < VQM_N_DTYPES, VQM_UNSUPPORTED, "TEN-006");
-        NEED(rank <= MAX_AXES, VQM_LIMIT, "TEN-003");
         for (k = 0; k < rank; k++) dims[k] = column_at(&x.dims, n_dims++);
-        TRY(add_entry(f, name, (size_t)(end - name), rank, &e));
+        TRY(add_entry(f, name, (size_t)(end - name), target ? 0 : rank, &e));
         entries[i] = e;
         e->tensor.dtype = (vqm_dtype)dtype;
-        if (rank) memcpy((uint64_t *)e->tensor.dims, dims, rank * sizeof *dims);
         TRY(take_shape(f, dims, rank, dtype, &n_elements, &e->tensor.nbytes));
         if (target) {
             const vqm_tensor *t;
@@ -2762,6 +2765,11 @@ static vqm_status take_index(vqm *f, const uint8_t *m) {
             NEED((unsigned)t->dtype == dtype && t->rank == rank, VQM_FORMAT, "IDX-001");
             NEED(!rank || !memcmp(t->dims, dims, rank * sizeof *dims), VQM_FORMAT, "IDX-001");
             e->tensor.target = t;
+            has_aliases = 1;
+            e->tensor.rank = rank;
+            e->tensor.dims = t->dims; /* vqm_need counts them once */
+        } else if (rank) {
+            memcpy((uint64_t *)e->tensor.dims, dims, rank * sizeof *dims);
         }
         NEED(place >= c->place && place < x.lengths.n, VQM_FORMAT, "IDX-004");
         while (c->place < place) c = c->next;
@@ -2770,7 +2778,7 @@ static vqm_status take_index(vqm *f, const uint8_t *m) {
         e->tensor.layer = c->number;
         name = end + 1;
     }
-    NEED(name == names_end, VQM_FORMAT, "IDX-001");
+    NEED(name == names_end && x.has_targets == has_aliases && x.metadata.n <= 65536, VQM_FORMAT, "IDX-001");
     if (!x.metadata.n) return VQM_OK;
     f->body.meta = x.metadata.bytes;
     f->body.meta_nbytes = (size_t)x.metadata.n;

@@ -10,11 +10,13 @@ import operator
 import os
 from collections.abc import Callable, Iterable
 
+from ..errors import missing_package
+
 try:
     import onnxruntime
     from onnx import ModelProto
 except ImportError as err:
-    raise ImportError(f"calibrating ONNX models needs {err.name}; run: pip install 'vqformat[onnxruntime]'") from err
+    raise missing_package("calibrating ONNX models needs", "onnxruntime", err) from err
 
 from ..encode.calibration import Calibration, TensorStatistics
 from .graph import Array, Feeds, Graph

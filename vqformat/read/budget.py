@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from ..errors import LimitError
 from ..format import limits
 from ..format.records import TensorRecord
+from ..sizes import Size, parse_size
 
-_FREE_RESIDENT_NBYTES = 1 << 20
+_FREE_NBYTES = 1 << 20  # of resident sections of a tensor, or of the index, which do not count
 _MOST_TABLE_NBYTES = 1 << 28  # of all tables together, if the caller sets no bound on the total
 
 
@@ -25,13 +26,24 @@ class Budget:
         max_total_nbytes: Most bytes of all tensors and tables together; None for the memory that is available.
         tensor_nbytes: Bytes counted so far of tensors that are held.
         shared_nbytes: Bytes counted so far of BOOK and FREQ sections.
+        index_nbytes: Bytes of the index, if they count.
     """
 
     max_tensor_nbytes: int = limits.DEFAULT_MAX_TENSOR_NBYTES
     max_total_nbytes: int | None = None
     tensor_nbytes: int = 0
     shared_nbytes: int = 0
-    _available_nbytes: int | None = None
+    index_nbytes: int = 0
+
+    @classmethod
+    def of(cls, max_tensor_bytes: Size, max_total_bytes: Size | None) -> Budget:
+        """The budget of a caller, whose limits may be texts such as ``"1.5MB"``.
+
+        Raises:
+            ValueError: A text is no size.
+        """
+        return cls(parse_size(max_tensor_bytes) if isinstance(max_tensor_bytes, str) else max_tensor_bytes,
+                   parse_size(max_total_bytes) if isinstance(max_total_bytes, str) else max_total_bytes)  # fmt: skip
 
     def take(self, record: TensorRecord) -> None:
         """Count a tensor, with its tables, before it is decoded into a new array.
@@ -39,9 +51,21 @@ class Budget:
         Raises:
             LimitError: It has too many bytes, or all tensors and tables together have.
         """
+        if 0 in record.shape:
+            return
         self.check_size(record)
-        self.check_tables(record, _in_memory(record))
-        self.tensor_nbytes += _in_memory(record)
+        nbytes = _in_memory(record)
+        self.check_tables(record, nbytes)
+        self.tensor_nbytes += nbytes
+
+    def take_copy(self, name: str, nbytes: int) -> None:
+        """Count a copy of a tensor before it is made.
+
+        Raises:
+            LimitError: All tensors and tables together have too many bytes.
+        """
+        self._check(nbytes, 0, f"tensor {name!r}", 0)
+        self.tensor_nbytes += nbytes
 
     def check_size(self, record: TensorRecord) -> None:
         """Check the bytes of a tensor alone.
@@ -65,7 +89,7 @@ class Budget:
         """
         resident_nbytes = sum(map(sum, record.resident_nbytes())) if record.stages else 0
         # Small tables do not count, so that a limit of exactly the bytes of all tensors is enough
-        if resident_nbytes <= _FREE_RESIDENT_NBYTES:
+        if resident_nbytes <= _FREE_NBYTES:
             resident_nbytes = 0
         self._check(new_nbytes, resident_nbytes, f"tensor {record.name!r}", _in_memory(record))
 
@@ -81,21 +105,30 @@ class Budget:
         self._check(0, nbytes, what, 0)
         self.shared_nbytes += nbytes
 
+    def take_index(self, nbytes: int) -> None:
+        """Count the index, if it is kept, before it is read. A small one does not count.
+
+        Raises:
+            LimitError: It has too many bytes.
+        """
+        if nbytes > _FREE_NBYTES:
+            self.index_nbytes = nbytes
+            self._check(0, 0, "the index", 0)
+
     def _check(self, tensor_nbytes: int, table_nbytes: int, what: str, fair_nbytes: int) -> None:
         table_nbytes += self.shared_nbytes
-        total_nbytes = self.tensor_nbytes + tensor_nbytes + table_nbytes
-        most_nbytes = self.max_total_nbytes
+        total_nbytes = self.index_nbytes + self.tensor_nbytes + tensor_nbytes + table_nbytes
+        most_nbytes, allowed = self.max_total_nbytes, f"max_total_bytes is {self.max_total_nbytes}"
         if most_nbytes is None:
-            if self._available_nbytes is None:
-                self._available_nbytes = limits.available_memory()
-            most_nbytes = self._available_nbytes
+            # To ask the system takes longer than to decode a small tensor
+            most_nbytes = limits.available_memory() if total_nbytes > _FREE_NBYTES else limits.memory_bound()
+            allowed = f"{most_nbytes} are available"
             most_tables = max(_MOST_TABLE_NBYTES, fair_nbytes)
             if table_nbytes > most_tables:
                 raise LimitError(f"with {what} there are {table_nbytes} bytes of tables; without max_total_bytes at"
                                  f" most {most_tables} are allowed", clause="LIM-002")  # fmt: skip
-        if total_nbytes > most_nbytes:
-            raise LimitError(f"with {what} there are {total_nbytes} bytes; max_total_bytes is {most_nbytes}",
-                             clause="LIM-002")  # fmt: skip
+        if most_nbytes is not None and total_nbytes > most_nbytes:
+            raise LimitError(f"with {what} there are {total_nbytes} bytes; {allowed}", clause="LIM-002")
 
 
 def _in_memory(record: TensorRecord) -> int:

@@ -80,7 +80,7 @@ def _read_end(source: RandomInput, faults: list[FormatError]) -> tuple[bytes | N
     try:
         footer = source.read_at(offset, FOOTER_NBYTES, "the footer")
         # A flipped bit leaves one half of the magic
-        if not footer.startswith(container.MAGIC[:4]) and footer[4:8] != container.MAGIC[4:]:
+        if not container.begins_like_vqm(footer) and footer[4:8] != container.MAGIC[4:]:
             raise TruncatedError("the file does not end in a footer: it is cut short or something follows it",
                                  clause="FTR-002", offset=offset)  # fmt: skip
         header, index_offset = container.read_footer(footer, offset)
@@ -95,8 +95,8 @@ def _read_index(source: RandomInput, offset: int) -> Index:
 
 
 def _parse_index(chunk: ChunkHead, offset: int) -> Index:
-    index = Index.parse(chunk.meta)
-    if chunk.type != b"INDX" or index.chunk_offsets[-1] != offset:
+    index = Index(chunk.meta)
+    if chunk.type != b"INDX" or index.end != offset:
         raise FormatError(f"the index at byte {offset} does not fit its place", clause="FTR-003", offset=offset)
     return index
 
@@ -110,12 +110,11 @@ def _has_meta(source: RandomInput) -> bool:
 
 def _by_index(source: RandomInput, index: Index) -> list[int | FormatError]:
     places: list[int | FormatError] = []
-    offsets = index.chunk_offsets
-    for number, type in enumerate(index.chunk_types):
-        start, end = offsets[number : number + 2]
+    for number in range(index.n_chunks):
+        start, end = index.span(number)
         try:
             chunk = container.read_chunk_head(_ChunkInput(source, start, end))
-            if (chunk.type, chunk.end()) != (type, end):
+            if (chunk.type, chunk.end()) != (index.chunk_type(number), end):
                 raise FormatError(f"chunk {number} is not what the index says", clause="IDX-001", offset=start)
             places.append(start)
         except FormatError as err:

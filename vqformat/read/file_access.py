@@ -16,6 +16,10 @@ from typing import BinaryIO, Protocol
 from ..errors import FormatError
 from ..files import reads_its_descriptor
 from ..forks import ForkSafeLock, RenewedByFork
+from ..format.container import FOOTER_NBYTES
+from .pinned import pinned
+
+_END_NBYTES = FOOTER_NBYTES + 4  # the end of a file that is compared
 
 
 class FileAccess(Protocol):
@@ -44,15 +48,26 @@ class _Descriptor:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._version = self._stat()
+        self._version, self._changed_ns = self._stat()
+        self._end = self._read_end()
 
-    def _stat(self) -> tuple[int, int]:
+    def _stat(self) -> tuple[tuple[int, int], int]:
         stat = os.fstat(self._stream.fileno())
-        return stat.st_size, stat.st_mtime_ns
+        return (stat.st_size, stat.st_mtime_ns), stat.st_ctime_ns
+
+    def _read_end(self) -> bytes:
+        """The CRC of the index, which has the SHA-256 of all before it, and the footer."""
+        return self.read(max(0, self._version[0] - _END_NBYTES), _END_NBYTES)
 
     def check_unchanged(self) -> None:
-        if self._stat() != self._version:
+        version, changed_ns = self._stat()
+        if version != self._version:
             raise FormatError("the file was overwritten while it was open: its size or modification time has changed")
+        # Programs that copy files restore the modification time. A new name or other permissions change ctime, too
+        if changed_ns != self._changed_ns:
+            if self._read_end() != self._end:
+                raise FormatError("the file was overwritten while it was open: its index is another one")
+            self._changed_ns = changed_ns
 
     def read(self, offset: int, n: int) -> bytes:
         file = self._stream.fileno()  # asked for each time: raises ValueError once the file is closed
@@ -74,6 +89,7 @@ class _Seeking(RenewedByFork):
         self._copy: BinaryIO | None = None  # opened again in a forked process
         self._lock = ForkSafeLock()
         self._is_of_parent = False
+        self._pinned = pinned(stream)
         super().__init__()
 
     def renew_after_fork(self) -> None:
@@ -83,6 +99,7 @@ class _Seeking(RenewedByFork):
         with self._lock:
             if self._is_of_parent:
                 self._stream = self._copy = _opened_again(self._stream)
+                self._pinned = pinned(self._copy, self._pinned)
                 self._is_of_parent = False
             self._stream.seek(offset)
             pieces = []
@@ -92,9 +109,11 @@ class _Seeking(RenewedByFork):
         return b"".join(pieces)
 
     def check_unchanged(self) -> None:
-        pass  # nothing tells this without a further read, which over a network takes long
+        pass  # ``pinned`` has compared each answer of a server; nothing tells it of other streams
 
     def close(self) -> None:
+        if self._pinned is not None:
+            self._pinned.release()
         if self._copy is not None:
             self._copy.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..errors import ChecksumError, FormatError, TruncatedError
 from ..format import container
 from ..format.container import FOOTER_NBYTES, HEADER_NBYTES
@@ -9,12 +11,15 @@ from ..format.index import Index
 from .random_access import PartInput, RandomInput
 
 
-def read_index(source: RandomInput, tail_nbytes: int, most_held_nbytes: int) -> Index:
+def read_index(
+    source: RandomInput, tail_nbytes: int, most_held_nbytes: int, check_nbytes: Callable[[int], None]
+) -> Index:
     """Read header, footer and index of a file, and check them (FTR-001..003, IDX-001).
 
     Args:
         tail_nbytes: Bytes at the end of the file that are read at once; often the index is among them.
         most_held_nbytes: An index that is longer by at most so many bytes is read by one further read.
+        check_nbytes: Called with the plain bytes of the index before they are in memory.
 
     Raises:
         VqmError: The file is refused.
@@ -47,12 +52,13 @@ def read_index(source: RandomInput, tail_nbytes: int, most_held_nbytes: int) -> 
         tail = source.read_at(index_offset, tail_offset - index_offset, "the index") + tail
         tail_offset = index_offset
     part = PartInput(source, index_offset, tail_offset, tail)
-    chunk = container.read_chunk_head(part)
+    chunk = container.read_chunk_head(part, check_meta=check_nbytes)
     if chunk.type != b"INDX" or part.offset != footer_offset:
         raise FormatError(f"index_offset {index_offset} is not that of an INDX chunk before the footer",
                           clause="FTR-003", offset=footer_offset)  # fmt: skip
-    index = Index.parse(chunk.meta)
-    if index.chunk_offsets[-1] != index_offset:
-        raise FormatError(f"the chunks of the index end at {index.chunk_offsets[-1]}, not at {index_offset}",
+    index = Index(chunk.meta)
+    index.check_types()
+    if index.end != index_offset:
+        raise FormatError(f"the chunks of the index end at {index.end}, not at {index_offset}",
                           clause="IDX-001", offset=index_offset)  # fmt: skip
     return index

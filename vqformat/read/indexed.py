@@ -13,8 +13,10 @@ from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, allocate
 from ..errors import FormatError, TensorNotFoundError
 from ..forks import ForkSafeLock, cached_property
 from ..format.chunks import LayerInfo, parse_meta
-from ..format.container import ChunkHead
+from ..format.container import COPY, ChunkHead
+from ..format.copies import Copies, read_copies
 from ..format.index import Entry
+from ..format.limits import MAX_META_COPY_NBYTES
 from ..format.records import AliasRecord, TensorRecord
 from ..format.stages import Size
 from .budget import Budget
@@ -70,7 +72,11 @@ class IndexedReader:
         self._budget = budget or Budget()
         self._lock = ForkSafeLock()  # guards _layers, _tables and _budget
         self._layers: dict[int, _Layer] = {}
-        self.index = read_index(self._input, TAIL_NBYTES, HELD_NBYTES)
+        try:
+            self.index = read_index(self._input, TAIL_NBYTES, HELD_NBYTES, self._budget.take_index)
+        except BaseException:
+            self._input.close()
+            raise
         self._chunks = IndexedChunks(self._input, self.index)
         self._tables = IndexedTables(self._chunks, self._budget, self._lock)
 
@@ -83,15 +89,22 @@ class IndexedReader:
         self._input.check_open()
 
     def metadata(self) -> dict[str, Any]:
-        """The user's metadata: the copy in the index (SPEC 15.2), or META if there is no copy."""
-        return parse_meta(self.index.meta_copy or self._meta())
+        """The user's metadata: the copy in the index (SPEC 15.2), or META if that is too long for a copy."""
+        meta = self.index.meta_copy
+        if not meta:
+            meta = self._meta()
+            self._check_copy(meta)
+        return parse_meta(meta)
 
     def check_metadata(self) -> None:
         """Read META and compare it with its copy in the index (IDX-001). Nothing else reads META if there is a copy."""
-        meta = self._meta()
-        if self.index.meta_copy and self.index.meta_copy != meta:
+        self._check_copy(self._meta())
+
+    def _check_copy(self, meta: bytes) -> None:
+        """Compare the metadata of META with its copy in the index, which is empty if the metadata is too long."""
+        if self.index.meta_copy != (meta if len(meta) <= MAX_META_COPY_NBYTES else b""):
             raise FormatError("the index's copy of META differs from META", clause="IDX-001",
-                              offset=self.index.chunk_offsets[0])  # fmt: skip
+                              offset=self.index.span(0)[0])  # fmt: skip
 
     def _meta(self) -> bytes:
         """The metadata of META itself."""
@@ -106,23 +119,43 @@ class IndexedReader:
         """
         at = self.index.position(name)
         if at is None:
-            raise TensorNotFoundError(name, self.index.names)
+            raise TensorNotFoundError(name, self.index)
         return self.index.entry(at)
 
     def record(self, name: str) -> TensorRecord:
         """The record of a tensor; for an alias that of its target."""
-        return self._locate(name)[0]
+        return self._locate(self.entry(name))[0]
 
-    def layer_name(self, name: str) -> str:
-        """Name of the layer that holds a tensor."""
-        return self._layer(self.entry(name).chunk).name
+    @cached_property
+    def holders(self) -> dict[str, str]:
+        """For each alias that is not the same array as its target: the alias whose array it is, see ``Copies``."""
+        copies, index = Copies(), self.index
+        if not len(index.chunks_of(COPY)):
+            return {}
+        for at in index.chunks_of(b"LAYR").tolist():
+            entries = map(index.entry, index.tensors_of(at))
+            aliases = [(entry.name, entry.target) for entry in entries if entry.target is not None]
+            is_said = bool(aliases) and index.chunk_type(at - 1) == COPY
+            copies.add_aliases(self._read_copies(at - 1) if is_said else {}, aliases)
+        return copies.holders
 
-    def stored_nbytes(self, name: str) -> int:
-        """Stored bytes of a tensor's sections; 0 for an alias."""
-        if self.entry(name).target is not None:
-            return 0
-        record, layer, first = self._locate(name)
-        return sum(entry.nbytes for entry in layer.chunk.sections[first : first + record.n_sections()])
+    def _read_copies(self, at: int) -> dict[str, Any]:
+        with self._input.clearing_on_error():
+            return read_copies(self._chunks.head(at))
+
+    def described(self, name: str) -> tuple[Entry, TensorRecord | None, str, int]:
+        """What the file states about a tensor.
+
+        Returns:
+            Its entry in the index, its record (None for an alias), the name of the layer that holds it, and the stored
+            bytes of its sections.
+        """
+        entry = self.entry(name)
+        if entry.target is not None:
+            return entry, None, self._layer(entry.chunk).name, 0
+        record, layer, first = self._locate(entry)
+        sections = layer.chunk.sections[first : first + record.n_sections()]
+        return entry, record, layer.name, sum(section.nbytes for section in sections)
 
     def _layer(self, at: int) -> _Layer:
         """A LAYR chunk by its number in the chunk list; read once, then kept.
@@ -132,7 +165,7 @@ class IndexedReader:
         with self._lock, self._input.clearing_on_error():
             found = self._layers.get(at)
             if found is None:
-                start, end = self.index.chunk_offsets[at : at + 2]
+                start, end = self.index.span(at)
                 end = min(end, start + TAIL_NBYTES)  # often has resident sections of its first tensor, too
                 self._input.hold(b"head", self._chunks.start_of_tables(at, end, 2 * TAIL_NBYTES), end)
                 chunk = self._chunks.head(at)
@@ -143,13 +176,14 @@ class IndexedReader:
 
     def _check_layer(self, at: int, info: LayerInfo) -> None:
         """Compare a layer's records with the index (IDX-003)."""
-        first = self.index.first_of_chunk[at]
-        n = self.index.first_of_chunk[at + 1] - first
-        if n != len(info.records):
-            raise FormatError(f"layer {info.name!r} has {len(info.records)} tensors, in the index {n}",
+        if self.index.agrees(at, info.records):
+            return
+        positions = self.index.tensors_of(at)
+        if len(positions) != len(info.records):
+            raise FormatError(f"layer {info.name!r} has {len(info.records)} tensors, in the index {len(positions)}",
                               clause="IDX-003")  # fmt: skip
-        for position, record in enumerate(info.records):
-            entry = self.index.entry(first + position)
+        for position, record in zip(positions, info.records, strict=True):
+            entry = self.index.entry(position)
             said = (entry.name, entry.target)
             found: tuple[str, str | None] = (record.name, None)
             if isinstance(record, AliasRecord):
@@ -161,15 +195,11 @@ class IndexedReader:
                 raise FormatError(f"tensor {record.name!r} is {found} in its layer, in the index {said}",
                                   clause="IDX-003")  # fmt: skip
 
-    def _locate(self, name: str) -> tuple[TensorRecord, _Layer, int]:
+    def _locate(self, entry: Entry) -> tuple[TensorRecord, _Layer, int]:
         """Record of a tensor (for an alias of its target), its layer, and the number of its first section in that."""
-        entry = self.entry(name)
         if entry.target is not None:
             self._layer(entry.chunk)  # compares the record of the alias with the index
-            target = self.entry(entry.target)
-            if (target.dtype, target.shape) != (entry.dtype, entry.shape):
-                raise FormatError(f"index: alias {name!r} and its target differ in dtype or shape", clause="IDX-001")
-            entry = target
+            entry = self.entry(entry.target)
         layer = self._layer(entry.chunk)
         found = layer.stored.get(entry.position)
         if found is None:  # no elements: the index, which agrees with the record, says all
@@ -186,9 +216,10 @@ class IndexedReader:
             TensorNotFoundError: There is no tensor of this name.
             VqmError: Its part of the file is refused.
         """
+        entry = self.entry(name)
         with self._input.clearing_on_error():
-            self._hold(name, 8 * HELD_NBYTES)
-            array = self._decode(name, threads, None)
+            self._hold(entry, 8 * HELD_NBYTES)
+            array = self._decode(entry, threads, None)
         self._input.release(b"LAYR", HELD_NBYTES)
         return array
 
@@ -199,7 +230,7 @@ class IndexedReader:
             TensorNotFoundError: There is no tensor of this name.
             VqmError: Its part of the file is refused.
         """
-        record, layer, first = self._locate(name)
+        record, layer, first = self._locate(self.entry(name))
         replace(self._budget).take(record)
         if not record.stages:
             return record, []
@@ -214,11 +245,12 @@ class IndexedReader:
     def decode_into(self, name: str, out: Array, threads: int = 1) -> None:
         """Decode a tensor into an array of its shape and dtype, C-contiguous."""
         with self._input.clearing_on_error():
-            self._hold(name, HELD_NBYTES)
-            self._decode(name, threads, out)
+            entry = self.entry(name)
+            self._hold(entry, HELD_NBYTES)
+            self._decode(entry, threads, out)
 
-    def _decode(self, name: str, threads: int, out: Array | None) -> Array:
-        record, layer, first = self._locate(name)
+    def _decode(self, entry: Entry, threads: int, out: Array | None) -> Array:
+        record, layer, first = self._locate(entry)
         if out is None:
             replace(self._budget).take(record)
         else:
@@ -234,13 +266,22 @@ class IndexedReader:
         sections = ChunkSections(self._input, layer.chunk, layer.spans, first)
         return StoredTensor(record, sections, self._tables, most_held_nbytes=HELD_NBYTES)
 
-    def _hold(self, name: str, most_nbytes: int) -> None:
+    def stored(self, name: str) -> StoredTensor | None:
+        """A tensor, for an alias its target, whose blocks can be read one by one; None if it has no elements."""
+        record, layer, first = self._locate(self.entry(name))
+        if not record.n_elements:
+            return None
+        self._budget.check_tables(record)
+        with self._input.clearing_on_error():
+            return self._stored(record, layer, first)
+
+    def _hold(self, entry: Entry, most_nbytes: int) -> None:
         """Read the layer of a tensor, and the BOOK and FREQ chunks directly before it, at once, unless it is large."""
-        entry = self.entry(name)
+        if 0 in entry.shape:  # it has no sections
+            return
         chunk = entry.chunk if entry.target is None else self.entry(entry.target).chunk
-        offsets = self.index.chunk_offsets
-        end = offsets[chunk + 1]
-        if end - offsets[chunk] > most_nbytes:
+        start, end = self.index.span(chunk)
+        if end - start > most_nbytes:
             return
         self._input.hold(b"LAYR", self._chunks.start_of_tables(chunk, end, most_nbytes), end)
 
@@ -253,7 +294,7 @@ class IndexedReader:
         Raises:
             IndexError, TypeError, ValueError: As NumPy does for an invalid index.
         """
-        record, layer, first = self._locate(name)
+        record, layer, first = self._locate(self.entry(name))
         if not record.n_elements:
             return allocate(record)[index]  # type: ignore[no-any-return]
         region = Region(index, record.shape)
@@ -270,7 +311,7 @@ class IndexedReader:
         Yields:
             For each block an index and its values, so that ``tensor[index] = values`` puts them in place.
         """
-        record, layer, first = self._locate(name)
+        record, layer, first = self._locate(self.entry(name))
         if not record.n_elements:
             return
         self._budget.check_tables(record)

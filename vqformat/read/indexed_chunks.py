@@ -13,7 +13,7 @@ from ..errors import FormatError
 from ..forks import ForkSafeLock
 from ..format import container
 from ..format.chunks import parse_book_chunk, parse_freq_chunk
-from ..format.container import CHUNK_HEAD_NBYTES, ChunkHead
+from ..format.container import COPY, ChunkHead
 from ..format.index import Index
 from ..format.records import BookRecord, FreqRecord
 from .budget import Budget
@@ -23,6 +23,8 @@ from .stored_tensor import ChunkSections
 
 TAIL_NBYTES = 1 << 16  # read at once at the end of the file, and at the beginning of each chunk
 HELD_NBYTES = 1 << 22  # a layer of at most so many stored bytes is read at once and kept
+
+_BEFORE_LAYERS = (b"BOOK", b"FREQ", COPY)
 
 _Record = TypeVar("_Record", BookRecord, FreqRecord)
 _Values = TypeVar("_Values")
@@ -36,30 +38,29 @@ class IndexedChunks:
 
     def head(self, at: int) -> ChunkHead:
         """Read the head of a chunk by its number in the chunk list, and compare it with the index."""
-        start, end = self.index.chunk_offsets[at], self.index.chunk_offsets[at + 1]
+        start, end = self.index.span(at)
         first = self.source.read_at(start, min(end - start, TAIL_NBYTES), "a chunk")
-        if len(first) < CHUNK_HEAD_NBYTES:
-            raise FormatError(f"index: chunk {at} has {len(first)} bytes", clause="IDX-001", offset=start)
         chunk = container.read_chunk_head(PartInput(self.source, start, start, first))
         # Here only: the head has the CRCs of the sections, so those of another file are refused
         self.source.check_unchanged()
-        if chunk.type != self.index.chunk_types[at] or chunk.end() != end:
-            raise FormatError(f"index: chunk {at} is said to be {self.index.chunk_types[at]!r} up to byte {end}, and is"
+        said = self.index.chunk_type(at)
+        if chunk.type != said or chunk.end() != end:
+            raise FormatError(f"index: chunk {at} is said to be {said!r} up to byte {end}, and is"
                               f" {chunk.type!r} up to {chunk.end()}", clause="IDX-001", offset=start)  # fmt: skip
         return chunk
 
     def start_of_tables(self, chunk: int, end: int, most_nbytes: int) -> int:
-        """Offset of the first BOOK or FREQ chunk of those directly before a chunk.
+        """Offset of the first BOOK, FREQ or ``copy`` chunk of those directly before a chunk.
 
         Args:
             chunk: Number of the chunk in the chunk list.
             end: Offset at which the read ends.
             most_nbytes: Chunks that are farther than this before ``end`` are left out.
         """
-        offsets = self.index.chunk_offsets
-        while self.index.chunk_types[chunk - 1] in (b"BOOK", b"FREQ") and end - offsets[chunk - 1] <= most_nbytes:
+        index = self.index
+        while index.chunk_type(chunk - 1) in _BEFORE_LAYERS and end - index.span(chunk - 1)[0] <= most_nbytes:
             chunk -= 1
-        return offsets[chunk]
+        return index.span(chunk)[0]
 
 
 class IndexedTables:
@@ -129,8 +130,8 @@ class IndexedTables:
 
     def _head(self, type: bytes, number: int) -> ChunkHead:
         """The head of a BOOK or FREQ chunk by its number. The whole chunk is read at once, unless it is large."""
-        at = self._chunks.index.chunks_of(type)[number]
-        start, end = self._chunks.index.chunk_offsets[at : at + 2]
+        at = int(self._chunks.index.chunks_of(type)[number])
+        start, end = self._chunks.index.span(at)
         if end - start <= HELD_NBYTES:
             self._chunks.source.hold(type, start, end)
         return self._chunks.head(at)

@@ -43,7 +43,7 @@ def write_whole(found: Survey, stream: BinaryIO, target: str | os.PathLike[str],
                 else:
                     freqs[part.number] = writer.add_freq(part.record, section)
             elif tensors := list(_whole_tensors(part, source, books, freqs)):
-                writer.add_layer(part.name, tensors)
+                writer.add_layer(part.name, tensors, found.holders)
 
 
 def _whole_tensors(

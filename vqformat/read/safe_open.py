@@ -11,6 +11,7 @@ from ..decode.workers import n_threads
 from ..files import Path, opened
 from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES
 from ..format.stage_summary import stage_summary
+from ..sizes import Size
 from .budget import Budget
 from .framework import Array, Framework, Index, NumPy, PyTorch, Tensor, as_output, spelled_as_safetensors
 from .indexed import IndexedReader
@@ -31,8 +32,9 @@ class TensorInfo:
         shape: Its shape.
         layer: Name of the layer that holds it.
         method: Its stages in words.
-        stored_nbytes: Bytes of its sections as stored; 0 for an alias.
-        alias_of: Name of its target, if it is an alias; else None.
+        stored_nbytes: Bytes of its sections as stored; 0 for an alias or a copy.
+        alias_of: Name of the tensor that it is, if it is an alias; else None.
+        copy_of: Name of the tensor whose values it has, if it is stored as a copy of that; else None.
     """
 
     name: str
@@ -42,6 +44,7 @@ class TensorInfo:
     method: str
     stored_nbytes: int
     alias_of: str | None = None
+    copy_of: str | None = None
 
     @property
     def n_elements(self) -> int:
@@ -70,7 +73,7 @@ class safe_open(Mapping[str, Tensor]):
         filename: Path, or a binary file that can seek.
         framework: ``"np"`` or ``"numpy"`` for NumPy arrays, ``"pt"`` or ``"torch"`` for PyTorch tensors.
         device: Device of PyTorch tensors. For arrays only ``"cpu"`` is allowed.
-        max_tensor_bytes: Most bytes of one decoded tensor.
+        max_tensor_bytes: Most bytes of one decoded tensor; a number, or a text such as ``"1.5MB"``.
         max_total_bytes: Most bytes that are held together: a decoded tensor until it is returned, codebooks and other
             tables. None for the memory that is available; then tables may have 256 MiB, or as many bytes as the tensor.
         threads: Threads that decode a tensor; None for the number of processors, but at most 8.
@@ -82,21 +85,21 @@ class safe_open(Mapping[str, Tensor]):
 
     @overload
     def __init__(self: safe_open[Array], filename: Path | BinaryIO, framework: NumPy = "np",
-                 device: Literal["cpu"] = "cpu", *, max_tensor_bytes: int = ..., max_total_bytes: int | None = ...,
+                 device: Literal["cpu"] = "cpu", *, max_tensor_bytes: Size = ..., max_total_bytes: Size | None = ...,
                  threads: int | None = ...) -> None: ...  # fmt: skip
 
     @overload
     def __init__(self: safe_open[torch.Tensor], filename: Path | BinaryIO, framework: PyTorch, device: Device = "cpu",
-                 *, max_tensor_bytes: int = ..., max_total_bytes: int | None = ..., threads: int | None = ...
+                 *, max_tensor_bytes: Size = ..., max_total_bytes: Size | None = ..., threads: int | None = ...
                  ) -> None: ...  # fmt: skip
 
     @overload
     def __init__(self: safe_open[Any], filename: Path | BinaryIO, framework: str, device: Any = "cpu", *,
-                 max_tensor_bytes: int = ..., max_total_bytes: int | None = ..., threads: int | None = ...
+                 max_tensor_bytes: Size = ..., max_total_bytes: Size | None = ..., threads: int | None = ...
                  ) -> None: ...  # fmt: skip
 
     def __init__(self, filename: Path | BinaryIO, framework: str = "np", device: Any = "cpu", *,
-                 max_tensor_bytes: int = DEFAULT_MAX_TENSOR_NBYTES, max_total_bytes: int | None = None,
+                 max_tensor_bytes: Size = DEFAULT_MAX_TENSOR_NBYTES, max_total_bytes: Size | None = None,
                  threads: int | None = None) -> None:  # fmt: skip
         self._framework: Framework[Tensor] = Framework(framework, device)
         self._arguments = framework, device
@@ -105,7 +108,7 @@ class safe_open(Mapping[str, Tensor]):
         self._opened = opened(filename, in_order=False)
         stream = self._opened.__enter__()
         try:
-            self._reader = IndexedReader(stream, Budget(max_tensor_bytes, max_total_bytes))
+            self._reader = IndexedReader(stream, Budget.of(max_tensor_bytes, max_total_bytes))
         except BaseException:
             self._opened.__exit__(None, None, None)
             raise
@@ -178,10 +181,16 @@ class safe_open(Mapping[str, Tensor]):
         Raises:
             TensorNotFoundError: There is no tensor of this name.
         """
-        entry = self._reader.entry(name)
-        method = f"alias of {entry.target}" if entry.target is not None else stage_summary(self._reader.record(name))
-        return TensorInfo(name, entry.dtype, entry.shape, self._reader.layer_name(name), method,
-                          self._reader.stored_nbytes(name), entry.target)  # fmt: skip
+        entry, record, layer, nbytes = self._reader.described(name)
+        alias_of = copy_of = None
+        if entry.target is None:
+            assert record is not None
+            method = stage_summary(record)
+        elif (holder := self._reader.holders.get(name, entry.target)) == name:
+            method, copy_of = f"copy of {entry.target}", entry.target
+        else:
+            method, alias_of = f"alias of {holder}", holder
+        return TensorInfo(name, entry.dtype, entry.shape, layer, method, nbytes, alias_of, copy_of)
 
 
 def _opened_again(filename: Path | BinaryIO, framework: str, device: Any, options: dict[str, Any]) -> safe_open[Any]:

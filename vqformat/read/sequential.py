@@ -18,7 +18,8 @@ from ..format import container
 from ..format.byte_stream import StreamInput
 from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
 from ..format.container import FOOTER_NBYTES, HEADER_NBYTES, ChunkHead
-from ..format.index import Index
+from ..format.copies import Copies
+from ..format.index_builder import IndexBuilder
 from ..format.layout import Block
 from ..format.records import AliasRecord, Record, TensorRecord
 from ..format.sections import SectionEntry, StoredSection, read_section, skip_section
@@ -48,6 +49,7 @@ class SequentialReader:
         metadata: The user's metadata.
         digest: The SHA-256 that the index states. It is set when all layers have been read.
         cut_at: Length of a truncated file, once its end has been met; else None.
+        copies: The copies among the aliases of the layers so far, that of the last iteration included.
 
     Raises:
         VqmError: The file is refused.
@@ -60,9 +62,10 @@ class SequentialReader:
         self._budget = budget or Budget()
         self._keep_total = keep_total
         self._check_digest = check_digest
-        self._index = Index()
+        self._index = IndexBuilder()
         self.digest = b""
         self.cut_at: int | None = None
+        self.copies = Copies()
         self._shared = Shared()
         self._in_batches = in_batches
         self._allow_partial = allow_partial
@@ -112,7 +115,7 @@ class SequentialReader:
     def _open_layers(self) -> Iterator[tuple[LayerInfo, Iterator[SequentialTensor]]]:
         while self.cut_at is None:
             digest = self._input.hasher.digest() if self._input.hasher is not None else b""  # type: ignore[attr-defined]
-            chunk = container.read_chunk_head(self._input, len(self._index.chunk_types))
+            chunk = container.read_chunk_head(self._input, self._index.n_chunks)
             match chunk.type:
                 case b"INDX":
                     self._batch.flush()
@@ -127,6 +130,7 @@ class SequentialReader:
                         self._budget.tensor_nbytes = 0
                     info = LayerInfo.parse(chunk, self._shared)
                     self._index.check_names(info.records)
+                    self.copies.add_chunk(chunk, info.records)
                     tensors = self._tensors(chunk, info)
                     yield info, tensors
                     if self.cut_at is None:
@@ -159,10 +163,12 @@ class SequentialReader:
         records = info.records if info is not None else []
         there = [record for record in records if record.name in arrays
                  or (isinstance(record, AliasRecord)
-                     and (record.target in arrays or self._index.position(record.target) is not None))]  # fmt: skip
+                     and (record.target in arrays or self._index.has_tensor(record.target)))]  # fmt: skip
         return LayerInfo(info.name if info is not None else "", there, [])
 
     def _note(self, chunk: ChunkHead, records: list[Record]) -> None:
+        if chunk.type != b"LAYR":  # whose aliases have been added before its tensors are given
+            self.copies.add_chunk(chunk)
         self._index.add_chunk(chunk.type, self._input.offset - chunk.offset, records, chunk.meta)
 
     def _read_book(self, chunk: ChunkHead) -> None:
@@ -196,12 +202,10 @@ class SequentialReader:
         return allocate(record) if array is None else array
 
     def _finish(self, chunk: ChunkHead, digest: bytes) -> None:
-        found = Index.parse(chunk.meta)
-        self._index.digest = self.digest = found.digest
-        if self._index.pack() != chunk.meta:
-            raise FormatError("the index does not agree with the chunks", clause="IDX-001", offset=chunk.offset)
-        if self._check_digest and digest != found.digest:
-            raise ChecksumError(f"the file's SHA-256 is {digest.hex()}, not {found.digest.hex()}", clause="IDX-002",
+        self._index.compare(chunk.meta, chunk.offset)
+        self.digest = self._index.digest
+        if self._check_digest and digest != self.digest:
+            raise ChecksumError(f"the file's SHA-256 is {digest.hex()}, not {self.digest.hex()}", clause="IDX-002",
                                 offset=chunk.offset)  # fmt: skip
         offset = self._input.offset
         header, index_offset = container.read_footer(self._input.read(FOOTER_NBYTES, "the footer"), offset)

@@ -15,6 +15,7 @@ from ..files import Path, opened
 from ..format.chunks import LayerInfo
 from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES
 from ..format.records import AliasRecord
+from ..sizes import Size
 from .budget import Budget
 from .framework import Array, Framework, NumPy, PyTorch, Tensor, as_output, spelled_as_safetensors
 from .sequential import SequentialReader, SequentialTensor
@@ -50,7 +51,8 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
         source: Path, or a binary stream, which need not support ``seek``: a pipe, the file of a socket, an HTTP
             response.
         framework, device: As for ``safe_open``.
-        max_tensor_bytes: Most bytes of one decoded tensor. It does not limit tensors that are decoded block by block.
+        max_tensor_bytes: Most bytes of one decoded tensor; a number, or a text such as ``"1.5MB"``. It does not limit
+            tensors that are decoded block by block.
         max_total_bytes: Most bytes that are held together: the tensors of a layer, codebooks and other tables. None for
             the memory that is available; then tables may have 256 MiB, or as many bytes as the tensor.
         threads: Threads that decode a tensor; None for the number of processors, but at most 8.
@@ -67,28 +69,28 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
 
     @overload
     def __init__(self: stream[Array], source: Path | BinaryIO, framework: NumPy = "np",
-                 device: Literal["cpu"] = "cpu", *, max_tensor_bytes: int = ..., max_total_bytes: int | None = ...,
+                 device: Literal["cpu"] = "cpu", *, max_tensor_bytes: Size = ..., max_total_bytes: Size | None = ...,
                  threads: int | None = ..., allow_partial: bool = ...) -> None: ...  # fmt: skip
 
     @overload
     def __init__(self: stream[torch.Tensor], source: Path | BinaryIO, framework: PyTorch, device: Device = "cpu", *,
-                 max_tensor_bytes: int = ..., max_total_bytes: int | None = ..., threads: int | None = ...,
+                 max_tensor_bytes: Size = ..., max_total_bytes: Size | None = ..., threads: int | None = ...,
                  allow_partial: bool = ...) -> None: ...  # fmt: skip
 
     @overload
     def __init__(self: stream[Any], source: Path | BinaryIO, framework: str, device: Any = "cpu", *,
-                 max_tensor_bytes: int = ..., max_total_bytes: int | None = ..., threads: int | None = ...,
+                 max_tensor_bytes: Size = ..., max_total_bytes: Size | None = ..., threads: int | None = ...,
                  allow_partial: bool = ...) -> None: ...  # fmt: skip
 
     def __init__(self, source: Path | BinaryIO, framework: str = "np", device: Any = "cpu", *,
-                 max_tensor_bytes: int = DEFAULT_MAX_TENSOR_NBYTES, max_total_bytes: int | None = None,
+                 max_tensor_bytes: Size = DEFAULT_MAX_TENSOR_NBYTES, max_total_bytes: Size | None = None,
                  threads: int | None = None, allow_partial: bool = False) -> None:  # fmt: skip
         self._framework: Framework[Tensor] = Framework(framework, device)
         self._threads = n_threads(threads)
         self._opened = opened(source, has_own_position=True)
         file = self._opened.__enter__()
         try:
-            self._budget = Budget(max_tensor_bytes, max_total_bytes)
+            self._budget = Budget.of(max_tensor_bytes, max_total_bytes)
             self._reader = SequentialReader(file, self._budget, keep_total=False, allow_partial=allow_partial,
                                             threads=self._threads)  # fmt: skip
         except BaseException:
@@ -117,11 +119,12 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
         for info, tensors in self._reader.open_layers():
             given: Iterator[StreamedTensor[Tensor]]
             given = (StreamedTensor(tensor, self._framework, self._budget, self._threads) for tensor in tensors)
-            yield Layer(info, self._budget, given)
+            yield Layer(info, self._reader.copies.holders, self._budget, given)
 
     def _whole_layers(self) -> Iterator[Layer[Tensor]]:
         for info, arrays in self._reader.layers():
-            yield Layer(info, self._budget, iter(()), {name: self._framework.give(a) for name, a in arrays.items()})
+            given = {name: self._framework.give(a) for name, a in arrays.items()}
+            yield Layer(info, self._reader.copies.holders, self._budget, iter(()), given)
         if self._reader.cut_at is not None:
             warnings.warn(f"the file ends early, at byte {self._reader.cut_at}", stacklevel=3)
 
@@ -148,13 +151,20 @@ class Layer(Mapping[str, Tensor]):
 
     Attributes:
         name: A label for people.
-        aliases: Further names of tensors of this layer or an earlier one: ``{alias: target}``.
+        aliases: Further names of tensors of this layer or an earlier one: ``{alias: target}``. The target of a tied
+            name of a copy is the copy.
+        copies: Those of the aliases that are tensors of their own, with the values of their target.
     """
 
-    def __init__(self, info: LayerInfo, budget: Budget, tensors: Iterator[StreamedTensor[Tensor]],
-                 arrays: dict[str, Tensor] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, info: LayerInfo, holders: Mapping[str, str], budget: Budget, tensors: Iterator[StreamedTensor[Tensor]],
+        arrays: dict[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
         self.name = info.name
-        self.aliases = {record.name: record.target for record in info.records if isinstance(record, AliasRecord)}
+        targets = {record.name: record.target for record in info.records if isinstance(record, AliasRecord)}
+        self.copies = frozenset(name for name in targets if holders.get(name) == name)
+        self.aliases = {name: target if name in self.copies else holders.get(name, target)
+                        for name, target in targets.items()}  # fmt: skip
         self._names = [record.name for record in info.records if not isinstance(record, AliasRecord)]
         self._budget = budget
         self._tensors: Iterator[StreamedTensor[Tensor]] | None = tensors

@@ -10,7 +10,8 @@ from ..decode import rans
 from ..decode.tables import Floats
 from ..errors import FormatError, LimitError, TruncatedError
 from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
-from ..format.container import ChunkHead, read_chunk_head
+from ..format.container import COPY, ChunkHead, read_chunk_head
+from ..format.copies import Copies
 from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES, MAX_CHUNKS, MAX_TENSORS
 from ..format.records import AliasRecord, BookRecord, FreqRecord, TensorRecord
 from ..format.sections import SectionEntry, StoredSection, check_padding, check_size, skip_section
@@ -24,6 +25,10 @@ from .surveyed import Survey, SurveyedLayer, SurveyedTable, SurveyedTensor, kept
 
 _MOST_FAULTS = 1000  # of a tensor that are listed
 _MOST_EXPANSION = 64  # bytes of values that are decoded for each byte of a file; 0.5 bits per float32 are 64
+
+_TENSOR_IS_LOST = "it uses {}, which is damaged or lost"
+_LAYER_IS_LOST = ("a tensor of its layer uses {}, whose head is damaged or lost: without that, the sections of all"
+                  " tensors of the layer cannot be told apart")  # fmt: skip
 
 _Table = TypeVar("_Table")
 
@@ -48,21 +53,21 @@ class _Tables:
         return self.n[b"FREQ"] if self.has_all else MAX_CHUNKS
 
     def book(self, number: int) -> BookRecord:
-        return _get(self.book_records, "BOOK", number)
+        return _get(self.book_records, _LAYER_IS_LOST, "BOOK", number)
 
     def freq(self, number: int) -> FreqRecord:
-        return _get(self.freq_records, "FREQ", number)
+        return _get(self.freq_records, _LAYER_IS_LOST, "FREQ", number)
 
     def book_values(self, number: int) -> Floats:
-        return _get(self.values_of_book, "BOOK", number)
+        return _get(self.values_of_book, _TENSOR_IS_LOST, "BOOK", number)
 
     def freq_tables(self, number: int) -> rans.Tables:
-        return _get(self.tables_of_freq, "FREQ", number)
+        return _get(self.tables_of_freq, _TENSOR_IS_LOST, "FREQ", number)
 
 
-def _get(found: dict[int, _Table], type: str, number: int) -> _Table:
+def _get(found: dict[int, _Table], lost: str, type: str, number: int) -> _Table:
     if number not in found:
-        raise FormatError(f"it uses {type} {number}, which is damaged or lost")
+        raise FormatError(lost.format(f"{type} {number}"))
     return found[number]
 
 
@@ -105,8 +110,10 @@ class _Surveyor:
         self._n_tensors = 0
         self._whole: set[str] = set()  # names of whole tensors that are not aliases
         self._names: set[str] = set()
+        self._copies = Copies()
         self._found = find_chunks(source)
-        self._result = Survey(self._found.header, self._found.index is not None, faults=self._found.faults)
+        self._result = Survey(self._found.header, self._found.index is not None, faults=self._found.faults,
+                              holders=self._copies.holders)  # fmt: skip
 
     def survey(self) -> Survey:
         result, index = self._result, self._found.index
@@ -126,21 +133,22 @@ class _Surveyor:
         return result
 
     def _pass_gap(self, number: int, fault: FormatError) -> None:
+        """Note a chunk whose head is damaged; without an index, a gap that may be several chunks."""
         index = self._found.index
         if index is None:
             self._tables.has_all = False
-        elif (type := index.chunk_types[number]) in self._tables.n:
+        elif (type := index.chunk_type(number)) in (b"BOOK", b"FREQ"):  # the tables behind it keep their numbers
             self._tables.n[type] += 1
         self._lose_chunk(number, fault)
 
     def _lose_chunk(self, number: int, fault: FormatError) -> None:
         """Note a chunk that cannot be read: by its tensors, if it is a layer and the index tells their names."""
         index = self._found.index
-        first, last = (0, 0) if index is None else index.first_of_chunk[number : number + 2]
-        if index is None or first == last:
+        positions = range(0) if index is None else index.tensors_of(number)
+        if index is None or not positions:
             self._result.faults.append(fault)
             return
-        tensors = [SurveyedTensor(name, None, (), [fault]) for name in index.names[first:last]]
+        tensors = [SurveyedTensor(index.name(at), None, (), [fault]) for at in positions]
         self._result.parts.append(SurveyedLayer("", tensors))
 
     def _read_chunk(self, chunk: ChunkHead) -> None:
@@ -153,6 +161,7 @@ class _Surveyor:
                 self._read_table(chunk, spans)
             case b"LAYR":
                 info = LayerInfo.parse(chunk, self._tables)
+                self._copies.add_chunk(chunk, info.records)
                 self._check_padding(chunk, spans)
                 self._n_tensors += len(info.records)
                 if self._n_tensors > MAX_TENSORS:
@@ -162,7 +171,10 @@ class _Surveyor:
                 source = PartInput(self._source, chunk.data_offset)
                 for i, entry in enumerate(chunk.sections):
                     skip_section(source, entry, f"section {i} of the {chunk.label}")
-                self._result.ancillary.append(chunk.label)
+                if chunk.type != COPY:
+                    self._result.ancillary.append(chunk.label)
+        if chunk.type != b"LAYR":
+            self._copies.add_chunk(chunk)
 
     def _check_padding(self, chunk: ChunkHead, spans: list[tuple[int, int]]) -> None:
         end = chunk.data_offset

@@ -53,6 +53,7 @@ class Survey:
         has_index: Whether the index is whole, so that the names of all tensors are known.
         metadata: The user's metadata; None if it is lost.
         parts: Layers and whole tables, in file order.
+        holders: For each alias that is not the same array as its target: the alias whose array it is, see ``Copies``.
         ancillary: Names of whole chunks of types that this version does not know.
         faults: Damage that belongs to no tensor, such as that of header, metadata, tables, index and footer.
     """
@@ -61,6 +62,7 @@ class Survey:
     has_index: bool
     metadata: dict[str, Any] | None = None
     parts: list[SurveyedLayer | SurveyedTable] = field(default_factory=list)
+    holders: dict[str, str] = field(default_factory=dict)
     ancillary: list[str] = field(default_factory=list)
     faults: list[FormatError] = field(default_factory=list)
 

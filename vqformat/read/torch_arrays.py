@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import EncodeError, UnsupportedError, missing_package
+
 try:
     import torch
 except ImportError as err:
-    raise ImportError("vqformat.torch needs PyTorch; run: pip install 'vqformat[torch]'") from err
+    raise missing_package("vqformat.torch needs", "torch", err) from err
 
-from ..errors import EncodeError, UnsupportedError
 from ..format.bits import pack_nibbles, unpack_nibbles
 from ..format.dtypes import DTYPES
 

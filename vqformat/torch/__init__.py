@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy.typing as npt
 
+from ..errors import EncodeError, missing_package
+
 try:
     import torch
     from torch import nn
 except ImportError as err:
-    raise ImportError("vqformat.torch needs PyTorch; run: pip install 'vqformat[torch]'") from err
+    raise missing_package("vqformat.torch needs", "torch", err) from err
 
 from .. import numpy as front
 from ..encode.calibration import Calibration as Calibration
 from ..encode.writer import writer as writer_of_arrays
-from ..errors import EncodeError
 from ..files import Path
 from ..read.torch_arrays import dtype_name, identity, logical_shape
 from ..read.torch_arrays import from_numpy as from_numpy
@@ -52,6 +53,7 @@ def save_file(
 
     Args:
         tensors: Tensors by name, on any device and with any strides. Their order is kept. Tied tensors become aliases.
+            Other equal tensors are stored once, too, and loaded as tensors of their own.
         filename, metadata, overwrite, options: As for ``vqformat.save_file``.
 
     Returns:
@@ -89,7 +91,7 @@ def save(
 def load_file(
     filename: Path | BinaryIO, device: Device = "cpu", **options: Unpack[LoadOptions]
 ) -> dict[str, torch.Tensor]:
-    """Load all tensors of a file, in file order. An alias is the same object as its target.
+    """Load all tensors of a file, in file order. An alias is the same object as its target, a copy is not.
 
     Args:
         filename: Path, or a binary stream, which need not support ``seek``.

@@ -53,27 +53,22 @@ class QuantizedStage:
 
     def values(self, view: View) -> Floats:
         """The values that a decoder computes, bit for bit: the stored matrix, ``(R, C)`` float32."""
-        out = np.empty((view.n_rows, view.n_columns), np.float32)
-        for block, values in self.blocks(view):
-            out[block.row : block.row_end, block.column : block.column_end] = values
-        return out
+        return sum_of_stages([self], view)
 
-    def blocks(self, view: View) -> Iterator[tuple[Block, Floats]]:
-        """The same block by block, the blocks in the order of their rows."""
-        unit = self.stage.dim if isinstance(self.stage, CodebookStage) else 1
-        whole_rows = isinstance(self.stage, LowRankStage)
-        layout = choose_blocks(view.layout, view.n_rows, view.n_columns, unit, whole_rows=whole_rows)
-        blocks = View(view.shape, layout, view.n_rows, view.n_columns)
+    def decode(self, view: View) -> Callable[[Block], Floats]:
+        """The function that computes the same values of a block, ``(n_rows, n_columns)``."""
         match self.stage:
             case CodebookStage():
-                decode = CodebookDecoder(self.stage, view, self.resident, self.shared).look_up
+                write = CodebookDecoder(self.stage, view, self.resident, self.shared).look_up
             case LowRankStage():
-                decode = LowRankDecoder(self.stage, view, self._low_rank_resident()).multiply
-        for i in range(blocks.n_blocks):
-            block = blocks.block(i)
+                write = LowRankDecoder(self.stage, view, self._low_rank_resident()).multiply
+
+        def decoded(block: Block) -> Floats:
             out = np.empty((block.n_rows, block.n_columns), np.float32)
-            decode(self._codes_of(block), block, out)
-            yield block, out
+            write(self._codes_of(block), block, out)
+            return out
+
+        return decoded
 
     def _low_rank_resident(self) -> list[bytes]:
         assert isinstance(self.stage, LowRankStage) and self.right_codes is not None
@@ -123,10 +118,45 @@ class QuantizedStage:
 
 def sum_of_stages(stages: Sequence[QuantizedStage], view: View) -> Floats:
     """The sum of stages that a decoder computes, bit for bit: the stored matrix, ``(R, C)`` float32."""
-    total = stages[0].values(view)
-    for stage in stages[1:]:
-        total += stage.values(view)
+    total = np.empty((view.n_rows, view.n_columns), np.float32)
+    for block, values in blocks_of_sum(stages, view):
+        total[block.row : block.row_end, block.column : block.column_end] = values
     return total
+
+
+def blocks_of_sum(stages: Sequence[QuantizedStage], view: View) -> Iterator[tuple[Block, Floats]]:
+    """The same block by block, the blocks in the order of their rows."""
+    layout = _common_blocks(stages, view.layout, view)
+    blocks = View(view.shape, layout, view.n_rows, view.n_columns)
+    decode = _sum(stages, view)
+    for i in range(blocks.n_blocks):
+        block = blocks.block(i)
+        yield block, decode(block)
+
+
+def decoder_of_sum(stages: Sequence[QuantizedStage], view: View) -> Callable[[slice], Floats]:
+    """The function that computes the same values of some rows."""
+    decode = _sum(stages, view)
+    return lambda rows: decode(Block(rows.start, rows.stop, 0, view.n_columns))
+
+
+def _sum(stages: Sequence[QuantizedStage], view: View) -> Callable[[Block], Floats]:
+    decoders = [stage.decode(view) for stage in stages]
+
+    def decode(block: Block) -> Floats:
+        total = decoders[0](block)
+        for more in decoders[1:]:
+            total += more(block)
+        return total
+
+    return decode
+
+
+def _common_blocks(stages: Sequence[QuantizedStage], layout: Layout, view: View) -> Layout:
+    """A layout with blocks in which all stages can be coded."""
+    unit = lcm(*(q.stage.dim for q in stages if isinstance(q.stage, CodebookStage)))
+    whole_rows = any(isinstance(q.stage, LowRankStage) for q in stages)
+    return choose_blocks(layout, view.n_rows, view.n_columns, unit, whole_rows=whole_rows)
 
 
 def choose_blocks(layout: Layout, n_rows: int, n_columns: int, unit: int = 1, *, whole_rows: bool = False) -> Layout:
@@ -180,9 +210,7 @@ def assemble(
         EncodeError: A block would exceed the limit of LAY-005.
     """
     view = make_view(shape, BY_NAME[dtype].is_complex, layout)
-    unit = lcm(*(q.stage.dim for q in stages if isinstance(q.stage, CodebookStage)))
-    whole_rows = any(isinstance(q.stage, LowRankStage) for q in stages)
-    layout = choose_blocks(layout, view.n_rows, view.n_columns, unit, whole_rows=whole_rows)
+    layout = _common_blocks(stages, layout, view)
     stages = [q.with_planes(compress=compress) for q in stages]
     record = TensorRecord(name, dtype, shape, layout, tuple(q.stage for q in stages))
     view = record.view()

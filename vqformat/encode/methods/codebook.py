@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,8 @@ from ...format.limits import MAX_DIM, MAX_RESIDENT_NBYTES
 from ...format.stages import CodebookStage, SharedSource, TableSource
 from . import kmeans
 from .assemble import QuantizedStage
-from .kmeans_1d import kmeans_1d, nearest_1d
-from .layout import ShortFloats
+from .kmeans_1d import kmeans_1d, nearest_1d, training_places
+from .kmeans_points import Matrix, Subvectors, Vectors
 from .nearest import nearest
 from .sampling import Seed
 from .scales import ScaledMatrix, choose_table_dtype, group_size, scale_matrix
@@ -49,14 +49,15 @@ class CodebookOptions:
     iterations: int = 25
 
 
-def quantize_codebook(matrix: ShortFloats, options: CodebookOptions, *, seed: Seed) -> QuantizedStage:
+def quantize_codebook(matrix: Matrix, options: CodebookOptions, *, seed: Seed) -> QuantizedStage:
     """Quantize a matrix with codebooks that are trained on it.
 
     With dim 1 and one codebook this is scalar k-means. With ``book_columns = 1`` it is product quantization (Gong et
     al. 2014, sections 3.2.2 and 3.2.3).
 
     Args:
-        matrix: ``(R, C)``, finite. f16 and bf16 are allowed with dim 1, one codebook and no scales.
+        matrix: ``(R, C)``, finite. With one codebook and no scales it may be other than an array of float32: for dim 1
+            an array of f16 or bf16, or what makes its parts.
 
     Raises:
         EncodeError: A subvector, or all codebooks together, exceed a limit of SPEC section 14.
@@ -74,7 +75,7 @@ def quantize_codebook(matrix: ShortFloats, options: CodebookOptions, *, seed: Se
     if n_books * min(options.entries, members) * dim * 4 > MAX_RESIDENT_NBYTES:
         raise EncodeError(f"{n_books} codebooks of {options.entries} entries and dim {dim} exceed"
                           f" {MAX_RESIDENT_NBYTES} bytes; let more rows or segments share one")  # fmt: skip
-    scaled = scale_matrix(matrix, options.scale)
+    scaled = scale_matrix(cast(Floats, matrix), options.scale)  # without scales the matrix stays what it is
     seeds = [seed] if isinstance(seed, int) else list(seed)
     found, codes = _solve(scaled, dim, options, (row_edges, column_edges), seed=seeds)
     entries = max(book.shape[0] for book in found)
@@ -83,7 +84,7 @@ def quantize_codebook(matrix: ShortFloats, options: CodebookOptions, *, seed: Se
         books[number, : book.shape[0]] = book
     codes = codes.astype(code_dtype(entries), copy=False)
     stage = CodebookStage(dim, entries, TableSource("f32"), book_rows, book_columns, scaled.record)
-    dtype = choose_table_dtype(books, *_measure(scaled, stage, books, codes), matrix.size)
+    dtype = choose_table_dtype(books, *_measure(scaled, stage, books, codes), n_rows * n_columns)
     table = tables.encode(books, dtype)
     if dim == 1 and dtype != "f32":  # rounding moves levels, so that other ones may be nearest
         rounded = tables.decode(table, dtype, "codebook").reshape(n_books, entries)
@@ -163,6 +164,7 @@ def _solve(
         edges: Edges of the groups along rows and along subvectors.
     """
     row_edges, column_edges = edges
+    n_books = (len(row_edges) - 1) * (len(column_edges) - 1)
     codes = np.empty((scaled.values.shape[0], column_edges[-1]), code_dtype(options.entries))
     weights = None if scaled.record is None else scaled.weights_of(dim)
     books: list[Floats] = []
@@ -170,7 +172,9 @@ def _solve(
         mass = weights if weights is None or weights.shape[0] == 1 else weights[rows]
         for first, end in _runs(column_edges, rows.stop - rows.start, scaled.values.shape[1], dim):
             columns = slice(column_edges[first], column_edges[end])
-            values = scaled.values[rows, columns.start * dim : columns.stop * dim]
+            values = scaled.values
+            if n_books > 1:
+                values = values[rows, columns.start * dim : columns.stop * dim]
             own_mass = None
             if mass is not None:
                 own_mass = np.broadcast_to(mass[:, columns], (values.shape[0], columns.stop - columns.start))
@@ -185,14 +189,19 @@ def _solve(
 
 
 def _solve_scalars(
-    values: ShortFloats, weights: npt.NDArray[np.float64] | None, options: CodebookOptions, seed: list[int],
-    codes: Codes,
-) -> Floats:  # fmt: skip
+    values: Matrix, weights: npt.NDArray[np.float64] | None, options: CodebookOptions, seed: list[int], codes: Codes
+) -> Floats:
     """The codebook of a group of scalars, ``(≤ entries, 1)``. Their codes are written to ``codes``."""
+    n_rows, n_columns = values.shape
     flat_weights = None if weights is None else weights.reshape(-1)
-    levels = kmeans_1d(values.reshape(-1), options.entries, seed=seed, iterations=options.iterations,
+    if isinstance(values, np.ndarray):
+        flat = values.reshape(-1)
+    else:
+        chosen = training_places(n_rows * n_columns, options.entries, seed, are_weighted=False)
+        flat = values[np.divmod(chosen, n_columns)]
+    levels = kmeans_1d(flat, options.entries, seed=seed, iterations=options.iterations,
                        weights=flat_weights).astype(np.float32)  # fmt: skip
-    _find_nearest(values, [levels], [0, values.shape[0]], [0, values.shape[1]], codes)
+    _find_nearest(values, [levels], [0, n_rows], [0, n_columns], codes)
     return levels[:, None]
 
 
@@ -208,7 +217,7 @@ def _runs(column_edges: list[int], n_rows: int, n_columns: int, dim: int) -> Ite
 
 
 def _solve_run(
-    values: Floats,
+    values: Matrix,
     weights: npt.NDArray[np.float64] | None,
     dim: int,
     options: CodebookOptions,
@@ -225,12 +234,15 @@ def _solve_run(
     n_rows, n_columns = values.shape
     n_whole = n_columns // dim
     if n_whole == 0:  # SPEC 9.1: columns beyond the last one are dropped, so they may be 0
-        values = np.pad(values, ((0, 0), (0, dim - n_columns)))
+        values = np.pad(values[:, :], ((0, 0), (0, dim - n_columns)))
         n_whole = 1
     width = n_whole // n_groups
-    # (n_groups, n_rows · width, dim)
-    grouped = values[:, : n_whole * dim].reshape(n_rows, n_groups, width, dim).transpose(1, 0, 2, 3)
-    vectors = grouped.reshape(n_groups, -1, dim)
+    vectors: Vectors
+    if n_groups == 1:
+        vectors = Subvectors(values, dim, n_whole)
+    else:
+        grouped = values[:, : n_whole * dim].reshape(n_rows, n_groups, width, dim).transpose(1, 0, 2, 3)
+        vectors = grouped.reshape(n_groups, -1, dim)  # (n_groups, n_rows · width, dim)
     mass: npt.NDArray[Any] | None = None
     if weights is not None:
         mass = weights[:, :n_whole].reshape(n_rows, n_groups, width).transpose(1, 0, 2).reshape(n_groups, -1)
@@ -238,14 +250,14 @@ def _solve_run(
     codes = clusters.codes.reshape(n_groups, n_rows, width).transpose(1, 0, 2).reshape(n_rows, n_whole)
     if n_whole * dim < values.shape[1]:
         book = clusters.books[0]
-        tail = values[:, n_whole * dim :]
+        tail = values[:, slice(n_whole * dim, n_columns)]
         last = nearest(tail, np.ascontiguousarray(book[:, : tail.shape[1]]))
         codes = np.concatenate((codes, last[:, None]), axis=1)
     return list(clusters.books), codes
 
 
 def _find_nearest(
-    values: ShortFloats, levels: list[Floats], row_edges: list[int], column_edges: list[int], codes: Codes
+    values: Matrix, levels: list[Floats], row_edges: list[int], column_edges: list[int], codes: Codes
 ) -> None:
     """Write the codes of scalars, by the levels of each group, to ``codes``."""
     groups = ((slice(*rows), slice(*columns)) for rows in pairwise(row_edges) for columns in pairwise(column_edges))
@@ -298,7 +310,8 @@ def _measure(
             mass = np.broadcast_to(weights if weights.shape[0] == 1 else weights[rows], uses.shape).reshape(-1)
         counts += np.bincount(uses.reshape(-1), weights=mass, minlength=counts.size)
         decoded = np.take(flat, uses, axis=0).reshape(uses.shape[0], -1)[:, :n_columns]
-        errors = np.square(decoded.astype(np.float64) - scaled.values[rows].astype(np.float32, copy=False))
+        own = scaled.values[rows, slice(0, n_columns)].astype(np.float32, copy=False)
+        errors = np.square(decoded.astype(np.float64) - own)
         distortion += float((errors * scaled.weights if scaled.weights.shape[0] == 1 else
                              errors * scaled.weights[rows]).sum())  # fmt: skip
     return counts.reshape(n_books, entries), distortion

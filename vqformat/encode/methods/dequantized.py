@@ -20,7 +20,7 @@ from ...format.dtypes import BY_NAME
 from ...format.layout import Layout, View, make_view
 from ...format.stages import CodebookStage, ProgressionSource, Scale, TableSource
 from . import packing
-from .assemble import Collect, QuantizedStage, assemble
+from .assemble import Collect, QuantizedStage, assemble, blocks_of_sum
 from .grids import INTEGERS, KINDS, LARGEST_INTEGER, Groups, Units, estimate_scales, exact_scales, largest_unit
 from .groupings import SAMPLE, Grouping, groupings
 from .layout import view_matrix
@@ -105,7 +105,7 @@ def _gives_back(stage: QuantizedStage, view: View, values: npt.NDArray[Any]) -> 
     """Whether a decoder makes of a stage the very bits of a tensor."""
     words = f"<u{values.itemsize}"
     matrix = values.reshape(view.n_rows, view.n_columns).view(words)
-    for block, decoded in stage.blocks(view):
+    for block, decoded in blocks_of_sum([stage], view):
         with np.errstate(all="ignore"):
             given = decoded.astype(values.dtype).view(words)
         if not np.array_equal(given, matrix[block.row : block.row_end, block.column : block.column_end]):

@@ -7,19 +7,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
+from ...decode import tables
+from ...decode.tables import Floats
 from ...errors import EncodeError
 from ...format import bits
 from ...format.chunkwriter import EncodedTensor
 from ...format.layout import Layout, View, make_view
+from ...format.stages import CodebookStage, TableSource
 from ..report import as_decoded
 from ..sums import Energy, energy
-from .assemble import Collect, QuantizedStage, assemble, sum_of_stages
+from .assemble import Collect, QuantizedStage, assemble, blocks_of_sum
 from .codebook import CodebookOptions, quantize_codebook
 from .layout import ShortFloats
-from .packing import plain_bits
+from .packing import CodeMatrix, plain_bits
 from .quantize import check_bound
 
 QUICK_ENTRIES = (2, 4, 16, 256)  # codes of 1, 2, 4 or 8 bits, of which a byte holds a whole number
@@ -169,7 +173,7 @@ def encode(
     stages = [quantize_codebook(matrix, CodebookOptions(1, choice.entries, iterations=300), seed=[seed])]
     if choice.further is not None:
         entries, dim = choice.further
-        left = matrix - stages[0].values(view)
+        left = _Residual.of(matrix, stages[0])
         further = quantize_codebook(left, CodebookOptions(dim, entries), seed=[seed, 1])
         with contextlib.suppress(EncodeError):  # no second stage if sums could exceed the range of the dtype
             check_bound([*stages, further], view, dtype)
@@ -179,13 +183,38 @@ def encode(
     return encoded, energy(matrix), noise
 
 
+@dataclass(frozen=True)
+class _Residual:
+    """What a first stage leaves of a matrix. A part of it is made when it is asked for, to save memory.
+
+    Attributes:
+        codes: Codes of the matrix, ``(R, C)``.
+        levels: The value of each code, as a decoder computes it.
+    """
+
+    matrix: ShortFloats
+    codes: CodeMatrix
+    levels: Floats
+
+    @classmethod
+    def of(cls, matrix: ShortFloats, stage: QuantizedStage) -> _Residual:
+        """The residual of a stage of scalars with one codebook and no scales."""
+        assert isinstance(stage.stage, CodebookStage) and isinstance(stage.stage.source, TableSource)
+        return cls(matrix, stage.codes, tables.decode(stage.resident[0], stage.stage.source.dtype, "codebook"))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.matrix.shape
+
+    def __getitem__(self, part: tuple[Any, Any], /) -> Floats:
+        found: Floats = self.matrix[part] - np.take(self.levels, self.codes[part])
+        return found
+
+
 def _noise(matrix: ShortFloats, stages: Sequence[QuantizedStage], view: View, dtype: str) -> float:
     """Sum of squares of the errors of all stages together."""
     noise = Energy()
-    if len(stages) > 1:  # their blocks differ
-        noise.add(as_decoded(sum_of_stages(stages, view), dtype) - matrix)
-        return noise.total()
-    for block, decoded in stages[0].blocks(view):
+    for block, decoded in blocks_of_sum(stages, view):
         original = matrix[block.row : block.row_end, block.column : block.column_end].astype(np.float32, copy=False)
         noise.add(as_decoded(decoded, dtype) - original)
     return noise.total()

@@ -144,7 +144,8 @@ class Groups:
 
     def scale_bounds(self, units: Units, tops: Doubles) -> tuple[Doubles, Doubles]:
         """The scales that give each group, if its largest unit is ``tops``: from, to; none if the latter is less."""
-        exact = self.values.astype(np.float64)
+        is_one = not self.values.strides[0]  # the same group again and again, see _repeated
+        exact = self.values[: 1 if is_one else None].astype(np.float64)
         magnitudes, is_negative = np.abs(exact), np.signbit(exact)
         low, high = bounds(magnitudes, self.dtype)
         least, most = (bound / tops for bound in bounds(self.peaks, self.dtype))
@@ -170,18 +171,20 @@ class Groups:
 def largest_unit(group: Groups, units: Units) -> float | None:
     """The largest unit of one group, None if it is not on such a grid."""
     tops = np.array(units.tops)
-    n = group.values.shape[1]
-    for length in (_FIRST, 4 * _FIRST, n):
-        part = np.broadcast_to(group.values[:, :length], (tops.size, min(length, n)))
-        repeated = Groups(part, np.broadcast_to(group.peaks, tops.shape), group.dtype)
+    for length in (_FIRST, 4 * _FIRST, group.values.shape[1]):
+        part = group.values[:, :length]
         if units is INTEGERS and length == _FIRST:
-            may_fit = _may_fit(repeated, tops)
-            tops, repeated = tops[may_fit], repeated.part(may_fit)
-        least, most = repeated.scale_bounds(units, tops)
+            tops = tops[_may_fit(_repeated(part, group, tops.size), tops)]
+        least, most = _repeated(part, group, tops.size).scale_bounds(units, tops)
         tops = tops[least <= most]
         if not tops.size:
             return None
     return float(tops[0])
+
+
+def _repeated(part: npt.NDArray[Any], group: Groups, n: int) -> Groups:
+    """Part of one group ``n`` times, without copies."""
+    return Groups(np.broadcast_to(part, (n, part.shape[1])), np.broadcast_to(group.peaks, n), group.dtype)
 
 
 def estimate_scales(sample: Groups, units: Units, likely: Sequence[float]) -> Doubles | None:

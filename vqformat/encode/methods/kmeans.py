@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ...decode.tables import Floats
 from ...format.bits import Codes, code_dtype
 from .kmeans_1d import kmeans_1d, nearest_1d
-from .nearest import Grid, best_entries
+from .kmeans_points import Points, Vectors, largest_magnitudes
 from .sampling import Doubles, Seed, sample_indices, uniforms
 
 Progress = Callable[[int, int], None]  # rounds done, rounds at most
@@ -76,7 +76,7 @@ def kmeans(
 
 
 def kmeans_batch(
-    vectors: Floats,
+    vectors: Vectors,
     entries: int,
     *,
     seed: Seed = 0,
@@ -87,14 +87,15 @@ def kmeans_batch(
     """k-means of several independent problems of the same size. Arguments are those of ``kmeans``, except:
 
     Args:
-        vectors: ``(n_problems, n, dim)``, finite.
+        vectors: ``(n_problems, n, dim)``, finite; with one problem, not only an array.
         weights: ``(n_problems, n)``, at least 0; None for 1.
     """
     n_problems, n, dim = vectors.shape
-    vectors = vectors + np.float32(0)  # turns -0 into 0: equal vectors must have equal bytes
+    if isinstance(vectors, np.ndarray):
+        vectors = vectors + np.float32(0)  # turns -0 into 0: equal vectors must have equal bytes
     exact = {}
     for problem in range(n_problems):
-        found = _distinct(vectors[problem], entries)
+        found = _distinct(vectors, problem, entries)
         if found is not None:
             exact[problem] = found
     rest = [problem for problem in range(n_problems) if problem not in exact]
@@ -106,92 +107,38 @@ def kmeans_batch(
         codes[problem] = own
     distortion = 0.0
     if rest:
-        part = vectors if not exact else vectors[rest]
+        part = vectors if not exact else np.asarray(vectors)[rest]
         part_weights = None if weights is None else weights if not exact else weights[rest]
         lloyd = _Lloyd(part, part_weights, entries, seed)
         books[rest], codes[rest], distortion = lloyd.run(iterations, progress)
     return Clusters(books, codes, distortion)
 
 
-def _distinct(vectors: Floats, entries: int) -> tuple[Floats, npt.NDArray[np.intp]] | None:
-    """The distinct vectors and their codes, if there are at most ``entries``; else None."""
-    n = vectors.shape[0]
+def _distinct(vectors: Vectors, problem: int, entries: int) -> tuple[Floats, npt.NDArray[np.intp]] | None:
+    """The distinct vectors of a problem and their codes, if there are at most ``entries``; else None."""
+    one, n = slice(problem, problem + 1), vectors.shape[1]
     if n > 2 * entries:
-        few = vectors[np.linspace(0, n - 1, 2 * entries).astype(np.intp)]
+        few = vectors[one, np.linspace(0, n - 1, 2 * entries).astype(np.intp)][0]
         if np.unique(_as_bytes(few)).size > entries:
             return None
-    _, first, codes = np.unique(_as_bytes(vectors), return_index=True, return_inverse=True)
-    return None if first.size > entries else (vectors[first], codes.reshape(-1))
+    own = vectors[one, slice(0, n)][0]
+    _, first, codes = np.unique(_as_bytes(own), return_index=True, return_inverse=True)
+    return None if first.size > entries else (own[first], codes.reshape(-1))
 
 
 def _as_bytes(vectors: Floats) -> npt.NDArray[np.void]:
     return np.ascontiguousarray(vectors).view(np.dtype((np.void, 4 * vectors.shape[1]))).reshape(-1)
 
 
-class _Points:
-    """Vectors to be clustered, rounded to a grid of integers for exact scores.
-
-    Args:
-        largest: Largest magnitude of each problem, ``(n_problems,)``.
-
-    Attributes:
-        vectors: ``(n_problems, n, dim)``.
-        weights: ``(n_problems, n)`` or None.
-        dtype: dtype of the grid.
-    """
-
-    def __init__(
-        self, vectors: Floats, weights: npt.NDArray[Any] | None, largest: Floats, dtype: type[Any] = np.float64
-    ) -> None:
-        self.vectors = vectors
-        self.weights = weights
-        self._largest = largest
-        self._axes = np.ascontiguousarray(vectors.transpose(2, 0, 1)).reshape(vectors.shape[2], -1)  # (dim, vectors)
-        self._use(dtype)
-
-    def _use(self, dtype: type[Any]) -> None:
-        self.dtype = dtype
-        self._grid = Grid.of(self._largest, self.vectors.shape[2], dtype)
-        self._left = self._grid.vectors(self.vectors)
-        self._norms = np.square(self._left[..., :-1]).sum(axis=2)
-
-    def assign(self, books: Doubles) -> tuple[npt.NDArray[np.intp], Doubles]:
-        """Nearest entries and weighted squared errors, ``(n_problems, n)`` each.
-
-        Then it changes to the coarser grid of float32, if the rounding to that adds less than a thousandth to the
-        squared error.
-        """
-        codes, top = best_entries(self._left, self._grid.entries(books))
-        units = np.maximum(self._norms - 2 * top.astype(np.float64), 0)
-        errors: Doubles = units / self._grid.scale[:, :, 0] ** 2
-        if self.dtype is np.float64:
-            dim = self.vectors.shape[2]
-            coarse = Grid.of(self._largest, dim, np.float32)
-            if (errors.mean(axis=1) * coarse.scale[:, 0, 0] ** 2 >= 100 * dim).all():
-                self._use(np.float32)
-        return codes, errors if self.weights is None else errors * self.weights
-
-    def sums(self, codes: npt.NDArray[np.intp], n_entries: int) -> tuple[Doubles, Doubles]:
-        """Weight ``(n_problems, entries)`` and weighted sum ``(n_problems, entries, dim)`` of each entry's vectors."""
-        n_problems, _, dim = self.vectors.shape
-        bins = (codes + (np.arange(n_problems) * n_entries)[:, None]).reshape(-1)
-        size = n_problems * n_entries
-        mass = None if self.weights is None else self.weights.reshape(-1)
-        counts = np.bincount(bins, weights=mass, minlength=size).astype(np.float64)
-        axes = [axis if mass is None else axis * mass for axis in self._axes]
-        sums: Doubles = np.stack([np.bincount(bins, weights=axis, minlength=size) for axis in axes], axis=1)
-        return counts.reshape(n_problems, n_entries), sums.reshape(n_problems, n_entries, dim)
-
-
 class _Lloyd:
     """k-means of ``(n_problems, n, dim)`` vectors, each problem with more distinct vectors than entries."""
 
-    def __init__(self, vectors: Floats, weights: npt.NDArray[Any] | None, entries: int, seed: Seed) -> None:
+    def __init__(self, vectors: Vectors, weights: npt.NDArray[Any] | None, entries: int, seed: Seed) -> None:
         self.vectors = vectors
         self.weights = None if weights is None else weights.astype(np.float64)
         self.n_entries = entries
         self.seed = [seed] if isinstance(seed, int) else list(seed)
-        self.largest = np.abs(vectors).max(axis=(1, 2))
+        self.largest = largest_magnitudes(vectors)
 
     def run(self, iterations: int, progress: Progress | None) -> tuple[Floats, Codes, float]:
         """Codebooks, codes and the weighted squared error."""
@@ -206,21 +153,21 @@ class _Lloyd:
             iterations -= iterations // 2
         books = self._rounds(points, books, iterations, progress)
         if n > limit:
-            points = _Points(self.vectors, self.weights, self.largest, points.dtype)
+            points = Points(self.vectors, self.weights, self.largest, points.dtype, in_bands=True)
             books = self._rounds(points, books, min(iterations, FULL_ROUNDS), None)
         rounded = books.astype(np.float32)
-        codes, errors = points.assign(rounded.astype(np.float64))
-        return rounded, codes, float(errors.sum())
+        codes, distortion = points.codes(rounded.astype(np.float64))
+        return rounded, codes, distortion
 
-    def _sample(self, limit: int, dtype: type[Any]) -> _Points:
+    def _sample(self, limit: int, dtype: type[Any]) -> Points:
         n = self.vectors.shape[1]
         if n <= limit:
-            return _Points(self.vectors, self.weights, self.largest, dtype)
+            return Points(self.vectors, self.weights, self.largest, dtype)
         chosen = sample_indices(n, limit, [*self.seed, 1])
         weights = None if self.weights is None else self.weights[:, chosen]
-        return _Points(self.vectors[:, chosen], weights, self.largest, dtype)
+        return Points(self.vectors[:, chosen], weights, self.largest, dtype)
 
-    def _start(self, points: _Points) -> Doubles:
+    def _start(self, points: Points) -> Doubles:
         """Initial codebooks by k-means++ on a sample: vectors are drawn in proportion to their squared error."""
         n_problems, n, _ = points.vectors.shape
         chosen = sample_indices(n, max(8192, 16 * self.n_entries), [*self.seed, 2])
@@ -246,9 +193,10 @@ class _Lloyd:
                     for axis in by_axis:
                         distance += np.square(axis - axis[rows, picks[:, k]][:, None])
                 np.minimum(errors, distance, out=errors)
-        return points.vectors[rows[:, None], chosen[picks]].astype(np.float64)
+        drawn = points.vectors[:, chosen]
+        return drawn[rows[:, None], picks].astype(np.float64)
 
-    def _rounds(self, points: _Points, books: Doubles, iterations: int, progress: Progress | None) -> Doubles:
+    def _rounds(self, points: Points, books: Doubles, iterations: int, progress: Progress | None) -> Doubles:
         """Lloyd's rounds, until a round gains little.
 
         Entries move beyond the means, except in the last round (Lee, Baek and Sung 1997). This halves the number of
@@ -257,23 +205,22 @@ class _Lloyd:
         previous = np.inf
         top = self.largest[:, None, None].astype(np.float64)
         for done in range(iterations):
-            codes, errors = points.assign(books)
-            counts, sums = points.sums(codes, self.n_entries)
+            counts, sums, distortion = points.assign(books)
             means = np.where(counts[:, :, None] > 0, sums / np.where(counts > 0, counts, 1.0)[:, :, None], books)
-            distortion = float(errors.sum())
             if progress is not None:
                 progress(done + 1, iterations)
             is_last = done + 1 == iterations or previous - distortion <= _LEAST_GAIN * distortion
             is_empty = counts == 0
             if is_last and not (is_empty.any() and done + 1 < iterations):
                 return means
-            books = np.clip(books + _STRIDE * (means - books), -top, top)
-            self._reseed(points, errors, books, is_empty, done)
-            previous = distortion
+            news = np.clip(books + _STRIDE * (means - books), -top, top)
+            if is_empty.any():
+                self._reseed(points, points.errors(books), news, is_empty, done)
+            books, previous = news, distortion
         return books
 
     def _reseed(
-        self, points: _Points, errors: Doubles, books: Doubles, empty: npt.NDArray[np.bool_], done: int
+        self, points: Points, errors: Doubles, books: Doubles, empty: npt.NDArray[np.bool_], done: int
     ) -> None:
         """Move entries that no vector uses to vectors drawn in proportion to their squared error."""
         for problem in np.flatnonzero(empty.any(axis=1)):
@@ -281,7 +228,8 @@ class _Lloyd:
             draws = uniforms([*self.seed, 4, done, int(problem)], entries.size)
             sums = np.cumsum(errors[problem])
             picks = np.searchsorted(sums, draws * sums[-1], side="right")
-            books[problem, entries] = points.vectors[problem, np.minimum(picks, sums.size - 1)]
+            one = slice(problem, problem + 1)
+            books[problem, entries] = points.vectors[one, np.minimum(picks, sums.size - 1)][0]
 
 
 def _draw(masses: npt.NDArray[Any], draws: Doubles) -> npt.NDArray[np.intp]:

@@ -38,9 +38,8 @@ def kmeans_1d(
         Ascending levels, ``(k,)`` with ``1 ≤ k ≤ entries``. If there are at most ``entries`` distinct values, the
         levels are exactly these.
     """
-    limit = max(SAMPLE if weights is None else SAMPLE // 4, entries * _SAMPLE_PER_ENTRY)
-    if values.size > limit:
-        chosen = sample_indices(values.size, limit, seed)
+    chosen = training_places(values.size, entries, seed, are_weighted=weights is not None)
+    if chosen.size < values.size:
         values = values[chosen]
         weights = None if weights is None else weights[chosen]
     values = values.astype(np.float32, copy=False)
@@ -57,6 +56,12 @@ def kmeans_1d(
     if masses is not None:
         heights *= np.diff(masses)
     return _lloyd_1d(ordered, _prefix_sums(heights), masses, _compand(ordered, masses, entries), iterations)
+
+
+def training_places(n: int, entries: int, seed: Seed, *, are_weighted: bool) -> npt.NDArray[np.intp]:
+    """Ascending numbers of the values, of n, on which levels are trained."""
+    limit = max(SAMPLE // 4 if are_weighted else SAMPLE, entries * _SAMPLE_PER_ENTRY)
+    return sample_indices(n, limit, seed)
 
 
 def _prefix_sums(values: Doubles) -> Doubles:

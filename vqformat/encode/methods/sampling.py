@@ -18,8 +18,11 @@ def uniforms(seed: Seed, n: int) -> Doubles:
     They are made of the raw output of PCG64, which NumPy guarantees to stay the same; the methods of Generator may
     change.
     """
-    raw = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(n)
-    return (np.asarray(raw, np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    raw = np.asarray(np.random.PCG64(np.random.SeedSequence(seed)).random_raw(n), np.uint64)
+    raw >>= np.uint64(11)
+    found = raw.astype(np.float64)
+    found *= 2.0**-53
+    return found
 
 
 def approximate_normals(seed: Seed, shape: tuple[int, ...]) -> Doubles:

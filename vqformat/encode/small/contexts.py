@@ -7,6 +7,7 @@ contexts would save less than 1 % more.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,9 @@ import numpy.typing as npt
 
 from ...decode.tables import Floats
 from ...format.sections import TABLE_ENTRY_NBYTES
-from ..methods.sampling import sample_indices
-from ..sums import total
+from ..methods.sampling import Doubles, sample_indices
+from ..sums import Total
+from .bands import Rows, bands, size_of
 
 LOWEST = -8  # variances, in squared steps of the grid, are clipped to 2**LOWEST .. 2**HIGHEST
 HIGHEST = 24
@@ -85,16 +87,16 @@ class Contexts:
         """Expected bits of a code for a logarithm of the variance."""
         return 1.4 + BITS_PER_HALVING / 2 * exponent if exponent >= -2 else 0.54 * math.pow(2.0, exponent + 2)
 
-    def entropy(self, points: Floats, factor: float) -> float:
+    def entropy(self, points: Rows, factor: float) -> float:
         """Estimated bits of a code if ``points · factor`` is rounded to integers, from a sample of elements.
 
         Contexts of large variance use a coarser grid, to which log2 of the ratio of both grids is added.
         """
-        places = sample_indices(points.size, _SAMPLE, 0)
+        places = sample_indices(size_of(points), _SAMPLE, 0)
         contexts = self.at_places(places, points.shape[1])
         logarithms = (self.exponent + np.arange(self.n_contexts)) / (2 * PER_OCTAVE) - math.log2(_FINEST)
         octaves = np.maximum(logarithms, 0)  # log2 of the factor by which the grid of each context is coarser
-        coarse = points.reshape(-1)[places] * (factor * np.exp2(-octaves)).astype(np.float32)[contexts]
+        coarse = points[np.divmod(places, points.shape[1])] * (factor * np.exp2(-octaves)).astype(np.float32)[contexts]
         integers = np.rint(np.clip(coarse, -_MOST, _MOST)).astype(np.intp) + _MOST
         size = 2 * _MOST + 1
         at = contexts * size + integers
@@ -114,6 +116,15 @@ class Contexts:
             found = found + self.columns[columns]
         return found
 
+    def of(self, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
+        """Contexts of elements, whose numbers of rows and columns are of shapes that can be broadcast together."""
+        found = np.zeros(np.broadcast_shapes(rows.shape, columns.shape), np.uint8)
+        if self.rows is not None:
+            found += self.rows[rows]
+        if self.columns is not None:
+            found += self.columns[columns]
+        return found
+
     def at_places(self, places: npt.NDArray[np.intp], n_columns: int) -> npt.NDArray[np.intp]:
         """Contexts of single elements.
 
@@ -128,7 +139,7 @@ class Contexts:
         return found
 
 
-def find_contexts(points: Floats) -> Contexts:
+def find_contexts(points: Rows) -> Contexts:
     """Choose the contexts of a matrix.
 
     Args:
@@ -137,21 +148,21 @@ def find_contexts(points: Floats) -> Contexts:
     Returns:
         Contexts with classes of rows or columns only if these save more bits than they take.
     """
-    energies = np.square(points, dtype=np.float32)
-    overall = _log2(total(energies) / energies.size)
-    rows, columns = np.zeros(points.shape[0]), np.zeros(points.shape[1])
+    n = size_of(points)
+    energies = _Energies(points)
+    columns = np.zeros(points.shape[1])
     for _ in range(_ROUNDS):
-        rows = _log_mean(energies, np.exp2(-columns).astype(np.float32), axis=1)
-        columns = _log_mean(energies, np.exp2(-rows).astype(np.float32), axis=0)
+        rows, columns = energies.log_means(columns)
         columns -= columns.mean()
-    has_rows = _pays(rows, points.size)
-    has_columns = _pays(columns, points.size)
+    has_rows = _pays(rows, n)
+    has_columns = _pays(columns, n)
     if not has_rows and not has_columns:
-        return Contexts(_clip(overall), None, None)
+        return Contexts(_clip(_log2(energies.total / n)), None, None)
     if not has_rows:
-        rows = np.full_like(rows, _log2(float((energies @ np.exp2(-columns)).mean() / columns.size)))
+        rows = np.full_like(rows, _log2(float(energies.weighted(np.exp2(-columns)).mean() / columns.size)))
     if not has_columns:
-        rows, columns = _log_mean(energies, np.ones_like(columns, np.float32), axis=1), np.zeros_like(columns)
+        columns = np.zeros_like(columns)
+        rows, _ = energies.log_means(columns)
     row_exponents = _exponents(np.clip(rows, LOWEST, HIGHEST), columns.size)
     column_exponents = _exponents(np.clip(columns, LOWEST, -LOWEST), rows.size)
     return Contexts(
@@ -159,6 +170,52 @@ def find_contexts(points: Floats) -> Contexts:
         (row_exponents - row_exponents.min()).astype(np.uint8) if has_rows else None,
         (column_exponents - column_exponents.min()).astype(np.uint8) if has_columns else None,
     )
+
+
+class _Energies:
+    """The squares of the elements of a matrix, ``(R, C)``; some rows of them are in memory at a time."""
+
+    def __init__(self, points: Rows) -> None:
+        self._points = points
+
+    def _bands(self) -> Iterator[tuple[slice, Floats]]:
+        """Slices of rows, and their squares below a row that is free."""
+        buffer: Floats | None = None
+        for rows in bands(self._points.shape):
+            n = rows.stop - rows.start
+            if buffer is None:
+                buffer = np.empty((n + 1, self._points.shape[1]), np.float32)
+            np.square(self._points[rows], out=buffer[1 : n + 1], dtype=np.float32)
+            yield rows, buffer[: n + 1]
+
+    @property
+    def total(self) -> float:
+        """Their sum."""
+        found = Total()
+        for _, band in self._bands():
+            found.add(band[1:])
+        return found.total()
+
+    def log_means(self, columns: Doubles) -> tuple[Doubles, Doubles]:
+        """For each row log2 of its mean, with columns divided by their variances; then for each column that of its own.
+
+        Args:
+            columns: log2 of the variances of the columns.
+        """
+        n_rows, n_columns = self._points.shape
+        rows, of_columns = np.empty(n_rows), np.zeros(n_columns, np.float32)
+        divisors = np.exp2(-columns).astype(np.float32)
+        for place, band in self._bands():
+            # Not by a matrix product: on a busy machine the threads of BLAS wait for each other
+            rows[place] = _log_mean(np.einsum("ij,j->i", band[1:], divisors), n_columns)
+            band[0] = of_columns  # the sums so far come first, so that all are added in the order of the rows
+            factors = np.append(np.float32(1), np.exp2(-rows[place]).astype(np.float32))
+            of_columns = np.einsum("ij,i->j", band, factors)
+        return rows, _log_mean(of_columns, n_rows)
+
+    def weighted(self, factors: Doubles) -> Doubles:
+        """The sum of each row, with the factors of columns."""
+        return np.concatenate([band[1:] @ factors for _, band in self._bands()])
 
 
 def _log2(mean: float) -> float:
@@ -187,10 +244,9 @@ def _share(logarithms: npt.NDArray[np.float64]) -> float:
     return min(1.0, max(0.1, (float(logarithms.mean()) + 6) / 8))
 
 
-def _log_mean(energies: Floats, factors: Floats, axis: int) -> npt.NDArray[np.float64]:
-    """For each row (axis 1) or column log2 of the mean of its energies times ``factors``."""
-    # Not by a matrix product: on a busy machine the threads of BLAS wait for each other
-    means: Floats = np.einsum("ij,j->i" if axis == 1 else "ij,i->j", energies, factors) / factors.size
+def _log_mean(sums: Floats, n: int) -> Doubles:
+    """log2 of the means of n energies each, from their sums."""
+    means: Floats = sums / np.float32(n)
     return np.log2(np.maximum(means.astype(np.float64), 2.0**-40))
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
+from typing import Literal, overload
 
 import numpy as np
 
 from ...decode.tables import Floats
 from ...format.layout import Layout, make_view
-from ..methods.assemble import QuantizedStage, sum_of_stages
-from ..methods.layout import largest_magnitude
+from ..methods.assemble import QuantizedStage, decoder_of_sum
+from ..methods.layout import ShortFloats, largest_magnitude
 from . import principal_components, trellis
+from .bands import Grouped, Points, Rows, Source, bands
+from .bands import largest as largest_of
 from .contexts import Contexts, find_contexts
 from .error_weights import power_at
 from .tiles import cuts_rows
@@ -61,13 +65,15 @@ class Plan:
         return sum(codes.nbytes for q in self.components for codes in (q.codes, q.right_codes)
                    if isinstance(codes, np.ndarray))  # fmt: skip
 
-    def points(self, matrix: Floats, unit: Floats | np.float32) -> Floats:
-        """The values that the trellis codes, in steps of the grid, as a new array.
+    def points(self, matrix: Source, unit: Floats | np.float32, *, is_held: bool) -> Points:
+        """The values that the trellis codes, in steps of the grid.
 
         Args:
             unit: As for ``find_plan``.
+            is_held: Whether they are in memory, up to the division by the unit; if not, they are made when they are
+                asked for.
         """
-        return _points(_left_by(self.components, matrix) if self.components else matrix, self.transform, unit)
+        return Points(_coded(matrix, self.components, self.transform, is_held=is_held), unit)
 
 
 @dataclass(frozen=True)
@@ -97,13 +103,15 @@ class Hysteresis:
 
 
 def find_plan(
-    matrix: Floats, taps: tuple[int, ...] | None, step: float, unit: Floats | np.float32, largest: float, *,
-    least_noise: bool, hysteresis: Hysteresis | None = None,
+    matrix: ShortFloats | Source, taps: tuple[int, ...] | None, step: float, unit: Floats | np.float32,
+    largest: float, *, least_noise: bool, hysteresis: Hysteresis | None = None,
 ) -> Plan:  # fmt: skip
     """Find the plan that should take the fewest bits.
 
+    Only one array of the size of the matrix is in memory at a time.
+
     Args:
-        matrix: ``(R, C)``, finite; rows are inputs.
+        matrix: ``(R, C)``, finite; rows are inputs. What a source holds is not needed any more afterwards.
         taps: Number of taps of a kernel along each axis, if the taps of each input are consecutive rows; () if
             neighbouring inputs are unknown and must be found; None for no transform.
         step: Step of the grid.
@@ -112,24 +120,24 @@ def find_plan(
         least_noise: Whether only the squared error counts.
         hysteresis: The preference for the kind used before.
     """
+    source = Source.of(matrix)
     kept = hysteresis.plan_for(step) if hysteresis is not None else None
     if kept is not None:
-        points = kept.points(matrix, unit)
+        points = kept.points(source, unit, is_held=True)
         if _fits(points, kept.transform, step, largest):
             return replace(kept, contexts=find_contexts(points))
-    view = make_view(matrix.shape, False, Layout(n_row_axes=1))
-    plain = _points(matrix, None, unit)
-    plain_contexts = find_contexts(plain)
-    typical_bits = plain_contexts.expected_bits
+        del points
+    view = make_view(source.shape, False, Layout(n_row_axes=1))
+    plain = find_contexts(Points(source.array(), unit))
+    typical_bits = plain.expected_bits
     power = 0.0 if least_noise else power_at(typical_bits)
 
-    def plan(left: Floats, transform: Transform | None, components: list[QuantizedStage]) -> Plan | None:
+    def plan(coded: ShortFloats, transform: Transform | None, components: Sequence[QuantizedStage]) -> Plan | None:
         """A plan; None if grid points would be too large."""
-        is_plain = left is matrix and transform is None
-        points = plain if is_plain else _points(left, transform, unit)
+        points = Points(coded, unit)
         if not _fits(points, transform, step, largest):
             return None
-        contexts = plain_contexts if is_plain else find_contexts(points)
+        contexts = plain if not components and transform is None else find_contexts(points)
         bits = principal_components.n_bits(components, view)
         if transform is not None:
             bits += transform.n_bits
@@ -138,17 +146,26 @@ def find_plan(
             of_code = trellis.expected_bits(points, contexts, PRICE, fit, power)
         else:
             of_code = contexts.entropy(points, FINER)
-        return Plan(contexts, of_code + bits / matrix.size, transform, tuple(components), step)
+        return Plan(contexts, of_code + bits / prod(source.shape), transform, tuple(components), step)
 
-    def plans(left: Floats, components: list[QuantizedStage]) -> list[Plan]:
+    def plans(components: Sequence[QuantizedStage]) -> list[Plan]:
         """Plans for the residual of components, without and with a transform."""
+        left = _coded(source, components, None, is_held=True)
+        # VAL-002
+        if components and principal_components.bound(components, view) + largest_magnitude(left) >= largest / 2:
+            return []
         groups = [taps] if taps else []
         if taps == ():
             sizes = {find_group(left, step), hysteresis.kind[0] if hysteresis is not None else 0}
             groups = [(size,) for size in sorted(sizes) if size]
         correlation = 0.0 if least_noise else _INPUT_CORRELATION
-        transforms = [None, *(find_transform(left, group, correlation) for group in groups)]
-        return [found for transform in transforms if (found := plan(left, transform, components))]
+        transforms = [find_transform(left, group, correlation) for group in groups]
+        found = [plan(left, None, components)]
+        del left
+        for transform in transforms:
+            if transform is not None:
+                found.append(plan(_coded(source, components, transform, is_held=True), transform, components))
+        return [each for each in found if each is not None]
 
     def cost(plan: Plan) -> float:
         """Bits plus what a kind must save to be chosen. It is added, not a factor, since bits of a trial can be < 0."""
@@ -159,34 +176,53 @@ def find_plan(
             must_save += hysteresis.strength
         return plan.bits + must_save * typical_bits
 
-    best = min(plans(matrix, []), key=cost)
-    components = [] if cuts_rows(matrix.shape[1]) else principal_components.find_stages(matrix, best.contexts.slope)
-    if components:
-        left = _left_by(components, matrix)
-        if principal_components.bound(components, view) + float(np.abs(left).max()) < largest / 2:  # VAL-002
-            best = min([best, *plans(left, components)], key=cost)
+    best = min(plans([]), key=cost)
+    if not cuts_rows(source.shape[1]):
+        components = principal_components.find_stages(source.array(), best.contexts.slope)
+        if components:
+            best = min([best, *plans(components)], key=cost)
     return best
 
 
-def _fits(points: Floats, transform: Transform | None, step: float, largest: float) -> bool:
+def _fits(points: Points, transform: Transform | None, step: float, largest: float) -> bool:
     """Whether grid points are not too large. Arguments are those of ``find_plan``."""
     # VAL-002: tensors with the same tables may have points up to LARGEST_POINT; feedback adds 10 %
     if transform is not None and not 1.1 * LARGEST_POINT * step * transform.gain < largest / 2:
         return False
-    return largest_magnitude(points) <= 1.001 * LARGEST_POINT  # the step keeps the matrix below it, up to rounding
+    return largest_of(points) <= 1.001 * LARGEST_POINT  # the step keeps the matrix below it, up to rounding
 
 
-def _points(matrix: Floats, transform: Transform | None, unit: Floats | np.float32) -> Floats:
-    """A matrix, or its transform coefficients, in steps of the grid."""
+@overload
+def _coded(
+    source: Source, components: Sequence[QuantizedStage], transform: Transform | None, *, is_held: Literal[True]
+) -> ShortFloats: ...
+@overload
+def _coded(
+    source: Source, components: Sequence[QuantizedStage], transform: Transform | None, *, is_held: bool
+) -> Rows: ...
+def _coded(
+    source: Source, components: Sequence[QuantizedStage], transform: Transform | None, *, is_held: bool
+) -> Rows:
+    """What a trellis codes of a matrix: the residual of components, or its transform coefficients.
+
+    Args:
+        is_held: Whether it is an array. Then the source holds none, unless it is the same.
+    """
+    if not components and transform is None:
+        return source.array() if is_held else source
+    left: Rows = source
+    if components:
+        view = make_view(source.shape, False, Layout(n_row_axes=1))
+        decode = decoder_of_sum(components, view)
+        left = Grouped(source.shape, 1, lambda rows: source[rows] - decode(rows))
+    if is_held:
+        source.release()
+        if transform is not None:
+            return transform.forward(left)
+        held = np.empty(source.shape, np.float32)
+        for rows in bands(source.shape):
+            held[rows] = left[rows]
+        return held
     if transform is None:
-        return np.divide(matrix, unit, dtype=np.float32)
-    points = transform.forward(matrix)
-    points /= unit
-    return points
-
-
-def _left_by(components: Sequence[QuantizedStage], matrix: Floats) -> Floats:
-    """The residual of a matrix after components."""
-    view = make_view(matrix.shape, False, Layout(n_row_axes=1))
-    left: Floats = sum_of_stages(components, view)
-    return np.subtract(matrix, left, out=left)
+        return left
+    return Grouped(source.shape, transform.size, lambda rows: transform.forward(left[rows]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -33,14 +33,16 @@ from ...format.stages import (
 )
 from ...native import encoding
 from ..methods import packing
-from ..methods.assemble import QuantizedStage, sum_of_stages
+from ..methods.assemble import QuantizedStage, decoder_of_sum
 from ..methods.scales import encode_scales, group_size, table_dtype
 from . import tiles
+from .bands import bands
 from .contexts import Contexts
 from .transform import Transform
 
 _COARSE_PRECISION = 12  # for up to _COARSE_ENTRIES entries: smaller tables fit the CPU cache and are faster
 _COARSE_ENTRIES = 256
+_BLOCKS = 16  # that NumPy codes together
 
 Counts = npt.NDArray[np.float64]
 
@@ -92,37 +94,47 @@ class CodedTensor:
         """The least and the largest index."""
         return int(self.indices.min(initial=0)), int(self.indices.max(initial=0))
 
-    def values_as_coded(self) -> Floats:
-        """The values of the codes, ``(R, C)``, equal to those of a decoder up to rounding."""
+    def bands(self) -> Iterator[tuple[slice, Floats]]:
+        """Slices of rows, and the values of their codes, equal to those of a decoder up to rounding."""
+        for rows in bands(self.indices.shape, 1 if self.transform is None else self.transform.size):
+            yield rows, self._with_base(self._values_of_codes(rows), rows)
+
+    def _values_of_codes(self, rows: slice) -> Floats:
         found: Floats
+        indices, books = self.indices[rows], self.books[rows]
         if self.values is None:
-            found = self.indices.astype(np.float32)
+            found = indices.astype(np.float32)
             found *= np.float32(self.n_books)
-            found += self.books
+            found += books
             found *= np.float32(self.step)
         else:
             reach = (self.values.shape[1] - 1) // 2
-            found = self.values[self.books, self.indices.astype(np.intp) + reach]
+            found = self.values[books, indices.astype(np.intp) + reach]
         if self.transform is not None:
             found = self.transform.backward(found)
         if self.row_scales is not None:
-            found *= self.row_scales[:, None]
-        return self.with_base(found)
+            found *= self.row_scales[rows, None]
+        return found
 
     def with_base(self, values: Floats) -> Floats:
         """Add the values of the base stages to those of the codes, ``(R, C)``."""
-        if not self.base:
-            return values
-        total = sum_of_stages(self.base, make_view(self.shape, BY_NAME[self.dtype].is_complex, self.layout))
-        total += values
-        return total
+        return self._with_base(values, slice(0, len(values)))
+
+    def _with_base(self, values: Floats, rows: slice) -> Floats:
+        if self.base:
+            view = make_view(self.shape, BY_NAME[self.dtype].is_complex, self.layout)
+            values += decoder_of_sum(self.base, view)(rows)
+        return values
 
     def array(self) -> npt.NDArray[Any]:
         """The values in the shape of the tensor; complex if the tensor is."""
         is_complex = BY_NAME[self.dtype].is_complex
         shape = (*self.shape, 2) if is_complex else self.shape
         axes = self.layout.axes or tuple(range(len(shape)))
-        permuted = self.values_as_coded().reshape([shape[axis] for axis in axes])
+        matrix = np.empty(self.indices.shape, np.float32)
+        for rows, of_rows in self.bands():
+            matrix[rows] = of_rows
+        permuted = matrix.reshape([shape[axis] for axis in axes])
         values = permuted.transpose(np.argsort(axes))
         return np.ascontiguousarray(values).view(np.complex64)[..., 0] if is_complex else values
 
@@ -141,10 +153,12 @@ class CodedTensor:
         """
         if native.is_used():
             return encoding.count_codes(self.codes(zero, entries)).astype(np.float64)
-        contexts = self.contexts.at(slice(None), slice(None)).astype(np.intp)
-        at = (contexts * self.n_books + self.books) * entries + (self.indices.astype(np.intp) + zero)
-        size = self.contexts.n_contexts * self.n_books * entries
-        return np.bincount(at.reshape(-1), minlength=size).reshape(-1, self.n_books, entries).astype(np.float64)
+        found = np.zeros(self.contexts.n_contexts * self.n_books * entries, np.intp)
+        for rows in bands(self.indices.shape):
+            contexts = self.contexts.at(rows, slice(None)).astype(np.intp)
+            at = (contexts * self.n_books + self.books[rows]) * entries + (self.indices[rows].astype(np.intp) + zero)
+            found += np.bincount(at.reshape(-1), minlength=found.size)
+        return found.reshape(-1, self.n_books, entries).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -208,9 +222,11 @@ class Pool:
                                            frequencies=frequencies, starts=starts, precision=self.record.precision)
                      for block in blocks]  # fmt: skip
         else:
-            coded = self._encode_blocks(tensor, record, blocks, frequencies, starts)
-        payloads = [*map(Section, coded)]
-        return EncodedTensor(record, sections + _by_block([*of_base, payloads]))
+            coded = []
+            for first in range(0, len(blocks), _BLOCKS):
+                some = blocks[first : first + _BLOCKS]
+                coded += self._encode_blocks(tensor, record, some, frequencies, starts)
+        return EncodedTensor(record, sections + _by_block([*of_base, [*map(Section, coded)]]))
 
     def _encode_blocks(
         self, tensor: CodedTensor, record: TensorRecord, blocks: list[Block], frequencies: npt.NDArray[np.uint32],
@@ -332,5 +348,3 @@ def _weights(counts: Counts) -> npt.NDArray[np.uint8]:
     is_next = significand == 32
     exponent, significand = exponent + is_next, np.where(is_next, 16, significand)
     return np.where(counts > 0, 16 * exponent + significand - 16 + 1, 0).astype(np.uint8)
-
-

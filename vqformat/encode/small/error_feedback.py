@@ -20,6 +20,7 @@ from ...native import encoding
 from ..calibration import TensorStatistics
 from ..progress import advance
 from . import row_steps, viterbi
+from .bands import Rows
 from .cholesky import inverse_factor
 from .contexts import Contexts
 from .trellis import Books, Grid, Indices
@@ -103,7 +104,7 @@ def _factor(moments: Floats, n_observed: int) -> Floats | None:
 
 
 def quantize(
-    points: Floats, contexts: Contexts, grid: Grid, rates: Rates, factors: Factors
+    points: Rows, contexts: Contexts, grid: Grid, rates: Rates, factors: Factors
 ) -> tuple[Indices, Books]:
     """Quantize a matrix with feedback.
 
@@ -117,21 +118,22 @@ def quantize(
     Returns:
         Index and codebook of each element.
     """
-    aims = points.astype(np.float32, order="C", copy=True)
-    indices, books = np.empty(points.shape, np.int16), np.empty(points.shape, np.uint8)
+    shape = points.shape[0], points.shape[1]
+    indices, books = np.empty(shape, np.int16), np.empty(shape, np.uint8)
     weights = np.square(factors.typical_spread / factors.spread).astype(np.float32)  # (inputs, groups)
     coder = _RowCoder(contexts, grid, rates, points.shape[1])
     first = 0
     for runs in zip(*factors.upper, strict=True):  # for a block of inputs: U of each group of outputs
         size = len(runs[0])
+        aims = np.array(points[first : first + size], np.float32)
         for start in range(0, size, _LAZY_ROWS):
             end = min(start + _LAZY_ROWS, size)
             rows = slice(first + start, first + end)
-            errors = coder.code(rows, aims[rows], weights=weights[rows], spread=factors.spread[rows],
+            errors = coder.code(rows, aims[start:end], weights=weights[rows], spread=factors.spread[rows],
                                 upper=[u[start:end, start:end] for u in runs], indices=indices[rows],
                                 books=books[rows])  # fmt: skip
             advance(errors.size)
-            _subtract(aims[first + end : first + size], errors, [u[start:end, end:] for u in runs])
+            _subtract(aims[end:], errors, [u[start:end, end:] for u in runs])
         first += size
     return indices, books
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from ...decode.tables import Floats
-from ..sums import total
+from ..sums import Total
+from .bands import Rows, bands, size_of
 
 # _POWER: the power of a weight's magnitude by which its squared error counts, at 1 bit a weight and below.
 # _LESS_A_DOUBLING: decrease of the power with each doubling of the rate
@@ -22,19 +24,45 @@ def power_at(bits: float) -> float:
     return max(0.0, _POWER - _LESS_A_DOUBLING * math.log2(max(bits, 1.0)))
 
 
-def weights_of(whole: Floats, left: Floats, power: float) -> Floats:
+class ErrorWeights:
     """Weights of squared errors, by the magnitudes of weights or transform coefficients.
+
+    They have a mean of 1, weighted by the squares.
 
     Args:
         whole, left: Weights or coefficients, and their residuals after principal components. The geometric mean of
-            both magnitudes is used.
+            both magnitudes is used. None for ``whole`` if both are the same.
         power: See ``power_at``.
-
-    Returns:
-        Array of the same shape, with a mean of 1, weighted by the squares.
     """
-    squares = np.abs(whole * left)
-    weights: Floats = np.power(squares, np.float32(power / 2))
-    scale = total(squares) / squares.size / max(total(squares * weights) / squares.size, 1e-30)
-    weights *= np.float32(scale)
-    return weights
+
+    def __init__(self, whole: Rows | None, left: Rows, power: float) -> None:
+        self._whole, self._power = whole, np.float32(power / 2)
+        self._scale = np.float32(1)
+        squares, weighted = Total(), Total()
+        for rows in bands(left.shape):
+            magnitudes, weights = self._of(None if whole is None else whole[rows], left[rows])
+            squares.add(magnitudes)
+            weighted.add(magnitudes * weights)
+        n = size_of(left)
+        self._scale = np.float32(squares.total() / n / max(weighted.total() / n, 1e-30))
+
+    def of_rows(self, rows: slice, left: Floats) -> Floats:
+        """Weights of rows, given their residuals."""
+        return self._of(None if self._whole is None else self._whole[rows], left)[1]
+
+    def of_elements(self, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp], left: Floats) -> Floats:
+        """Weights of elements, given the numbers of their rows and columns, and their residuals."""
+        whole = None if self._whole is None else self._whole[rows, columns]
+        return self._of(whole, left)[1]
+
+    def _of(self, whole: Floats | None, left: Floats) -> tuple[Floats, Floats]:
+        """The products of both magnitudes, and the weights."""
+        magnitudes = np.abs(left * (left if whole is None else whole))
+        weights: Floats = np.power(magnitudes, self._power)
+        weights *= self._scale
+        return magnitudes, weights
+
+
+def weights_of(left: Floats, power: float) -> Floats:
+    """The weights of squared errors of all elements of a small matrix."""
+    return ErrorWeights(None, left, power).of_rows(slice(None), left)

@@ -9,7 +9,7 @@ factors are coarse integers at any rate, because the residual, which is coded an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,11 @@ from ...format.limits import MAX_RIGHT_FACTOR, MAX_STAGES
 from ...format.stages import AxisScale, LowRankStage
 from ..methods import packing
 from ..methods.assemble import QuantizedStage
+from ..methods.layout import ShortFloats
 from ..methods.sampling import Doubles, approximate_normals
 from ..methods.scales import encode_scales
 from ..sums import energy
+from .bands import Rows, bands
 from .cholesky import inverse_factor
 
 _MOST_COMPONENTS = 128
@@ -46,7 +48,7 @@ _PIECE = 1 << 20  # elements that are converted to float64 together
 Integers = npt.NDArray[np.int64]
 
 
-def find_stages(matrix: Floats, slope: float) -> list[QuantizedStage]:
+def find_stages(matrix: ShortFloats, slope: float) -> list[QuantizedStage]:
     """Find the components that should save more bits than they take.
 
     The computation is in float64, so that the integers do not depend on threads or BLAS, except for components of equal
@@ -82,20 +84,20 @@ def find_stages(matrix: Floats, slope: float) -> list[QuantizedStage]:
             for start, end in groups]  # fmt: skip
 
 
-def n_bits(stages: list[QuantizedStage], view: View) -> int:
+def n_bits(stages: Sequence[QuantizedStage], view: View) -> int:
     """Estimated bits of the factors of stages."""
     whole = Block(0, view.n_rows, 0, view.n_columns)
     sections = [plain for q in stages for plain in (*q.resident_sections(), *q.payload(whole))]
     return _STAGE_BITS * len(stages) + 8 * sum(map(packing.quick_nbytes, sections))
 
 
-def bound(stages: list[QuantizedStage], view: View) -> float:
+def bound(stages: Sequence[QuantizedStage], view: View) -> float:
     """Upper bound of the magnitudes of the sum of stages (SPEC section 11)."""
     return sum(float(LowRankDecoder(q.stage, view, q.resident_sections()).bound) for q in stages
                if isinstance(q.stage, LowRankStage))  # fmt: skip
 
 
-def _components(matrix: Floats, n: int) -> tuple[Doubles, Doubles]:
+def _components(matrix: ShortFloats, n: int) -> tuple[Doubles, Doubles]:
     """Lengths, ``(n,)``, and directions, ``(n, C)``, of the n longest components.
 
     Method: subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4), along the shorter side. The largest
@@ -135,7 +137,7 @@ def _orthonormal(columns: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return found.astype(columns.dtype)
 
 
-def _products(tall: Floats, width: int) -> Callable[[Doubles], Doubles]:
+def _products(tall: ShortFloats, width: int) -> Callable[[Doubles], Doubles]:
     """The function that multiplies ``tallᵀ tall`` with ``width`` columns. The product of a short side is kept."""
     side = tall.shape[1]
     n_products = _POWER_ROUNDS + 1
@@ -154,7 +156,7 @@ def _products(tall: Floats, width: int) -> Callable[[Doubles], Doubles]:
     return times
 
 
-def _longest(matrix: Floats) -> float:
+def _longest(matrix: ShortFloats) -> float:
     """About the squared length of the longest component, hardly ever too large; infinity where it cannot be found.
 
     The method is that of ``_components`` with few columns in float32.
@@ -162,16 +164,33 @@ def _longest(matrix: Floats) -> float:
     basis = approximate_normals(0, (matrix.shape[1], _QUICK_WIDTH)).astype(np.float32)
     with np.errstate(all="ignore"):
         for _ in range(_QUICK_ROUNDS):
-            projections = matrix @ basis
-            products = matrix.T @ (projections / np.abs(projections).max())
+            projections = _times(matrix, basis)
+            products = _transposed_times(matrix, projections / np.abs(projections).max())
             if not np.isfinite(products).all():
                 return math.inf
             basis = _orthonormal(products)
-        projections = matrix @ basis
+        projections = _times(matrix, basis)
     if not np.isfinite(projections).all():
         return math.inf
     doubles = projections.astype(np.float64)
     return float(np.linalg.eigvalsh(doubles.T @ doubles)[-1])
+
+
+def _times(matrix: ShortFloats, columns: Floats) -> Floats:
+    """Product of a matrix with few columns. Short floats are widened piece by piece."""
+    if matrix.dtype == np.float32:
+        return matrix @ columns
+    return np.concatenate([matrix[rows].astype(np.float32) @ columns for rows in bands(matrix.shape)])
+
+
+def _transposed_times(matrix: ShortFloats, columns: Floats) -> Floats:
+    """Product of the transposed matrix with few columns."""
+    if matrix.dtype == np.float32:
+        return matrix.T @ columns
+    total = np.zeros((matrix.shape[1], columns.shape[1]), np.float32)
+    for rows in bands(matrix.shape):
+        total += matrix[rows].astype(np.float32).T @ columns[rows]
+    return total
 
 
 def _choose_rank(squares: Doubles, shape: tuple[int, int], of_all: float, slope: float) -> tuple[int, float]:
@@ -230,7 +249,7 @@ def _groups(lengths: Doubles) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], len(lengths)], strict=True))
 
 
-def _project(matrix: Floats, directions: Doubles) -> Doubles:
+def _project(matrix: ShortFloats, directions: Doubles) -> Doubles:
     """The left factor that fits best to a right factor, ``(R, rank)``, by least squares."""
     found = np.empty((matrix.shape[0], len(directions)))
     gram = directions @ directions.T
@@ -245,7 +264,7 @@ def _rounded(values: Doubles) -> Integers:
     return np.clip(np.rint(values), -_LARGEST, _LARGEST).astype(np.int64)
 
 
-def pieces(matrix: Floats, unit: int = 1) -> Iterator[tuple[slice, Doubles]]:
+def pieces(matrix: Rows, unit: int = 1) -> Iterator[tuple[slice, Doubles]]:
     """Rows of a matrix as float64, some at a time. In float64, results hardly depend on threads and BLAS.
 
     Args:

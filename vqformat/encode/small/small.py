@@ -12,13 +12,16 @@ from ...format.dtypes import BY_NAME
 from ...format.layout import Layout
 from ...format.stages import Trellis
 from ..methods.assemble import BLOCK_ELEMENTS
-from ..methods.layout import by_rows, in_rows, largest_magnitude, view_matrix
+from ..methods.layout import ShortFloats, by_rows, largest_magnitude
 from ..report import as_decoded
-from ..sums import energy
+from ..sums import Energy
 from . import error_feedback, error_weights, tiles, trellis, viterbi
-from .contexts import BITS_PER_HALVING, Contexts, find_contexts
+from .bands import Source, largest, size_of
+from .coder import Coder
+from .contexts import BITS_PER_HALVING, find_contexts
 from .decorrelate import FINER, LARGEST_POINT, PRICE, Hysteresis, Plan, find_plan
 from .entropy_coding import CodedTensor
+from .error_weights import ErrorWeights
 from .transform import find_kernel
 
 # If values are means of cells, the squared error at low rates is least if the price of a bit rises more than the step:
@@ -32,6 +35,7 @@ _N_FEEDBACK_STATES = 8  # more states reduce the errors, but not those of the mo
 _FEWEST_INPUTS = 8  # with fewer inputs, sums of errors are not kept small
 _MOST_MEANS = 256  # largest index in a table of means: f16 rounds larger ones by more than their offset from the grid
 _MOST_BLOCK_ELEMENTS = BLOCK_ELEMENTS * 3 // 2
+_HELD_NBYTES = 1 << 26  # a larger matrix is not in memory together with its codes; its rows are made when needed
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Quantized:
 
 
 def quantize(
-    name: str, dtype: str, shape: tuple[int, ...], values: Floats, step: float, *, output_axis: int = 0,
+    name: str, dtype: str, shape: tuple[int, ...], values: ShortFloats, step: float, *, output_axis: int = 0,
     is_table: bool = False, least_noise: bool = False, factors: error_feedback.Factors | None = None,
     row_scales: Floats | None = None, hysteresis: Hysteresis | None = None,
 ) -> Quantized:  # fmt: skip
@@ -59,7 +63,7 @@ def quantize(
 
     Args:
         name, dtype, shape: Of the tensor.
-        values: The tensor as reals, see ``methods.layout.reals``; at least one axis, finite.
+        values: The tensor as reals, see ``methods.layout.short_reals``; at least one axis, finite.
         step: Step of a scalar grid with about the same noise.
         output_axis: Axis of the layer's outputs. The other axes are its inputs.
         is_table: Whether its rows are looked up one by one, so that they must stay rows. Ignored with factors.
@@ -79,64 +83,69 @@ def quantize(
     if factors is None and not is_table and values.shape[output_axis] < 2:  # a depthwise kernel of Keras, for example
         output_axis = int(np.argmax(values.shape))
     layout = by_rows(values.shape) if is_table else _inputs_as_rows(values.ndim, output_axis)
-    matrix = in_rows(view_matrix(values, layout))
+    source = Source(values, layout)
     known = factors.spread.shape[0] if factors is not None else row_scales.size if row_scales is not None else None
-    if known is not None and known != matrix.shape[0]:
-        raise EncodeError(f"tensor {name!r} has {matrix.shape[0]} {'rows' if is_table else 'inputs'}, its calibration"
+    if known is not None and known != source.shape[0]:
+        raise EncodeError(f"tensor {name!r} has {source.shape[0]} {'rows' if is_table else 'inputs'}, its calibration"
                           f" {known}")  # fmt: skip
     n_groups = 1 if factors is None else factors.spread.shape[1]
-    if matrix.shape[1] % n_groups:
-        raise EncodeError(f"tensor {name!r} has {matrix.shape[1]} outputs, its calibration {n_groups} groups of them")
+    if source.shape[1] % n_groups:
+        raise EncodeError(f"tensor {name!r} has {source.shape[1]} outputs, its calibration {n_groups} groups of them")
     if factors is not None:
         row_scales = factors.steps
-    furthest = largest_magnitude(matrix) / (1.0 if row_scales is None else float(row_scales.min()))
+    furthest = largest_magnitude(values) / (1.0 if row_scales is None else float(row_scales.min()))
     tiny = float(np.finfo(np.float32).tiny)
     step = max(step * FINER, furthest / LARGEST_POINT, tiny)
     unit = np.float32(step) if row_scales is None else np.float32(step) * row_scales[:, None]
-    largest = BY_NAME[dtype].largest
+    limit = BY_NAME[dtype].largest
     kept = hysteresis.plan_for(step) if hysteresis is not None else None
     plan = None
     if kernel is not None and kernel.layout != layout and (kept is None or kept.transform is not None):
-        in_order = in_rows(view_matrix(values, kernel.layout))
-        plan = find_plan(in_order, kernel.taps, step, unit, largest, least_noise=least_noise, hysteresis=hysteresis)
+        in_order = Source(values, kernel.layout)
+        plan = find_plan(in_order, kernel.taps, step, unit, limit, least_noise=least_noise, hysteresis=hysteresis)
         if plan.transform is not None:
-            layout, matrix = kernel.layout, in_order
+            layout, source = kernel.layout, in_order
         del in_order  # to save memory
     if plan is None or (plan.transform is None and kernel is not None and kernel.layout != layout):
         taps: tuple[int, ...] | None = () if kernel is None and can_transform and values.ndim == 2 else None
         if kernel is not None and kernel.layout == layout:
             taps = kernel.taps
-        plan = find_plan(matrix, taps, step, unit, largest, least_noise=least_noise, hysteresis=hysteresis)
+        plan = find_plan(source, taps, step, unit, limit, least_noise=least_noise, hysteresis=hysteresis)
     contexts, transform = plan.contexts, plan.transform
-    points, price = plan.points(matrix, unit), PRICE
+    points, price = plan.points(source, unit, is_held=True), PRICE
     if least_noise and factors is None and transform is None and contexts.busy_bits < _LOW_RATE:
         # With a smaller factor of the step there would be too many means for a table
-        finest = max(largest_magnitude(points) / (2 * _MOST_MEANS - 4), tiny / step)
+        finest = max(largest(points) / (2 * _MOST_MEANS - 4), tiny / step)
         if finest < 1:
             finer, price = _at_low_rate(contexts.busy_bits)
             finer = max(finer, finest)
-            points /= np.float32(finer)
+            points = replace(points, finer=np.float32(finer))
             step *= finer
             contexts = find_contexts(points)
-    width = None if factors is None else tiles.band_width(matrix.shape[1], error_feedback.TILE_COLUMNS)
+    width = None if factors is None else tiles.band_width(source.shape[1], error_feedback.TILE_COLUMNS)
     path = viterbi.TRELLISES[_N_STATES if factors is None else _N_FEEDBACK_STATES]
     unit_rows = 1 if transform is None else transform.size
-    layout, grid = _cut(layout, matrix.shape, plan.contexts.expected_bits, width, path, unit=unit_rows)
+    layout, grid = _cut(layout, source.shape, plan.contexts.expected_bits, width, path, unit=unit_rows)
+    weights: Floats | ErrorWeights | None = None
     if factors is not None:
-        indices, books = _quantize_with_feedback(points, contexts, grid, factors)
+        weights = _weights_of(factors, source.shape[1])
+    elif not least_noise and (power := error_weights.power_at(contexts.expected_bits)):
+        whole = replace(plan, components=()).points(source, unit, is_held=False) if plan.components else None
+        weights = ErrorWeights(whole, points, power)
+    rates = trellis.find_rates(points, contexts, grid, price, weights)
+    if 4 * size_of(points) > _HELD_NBYTES:  # from here on there are codes, too
+        source.release()
+        points = replace(points, matrix=plan.points(source, unit, is_held=False).matrix)
+    if factors is not None:
+        indices, books = error_feedback.quantize(points, contexts, grid, rates, factors)
+        rates = trellis.count_rates(indices, books, contexts, price, rates.reach)
+        indices, books = error_feedback.quantize(points, contexts, grid, rates, factors)
     else:
-        weights = None
-        if not least_noise and (power := error_weights.power_at(contexts.expected_bits)):
-            whole = replace(plan, components=()).points(matrix, unit) if plan.components else points
-            weights = error_weights.weights_of(whole, points, power)
-            del whole
-        rates = trellis.find_rates(points, contexts, grid, price, weights)
-        keeps_sums = layout.n_row_axes > 0 and not is_table and matrix.shape[0] >= _FEWEST_INPUTS
-        if keeps_sums:
-            shares = None if transform is None else transform.sums
-            indices, books = trellis.quantize_keeping_sums(points, contexts, grid, rates, weights, shares=shares)
+        coder = Coder(points, contexts, grid, rates, weights)
+        if layout.n_row_axes > 0 and not is_table and source.shape[0] >= _FEWEST_INPUTS:
+            indices, books = coder.quantize_keeping_sums(None if transform is None else transform.sums)
         else:
-            indices, books = trellis.quantize(points, contexts, grid, rates, weights)
+            indices, books = coder.quantize()
     table = None
     reach = max(int(indices.max(initial=0)), -int(indices.min(initial=0))) + 1
     if least_noise and transform is not None:
@@ -145,9 +154,12 @@ def quantize(
         table = (trellis.centroids(points, indices, books, reach) * step).astype(np.float32)
     coded = CodedTensor(name, dtype, shape, layout, grid.tile, grid.trellis, contexts, indices, books, step, table,
                         row_scales, plan.components, transform)  # fmt: skip
-    error = as_decoded(coded.values_as_coded(), dtype)
-    error -= matrix
-    return Quantized(coded, energy(matrix), energy(error), plan)
+    signal, noise = Energy(), Energy()
+    for rows, decoded in coded.bands():
+        original = source[rows]
+        signal.add(original)
+        noise.add(as_decoded(decoded, dtype) - original)
+    return Quantized(coded, signal.total(), noise.total(), plan)
 
 
 def _at_low_rate(bits: float) -> tuple[float, float]:
@@ -160,16 +172,10 @@ def _at_low_rate(bits: float) -> tuple[float, float]:
     return 2.0 ** (-(1 - _COARSER) * below / BITS_PER_HALVING), PRICE * 2.0 ** (_DEARER * below)
 
 
-def _quantize_with_feedback(
-    points: Floats, contexts: Contexts, grid: trellis.Grid, factors: error_feedback.Factors
-) -> tuple[trellis.Indices, trellis.Books]:
-    """Quantize with feedback, twice: with rates found without feedback, then with the rates of the first result."""
+def _weights_of(factors: error_feedback.Factors, n_columns: int) -> Floats:
+    """Weights of squared errors, ``(R, 1)`` or ``(R, C)``."""
     weights = np.square(factors.typical_spread / factors.spread).astype(np.float32)
-    of_columns = np.repeat(weights, points.shape[1] // weights.shape[1], axis=1) if weights.shape[1] > 1 else weights
-    rates = trellis.find_rates(points, contexts, grid, PRICE, of_columns)
-    indices, books = error_feedback.quantize(points, contexts, grid, rates, factors)
-    rates = trellis.count_rates(indices, books, contexts, PRICE, rates.reach)
-    return error_feedback.quantize(points, contexts, grid, rates, factors)
+    return np.repeat(weights, n_columns // weights.shape[1], axis=1) if weights.shape[1] > 1 else weights
 
 
 def _inputs_as_rows(rank: int, output_axis: int) -> Layout:

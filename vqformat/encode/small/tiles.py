@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...format.limits import MAX_BLOCK_ELEMENTS, MAX_STEPS_PER_SEQUENCE
+from .bands import Rows
 
 _SEQUENCE_BITS = 5000  # wanted bits of a sequence. Its stored state costs 24 bits, 0.5 % of this
 
@@ -72,10 +73,18 @@ class Group:
     rows: npt.NDArray[np.intp]
     columns: npt.NDArray[np.intp]
 
-    def take(self, matrix: Array) -> Array:
+    @property
+    def places(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Rows and columns of the elements, of shapes that can be broadcast together."""
+        return self.rows[:, None, :, None], self.columns[None, :, None, :]
+
+    def take(self, matrix: Rows) -> Array:
         """The elements of the tiles in the order of steps: ``(n_steps, n_sequences)``."""
-        part = matrix[self.rows[:, None, :, None], self.columns[None, :, None, :]]
-        return part.reshape(self.rows.shape[0] * self.columns.shape[0], -1)
+        return self.in_steps(matrix[self.places])
+
+    def in_steps(self, elements: Array) -> Array:
+        """The same of the elements at ``places``."""
+        return elements.reshape(self.rows.shape[0] * self.columns.shape[0], -1)
 
     def split(self, n_elements: int) -> Iterator[Group]:
         """Split the group into groups of at most so many elements, but at least one tile each."""
@@ -88,7 +97,7 @@ class Group:
     def put(self, matrix: Array, values: Array) -> None:
         """The inverse of ``take``."""
         shape = (self.rows.shape[0], self.columns.shape[0], self.rows.shape[1], self.columns.shape[1])
-        matrix[self.rows[:, None, :, None], self.columns[None, :, None, :]] = values.reshape(shape)
+        matrix[self.places] = values.reshape(shape)
 
 
 def groups(shape: tuple[int, int], block_rows: int, tile: tuple[int, int]) -> Iterator[Group]:

@@ -18,7 +18,9 @@ import numpy.typing as npt
 from ...decode.tables import Floats
 from ...format.layout import Layout
 from ...format.limits import MAX_BLOCK_ELEMENTS, MAX_TRANSFORM
+from ..methods.layout import ShortFloats
 from ..methods.sampling import sample_indices
+from .bands import Rows, size_of
 from .principal_components import pieces, signed
 from .tiles import cuts_rows
 
@@ -64,7 +66,7 @@ class Transform:
         """The largest magnitude of a value if all coefficients have magnitudes of at most 1."""
         return float(np.abs(self.matrix.astype(np.float64)).sum(axis=0).max()) * self.unit
 
-    def forward(self, matrix: Floats) -> Floats:
+    def forward(self, matrix: Rows) -> Floats:
         """Coefficients of a matrix, ``(R, C)``, as a new array. Row k of a group has its coefficients k."""
         return self._apply(np.linalg.inv(self.matrix * self.unit), matrix)
 
@@ -72,8 +74,8 @@ class Transform:
         """The matrix of coefficients ``(R, C)``, up to rounding, as a new array."""
         return self._apply(self.matrix * self.unit, coefficients)
 
-    def _apply(self, factor: npt.NDArray[np.floating[Any]], matrix: Floats) -> Floats:
-        found = np.empty_like(matrix)
+    def _apply(self, factor: npt.NDArray[np.floating[Any]], matrix: Rows) -> Floats:
+        found = np.empty(matrix.shape, np.float32)
         for rows, part in pieces(matrix, self.size):
             groups = part.reshape(-1, self.size, matrix.shape[1])
             found[rows] = np.matmul(factor.T, groups).reshape(part.shape)
@@ -119,7 +121,7 @@ def _fits(size: int, n_columns: int, n_elements: int) -> bool:
     return fits_block and size**2 * _ENTRY_BITS <= _LARGEST_SHARE * n_elements
 
 
-def find_group(matrix: Floats, step: float) -> int:
+def find_group(matrix: ShortFloats, step: float) -> int:
     """Find the best number of neighbouring inputs for a transform, such as the pixels of a row of a flattened image.
 
     Args:
@@ -148,7 +150,7 @@ def find_group(matrix: Floats, step: float) -> int:
     return best
 
 
-def _gram(matrix: npt.NDArray[np.floating[Any]], size: int) -> npt.NDArray[np.float64]:
+def _gram(matrix: Rows, size: int) -> npt.NDArray[np.float64]:
     """Products of the rows of a group with each other, summed over groups and columns: ``(size, size)``."""
     gram = np.zeros((size, size))
     for _, part in pieces(matrix, size):
@@ -170,7 +172,7 @@ def _grams(matrix: npt.NDArray[np.floating[Any]], sizes: list[int]) -> dict[int,
     return grams
 
 
-def find_transform(matrix: Floats, taps: tuple[int, ...], correlation: float) -> Transform | None:
+def find_transform(matrix: Rows, taps: tuple[int, ...], correlation: float) -> Transform | None:
     """The transform of the taps of a kernel to their principal components. Equal steps give an equal squared error.
 
     Taps that inputs hardly ever reach keep their random initial values, often within one or few steps. A transform
@@ -190,7 +192,7 @@ def find_transform(matrix: Floats, taps: tuple[int, ...], correlation: float) ->
     """
     n_taps = math.prod(taps)
     gram = _gram(matrix, n_taps)
-    variances = np.diagonal(gram) * (n_taps / matrix.size)
+    variances = np.diagonal(gram) * (n_taps / size_of(matrix))
     if not variances.any():
         return None
     busy = np.flatnonzero(variances >= _IDLE * variances.max())

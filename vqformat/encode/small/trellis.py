@@ -9,26 +9,22 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ... import native
 from ...decode.tables import Floats
 from ...format.stages import Trellis
-from ...native import encoding
 from ..methods.layout import largest_magnitude
 from ..methods.sampling import sample_indices
-from ..progress import advance
 from . import tiles, viterbi
+from .bands import Rows, bands, largest, size_of
 from .contexts import LOWEST, PER_OCTAVE, Contexts
-from .error_weights import weights_of
+from .error_weights import ErrorWeights, weights_of
 from .principal_components import pieces
 from .viterbi import Rates
 
 _SAMPLE = 1 << 16  # elements on which rates are estimated
 _SAMPLE_STEPS = 256  # steps of a sequence of the sample
-_TOGETHER = 1 << 20  # elements that are quantized together, then progress is told
 _ROUNDS = 3  # of quantizing the sample and counting codes
 _PRIOR = 4.0  # number of observations for which the initial rates count
 _FINE_NOISE = 0.22  # squared error at high rates, in squared steps
-_DAMPING = 0.2  # cost of the squared sum of errors, relative to the sum of squared errors
 
 Fit = Literal["points", "gain", "means"]
 Indices = npt.NDArray[np.int16]
@@ -62,7 +58,7 @@ def expected_rates(contexts: Contexts, reach: int) -> Floats:
 
 
 def find_rates(
-    points: Floats, contexts: Contexts, grid: Grid, price: float, weights: Floats | None = None
+    points: Rows, contexts: Contexts, grid: Grid, price: float, weights: ErrorWeights | Floats | None = None
 ) -> Rates:
     """Find rates that are those of the codes which result from them, on a sample of the matrix.
 
@@ -71,15 +67,19 @@ def find_rates(
         contexts: Contexts of the elements.
         grid: Tiles, blocks and trellis.
         price: Cost of a bit, in squared steps.
-        weights: Weights of the squared errors, of a shape that can be broadcast; None for 1.
+        weights: Weights of the squared errors; an array of a shape that can be broadcast; None for 1.
     """
-    reach = int(largest_magnitude(points) / 2) + 3
+    reach = int(largest(points) / 2) + 3
     bits = expected_rates(contexts, reach)
-    group = next(tiles.groups(points.shape, grid.block_rows, grid.tile))
+    group = next(tiles.groups((points.shape[0], points.shape[1]), grid.block_rows, grid.tile))
     sample = _thin(group)
     values = sample.take(points)
-    of_sample = sample.take(np.broadcast_to(contexts.at(slice(None), slice(None)), points.shape))
-    weight = None if weights is None else sample.take(np.broadcast_to(weights, points.shape))
+    of_sample = sample.in_steps(contexts.of(*sample.places))
+    weight: Floats | None = None
+    if isinstance(weights, ErrorWeights):
+        weight = sample.in_steps(weights.of_elements(*sample.places, points[sample.places]))
+    elif weights is not None:
+        weight = sample.take(np.broadcast_to(weights, points.shape))
     bits, _, _ = _adapt(values, of_sample, bits, grid.trellis, price=price, weights=weight)
     return Rates((bits * price).astype(np.float32), reach)
 
@@ -129,15 +129,16 @@ class Draft:
     bits: float
 
     @classmethod
-    def of(cls, points: Floats, contexts: Contexts, price: float, power: float = 0.0) -> Draft:
+    def of(cls, points: Rows, contexts: Contexts, price: float, power: float = 0.0) -> Draft:
         """Code a sample. Arguments are those of ``expected_bits``."""
-        places = sample_indices(points.size, _SAMPLE, 0)
+        places = sample_indices(size_of(points), _SAMPLE, 0)
         n_steps = min(places.size, _SAMPLE_STEPS)
         places = places[: places.size // n_steps * n_steps].reshape(-1, n_steps).T
-        values, of_sample = points.reshape(-1)[places], contexts.at_places(places, points.shape[1]).astype(np.uint8)
+        values = points[np.divmod(places, points.shape[1])]
+        of_sample = contexts.at_places(places, points.shape[1]).astype(np.uint8)
         reach = int(largest_magnitude(values) / 2) + 3
         rates = expected_rates(contexts, reach)
-        weights = weights_of(values, values, power) if power else np.ones((1, 1), np.float32)
+        weights = weights_of(values, power) if power else np.ones((1, 1), np.float32)
         _, indices, books = _adapt(values, of_sample, rates, viterbi.TRELLISES[8], price=price, weights=weights)
         size = 2 * reach + 1
         at = ((of_sample.astype(np.intp) * 2 + books) * size + indices + reach).reshape(-1)
@@ -150,7 +151,7 @@ class Draft:
         return cls(values, weights, indices, books, bits / values.size)
 
 
-def expected_bits(points: Floats, contexts: Contexts, price: float, fit: Fit, power: float = 0.0) -> float:
+def expected_bits(points: Rows, contexts: Contexts, price: float, fit: Fit, power: float = 0.0) -> float:
     """Estimated bits of a code for the noise of a fine grid, from a trellis of few states on a sample.
 
     The bits are corrected by 1 bit for each 6 dB by which the noise differs from that of a fine grid. So of two ways to
@@ -182,11 +183,13 @@ def expected_bits(points: Floats, contexts: Contexts, price: float, fit: Fit, po
 def count_rates(indices: Indices, books: Books, contexts: Contexts, price: float, reach: int) -> Rates:
     """The rates of given codes."""
     size = 2 * reach + 1
-    found = contexts.at(slice(None), slice(None)).astype(np.intp)
-    at = (found * 2 + books) * size + np.clip(indices, -reach, reach) + reach
     shape = (contexts.n_contexts, 2, size)
-    seen = np.bincount(at.reshape(-1), minlength=contexts.n_contexts * 2 * size).reshape(shape)
-    counts = seen + np.exp2(-expected_rates(contexts, reach).astype(np.float64)) * _PRIOR
+    seen = np.zeros(contexts.n_contexts * 2 * size, np.intp)
+    for rows in bands(indices.shape):
+        at = contexts.at(rows, slice(None)).astype(np.intp) * 2 + books[rows]
+        at = at * size + np.clip(indices[rows], -reach, reach) + reach
+        seen += np.bincount(at.reshape(-1), minlength=seen.size)
+    counts = seen.reshape(shape) + np.exp2(-expected_rates(contexts, reach).astype(np.float64)) * _PRIOR
     bits = -np.log2(counts / counts.sum(axis=2, keepdims=True))
     return Rates((bits * price).astype(np.float32), reach)
 
@@ -202,80 +205,7 @@ def _thin(group: tiles.Group) -> tiles.Group:
     return tiles.Group(group.rows[:height, down], group.columns[:, across])
 
 
-def quantize(
-    points: Floats, contexts: Contexts, grid: Grid, rates: Rates, weights: Floats | None = None, *, first_row: int = 0
-) -> tuple[Indices, Books]:
-    """The codes of a matrix with the least cost, for each sequence by itself.
-
-    Args:
-        points: ``(R, C)``, in steps of the grid.
-        contexts: Contexts of the whole matrix.
-        first_row: Number of the first row of ``points`` in the whole matrix, a multiple of the rows of a tile.
-
-    Returns:
-        Index and codebook of each element.
-    """
-    # A block has whole tiles, so tiles are the same as without blocks
-    of_rows = contexts.at(slice(first_row, first_row + points.shape[0]), slice(None))
-    indices, books, _ = viterbi.quantize_tiles(points, grid.tile, of_rows, rates, grid.trellis, weights=weights)
-    advance(points.size)
-    return indices, books
-
-
-def quantize_keeping_sums(
-    points: Floats, contexts: Contexts, grid: Grid, rates: Rates, weights: Floats | None = None, *,
-    shares: Floats | None = None,
-) -> tuple[Indices, Books]:  # fmt: skip
-    """As ``quantize``, but the sum of the errors of each column is kept small.
-
-    A column has the weights of one output. If inputs have a mean other than 0, as after a ReLU, a sum of errors shifts
-    the output. So each further part of the rows compensates the sum of the errors before it. This is the feedback of
-    Frantar et al. 2022 (GPTQ) for inputs with the second moments I + d s sᵀ, where d is ``_DAMPING``.
-
-    Args:
-        shares: s, the factors of the errors of rows in the sum; repeated if there are more rows. None for 1.
-    """
-    n_rows = points.shape[0]
-    indices, books = np.empty(points.shape, np.int16), np.empty(points.shape, np.uint8)
-    of_rows = np.resize(np.ones(1, np.float32) if shares is None else shares, n_rows)
-    left = np.zeros(points.shape[1], np.float32)  # sum of the errors so far
-    for start, end in halves(n_rows, grid.tile[0]):
-        part = slice(start, end)
-        of_part = None if weights is None else weights[part] if weights.shape[0] > 1 else weights
-        aims = points[part]
-        if start:  # there are errors before it
-            made_up = _DAMPING * of_rows[part] / (1 + _DAMPING * np.square(of_rows[start:]).sum())
-            aims = aims + left * made_up[:, None]
-        indices[part], books[part] = quantize(aims, contexts, grid, rates, of_part, first_row=start)
-        factors = None if shares is None else of_rows[part]
-        left += _sum_errors(points[part], indices[part], books[part], factors)
-    return indices, books
-
-
-def _sum_errors(points: Floats, indices: Indices, books: Books, factors: Floats | None) -> Floats:
-    """The sums of the errors of columns, each times the factor of its row."""
-    if native.is_used() and points.shape[1] > 1:  # NumPy adds the elements of a single column in another order
-        return encoding.sum_errors(points, indices, books, factors)
-    errors = points - (2 * indices + books)
-    if factors is not None:
-        errors *= factors[:, None]
-    sums: Floats = errors.sum(axis=0)  # not by a matrix product, whose rounding depends on threads and BLAS
-    return sums
-
-
-def halves(n_rows: int, unit: int) -> list[tuple[int, int]]:
-    """Ranges of rows, each half of those that remain, in multiples of ``unit``."""
-    ranges = []
-    start = 0
-    while start < n_rows:
-        units = -(-(n_rows - start) // unit)
-        end = min(n_rows, start + max(1, units // 2) * unit)
-        ranges.append((start, end))
-        start = end
-    return ranges
-
-
-def gain(points: Floats, indices: npt.NDArray[np.signedinteger[Any]], books: Books) -> float:
+def gain(points: Rows, indices: npt.NDArray[np.signedinteger[Any]], books: Books) -> float:
     """The factor of grid points that gives the least squared error; 1 if all points are 0."""
     product = energy = 0.0
     for rows, part in pieces(points):
@@ -285,17 +215,23 @@ def gain(points: Floats, indices: npt.NDArray[np.signedinteger[Any]], books: Boo
     return product / energy if energy and product > 0 else 1.0
 
 
-def centroids(points: Floats, indices: Indices, books: Books, reach: int) -> npt.NDArray[np.float64]:
+def centroids(points: Rows, indices: Indices, books: Books, reach: int) -> npt.NDArray[np.float64]:
     """For each code the mean of its values, in steps: ``(2, 2 · reach + 1)``; the grid point if it has none.
 
     Values of both signs are averaged, so that the table is symmetric.
     """
     size = 2 * reach + 1
     grid = 2 * np.arange(-reach, reach + 1.0) + np.arange(2)[:, None]
-    at = (books.astype(np.intp) * size + indices + reach).reshape(-1)
-    of_one = np.bincount(at, minlength=2 * size).reshape(2, size).astype(np.float64)
-    sum_of_one = np.bincount(at, points.reshape(-1), minlength=2 * size).reshape(2, size).astype(np.float64)
-    counts, sums = of_one + mirror(of_one), sum_of_one - mirror(sum_of_one)
+    of_one: npt.NDArray[np.float64] = np.zeros(2 * size)
+    sum_of_one: npt.NDArray[np.float64] = np.zeros(2 * size)
+    for rows in bands(points.shape):
+        at = (books[rows].astype(np.intp) * size + indices[rows] + reach).reshape(-1)
+        of_one += np.bincount(at, minlength=2 * size)
+        # The sums so far come first, so that all are added in the order of the elements
+        values = np.concatenate((sum_of_one, points[rows].reshape(-1)))
+        sum_of_one = np.bincount(np.concatenate((np.arange(2 * size), at)), values, 2 * size).astype(np.float64)
+    counts, sums = of_one.reshape(2, size), sum_of_one.reshape(2, size)
+    counts, sums = counts + mirror(counts), sums - mirror(sums)
     return np.where(counts > 0, (sums + grid) / (counts + 1), grid)
 
 

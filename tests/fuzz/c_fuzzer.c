@@ -1,6 +1,13 @@
-/* Decodes each FILE cut short at every byte and with every byte changed, sequentially and by the index, and prints how many
-   of these were read. Nothing else is to come of it: the sanitizers and the clock tell. Compiled with
-   FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION the decoder lets a false CRC-32 pass, so that changes get beyond it. */
+/* Decodes damaged files with the decoder in C, sequentially and by the index. Nothing is to come of it but a refusal: the
+   sanitizers and the clock tell. Compiled with FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION, as libFuzzer's builds are, the
+   decoder lets a false CRC-32 pass, so that changes get beyond it.
+
+   With libFuzzer or AFL++ it is a target:
+       clang -g -O1 -fsanitize=fuzzer,address,undefined -DVQM_TEST_ARENA -DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
+           -ffp-contract=off -Ivqformat/native tests/fuzz/c_fuzzer.c vqformat/native/vqm.c -lzstd -o c_fuzzer
+       ./c_fuzzer -timeout=2 -max_len=4096 CORPUS fixtures/valid fixtures/invalid
+   With -DWITHOUT_LIBFUZZER it is a program: it cuts each FILE short at every byte, changes every byte, and prints how many
+   of these were read. */
 
 #include "vqm.h"
 
@@ -31,7 +38,8 @@ static int decodes(const uint8_t *bytes, size_t n) {
     vqm_source source;
     vqm_status status, by_index;
     vqm *file;
-    memcpy(copy, bytes, n);
+    if (!arena) arena = malloc(ARENA);
+    if (n) memcpy(copy, bytes, n);
     source = vqm_memory(copy, n);
     status = vqm_open(&file, &source, &options, arena, ARENA);
     status = read_all(status, file, 0);
@@ -41,11 +49,18 @@ static int decodes(const uint8_t *bytes, size_t n) {
     return (status == VQM_END) + (by_index == VQM_END);
 }
 
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n);
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n) {
+    decodes(bytes, n);
+    return 0;
+}
+
+#ifdef WITHOUT_LIBFUZZER
 int main(int argc, char **argv) {
     static const uint8_t changes[] = {0x01, 0x80, 0xFF, 0x10};
     long n_read = 0, n_tried = 0;
     int k;
-    arena = malloc(ARENA);
     for (k = 1; k < argc; k++) {
         static uint8_t bytes[1 << 16];
         FILE *const file = fopen(argv[k], "rb");
@@ -66,3 +81,4 @@ int main(int argc, char **argv) {
     printf("%ld of %ld\n", n_read, n_tried);
     return 0;
 }
+#endif

@@ -1,4 +1,4 @@
-"""Small valid files of each format, from which fuzz_converters.py makes damaged ones."""
+"""Small valid files of each format, from which converters.py makes damaged ones."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ def small_files(folder: Path) -> dict[str, Files]:
     stream = io.BytesIO()
     np.savez(stream, a=values, b=np.arange(9))
     files = {"a.npz": stream.getvalue()}
+    stream = io.BytesIO()
+    np.save(stream, values[:3])
+    files["a.npy"] = stream.getvalue()
     for name, make in (("HDF5", _hdf5_files), ("safetensors", _safetensors), ("PyTorch", _pytorch), ("ONNX", _onnx),
                        ("GGUF", _gguf), ("PyTorch's others", _pytorch_others), ("TensorFlow", _tensorflow),
                        ("Flax", _flax)):  # fmt: skip
@@ -181,7 +184,12 @@ def _tensorflow(values: Any, folder: Path) -> dict[str, Any]:
     rows = test_tflite.rows_of([0, 1], [], [test_tflite.dense(2), test_tflite.csr([0, 1, 3], [2, 0, 1])])
     tensors = [test_tflite.tensor("w", test_tflite.INT8, (3,), quantization=([0.5, 1, 2], [0, 0, 0], 0)),
                test_tflite.tensor("s", buffer=2, sparsity=rows)]  # fmt: skip
+    old = test_tensorflow.write(folder / "b", test_tensorflow.TF1, n_shards=2)
+    parts = {name: (folder / name).read_bytes() for name in ("b.data-00000-of-00002", "b.data-00001-of-00002")}
+    saved = {"saved_model.pb": b"\x08\x01\x12\x00", "variables/variables.index": index.read_bytes(),
+             "variables/variables.data-00000-of-00001": data}
     return {"checkpoint": {"a.index": index.read_bytes(), "a.data-00000-of-00001": data},
+            "checkpoint-1": {"b.index": old.read_bytes(), **parts}, "savedmodel": saved,
             "model.json": {"model.json": json.dumps({"weightsManifest": manifest}).encode(),
                            "a.bin": values.tobytes() + bytes(4)},
             "a.tflite": test_tflite.model(tensors, [b"\1\2\3", bytes(range(12))])}  # fmt: skip

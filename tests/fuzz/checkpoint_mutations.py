@@ -9,18 +9,28 @@ import json
 import pickletools
 import tempfile
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_bases import Files
+
+from fuzz.checkpoints import Files
+
+Mutation = Callable[[bytes, np.random.Generator], bytes]
 
 WORDS = (b"\xff\xff\xff\xff", b"\xff" * 8, bytes(4), bytes(8), b"\x00\x00\x00\x80", b"\xff\xff\xff\x7f", b"\x01\0\0\0",
          b"\0\0\0\0\1\0\0\0", b"\xff\xff", b"\0\x10")  # fmt: skip
 
 
-def mutate(files: Files, rng: np.random.Generator, others: list[bytes]) -> Files | None:
-    """One of the files changed; None if it became what cannot be written."""
+def mutate(
+    files: Files, rng: np.random.Generator, others: list[bytes], containers: Mapping[str, Mutation]
+) -> Files | None:
+    """One of the files changed; None if it became what cannot be written.
+
+    Args:
+        containers: By the suffix of a file, what changes values in it and mends lengths and checksums.
+    """
     files = dict(files)
     name = list(files)[int(rng.integers(len(files)))]
     data = files[name]
@@ -29,6 +39,8 @@ def mutate(files: Files, rng: np.random.Generator, others: list[bytes]) -> Files
         if changed is None:
             return None
         files[name] = changed
+    elif (inside := containers.get(Path(name).suffix)) is not None and rng.integers(3):
+        files[name] = inside(data, rng)
     elif name == ".metadata" and rng.integers(3):
         files[name] = mutate_pickle(data, rng)
     elif data.startswith(b"PK") and rng.integers(3):

@@ -1,11 +1,12 @@
 """Feeds damaged checkpoints to the converters; a command of its own, not a test.
 
-    python tests/fuzz_converters.py [--seconds N] [--seed S] [--keep FOLDER] [--only PATTERN] [--spawn]
+    python tests/converters.py [--seconds N] [--seed S] [--keep FOLDER] [--only PATTERN] [--spawn]
 
 Small valid files of each format that can be written here are mutated, their bytes or their structure (members of zip
 archives, opcodes of pickles, values of JSON), and converted in child processes; ``.vqm`` files get a mutated
 ``vqm.source`` and are extracted. A file may load or raise VqmError or ImportError. Any other exception, a crash, more
-than 10 s or more than 1 GB is counted, and the file kept with ``--keep``. The exit status is 1 if there was one.
+than 2 s of CPU time (10 s in all) or more than 1 GB is counted, and the file kept with ``--keep``. The exit status is 1
+if there was one.
 
 libhdf5 crashes and hangs in a process of its own, which is no fault: such files are refused, and counted as "child …".
 That process is forked here, which takes less time than to start it; ``--spawn`` starts it as users do.
@@ -21,6 +22,7 @@ import multiprocessing
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -34,18 +36,22 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "converters"))  # fuzz_bases takes files of tests there
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "converters"))  # for fuzz.checkpoints
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fuzz_bases import Files, small_files
-from fuzz_mutations import mutate
+from fuzz.checkpoint_containers import mutate_msgpack, mutate_safetensors, mutate_table
+from fuzz.checkpoint_mutations import mutate
+from fuzz.checkpoints import Files, small_files
 
 SECONDS_PER_FILE = 10
+CPU_S = 2.0  # of a file, none of which has 100 kB; more is waited for the process with libhdf5, and counted here too
 MEMORY_NBYTES = 1 << 30
 SILENCE_S = 2.0  # of the process with libhdf5
 
 Outcome = tuple[str, str]  # kind and text: ("loads", ""), ("refused", …), ("EXCEPTION", …), ("CRASH", "SIGSEGV"), …
 GOOD = ("loads", "refused", "unwritable")  # and "child …"
+
+CONTAINERS = {".safetensors": mutate_safetensors, ".msgpack": mutate_msgpack, ".index": mutate_table}
 
 # Format of a vqm.source -> what is extracted
 SUFFIXES = {"keras": (".keras", ".weights.h5", ".h5"), "tree": (".h5", ".pt"), "legacy": (".h5",), "onnx": (".onnx",),
@@ -159,20 +165,36 @@ def child(pipe: Any, folder: str, is_spawned: bool) -> None:
             hdf5.subprocess = types.SimpleNamespace(Popen=Forked, DEVNULL=None, PIPE=None)  # type: ignore[assignment]
     while (files := pipe.recv()) is not None:
         for name, data in files.items():
-            (Path(folder) / name).write_bytes(data)
+            path = Path(folder) / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
         reset_high_water()
         signal.alarm(SECONDS_PER_FILE)
+        before = cpu_s()
         outcome = handle(Path(folder) / next(iter(files)))
+        took = cpu_s() - before
         signal.alarm(0)
+        if took > CPU_S and outcome[0] in GOOD:
+            outcome = "SLOW", f"{took:.0f} s of CPU time"
         used = max(high_water(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10)
         is_large = used > MEMORY_NBYTES
         if is_large and outcome[0].startswith((*GOOD, "child")):
             outcome = "MEMORY", f"{used >> 26 << 6} MiB"
-        for file in Path(folder).iterdir():
-            file.unlink()
+        empty(Path(folder))
         pipe.send(outcome)
         if is_large:
             os._exit(0)  # the figure of the children cannot be reset
+
+
+def cpu_s() -> float:
+    """CPU time of this process and of those that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def reset_high_water() -> None:
@@ -200,8 +222,7 @@ class Worker:
 
     def restart(self) -> None:
         self.stop()
-        for file in Path(self._folder.name).iterdir():
-            file.unlink()
+        empty(Path(self._folder.name))
         self.pipe, theirs = multiprocessing.Pipe()
         self.process = multiprocessing.get_context("fork").Process(
             target=child, args=(theirs, self._folder.name, self._is_spawned)
@@ -210,6 +231,11 @@ class Worker:
         theirs.close()
 
     def handle(self, files: Files) -> Outcome:
+        """What becomes of it. What takes time once, such as an import, is no fault."""
+        outcome = self._handle(files)
+        return self._handle(files) if outcome[0] == "SLOW" else outcome
+
+    def _handle(self, files: Files) -> Outcome:
         try:
             self.pipe.send(files)
             if not self.pipe.poll(SECONDS_PER_FILE + 5):
@@ -236,7 +262,8 @@ class Worker:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60, metavar="N")
+    parser.add_argument("--minutes", type=float, default=1, metavar="M")
+    parser.add_argument("--count", type=int, metavar="N", help="stop after so many files")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="for the files that were not handled well")
     parser.add_argument("--only", default="", metavar="PATTERN", help="regular expression for names of the files")
@@ -248,7 +275,9 @@ def main() -> int:
     read_once()
     worker = Worker(args.spawn)
     if args.again:
-        others = {path.name: path.read_bytes() for path in args.again.parent.iterdir() if path != args.again}
+        folder = args.again.parent
+        others = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
+                  if path.is_file() and path != args.again}  # fmt: skip
         print(*worker.handle({args.again.name: args.again.read_bytes(), **others}))
         worker.stop()
         return 0
@@ -262,10 +291,12 @@ def main() -> int:
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     bad: collections.Counter[tuple[str, str, str]] = collections.Counter()
     names, others = list(bases), [data for files in bases.values() for data in files.values()]
-    end = time.monotonic() + args.seconds
-    while time.monotonic() < end:
+    began = time.monotonic()
+    for _ in range(10**9 if args.count is None else args.count):
+        if args.count is None and time.monotonic() - began > 60 * args.minutes:
+            break
         name = names[int(rng.integers(len(names)))]
-        changed = mutate(bases[name], rng, others)
+        changed = mutate(bases[name], rng, others, CONTAINERS)
         kind, text = ("unwritable", "") if changed is None else worker.handle(changed)
         counts[name, kind] += 1
         if kind not in GOOD and not kind.startswith("child"):
@@ -275,9 +306,12 @@ def main() -> int:
                 place = args.keep / f"{kind}-{label}-{sum(bad.values())}-{name}"
                 place.mkdir(parents=True, exist_ok=True)
                 for file, data in changed.items():
+                    (place / file).parent.mkdir(exist_ok=True)
                     (place / file).write_bytes(data)
     worker.stop()
     report(names, counts, bad)
+    n = sum(counts.values())
+    print(f"{n} files, {n / (time.monotonic() - began):.1f} a second, {sum(bad.values())} with findings")
     return 1 if bad else 0
 
 
