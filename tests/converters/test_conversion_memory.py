@@ -130,11 +130,11 @@ def prepare_torch() -> None:
 
 
 def prepare_small() -> None:
-    """As ``prepare``; and each matrix is too large to be held together with its codes."""
+    """As ``prepare``; and each matrix is too large to be held together with its codes, or with results."""
     prepare()
-    from vqformat.encode.small import small
+    from vqformat.encode.small import bands, small
 
-    small._HELD_NBYTES = 0
+    small._HELD_NBYTES = bands._KEPT = 0
 
 
 def prepare_fast() -> None:

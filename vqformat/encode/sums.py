@@ -29,7 +29,13 @@ class Total:
         """Add values that float32 can hold, in C order."""
         flat = values.reshape(-1)
         if self._rest.size:
-            flat = np.concatenate([self._rest, flat])
+            n_missing = _PIECE - self._rest.size
+            piece = np.concatenate([self._rest, flat[:n_missing]])
+            flat = flat[n_missing:]
+            if piece.size < _PIECE:
+                self._rest = piece.astype(np.float32)
+                return
+            _add(piece, self._sums, are_squared=self._are_squared)
         n_whole = flat.size - flat.size % _PIECE
         _add(flat[:n_whole], self._sums, are_squared=self._are_squared)
         self._rest = flat[n_whole:].astype(np.float32)

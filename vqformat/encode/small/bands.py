@@ -16,6 +16,7 @@ from ..methods.layout import ShortFloats, in_rows, largest_magnitude, view_matri
 from ..sums import Energy
 
 _BAND = 1 << 19  # elements of the rows that are in memory together
+_KEPT = 1 << 22  # elements of a matrix of which results are kept, since it takes little memory
 
 
 class Rows(Protocol):
@@ -55,6 +56,11 @@ def largest(matrix: Rows) -> float:
 def size_of(matrix: Rows) -> int:
     """Number of elements."""
     return prod(matrix.shape)
+
+
+def is_kept(matrix: Rows) -> bool:
+    """Whether an array of the same size may be kept, so that nothing is computed twice."""
+    return size_of(matrix) <= _KEPT
 
 
 class Source:

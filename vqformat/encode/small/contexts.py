@@ -7,7 +7,7 @@ contexts would save less than 1 % more.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from ...decode.tables import Floats
 from ...format.sections import TABLE_ENTRY_NBYTES
 from ..methods.sampling import Doubles, sample_indices
 from ..sums import Total
-from .bands import Rows, bands, size_of
+from .bands import Rows, bands, is_kept, size_of
 
 LOWEST = -8  # variances, in squared steps of the grid, are clipped to 2**LOWEST .. 2**HIGHEST
 HIGHEST = 24
@@ -173,20 +173,21 @@ def find_contexts(points: Rows) -> Contexts:
 
 
 class _Energies:
-    """The squares of the elements of a matrix, ``(R, C)``; some rows of them are in memory at a time."""
+    """The squares of the elements of a matrix, ``(R, C)``. Of a large one, some rows are in memory at a time."""
 
     def __init__(self, points: Rows) -> None:
         self._points = points
+        self._kept = list(self._make()) if is_kept(points) else None
 
-    def _bands(self) -> Iterator[tuple[slice, Floats]]:
+    def _bands(self) -> Iterable[tuple[slice, Floats]]:
         """Slices of rows, and their squares below a row that is free."""
-        buffer: Floats | None = None
+        return self._make() if self._kept is None else self._kept
+
+    def _make(self) -> Iterator[tuple[slice, Floats]]:
         for rows in bands(self._points.shape):
-            n = rows.stop - rows.start
-            if buffer is None:
-                buffer = np.empty((n + 1, self._points.shape[1]), np.float32)
-            np.square(self._points[rows], out=buffer[1 : n + 1], dtype=np.float32)
-            yield rows, buffer[: n + 1]
+            band = np.empty((1 + rows.stop - rows.start, self._points.shape[1]), np.float32)
+            np.square(self._points[rows], out=band[1:], dtype=np.float32)
+            yield rows, band
 
     @property
     def total(self) -> float:

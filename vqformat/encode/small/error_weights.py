@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...decode.tables import Floats
 from ..sums import Total
-from .bands import Rows, bands, size_of
+from .bands import Rows, bands, is_kept, size_of
 
 # _POWER: the power of a weight's magnitude by which its squared error counts, at 1 bit a weight and below.
 # _LESS_A_DOUBLING: decrease of the power with each doubling of the rate
@@ -37,30 +37,42 @@ class ErrorWeights:
 
     def __init__(self, whole: Rows | None, left: Rows, power: float) -> None:
         self._whole, self._power = whole, np.float32(power / 2)
-        self._scale = np.float32(1)
+        self._kept = np.empty(left.shape, np.float32) if is_kept(left) else None
         squares, weighted = Total(), Total()
         for rows in bands(left.shape):
-            magnitudes, weights = self._of(None if whole is None else whole[rows], left[rows])
-            squares.add(magnitudes)
-            weighted.add(magnitudes * weights)
+            products = _products(None if whole is None else whole[rows], left[rows])
+            squares.add(products)
+            weights = np.power(products, self._power, out=None if self._kept is None else self._kept[rows])
+            products *= weights
+            weighted.add(products)
         n = size_of(left)
         self._scale = np.float32(squares.total() / n / max(weighted.total() / n, 1e-30))
+        if self._kept is not None:
+            self._kept *= self._scale
 
     def of_rows(self, rows: slice, left: Floats) -> Floats:
         """Weights of rows, given their residuals."""
-        return self._of(None if self._whole is None else self._whole[rows], left)[1]
+        if self._kept is not None:
+            return self._kept[rows]
+        return self._of(None if self._whole is None else self._whole[rows], left)
 
     def of_elements(self, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp], left: Floats) -> Floats:
         """Weights of elements, given the numbers of their rows and columns, and their residuals."""
-        whole = None if self._whole is None else self._whole[rows, columns]
-        return self._of(whole, left)[1]
+        if self._kept is not None:
+            return self._kept[rows, columns]
+        return self._of(None if self._whole is None else self._whole[rows, columns], left)
 
-    def _of(self, whole: Floats | None, left: Floats) -> tuple[Floats, Floats]:
-        """The products of both magnitudes, and the weights."""
-        magnitudes = np.abs(left * (left if whole is None else whole))
-        weights: Floats = np.power(magnitudes, self._power)
+    def _of(self, whole: Floats | None, left: Floats) -> Floats:
+        weights = _products(whole, left)
+        np.power(weights, self._power, out=weights)
         weights *= self._scale
-        return magnitudes, weights
+        return weights
+
+
+def _products(whole: Floats | None, left: Floats) -> Floats:
+    """The products of both magnitudes."""
+    found: Floats = np.multiply(left, left if whole is None else whole)
+    return np.abs(found, out=found)
 
 
 def weights_of(left: Floats, power: float) -> Floats:
