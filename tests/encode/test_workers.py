@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import signal
@@ -21,7 +20,6 @@ from test_stable_bytes import encodings, model
 
 import vqformat
 from vqformat.encode import worker_pool
-from vqformat.encode.calibration import Calibration, TensorStatistics
 
 
 class PickledCalls(Executor):
