@@ -38,6 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state["conv1.weight"] = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     torch.save(state, folder / "model.pt")
     safetensors.save_file(state, folder / "model.safetensors")
+    shutil.copy(CHECKPOINT, folder / "lenet.pt")
+    shutil.copy(ROOT / ".github" / "docs" / "examples" / "vision.py", folder)
     _save_onnx_model(folder / "model.onnx")
     _save_model_folder(folder / "bert")
     keras = pytest.importorskip("keras")

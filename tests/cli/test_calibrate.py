@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cli_runs import Run
+from conftest import ROOT
 
 import vqformat
 
@@ -69,6 +72,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a checkpoint and the user's files; the current folder. Modules are forgotten at the end."""
     for name, text in (("model", MODEL), ("data", DATA), ("eval", EVAL)):
         (tmp_path / f"{name}.py").write_text(text)
+    for name in ("model", "data", "eval", "vision", "text", "audio"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
     state = torch.nn.Sequential(torch.nn.Linear(24, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)).state_dict()
@@ -203,6 +207,24 @@ def test_an_onnx_model_needs_no_other(run: Run, folder: Path) -> None:
 
     assert (found.code, found.err) == (0, "")
     assert run("convert", "m.onnx", "--calibration", "c.npz").code == 0
+
+
+@pytest.mark.parametrize(
+    ("example", "metric", "drop"),
+    [("vision", "accuracy", "0.2"), ("text", "minus_loss", "0.1"), ("audio", "signal_to_noise", "40")],
+)
+def test_examples_run(run: Run, folder: Path, example: str, metric: str, drop: str) -> None:
+    file = ROOT / ".github" / "docs" / "examples" / f"{example}.py"
+    functions = runpy.run_path(str(file))
+    torch.save(functions["make_model"]().state_dict(), "weights.pt")
+    shutil.copy(file, ".")
+    model = ["weights.pt", "--model", f"{example}.py:make_model", "--inputs", f"{example}.py:batches"]
+
+    assert run("calibrate", *model, "-o", "c.npz").code == 0
+    found = run("search", *model, "--metric", f"{example}.py:{metric}", "--max-drop", drop, "--trials", "2")
+
+    assert found.code == 0, found.err
+    assert found.out.startswith("trials of preset small")
 
 
 @pytest.mark.parametrize("is_base", [False, True])
