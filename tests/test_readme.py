@@ -18,7 +18,7 @@ import vqformat
 
 README = ROOT / "README.md"
 PAGES = [README, *(ROOT / ".github" / "docs" / f"{name}.md"
-                   for name in ("formats", "frameworks", "smaller", "devices", "results"))]  # fmt: skip
+                   for name in ("formats", "frameworks", "smaller", "large", "devices", "results"))]  # fmt: skip
 TEXT = "\n".join(page.read_text("utf-8") for page in PAGES)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 LINES = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]

@@ -180,7 +180,7 @@ class _Evil:
 def test_an_outcome_runs_no_code(tmp_path: Path) -> None:
     outcome_file.write(_Evil(), str(tmp_path), "name")
 
-    with pytest.raises(EncodeError, match=r"(os|posix|nt)\.system"):
+    with pytest.raises(EncodeError, match=r"system is not allowed"):
         outcome_file.read(str(tmp_path), "name", is_kept=True)
     for allowed in (outcome_file.packed, np.save, subprocess.run):
         with pytest.raises(pickle.UnpicklingError):
