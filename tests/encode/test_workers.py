@@ -48,7 +48,7 @@ def test_an_executor_gives_the_same_bytes(name: str) -> None:
     executor = PickledCalls()
 
     assert vqformat.save(tensors, executor=executor, **options) == vqformat.save(tensors, **options)
-    assert executor.n_calls
+    assert bool(executor.n_calls) != (name == "layers share a codebook")  # these stay in one process
 
 
 @pytest.mark.parametrize("options", [{"preset": "small", "bits": 3}, {"recipe": "rq:stages=2,entries=16", "ratio": 7}],
