@@ -104,9 +104,9 @@ def watch_decoding(monkeypatch: pytest.MonkeyPatch) -> Decoded:
     found = Decoded()
     decode, values = indexed.IndexedReader._decode, stored_tensor.StoredTensor.values
 
-    def counting_decode(self: Any, name: str, *rest: Any) -> Any:
-        found.whole.append(name)
-        return decode(self, name, *rest)
+    def counting_decode(self: Any, entry: Any, *rest: Any) -> Any:
+        found.whole.append(entry.name)
+        return decode(self, entry, *rest)
 
     def counting_values(self: Any, numbers: Any) -> Any:
         found.parts.append((self.record.name, len(numbers)))

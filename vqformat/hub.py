@@ -9,6 +9,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, BinaryIO, TypeGuard
 
+from .errors import missing_package
+
 _PREFIX = "hf://"
 
 
@@ -56,5 +58,4 @@ def _package() -> ModuleType:
     try:
         return import_module("huggingface_hub")
     except ImportError as err:
-        raise ImportError("the Hugging Face Hub needs huggingface_hub; run: pip install 'vqformat[transformers]'"
-                          ) from err  # fmt: skip
+        raise missing_package("the Hugging Face Hub needs", "huggingface_hub", err) from err

@@ -10,6 +10,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .errors import missing_package
 from .hub import local_folder
 from .read.safe_open import safe_open
 
@@ -28,7 +29,7 @@ def package(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as err:
-        raise ImportError(f"vqformat.{name} needs the {name} package; run: pip install 'vqformat[{name}]'") from err
+        raise missing_package(f"vqformat.{name} needs", name, err) from err
 
 
 def take_hub_options(options: dict[str, Any]) -> dict[str, Any]:
