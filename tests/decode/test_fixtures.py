@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -66,46 +67,36 @@ def tagged(value: Any) -> Any:
     return {"int": str(value)} if isinstance(value, int) and abs(value) > 2**53 else value
 
 
-@pytest.mark.parametrize("case", VALID + INVALID)
-def test_files_are_those_of_the_manifest(case: dict[str, Any]) -> None:
-    assert hashlib.sha256(data_of(case)).hexdigest() == case["sha256"]
+def test_files_are_those_of_the_manifest() -> None:
+    assert [case["file"] for case in MANIFEST if hashlib.sha256(data_of(case)).hexdigest() != case["sha256"]] == []
 
 
 @pytest.mark.parametrize("case", VALID)
 def test_valid_files_decode_to_the_expected_bytes(case: dict[str, Any]) -> None:
-    tensors = vqformat.load(data_of(case))
+    data = data_of(case)
+    with vqformat.stream(io.BytesIO(data)) as layers:
+        found = [(layer.name, sorted([*layer, *layer.aliases])) for layer in layers]
 
-    assert described(tensors) == without_layers(case)
-    vqformat.verify(io.BytesIO(data_of(case)))
+    assert described(vqformat.load(data)) == without_layers(case)
+    assert found == [
+        (name, sorted(tensor["name"] for tensor in case["tensors"] if tensor["layer"] == i))
+        for i, name in enumerate(case["layers"])
+    ]
+    vqformat.verify(io.BytesIO(data))
 
 
 @pytest.mark.parametrize("case", VALID)
 def test_valid_files_decode_by_the_index_too(case: dict[str, Any]) -> None:
     with safe_open(io.BytesIO(data_of(case))) as f:
+        tensors = dict(f)
         assert tagged(f.metadata()) == case["metadata"]
-        assert described(dict(f)) == without_layers(case)
+        assert described(tensors) == without_layers(case)
         layers = [f.info(name).layer for name in f]
-    assert layers == [case["layers"][tensor["layer"]] for tensor in case["tensors"]]
-
-
-@pytest.mark.parametrize("case", VALID)
-def test_layers_of_valid_files(case: dict[str, Any]) -> None:
-    with vqformat.stream(io.BytesIO(data_of(case))) as layers:
-        found = [(layer.name, sorted([*layer, *layer.aliases])) for layer in layers]
-
-    assert found == [
-        (name, sorted(tensor["name"] for tensor in case["tensors"] if tensor["layer"] == i))
-        for i, name in enumerate(case["layers"])
-    ]
-
-
-@pytest.mark.parametrize("case", VALID)
-def test_slices_of_valid_files(case: dict[str, Any]) -> None:
-    with safe_open(io.BytesIO(data_of(case))) as f:
-        for name, whole in dict(f).items():
+        for name, whole in tensors.items():
             for index in (slice(1, None), slice(0, 1), slice(None, None, -2)):
                 if whole.ndim:
                     assert f.get_slice(name)[index].tobytes() == whole[index].tobytes()
+    assert layers == [case["layers"][tensor["layer"]] for tensor in case["tensors"]]
 
 
 @pytest.mark.parametrize("case", VALID)
@@ -117,9 +108,14 @@ def test_the_mini_decoder_agrees(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", INVALID)
 def test_invalid_files_are_refused_with_the_expected_class(case: dict[str, Any]) -> None:
+    data = data_of(case)
     with pytest.raises(VqmError) as caught:
-        vqformat.verify(io.BytesIO(data_of(case)))
+        vqformat.verify(io.BytesIO(data))
     assert caught.value.error_class == case["error"], caught.value
+    # A reader by index need not see all faults, but nothing else than a VqmError may come of them
+    with contextlib.suppress(VqmError), safe_open(io.BytesIO(data)) as f:
+        for name in f:
+            f[name]
 
 
 @pytest.mark.parametrize("case", FOR_THE_MINI_DECODER)
@@ -127,17 +123,6 @@ def test_the_mini_decoder_refuses_them_alike(case: dict[str, Any]) -> None:
     with pytest.raises(minidecoder.Refused) as caught:
         minidecoder.decode(io.BytesIO(data_of(case)))
     assert caught.value.error_class == case["error"], caught.value
-
-
-@pytest.mark.parametrize("case", INVALID)
-def test_invalid_files_give_no_tensor_that_differs_by_the_index(case: dict[str, Any]) -> None:
-    """A reader by index need not see all faults, but nothing else than a VqmError may come of them."""
-    try:
-        with safe_open(io.BytesIO(data_of(case))) as f:
-            for name in f:
-                f[name]
-    except VqmError:
-        pass
 
 
 def test_fixtures_are_small() -> None:
