@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -168,6 +169,7 @@ def test_nearest_entries_are_the_same(data: st.DataObject) -> None:
 
 
 @given(st.data())
+@examples(12)
 def test_files_have_the_same_bytes(data: st.DataObject) -> None:
     shape = data.draw(st.sampled_from([(40, 90), (200, 130), (17, 1), (1, 300), (24, 6, 3, 3), (70, 2, 5), (33, 257)]))
     weights = values(data.draw, shape)
