@@ -91,3 +91,12 @@ def archive(tmp_path: Path) -> Path:
 
 def as_stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def write_matrices(path: Path, n: int, shape: tuple[int, int]) -> Path:
+    """Write a safetensors file of random matrices, ``w0``, ``w1``, …."""
+    from safetensors.numpy import save_file
+
+    random = np.random.default_rng(0)
+    save_file({f"w{i}": random.standard_normal(shape).astype(np.float32) for i in range(n)}, path)
+    return path

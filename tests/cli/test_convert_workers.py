@@ -5,18 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from cli_runs import Run
-from safetensors.numpy import save_file
+from cli_runs import Run, write_matrices
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    random = np.random.default_rng(0)
-    path = tmp_path / "model.safetensors"
-    save_file({f"w{i}": random.standard_normal((64, 128)).astype(np.float32) for i in range(4)}, path)
-    return path
+    return write_matrices(tmp_path / "model.safetensors", 4, (64, 128))
 
 
 def test_two_workers_write_the_same_file(source: Path, run: Run) -> None:

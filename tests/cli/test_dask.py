@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runs import Run
-from safetensors.numpy import save_file
+from cli_runs import Run, write_matrices
 
 import vqformat
 
@@ -23,10 +22,7 @@ Cluster = tuple[str, list[subprocess.Popen[bytes]]]
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    random = np.random.default_rng(0)
-    path = tmp_path / "model.safetensors"
-    save_file({f"w{i}": random.standard_normal((128, 512)).astype(np.float32) for i in range(16)}, path)
-    return path
+    return write_matrices(tmp_path / "model.safetensors", 16, (128, 512))
 
 
 @pytest.fixture

@@ -48,7 +48,24 @@ def load_opened(model: torch.nn.Module, file: safe_open[torch.Tensor], strict: b
                 device: Device = "cpu") -> tuple[list[str], list[str]]:  # fmt: skip
     """Fill a model from a file that is open. See ``load_model``."""
     state, lost = saved_state(file, model)
-    replaced = leave_meta(model, device)
+    return load_state(model, state, lost, leave_meta(model, device), strict=strict, device=device)
+
+
+def load_state(model: torch.nn.Module, state: dict[str, Any], lost: set[str],
+               replaced: dict[str, tuple[Members, str, torch.Tensor]], *, strict: bool,
+               device: Device) -> tuple[list[str], list[str]]:  # fmt: skip
+    """Fill a model with a state.
+
+    Args:
+        lost: See ``saved_state``.
+        replaced: See ``leave_meta``. Those that the state lacks are put back.
+
+    Returns:
+        Names of tensors that are only in the model, and names that are only in the state.
+
+    Raises:
+        RuntimeError: With ``strict``, there are such names.
+    """
     result = model.load_state_dict(state, strict=False)
     missing = really_missing(model, without_lost(result.missing_keys, lost))
     unexpected = without_not_persistent(model, result.unexpected_keys, state, device)

@@ -14,7 +14,7 @@ from ..forks import ForkSafeLock
 from ..read.safe_open import safe_open
 from ..read.torch_arrays import torch_dtype
 from .checkpoint import saved_state
-from .loading import Device, Members, leave_meta, mismatch, really_missing, without_lost, without_not_persistent
+from .loading import Device, Members, leave_meta, load_state
 from .module_patches import WeightSwap, patch
 from .streamed_weight import StreamedWeight
 from .weight_store import WeightStore
@@ -120,15 +120,7 @@ class _Streaming:
             state, lost = saved_state(file, model)
             for name in self._names:
                 state.pop(name, None)
-            result = model.load_state_dict(state, strict=False)
-            missing = really_missing(model, without_lost(result.missing_keys, lost))
-            unexpected = without_not_persistent(model, result.unexpected_keys, state, device)
-            for name in missing:
-                if name in replaced:
-                    of, key, original = replaced[name]
-                    of[key] = original
-            if strict and (missing or unexpected):
-                raise RuntimeError(mismatch(type(model).__name__, missing, unexpected))
+            load_state(model, state, lost, replaced, strict=strict, device=device)
         except BaseException:
             for members, key, tensor in [*self._places, *replaced.values()]:
                 members[key] = tensor
