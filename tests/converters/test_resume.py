@@ -6,9 +6,11 @@ import io
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +177,16 @@ def test_a_stream_cannot_be_resumed(source: Path) -> None:
 class _Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("exit 1",)
+
+
+@pytest.mark.parametrize("n_parts", [0, 3, 1 << 40])
+def test_an_outcome_that_lies_about_its_parts_is_refused(tmp_path: Path, n_parts: int) -> None:
+    body = struct.pack("<Q", n_parts)
+    (tmp_path / "name").write_bytes(body + struct.pack("<I8s", zlib.crc32(body), b"vqm part"))
+    assert outcome_file.is_whole(str(tmp_path), "name")
+
+    with pytest.raises(EncodeError, match="was not written by a conversion"):
+        outcome_file.read(str(tmp_path), "name", is_kept=True)
 
 
 def test_an_outcome_runs_no_code(tmp_path: Path) -> None:

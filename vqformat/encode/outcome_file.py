@@ -125,12 +125,14 @@ def read(folder: str, name: str, *, is_kept: bool) -> Any:
         with contextlib.suppress(OSError):  # Windows removes no mapped file: its folder is removed at the end
             os.unlink(path)
     end = len(data) - _END.size - 8
-    (n_parts,) = struct.unpack("<Q", data[end : end + 8])
-    sizes = struct.unpack(f"<{n_parts}Q", data[end - 8 * n_parts : end])
-    places = accumulate(map(aligned, sizes), initial=0)
     try:
+        (n_parts,) = struct.unpack("<Q", data[max(end, 0) : end + 8])
+        if not 0 < n_parts <= end // 8:
+            raise pickle.UnpicklingError(f"it has {n_parts} parts")
+        sizes = struct.unpack(f"<{n_parts}Q", data[end - 8 * n_parts : end])
+        places = accumulate(map(aligned, sizes), initial=0)
         return unpacked([data[place : place + size] for place, size in zip(places, sizes, strict=False)])
-    except pickle.UnpicklingError as err:
+    except (pickle.UnpicklingError, struct.error, EOFError) as err:
         raise EncodeError(f"{path!r} was not written by a conversion: {err}") from err
 
 
