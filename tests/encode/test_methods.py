@@ -59,7 +59,8 @@ def read_back(
     encoded = assemble("w", "f32", matrix.shape, ROWS, stages, compress=False)
     sections = [bytes(section.stored) for section in encoded.sections]
     n_resident = encoded.record.n_resident()
-    shared = Shared([BookRecord(1, 1, 1, "f32") for _ in books or {}], [], list((books or {}).values()))
+    books_of_file = [tables.Book(values) for values in (books or {}).values()]
+    shared = Shared([BookRecord(1, 1, 1, "f32") for _ in books_of_file], [], books_of_file)
     decoder = TensorDecoder(encoded.record, sections[:n_resident], shared)
     out = np.empty(matrix.shape, np.float32)
     n_payload = encoded.record.n_payload()

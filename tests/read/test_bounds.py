@@ -16,7 +16,7 @@ from conftest import FIXTURES
 
 import vqformat
 from vqformat import FormatError, LimitError, native, safe_open, stream
-from vqformat.decode import trellis
+from vqformat.decode import tables, trellis
 from vqformat.format import limits
 from vqformat.format.chunks import LayerInfo
 from vqformat.format.index import Index
@@ -192,6 +192,20 @@ def test_frequencies_are_computed_for_the_tables_that_are_used() -> None:
             assert tracemalloc.get_traced_memory()[1] < 12 * 3 * (1 << 20) + 4 * MB
         finally:
             tracemalloc.stop()
+
+
+@pytest.mark.parametrize("read", [load, open_all, stream_layers])
+def test_a_book_is_passed_over_once_for_all_tensors(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {f"w{i}": rng.standard_normal((64, 128)).astype(np.float32) for i in range(5)}
+    data = vqformat.save(tensors, recipe="kmeans:entries=16,share=all")
+    passes = []
+    largest = tables.largest
+    monkeypatch.setattr(tables, "largest", lambda values: passes.append(values.size) or largest(values))
+
+    read(data)
+
+    assert passes.count(16) == 2  # whether all are finite, and the bound
 
 
 def test_no_layer_is_parsed_twice(monkeypatch: pytest.MonkeyPatch) -> None:

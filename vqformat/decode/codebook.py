@@ -55,7 +55,7 @@ class CodebookDecoder:
 
     Args:
         resident: Plain bytes of the stage's resident sections.
-        shared: Values of its BOOK, ``(groups · entries · dim,)``, if its source is shared.
+        shared: Its BOOK, if its source is shared.
 
     Attributes:
         bound: Upper bound of the magnitude of all values of the stage (SPEC 9.4). It may be infinite, see VAL-002.
@@ -64,7 +64,9 @@ class CodebookDecoder:
         FormatError: A value of a table is not finite (CBK-008).
     """
 
-    def __init__(self, stage: CodebookStage, view: View, resident: list[bytes], shared: Floats | None = None) -> None:
+    def __init__(
+        self, stage: CodebookStage, view: View, resident: list[bytes], shared: tables.Book | None = None
+    ) -> None:  # fmt: skip
         self.stage = stage
         self._view = view
         self._book_columns = stage.book_grid(view)[1]
@@ -87,8 +89,7 @@ class CodebookDecoder:
                     bound = tables.largest(book)
                 case _:
                     assert shared is not None
-                    book = shared
-                    bound = tables.largest(book)
+                    book, bound = shared.values, shared.largest
             self._book: Floats = book.reshape(-1, stage.dim)
             self._scales: tables.Scales | None = None
             if stage.scale is not None:

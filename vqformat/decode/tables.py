@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError
+from ..forks import cached_property
 from ..format.dtypes import BY_NAME
 from ..format.layout import Block, View
 from ..format.stages import Scale
@@ -51,6 +53,22 @@ def widen(section: bytes, dtype: str) -> Floats:
 def largest(values: Floats) -> np.float32:
     """The largest magnitude of the values; NaN if one of them is."""
     return np.float32(max(values.max(initial=0), -values.min(initial=0)))
+
+
+@dataclass(frozen=True)
+class Book:
+    """A BOOK chunk. Many tensors may use it, so what takes a pass over its values is kept.
+
+    Attributes:
+        values: ``(groups · entries · dim,)``.
+    """
+
+    values: Floats
+
+    @cached_property
+    def largest(self) -> np.float32:
+        """The largest magnitude of the values."""
+        return largest(self.values)
 
 
 class Scales:

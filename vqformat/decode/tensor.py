@@ -19,7 +19,7 @@ from . import rans, raw
 from .codebook import CodebookDecoder
 from .lowrank import LowRankDecoder
 from .placement import Placement
-from .tables import Floats
+from .tables import Book, Floats
 from .trellis import Bands, Codes, TrellisDecoder
 
 # For each dtype the smallest float32 value that rounds to infinity in it
@@ -34,7 +34,7 @@ FEW_ELEMENTS, MANY_ELEMENTS = 1 << 22, 1 << 24
 class SharedValues(Protocol):
     """The contents of the BOOK and FREQ chunks before a tensor, by number."""
 
-    def book_values(self, number: int) -> Floats: ...
+    def book_values(self, number: int) -> Book: ...
 
     def freq_tables(self, number: int) -> rans.Tables: ...
 

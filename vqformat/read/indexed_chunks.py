@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from ..decode import rans
-from ..decode.tables import Floats
+from ..decode.tables import Book
 from ..errors import FormatError
 from ..forks import ForkSafeLock
 from ..format import container
@@ -73,7 +73,7 @@ class IndexedTables:
 
     def __init__(self, chunks: IndexedChunks, budget: Budget, lock: ForkSafeLock) -> None:
         self._chunks, self._budget, self._lock = chunks, budget, lock
-        self._books: dict[int, tuple[BookRecord, Floats]] = {}
+        self._books: dict[int, tuple[BookRecord, Book]] = {}
         self._freqs: dict[int, tuple[FreqRecord, rans.Tables]] = {}
 
     def before(self, at: int) -> SharedBefore:
@@ -87,13 +87,13 @@ class IndexedTables:
     def freq(self, number: int) -> FreqRecord:
         return self._freq(number)[0]
 
-    def book_values(self, number: int) -> Floats:
+    def book_values(self, number: int) -> Book:
         return self._book(number)[1]
 
     def freq_tables(self, number: int) -> rans.Tables:
         return self._freq(number)[1]
 
-    def _book(self, number: int) -> tuple[BookRecord, Floats]:
+    def _book(self, number: int) -> tuple[BookRecord, Book]:
         with self._lock:
             if number not in self._books:
                 values = partial(book_values, number=number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..decode import rans, tables
-from ..decode.tables import Floats
+from ..decode.tables import Book
 from ..format.chunks import SharedRecords
 from ..format.records import BookRecord, FreqRecord
 
@@ -14,7 +14,7 @@ from ..format.records import BookRecord, FreqRecord
 class Shared(SharedRecords):
     """Records and contents of the BOOK and FREQ chunks read so far, by number."""
 
-    _books: list[Floats] = field(default_factory=list)
+    _books: list[Book] = field(default_factory=list)
     _tables: list[rans.Tables] = field(default_factory=list)
 
     def add_book(self, record: BookRecord, section: bytes) -> None:
@@ -35,13 +35,13 @@ class Shared(SharedRecords):
         self._tables.append(rans.Tables(section, record))
         self.freqs.append(record)
 
-    def book_values(self, number: int) -> Floats:
+    def book_values(self, number: int) -> Book:
         return self._books[number]
 
     def freq_tables(self, number: int) -> rans.Tables:
         return self._tables[number]
 
 
-def book_values(section: bytes, record: BookRecord, number: int) -> Floats:
-    """Values of a BOOK chunk from its plain section: ``(groups · entries · dim,)`` float32 (BOK-002)."""
-    return tables.decode(section, record.dtype, f"BOOK {number}", "BOK-002")
+def book_values(section: bytes, record: BookRecord, number: int) -> Book:
+    """A BOOK chunk from its plain section (BOK-002)."""
+    return Book(tables.decode(section, record.dtype, f"BOOK {number}", "BOK-002"))

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import BinaryIO, TypeVar
 
 from ..decode import rans
-from ..decode.tables import Floats
+from ..decode.tables import Book
 from ..errors import FormatError, LimitError, TruncatedError
 from ..format.chunks import LayerInfo, parse_book_chunk, parse_freq_chunk, parse_meta
 from ..format.container import COPY, ChunkHead, read_chunk_head
@@ -41,7 +41,7 @@ class _Tables:
         self.has_all = True  # whether it is known how many there are
         self.book_records: dict[int, BookRecord] = {}
         self.freq_records: dict[int, FreqRecord] = {}
-        self.values_of_book: dict[int, Floats] = {}
+        self.values_of_book: dict[int, Book] = {}
         self.tables_of_freq: dict[int, rans.Tables] = {}
 
     @property
@@ -58,7 +58,7 @@ class _Tables:
     def freq(self, number: int) -> FreqRecord:
         return _get(self.freq_records, _LAYER_IS_LOST, "FREQ", number)
 
-    def book_values(self, number: int) -> Floats:
+    def book_values(self, number: int) -> Book:
         return _get(self.values_of_book, _TENSOR_IS_LOST, "BOOK", number)
 
     def freq_tables(self, number: int) -> rans.Tables:

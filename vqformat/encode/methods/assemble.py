@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ...decode import raw
 from ...decode.codebook import CodebookDecoder
 from ...decode.lowrank import LowRankDecoder
-from ...decode.tables import Floats
+from ...decode.tables import Book, Floats
 from ...errors import EncodeError
 from ...format import bits
 from ...format.chunkwriter import EncodedTensor
@@ -42,14 +42,14 @@ class QuantizedStage:
         codes: ``(R, n_subvectors)``; for a low-rank stage those of the left factor, ``(R, rank)``. Only the left codes
             of a codebook stage may be other than an array.
         right_codes: Codes of the right factor of a low-rank stage, ``(rank, C)``; else None.
-        shared: Values of the BOOK that it uses, ``(groups · entries · dim,)``; None without one.
+        shared: The BOOK that it uses; None without one.
     """
 
     stage: PackedStage
     resident: list[bytes]
     codes: packing.CodeMatrix
     right_codes: npt.NDArray[Any] | None = None
-    shared: Floats | None = None
+    shared: Book | None = None
 
     def values(self, view: View) -> Floats:
         """The values that a decoder computes, bit for bit: the stored matrix, ``(R, C)`` float32."""

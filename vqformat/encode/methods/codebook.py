@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...decode import tables
-from ...decode.tables import Floats
+from ...decode.tables import Book, Floats
 from ...errors import EncodeError
 from ...format.bits import Codes, code_dtype
 from ...format.limits import MAX_DIM, MAX_RESIDENT_NBYTES
@@ -109,7 +109,7 @@ def quantize_shared(matrix: Floats, book: Floats, number: int, scale: str) -> Qu
     else:
         codes = _nearest_subvectors(scaled.values, book)
     stage = CodebookStage(dim, entries, SharedSource(number), scale=scaled.record)
-    return QuantizedStage(stage, scaled.resident, codes, shared=book.reshape(-1))
+    return QuantizedStage(stage, scaled.resident, codes, shared=Book(book.reshape(-1)))
 
 
 def train_book(matrices: Sequence[Floats], options: CodebookOptions, *, seed: Seed) -> tuple[Floats, str]:
