@@ -22,6 +22,7 @@ from vqmtrellis import Freq, Trellis
 
 import vqformat
 from vqformat import VqmError, native
+from vqformat.native import decoding
 from vqformat.native.crc import crc32
 
 KERNELS = [name for name in native.available() if name != "numpy"]
@@ -186,6 +187,23 @@ def test_kernels_refuse_what_numpy_refuses(whole: File, random: Any) -> None:
     changed = replace(layer, sections=(*layer.sections[:at], section(payload), *layer.sections[at + 1 :]))
 
     check_all_agree(replace(whole, chunks=(*whole.chunks[:-1], changed)).build())
+
+
+@needs_kernels
+@pytest.mark.parametrize(("rank", "has_kernel"), [(64, True), (65, False)])
+def test_a_product_of_high_rank_is_left_to_numpy(rank: int, has_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.RandomState(0)
+    u, v = random.randint(0, 15, (70, rank)), random.randint(0, 15, (rank, 66))
+    calls = []
+    decode = decoding.decode_low_rank
+    monkeypatch.setattr(decoding, "decode_low_rank", lambda *args, **more: calls.append(1) or decode(*args, **more))
+    stages = LowRank(u, v, 15, 15), LowRank(u[::-1], v, 15, 15)
+
+    found = check_all_agree(file(layr("", tensor("a", "f32", [70, 66], *stages))).build())
+
+    assert not isinstance(found, str)
+    assert np.array_equal(found["a"], (u - 7 + u[::-1] - 7) @ (v - 7))
+    assert bool(calls) == has_kernel
 
 
 @needs_kernels

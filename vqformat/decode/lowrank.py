@@ -16,6 +16,9 @@ from ..native import decoding
 from . import tables
 from .tables import Floats
 
+# The kernel reads the right factor by columns. With more rows than this it leaves the CPU cache, and BLAS is faster
+_MOST_RANK_OF_KERNEL = 64
+
 
 class LowRankDecoder:
     """Decodes the blocks of one stage of one tensor.
@@ -69,7 +72,7 @@ class LowRankDecoder:
 
     @property
     def can_add(self) -> bool:
-        return native.is_used() and self._dtype is np.float32
+        return native.is_used() and self._dtype is np.float32 and self.stage.rank <= _MOST_RANK_OF_KERNEL
 
     def multiply(self, codes: bits.Codes, block: Block, out: Floats, *, adds: bool = False) -> None:
         """Write the values of a block to ``out``, ``(n_rows, n_columns)`` float32.
