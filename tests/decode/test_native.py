@@ -199,7 +199,8 @@ def test_a_product_of_high_rank_is_left_to_numpy(rank: int, has_kernel: bool, mo
     monkeypatch.setattr(decoding, "decode_low_rank", lambda *args, **more: calls.append(1) or decode(*args, **more))
     stages = LowRank(u, v, 15, 15), LowRank(u[::-1], v, 15, 15)
 
-    found = check_all_agree(file(layr("", tensor("a", "f32", [70, 66], *stages))).build())
+    item = tensor("a", "f32", [70, 66], *stages, layout=Layout(None, 1))
+    found = check_all_agree(file(layr("", item)).build())
 
     assert not isinstance(found, str)
     assert np.array_equal(found["a"], (u - 7 + u[::-1] - 7) @ (v - 7))
