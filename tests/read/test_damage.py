@@ -14,6 +14,9 @@ import pytest
 from examples import examples, some_of
 from hypothesis import given
 from hypothesis import strategies as st
+from vqmbuilder import file, layr
+from vqmtensors import Codebook, Layout, LowRank, Scale, tensor
+from vqmtrellis import Freq, Trellis
 
 import vqformat
 from vqformat import FormatError, TruncatedError, VqmError, safe_open
@@ -344,3 +347,22 @@ def test_a_file_that_is_replaced_while_it_is_open_is_read_on(tmp_path: Path) -> 
         os.replace(new, path)
 
         assert [f[name].tolist() for name in f] == [[1] * 4] * 3
+
+
+ZERO = np.zeros(1, np.float32)
+CODES = np.zeros((1, 1), np.intp)
+WITH_AN_INFINITE_BOUND = {
+    "codebook": Codebook(CODES, steps=np.full(1, 3e38, np.float32), zero=2, entries=2, scale=Scale(ZERO)),
+    "low rank": LowRank(CODES, CODES, 4, 4, row_scales=np.full(1, 3e38, np.float32), column_scales=ZERO),
+    "trellis": Trellis(CODES, Freq(1, (b"\1",)), (1, 1), step=3e38, zero=2, scale=Scale(ZERO)),
+}
+
+
+@pytest.mark.parametrize("stage", WITH_AN_INFINITE_BOUND)
+def test_an_infinite_bound_times_a_scale_of_zero_is_refused_without_a_warning(stage: str) -> None:
+    with np.errstate(all="ignore"):
+        item = tensor("w", "f32", (1, 1), WITH_AN_INFINITE_BOUND[stage], layout=Layout(None, 1))
+    data = file(Freq(1, (b"\1",)).chunk(), layr("", item)).build()
+
+    with pytest.raises(FormatError, match="values up to nan are possible"):
+        vqformat.load(data)

@@ -73,7 +73,7 @@ class CodebookDecoder:
         self._steps: Floats | None = None
         sections = iter(resident)
         groups = prod(stage.book_grid(view))
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(all="ignore"):  # a bound may be infinite, and times 0 it is NaN: VAL-002
             match stage.source:
                 case ProgressionSource(zero):
                     steps = tables.decode(next(sections), "f32", "steps")

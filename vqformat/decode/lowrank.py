@@ -48,7 +48,7 @@ class LowRankDecoder:
         # Sums of integers below 2^24 (float32) or 2^53 (float64) are exact in any order; float32 is twice as fast
         self._dtype = np.float32 if largest_sum <= tables.EXACT_IN_FLOAT32 else np.float64
         self.right = self._integers(codes, stage.entries_v).reshape(stage.rank, view.n_columns)
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(all="ignore"):  # a bound may be infinite, and times 0 it is NaN: VAL-002
             bound = np.float32(largest_sum) * tables.largest(self._row_scales)
             self.bound = np.float32(bound * tables.largest(self._column_scales))
 
