@@ -70,33 +70,37 @@ class CodebookDecoder:
         self.stage = stage
         self._view = view
         self._book_columns = stage.book_grid(view)[1]
-        self._steps: Floats | None = None
+        self._steps: Floats | None = None  # of a progression
+        self._entries: Floats | None = None  # of another source
         sections = iter(resident)
-        groups = prod(stage.book_grid(view))
+        self._n_groups = prod(stage.book_grid(view))
         with np.errstate(all="ignore"):  # a bound may be infinite, and times 0 it is NaN: VAL-002
             match stage.source:
                 case ProgressionSource(zero):
-                    steps = tables.decode(next(sections), "f32", "steps")
-                    furthest = max(abs(zero), abs(stage.entries - 1 - zero))
-                    bound = np.float32(furthest) * tables.largest(steps)
-                    book = progression(steps[:1], zero, stage.entries)
-                    self._steps = steps if groups > 1 else None  # no table of all groups: nothing bounds its size
+                    self._steps, largest = tables.decode_with_largest(next(sections), "f32", "steps")
+                    bound = np.float32(max(abs(zero), abs(stage.entries - 1 - zero))) * largest
                 case TableSource(dtype):
-                    book = tables.decode(next(sections), dtype, "codebook")
-                    bound = tables.largest(book)
+                    self._entries, bound = tables.decode_with_largest(next(sections), dtype, "codebook")
                 case FloatSource():
-                    book = floats(stage.source)
-                    bound = tables.largest(book)
+                    self._entries = floats(stage.source)
+                    bound = tables.largest(self._entries)
                 case _:
                     assert shared is not None
-                    book, bound = shared.values, shared.largest
-            self._book: Floats = book.reshape(-1, stage.dim)
+                    self._entries, bound = shared.values, shared.largest
             self._scales: tables.Scales | None = None
             if stage.scale is not None:
                 self._scales = tables.Scales(stage.scale, next(sections), view)
                 bound = self._scales.largest * bound
         self.bound = np.float32(bound)
-        self._byte_table = self._make_byte_table(groups)
+
+    @cached_property
+    def _book(self) -> Floats:
+        """All entries, ``(n_groups · entries, dim)``; of progressions those of the first group."""
+        if self._entries is not None:
+            return self._entries.reshape(-1, self.stage.dim)
+        assert self._steps is not None and isinstance(self.stage.source, ProgressionSource)
+        # No table of all groups: nothing bounds its size
+        return progression(self._steps[:1], self.stage.source.zero, self.stage.entries).reshape(-1, 1)
 
     def prepare(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]) -> Sequence[list[bytes]]:
         """The argument of ``decode`` for each of these blocks: here its payloads, unchanged."""
@@ -116,9 +120,9 @@ class CodebookDecoder:
         Raises:
             FormatError: A code or a padding bit breaks a rule of SPEC section 10.
         """
-        arrays = [np.frombuffer(payload, np.uint8) for payload in payloads]
-        if native.is_used() and out.flags.c_contiguous and self._decode_by_kernel(arrays, block, out, adds=adds):
+        if native.is_used() and out.flags.c_contiguous and self._decode_by_kernel(payloads, block, out, adds=adds):
             return  # otherwise NumPy finds the fault and raises
+        arrays = [np.frombuffer(payload, np.uint8) for payload in payloads]
         if self._byte_table is not None and out.flags.c_contiguous:
             self._decode_bytes(arrays[0], out.reshape(-1))
         else:
@@ -128,13 +132,13 @@ class CodebookDecoder:
             return
         self._multiply_scales(block, out)
 
-    def _decode_by_kernel(self, sections: list[bits.Bytes], block: Block, out: Floats, *, adds: bool) -> bool:
+    def _decode_by_kernel(self, sections: list[bytes], block: Block, out: Floats, *, adds: bool) -> bool:
         stage = self.stage
-        first, n_subvectors = block.column // stage.dim, stage.n_subvectors(block.n_columns)
         row_groups = column_groups = None
         if stage.book_rows:
             row_groups = np.arange(block.row, block.row_end) // stage.book_rows * self._book_columns
         if stage.book_columns:
+            first, n_subvectors = block.column // stage.dim, stage.n_subvectors(block.n_columns)
             column_groups = np.arange(first, first + n_subvectors) // stage.book_columns
         progressions = None
         if self._steps is not None and isinstance(stage.source, ProgressionSource):
@@ -197,15 +201,15 @@ class CodebookDecoder:
         if self._scales is not None:
             self._scales.multiply(block, out)
 
-
-    def _make_byte_table(self, groups: int) -> Floats | None:
+    @cached_property
+    def _byte_table(self) -> Floats | None:
         """Values of every byte, ``(256, codes per byte)``, so that one look-up gives all values of a byte.
 
         None unless the stage has one codebook of dim 1 and a byte holds whole codes.
         """
         stage = self.stage
         width = bits.code_width(stage.entries)
-        if stage.dim != 1 or groups != 1:
+        if stage.dim != 1 or self._n_groups != 1:
             return None
         if stage.planes:
             base, per_byte = stage.planes[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..format.dtypes import BY_NAME
 from ..format.layout import Block, View
 from ..format.stages import Scale
 
+_FEW = 1 << 10
 EXACT_IN_FLOAT32 = 1 << 24  # float32 holds all integers up to this magnitude exactly
 
 Floats = npt.NDArray[np.float32]
@@ -36,11 +38,17 @@ def decode(section: bytes, dtype: str, what: str, clause: str = "CBK-008") -> Fl
     Raises:
         FormatError: A value is not finite.
     """
+    return decode_with_largest(section, dtype, what, clause)[0]
+
+
+def decode_with_largest(section: bytes, dtype: str, what: str, clause: str = "CBK-008") -> tuple[Floats, np.float32]:
+    """What ``decode`` returns, and the largest magnitude of the values."""
     values = widen(section, dtype)
-    if not np.isfinite(largest(values)):  # without an array of bools: a table may have 256 MiB
+    most = largest(values)
+    if not math.isfinite(most):  # without an array of bools: a table may have 256 MiB
         at = int(np.argmin(np.isfinite(values)))
         raise FormatError(f"value {at} of the {what} is {values[at]}, which is not finite", clause=clause)
-    return values
+    return values, most
 
 
 def widen(section: bytes, dtype: str) -> Floats:
@@ -52,7 +60,9 @@ def widen(section: bytes, dtype: str) -> Floats:
 
 def largest(values: Floats) -> np.float32:
     """The largest magnitude of the values; NaN if one of them is."""
-    return np.float32(max(values.max(initial=0), -values.min(initial=0)))
+    if values.size <= _FEW:
+        return np.float32(np.maximum.reduce(np.abs(values), initial=0))
+    return np.float32(max(values.max(initial=0), -values.min(initial=0)))  # without a copy
 
 
 @dataclass(frozen=True)
@@ -80,8 +90,7 @@ class Scales:
 
     def __init__(self, scale: Scale, section: bytes, view: View) -> None:
         self._scale = scale
-        values = decode(section, scale.dtype, "scales")
-        self.largest = largest(values)
+        values, self.largest = decode_with_largest(section, scale.dtype, "scales")
         self._values = np.ascontiguousarray(values.reshape(scale.grid(view)))
 
     @property

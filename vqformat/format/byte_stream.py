@@ -50,10 +50,21 @@ class StreamInput:
             TruncatedError: The stream ends before that (REA-001).
             BlockingIOError: The stream is non-blocking.
         """
+        if not n:
+            return b""
+        data = self._stream.read(min(n, PIECE_NBYTES))
+        if data is None or len(data) != n:
+            data = self._read_on(data, n, what)
+        self.offset += n
+        if self.hasher is not None:
+            self.hasher.update(data)
+        return data
+
+    def _read_on(self, piece: bytes | None, n: int, what: str) -> bytes:
+        """Read what is left of ``n`` bytes after the first piece, which the stream gave for them."""
         pieces = []
         left = n
-        while left:
-            piece = self._stream.read(min(left, PIECE_NBYTES))
+        while True:
             if piece is None:
                 raise BlockingIOError(errno.EAGAIN, "the stream is non-blocking; a blocking one is needed")
             if not piece:
@@ -62,11 +73,9 @@ class StreamInput:
                                      offset=self.offset)  # fmt: skip
             pieces.append(piece)
             left -= len(piece)
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self.offset += n
-        if self.hasher is not None:
-            self.hasher.update(data)
-        return data
+            if not left:
+                return b"".join(pieces)
+            piece = self._stream.read(min(left, PIECE_NBYTES))
 
     def at_end(self) -> bool:
         """Whether no byte follows. It reads one byte, so that nothing can be read after it."""

@@ -169,10 +169,8 @@ def read_chunk_head(
         if type != COPY:  # CPY-001
             raise
     words = struct.unpack_from(f"<{2 * n_sections}I", body, meta_stored)
-    sections = tuple(
-        SectionEntry(length & ~SECTION_IS_ZSTD, bool(length & SECTION_IS_ZSTD), crc)
-        for length, crc in zip(words[::2], words[1::2], strict=True)
-    )
+    sections = tuple([SectionEntry(length & ~SECTION_IS_ZSTD, length >= SECTION_IS_ZSTD, crc)
+                      for length, crc in zip(words[::2], words[1::2], strict=True)])  # fmt: skip
     return ChunkHead(type, meta, sections, offset, offset + CHUNK_HEAD_NBYTES + len(body))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from ..forks import cached_property
 from .dtypes import BY_NAME, DType
 from .layout import ORDER_COLUMNS, ORDER_ROWS, Block, Layout, View, make_view
 from .stages import (
@@ -35,7 +36,7 @@ class AliasRecord:
         return [self.name, self.target]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: it keeps what it computes
 class TensorRecord:
     """The record of a tensor in a LAYR chunk (SPEC section 7)."""
 
@@ -64,11 +65,19 @@ class TensorRecord:
         return bool(self.stages) and isinstance(self.stages[0], (RawStage, SparseStage))
 
     def view(self) -> View:
+        return self._view
+
+    @cached_property
+    def _view(self) -> View:
         return make_view(self.shape, self.dtype_info.is_complex and not self.is_raw, self.layout)
 
     def resident_nbytes(self) -> list[list[int]]:
         """Plain sizes of the resident sections: first a list for row and column classes, then a list for each stage."""
-        view = self.view()
+        return self._resident_nbytes
+
+    @cached_property
+    def _resident_nbytes(self) -> list[list[int]]:
+        view = self._view
         classes = [n for bit, n in ((ORDER_ROWS, view.n_rows), (ORDER_COLUMNS, view.n_columns))
                    if self.layout.order & bit]  # fmt: skip
         return [classes] + [[] if isinstance(stage, (RawStage, SparseStage)) else stage.resident_nbytes(view)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import FormatError
 from ..native.crc import crc32
@@ -16,8 +17,7 @@ TABLE_ENTRY_NBYTES = 8
 SECTION_IS_ZSTD = 1 << 31  # bit of length
 
 
-@dataclass(frozen=True, slots=True)
-class SectionEntry:
+class SectionEntry(NamedTuple):  # of which a file may have millions: a dataclass would take longer to make
     """One entry of a section table."""
 
     nbytes: int  # as stored
@@ -43,8 +43,7 @@ class Section:
         return SectionEntry(len(self.stored), self.is_zstd, crc32(self.stored))
 
 
-@dataclass(frozen=True, slots=True)
-class StoredSection:
+class StoredSection(NamedTuple):
     """A section that has been read from a file.
 
     Its size has been checked. CRC and zstd frame are checked by ``plain``.
@@ -78,7 +77,8 @@ def read_section(source: Readable, entry: SectionEntry, plain_nbytes: Size, wher
         where: Name of the section, for error texts.
     """
     check_size(entry, plain_nbytes, where, source.offset)
-    _skip_padding(source, entry, where)
+    if not entry.is_zstd and entry.nbytes >= limits.ALIGNED_FROM_NBYTES:
+        _skip_padding(source, entry, where)
     offset = source.offset
     return StoredSection(source.read(entry.nbytes, where), entry, plain_nbytes, where, offset)
 

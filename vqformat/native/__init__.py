@@ -76,8 +76,8 @@ def _instruction_set() -> int:
     return _INSTRUCTION_SETS.index(_backend.removeprefix("native-"))
 
 
-def _address(array: npt.NDArray[Any] | None) -> int:
-    """The address of the values of a C-contiguous array; 0 for None."""
+def _address(array: npt.NDArray[Any] | bytes | None) -> int:
+    """The address of the values of a C-contiguous array, or of bytes; 0 for None."""
     assert _kernels is not None
     address: int = _kernels.address(array)
     return address

@@ -1,12 +1,14 @@
-/* The values of a codebook stage (SPEC 9, 10): codes are unpacked a few hundred at a time, and looked up. */
+/* The values of a codebook stage (SPEC 9, 10): a byte at a time where a byte holds whole codes of one codebook of numbers;
+   else codes are unpacked a few hundred at a time, and looked up. */
 
 #include "codebook.h"
 
 #include <string.h>
 
+#include "byte_values.h"
 #include "instruction_sets.h"
 
-enum { TOGETHER = 512, DIGITS = 8 }; /* codes that are unpacked together; digits of a byte at most */
+enum { TOGETHER = 512 }; /* codes that are unpacked together */
 
 /* The digits of each byte of a plane; the others are 0. */
 typedef uint8_t DigitTable[256][DIGITS];
@@ -98,6 +100,12 @@ static ALWAYS_INLINE void unpack_planes(const CodebookBlock *b, DigitTable *tabl
     for (int p = 0; p < b->n_planes; p++) {
         const int64_t per_byte = b->per_byte[p], skipped = first % per_byte;
         const uint8_t *bytes = b->section[p] + first / per_byte;
+        if (per_byte == 1) {
+            for (int64_t i = 0; i < n; i++)
+                codes[i] = (p ? codes[i] : 0) + bytes[i] * weight;
+            weight *= (uint32_t)b->base[p];
+            continue;
+        }
         for (int64_t at = 0; at < skipped + n; at += per_byte)
             memcpy(digits + at, tables[p][*bytes++], DIGITS);
         for (int64_t i = 0; i < n; i++)
@@ -112,9 +120,13 @@ static ALWAYS_INLINE void look_up(const CodebookBlock *b, int64_t row, int64_t f
 {
     const int64_t group = b->row_group ? b->row_group[row] : 0;
     const int64_t dim = b->dim, column = first * dim;
-    if (!b->book) {
-        for (int64_t i = 0; i < n; i++)
-            out[i] = (float)((int64_t)codes[i] - b->zero) * b->steps[group + (b->column_group ? b->column_group[first + i] : 0)];
+    if (!b->book) { /* |code - zero| is below 2^24 (CBK-005) */
+        const int32_t zero = (int32_t)b->zero;
+        const float *steps = b->steps + group;
+        for (int64_t i = 0; i < n && b->column_group; i++)
+            out[i] = (float)((int32_t)codes[i] - zero) * steps[b->column_group[first + i]];
+        for (int64_t i = 0; i < n && !b->column_group; i++)
+            out[i] = (float)((int32_t)codes[i] - zero) * steps[0];
         return;
     }
     const float *book = b->book + group * b->entries * dim;
@@ -149,21 +161,37 @@ static ALWAYS_INLINE void multiply(const CodebookBlock *b, int64_t row, int64_t 
     }
 }
 
-static ALWAYS_INLINE int decode(const CodebookBlock *b)
+/* Whether bytes hold whole codes of one codebook of numbers. */
+static int has_byte_values(const CodebookBlock *b)
+{
+    const int is_dense = !b->n_planes && b->width && 8 % b->width == 0;
+    return b->dim == 1 && !b->row_group && !b->column_group && (is_dense || b->n_planes == 1);
+}
+
+static ALWAYS_INLINE int decode(const CodebookBlock *b, int instruction_set)
 {
     DigitTable tables[MOST_PLANES];
+    ByteValues of_bytes;
     uint32_t codes[TOGETHER], largest = 0;
     float values[TOGETHER];
     uint64_t covered = 1; /* codes that the packing can hold */
+    const int by_bytes = has_byte_values(b);
     for (int p = 0; p < b->n_planes; p++) {
         if (!is_plane_sound(b, p))
             return 0;
-        fill_digits(tables[p], b->base[p], b->per_byte[p]);
+        if (!by_bytes)
+            fill_digits(tables[p], b->base[p], b->per_byte[p]);
         covered *= (uint64_t)b->base[p]; /* below 2^24 (COD-004) */
     }
     if (!b->n_planes) {
         covered = (uint64_t)1 << b->width;
         if (!is_end_zero(b))
+            return 0;
+    }
+    if (by_bytes) {
+        const int base = b->n_planes ? b->base[0] : 1 << b->width, per_byte = b->n_planes ? b->per_byte[0] : 8 / b->width;
+        if (!fill_byte_values(&of_bytes, base, per_byte, b->entries, b->book, (int32_t)b->zero, b->book ? 0 : b->steps[0],
+                              b->section[0], b->section_nbytes[0]))
             return 0;
     }
     /* Rows that differ in nothing are one */
@@ -172,24 +200,28 @@ static ALWAYS_INLINE int decode(const CodebookBlock *b)
     if (is_one)
         one.n_rows = 1, one.n_columns *= b->n_rows, one.n_subvectors *= b->n_rows;
     const int is_direct = !b->adds; /* values are made where they belong */
-    const int64_t most = is_direct ? TOGETHER : TOGETHER / b->dim;
+    const int64_t most = is_direct && by_bytes && !b->scales ? one.n_subvectors : is_direct ? TOGETHER : TOGETHER / b->dim;
     for (int64_t row = 0; row < one.n_rows; row++)
         for (int64_t first = 0; first < one.n_subvectors; first += most) {
             const int64_t n = one.n_subvectors - first < most ? one.n_subvectors - first : most;
             const int64_t at = row * one.n_subvectors + first, column = first * one.dim;
             const int64_t left = one.n_columns - column, n_values = n * one.dim < left ? n * one.dim : left;
-            if (b->n_planes)
-                unpack_planes(b, tables, at, n, codes);
-            else
-                unpack_dense(b, at, n, codes);
-            if (covered > (uint64_t)b->entries) { /* COD-001 */
-                for (int64_t i = 0; i < n; i++)
-                    largest = codes[i] > largest ? codes[i] : largest;
-                if (largest >= (uint64_t)b->entries)
-                    return 0;
-            }
             float *const out = one.out + row * one.n_columns + column, *const made = is_direct ? out : values;
-            look_up(&one, row, first, n, codes, made);
+            if (by_bytes) {
+                put_byte_values(&of_bytes, b->section[0], at, n, made, instruction_set);
+            } else {
+                if (b->n_planes)
+                    unpack_planes(b, tables, at, n, codes);
+                else
+                    unpack_dense(b, at, n, codes);
+                if (covered > (uint64_t)b->entries) { /* COD-001 */
+                    for (int64_t i = 0; i < n; i++)
+                        largest = codes[i] > largest ? codes[i] : largest;
+                    if (largest >= (uint64_t)b->entries)
+                        return 0;
+                }
+                look_up(&one, row, first, n, codes, made);
+            }
             if (b->scales)
                 multiply(&one, row, column, n_values, made);
             for (int64_t i = 0; !is_direct && i < n_values; i++)
@@ -198,11 +230,11 @@ static ALWAYS_INLINE int decode(const CodebookBlock *b)
     return 1;
 }
 
-static int decode_scalar(const CodebookBlock *b) { return decode(b); }
+static int decode_scalar(const CodebookBlock *b) { return decode(b, SCALAR); }
 
 #ifdef HAS_X86
-TARGET_AVX2 static int decode_avx2(const CodebookBlock *b) { return decode(b); }
-TARGET_AVX512 static int decode_avx512(const CodebookBlock *b) { return decode(b); }
+TARGET_AVX2 static int decode_avx2(const CodebookBlock *b) { return decode(b, AVX2); }
+TARGET_AVX512 static int decode_avx512(const CodebookBlock *b) { return decode(b, AVX512); }
 static int (*const DECODERS[])(const CodebookBlock *) = {decode_scalar, decode_avx2, decode_avx512};
 #else
 static int (*const DECODERS[])(const CodebookBlock *) = {decode_scalar, decode_scalar, decode_scalar};

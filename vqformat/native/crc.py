@@ -22,5 +22,6 @@ def crc32(data: bytes | bytearray | memoryview, before: int = 0) -> int:
         return zlib.crc32(data, before)
     assert _kernels is not None
     n = len(data) // 16 * 16
-    found: int = _kernels.crc32(_address(np.frombuffer(data, np.uint8)), n, before)
+    whole = data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)
+    found: int = _kernels.crc32(_address(whole), n, before)
     return zlib.crc32(memoryview(data)[n:], found) if n < len(data) else found

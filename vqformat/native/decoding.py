@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from . import _address, _instruction_set, _kernels
 
 _NARROW_PRECISION, _NARROW_SYMBOLS = 12, 256  # slots of 32 bits hold these
 _MORE_SLOTS = 16  # TOGETHER in trellis.h
+_ONE = np.ones(1, np.float32)
 _FAULTS = {
     1: ("ANS-001", "a state is below 65536"),
     2: ("ANS-002", "the words of a payload end before its codes"),
@@ -88,15 +90,14 @@ def decode_trellis(
     places = _checked_places(row_places, column_places, n_columns, out)
     assert addend is None or (addend.shape == (n_rows, n_columns) and addend.dtype == np.float32)
     assert row_scales is None or (row_scales.size == n_rows and row_scales.dtype == np.float32)
-    data = np.frombuffer(payload, np.uint8)
     height, width = min(tile[0], n_rows), min(tile[1], n_columns)
     n_sequences = -(-n_rows // height) * -(-n_columns // width)
-    assert 4 * n_sequences <= data.size <= 4 * n_sequences + 2 * n_elements and n_elements <= 1 << 22
+    assert 4 * n_sequences <= len(payload) <= 4 * n_sequences + 2 * n_elements and n_elements <= 1 << 22
     assert all(classes is None or classes.size == n
                for classes, n in ((row_classes, n_rows), (column_classes, n_columns)))  # fmt: skip
     table, zero, step = (None, *values) if isinstance(values, tuple) else (values, 0, 0.0)
     found = _kernels.trellis_decode(
-        _instruction_set(), _address(data), data.size, n_rows, n_columns, height, width, _address(row_classes),
+        _instruction_set(), _address(payload), len(payload), n_rows, n_columns, height, width, _address(row_classes),
         _address(column_classes), slots.precision, slots.n_books, polynomials[0] >> 1, polynomials[1] >> 1,
         slots.address, slots.table.itemsize == 8, slots.table.size, _address(table), zero, float(step),
         *places, _address(row_scales), _address(addend), _address(out),
@@ -109,7 +110,7 @@ def decode_trellis(
 
 
 def decode_codebook(
-    sections: list[npt.NDArray[np.uint8]],
+    sections: list[bytes],
     *,
     entries: int,
     dim: int,
@@ -151,7 +152,7 @@ def decode_codebook(
     assert _kernels is not None and out.dtype == np.float32 and len(planes) <= 16 and 0 <= width <= 16
     assert not adds or dim <= 512
     expected = [-(-n_codes // n) for _, n in planes] or [(n_codes * width + 7) // 8]
-    assert [section.size for section in sections] == expected
+    assert list(map(len, sections)) == expected
     n_groups = progressions[1].size if progressions is not None else len(book) // entries if book is not None else 0
     last = sum(int(groups.max()) for groups in (row_groups, column_groups) if groups is not None)
     assert last < n_groups and (book is None or book.shape == (n_groups * entries, dim))
@@ -162,13 +163,30 @@ def decode_codebook(
         last_scale = (first_column + n_columns - 1) // scale_columns if scale_columns else 0
         assert scales.dtype == np.float32 and int(row_scales.max()) + last_scale < scales.size
     zero, steps = progressions if progressions is not None else (0, None)
-    table = np.array([(_address(section), section.size, *plane)
-                      for section, plane in zip(sections, planes or ((0, 0),), strict=True)], np.int64)  # fmt: skip
+    fields = [field for section, plane in zip(sections, planes or ((0, 0),), strict=True)
+              for field in (_address(section), len(section), *plane)]  # fmt: skip
+    table = struct.pack(f"={len(fields)}q", *fields)
     return bool(_kernels.codebook_decode(
         _instruction_set(), n_rows, n_columns, dim, n_subvectors, entries, len(planes), width, _address(table),
         _address(book), zero, _address(steps), _address(row_groups), _address(column_groups),
         _address(scales), _address(row_scales), scale_columns, first_column, adds, _address(out),
     ))  # fmt: skip
+
+
+def decode_integers(
+    sections: list[bytes],
+    zero: int,
+    *,
+    entries: int,
+    planes: tuple[tuple[int, int], ...],
+    out: npt.NDArray[np.float32],
+) -> bool:
+    """Write codes (SPEC 10) less ``zero`` to ``out``. The rest is as for a codebook stage."""
+    return decode_codebook(
+        sections, entries=entries, dim=1, planes=planes, width=(entries - 1).bit_length(), book=None,
+        progressions=(zero, _ONE), row_groups=None, column_groups=None, scales=None, row_scales=None, scale_columns=0,
+        first_column=0, out=out, adds=False,
+    )  # fmt: skip
 
 
 def decode_low_rank(

@@ -22,6 +22,8 @@ static PyObject *py_address(PyObject *self, PyObject *array)
     (void)self;
     if (array == Py_None)
         return PyLong_FromLong(0);
+    if (PyBytes_Check(array))
+        return PyLong_FromVoidPtr(PyBytes_AsString(array));
     PyObject *capsule = PyObject_GetAttrString(array, "__array_struct__"), *address = NULL;
     if (!capsule)
         return NULL;
@@ -68,7 +70,7 @@ static PyObject *py_instruction_sets(PyObject *self, PyObject *args)
 }
 
 static PyMethodDef METHODS[] = {
-    {"address", py_address, METH_O, "The address of the values of an array, which is C-contiguous; 0 for None."},
+    {"address", py_address, METH_O, "The address of bytes, or of the values of an array, which is C-contiguous; 0 for None."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS, "Which of scalar, AVX2, AVX-512 the processor has."},
     {"crc32", py_crc32, METH_VARARGS, "The CRC-32 of bytes; see crc.h."},
     {"has_crc32", py_has_crc32, METH_NOARGS, "Whether the processor has what it needs."},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import LimitError
 from ..format import limits
@@ -11,6 +11,7 @@ from ..sizes import Size, parse_size
 
 _FREE_NBYTES = 1 << 20  # of resident sections of a tensor, or of the index, which do not count
 _MOST_TABLE_NBYTES = 1 << 28  # of all tables together, if the caller sets no bound on the total
+_ASKED_NBYTES = 1 << 24  # more bytes, after which the system is asked again for the memory that is available
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Budget:
     tensor_nbytes: int = 0
     shared_nbytes: int = 0
     index_nbytes: int = 0
+    # What the system said, and the total up to which that holds
+    _available: tuple[int, int] = field(default=(0, -1), init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, max_tensor_bytes: Size, max_total_bytes: Size | None) -> Budget:
@@ -57,6 +60,11 @@ class Budget:
         nbytes = _in_memory(record)
         self.check_tables(record, nbytes)
         self.tensor_nbytes += nbytes
+
+    def drop_tensors(self) -> None:
+        """Count no tensor any more: those that were counted are not held."""
+        self.tensor_nbytes = 0
+        self._available = 0, -1
 
     def take_copy(self, name: str, nbytes: int) -> None:
         """Count a copy of a tensor before it is made.
@@ -120,8 +128,9 @@ class Budget:
         total_nbytes = self.index_nbytes + self.tensor_nbytes + tensor_nbytes + table_nbytes
         most_nbytes, allowed = self.max_total_nbytes, f"max_total_bytes is {self.max_total_nbytes}"
         if most_nbytes is None:
-            # To ask the system takes longer than to decode a small tensor
-            most_nbytes = limits.available_memory() if total_nbytes > _FREE_NBYTES else limits.memory_bound()
+            most_nbytes = limits.memory_bound()
+            if most_nbytes is None and total_nbytes > _FREE_NBYTES:
+                most_nbytes = self._available_for(total_nbytes)
             allowed = f"{most_nbytes} are available"
             most_tables = max(_MOST_TABLE_NBYTES, fair_nbytes)
             if table_nbytes > most_tables:
@@ -129,6 +138,12 @@ class Budget:
                                  f" most {most_tables} are allowed", clause="LIM-002")  # fmt: skip
         if most_nbytes is not None and total_nbytes > most_nbytes:
             raise LimitError(f"with {what} there are {total_nbytes} bytes; {allowed}", clause="LIM-002")
+
+    def _available_for(self, total_nbytes: int) -> int:
+        """The memory that is available. To ask the system each time takes longer than to decode a small tensor."""
+        if total_nbytes > self._available[1]:
+            self._available = limits.available_memory(), total_nbytes + _ASKED_NBYTES
+        return self._available[0]
 
 
 def _in_memory(record: TensorRecord) -> int:

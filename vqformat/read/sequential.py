@@ -127,7 +127,7 @@ class SequentialReader:
                     self._read_freq(chunk)
                 case b"LAYR":
                     if not self._keep_total:
-                        self._budget.tensor_nbytes = 0
+                        self._budget.drop_tensors()
                     info = LayerInfo.parse(chunk, self._shared)
                     self._index.check_names(info.records)
                     self.copies.add_chunk(chunk, info.records)
