@@ -14,6 +14,8 @@ from vqformat.encode.recipe import as_recipe
 from vqformat.encode.report import Report
 from vqformat.encode.tensor_work import HERE, Workplace
 from vqformat.errors import ConversionError
+from vqformat.read.shards import index_of, same_model
+from vqformat.sizes import Size
 
 from .folder_layout import files_beside
 from .opener import SourceOpener
@@ -23,7 +25,7 @@ from .source import Source, growth_notes, quantized_notes
 
 def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO, *, options: Options | None = None,
             metadata: Mapping[str, Any] | None = None, include_optimizer: bool = False, overwrite: bool = False,
-            resume: bool | None = False, **keywords: Any) -> Report:  # fmt: skip
+            max_shard_size: Size | None = None, resume: bool | None = False, **keywords: Any) -> Report:  # fmt: skip
     """Compress a checkpoint into a ``.vqm``.
 
     Args:
@@ -37,6 +39,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
         include_optimizer: Whether the training state beside the weights (of the optimizer, epoch numbers) is stored,
             too. Its tensors are stored exactly, unless a pattern of the recipe matches them.
         overwrite: Whether an existing ``dst`` may be replaced.
+        max_shard_size: Most bytes of a file, as for ``vqformat.save_file``.
         resume: Whether to continue a conversion that was stopped. Then each tensor that is finished is kept in the
             folder ``dst`` + ``.part`` until the file is complete, and those that are there are not encoded again. None
             to keep tensors of a source of at least 64 MiB so, and to use none that are there.
@@ -54,6 +57,8 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
     if not overwrite and isinstance(dst, (str, os.PathLike)) and os.path.exists(dst):
         raise FileExistsError(f"{os.fspath(dst)!r} exists; it was not replaced")  # before the work is done
     _check_other(src, dst)
+    if not os.path.exists(src) and isinstance(index := index_of(src), Path):
+        src = index
     with open_source(src, include_optimizer=include_optimizer) as source:
         if os.path.isdir(src) and not source.format.startswith("keras"):  # whose configuration is in vqm.source
             source.left_out += files_beside(Path(src))
@@ -62,6 +67,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
         opener = SourceOpener.of(src, include_optimizer=include_optimizer)
         with kept_outcomes(dst, nbytes, resume=resume) as kept:
             report = convert_source(source, dst, options=options, metadata=metadata, overwrite=overwrite,
+                                    max_shard_size=max_shard_size,
                                     place=Workplace(opener=opener, outcomes=kept.path))  # fmt: skip
         report.notes[:0] = kept.notes
         return report
@@ -81,11 +87,12 @@ def as_options(options: Options | None, keywords: dict[str, Any]) -> Options:
 
 
 def convert_source(source: Source, dst: str | os.PathLike[str] | BinaryIO, *, options: Options,
-                   metadata: Mapping[str, Any] | None, overwrite: bool = False,
+                   metadata: Mapping[str, Any] | None, overwrite: bool = False, max_shard_size: Size | None = None,
                    place: Workplace = HERE) -> Report:  # fmt: skip
     """Compress an opened checkpoint. Arguments and errors are those of ``convert``."""
     stored = {**source.stored_metadata(), **(metadata or {})}
-    report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite, place=place)
+    report = encode_model(source.tensors, dst, stored, options, overwrite=overwrite, max_shard_size=max_shard_size,
+                          place=place)  # fmt: skip
     report.left_out.extend(source.left_out)
     report.source_file_nbytes = source.file_nbytes
     report.grown.extend(growth_notes(report, source.format))
@@ -128,7 +135,6 @@ def extract(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, names: 
 
 
 def _check_other(src: str | os.PathLike[str], dst: Any) -> None:
-    """Raise ConversionError if source and destination are the same file."""
-    is_path = isinstance(dst, (str, os.PathLike))
-    if is_path and os.path.exists(src) and os.path.exists(dst) and os.path.samefile(src, dst):
+    """Raise ConversionError if source and destination are the same file, or the same model in shards."""
+    if isinstance(dst, (str, os.PathLike)) and same_model(src, dst):
         raise ConversionError(f"{os.fspath(dst)!r} is the source itself; write to another file")

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from vqformat.errors import ConversionError
 from vqformat.format.container import begins_like_vqm
+from vqformat.format.shard_index import INDEX_SUFFIX
+from vqformat.read.shards import index_of
 
 from .format_signatures import (
     DISTRIBUTED,
@@ -30,7 +32,7 @@ from .other_formats import is_core_ml, other_folder, other_format
 Kind = Literal[
     "vqm", "pytorch", "pytorch-index", "torchscript", "safetensors", "safetensors-index", "keras", "keras-shards",
     "hdf5", "onnx", "gguf", "npz", "npy", "pytorch-distributed", "torch-export", "savedmodel", "tensorflow", "tfjs",
-    "tflite", "flax", "flax-index",
+    "tflite", "flax", "flax-index", "vqm-index",
 ]  # fmt: skip
 
 READABLE = (
@@ -65,6 +67,8 @@ def detect_format(path: Path) -> tuple[Kind, Path]:
     """
     if path.is_dir():
         return _in_folder(path)
+    if not path.exists() and isinstance(index := index_of(path), Path):
+        path = index
     whole = _whole_of(path)
     if whole is not None:
         return whole
@@ -154,6 +158,8 @@ def _of_json(path: Path) -> Kind | None:
         return "pytorch-index"
     if shards and all(shard.endswith(".msgpack") for shard in shards):
         return "flax-index"
+    if shards and all(shard.endswith(".vqm") for shard in shards):
+        return "vqm-index"
     return "safetensors-index"
 
 
@@ -162,7 +168,7 @@ _IN_FOLDER: tuple[tuple[str, Kind], ...] = (
     ("*.safetensors.index.json", "safetensors-index"), ("*.safetensors", "safetensors"),
     ("*.bin.index.json", "pytorch-index"), ("pytorch_model.bin", "pytorch"),
     ("model.weights.json", "keras-shards"), ("model.weights.h5", "keras"), ("flax_model.msgpack", "flax"),
-    ("*.msgpack.index.json", "flax-index"),
+    ("*.msgpack.index.json", "flax-index"), ("*" + INDEX_SUFFIX, "vqm-index"),
 )  # fmt: skip
 
 

@@ -27,7 +27,8 @@ _NAME = re.compile(
 )
 # The files that are read, best first; the names that have a format's weights, by part
 _CHOICES = ("{part}.safetensors", "{part}.safetensors.index.json", "{torch}.bin", "{torch}.bin.index.json",
-            "{flax}.msgpack", "{flax}.msgpack.index.json", "{tensorflow}.h5", "{part}.vqm")  # fmt: skip
+            "{flax}.msgpack", "{flax}.msgpack.index.json", "{tensorflow}.h5", "{part}.vqm",
+            "{part}.vqm.index.json")  # fmt: skip
 _STEMS = {
     "model": {"torch": "pytorch_model", "flax": "flax_model", "tensorflow": "tf_model"},
     "diffusion_pytorch_model": {"flax": "diffusion_flax_model"},

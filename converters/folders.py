@@ -15,7 +15,9 @@ from typing import Any
 from vqformat.encode.options import Options
 from vqformat.encode.report import Report
 from vqformat.errors import ConversionError, EncodeError
+from vqformat.format.shard_index import INDEX_SUFFIX
 from vqformat.new_folder import NewFolder
+from vqformat.sizes import Size
 
 from .conversion import as_options, convert_source
 from .export import SUFFIXES, export
@@ -50,7 +52,8 @@ class FolderReport:
 
 def convert_folder(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, options: Options | None = None,
                    metadata: Mapping[str, Any] | None = None, include_optimizer: bool = False,
-                   overwrite: bool = False, **keywords: Any) -> FolderReport:  # fmt: skip
+                   overwrite: bool = False, max_shard_size: Size | None = None,
+                   **keywords: Any) -> FolderReport:  # fmt: skip
     """Compress the weights of a model folder, and copy its configuration, tokenizer and other files.
 
     ``model.vqm`` takes the place of ``model.safetensors`` or ``pytorch_model.bin``, or of their shards;
@@ -65,6 +68,7 @@ def convert_folder(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, 
         metadata: Added to the metadata of each part.
         include_optimizer: Whether the files of a training run (``optimizer.pt``) are copied.
         overwrite: Whether ``dst`` may be replaced as a whole, if it is a model folder with its configuration.
+        max_shard_size: Most bytes of a file, as for ``vqformat.save_file``.
 
     Raises:
         ConversionError: The folder has no weights, has a file that is none, or the weights cannot be read.
@@ -80,12 +84,13 @@ def convert_folder(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, 
     with new as folder:
         _copy(root, layout.copied, folder, report)
         for weights in layout.weights:
-            report.reports[weights.vqm] = _convert(weights, folder, report, options, metadata)
+            report.reports[weights.vqm] = _convert(weights, folder, report, options=options, metadata=metadata,
+                                                   max_shard_size=max_shard_size)  # fmt: skip
     return report
 
 
-def _convert(weights: Weights, folder: Path, report: FolderReport, options: Options,
-             metadata: Mapping[str, Any] | None) -> Report:  # fmt: skip
+def _convert(weights: Weights, folder: Path, report: FolderReport, *, options: Options,
+             metadata: Mapping[str, Any] | None, max_shard_size: Size | None) -> Report:  # fmt: skip
     target = folder / weights.vqm
     if target.exists():
         raise ConversionError(f"the folder has a file {weights.vqm!r} already, which the weights would replace")
@@ -93,7 +98,7 @@ def _convert(weights: Weights, folder: Path, report: FolderReport, options: Opti
     with open_source(weights.path) as source:
         if source.format != "vqm":
             source.origin |= _places(weights, source)
-        return convert_source(source, target, options=options, metadata=metadata)
+        return convert_source(source, target, options=options, metadata=metadata, max_shard_size=max_shard_size)
 
 
 def _check_options(layout: Layout, options: Options) -> None:
@@ -141,15 +146,18 @@ def extract_folder(
     new = NewFolder(_apart(src, dst), overwrite=overwrite, is_replaceable=is_model_folder)
     report = FolderReport()
     names = files_below(root, report.left_out)
-    packed = [name for name in names if name.endswith(".vqm")]
+    shards = {f"{folder}/{shard}".lstrip("/") for name in names if name.endswith(INDEX_SUFFIX)
+              for folder in [name.rpartition("/")[0]] for shard in read_shards(root / name)}  # fmt: skip
+    packed = [name for name in names if name.endswith((".vqm", INDEX_SUFFIX)) and name not in shards]
     if not packed:
         raise ConversionError(f"{str(root)!r} has no .vqm; give the folder that convert made")
     with new as folder:
-        _copy(root, [name for name in names if name not in packed], folder, report)
+        _copy(root, [name for name in names if name not in shards.union(packed)], folder, report)
         for name in packed:
             with closing(open_vqm(root / name)) as source:
                 report.notes += source.notes
-                _extract(source, (folder / name).with_suffix(""), folder, report)
+                part = name.removesuffix(INDEX_SUFFIX).removesuffix(".vqm")
+                _extract(source, folder / part, folder, report)
     return report
 
 

@@ -12,6 +12,7 @@ from .source import Source
 # Kind of file -> module and function that opens it
 _READERS: dict[Kind, tuple[str, str]] = {
     "vqm": ("vqm", "open_vqm"),
+    "vqm-index": ("vqm", "open_vqm"),
     "pytorch": ("pytorch", "open_pytorch"),
     "pytorch-index": ("pytorch", "open_sharded"),
     "torchscript": ("torchscript", "open_torchscript"),
@@ -34,7 +35,7 @@ _READERS: dict[Kind, tuple[str, str]] = {
     "flax-index": ("flax", "open_sharded"),
 }
 _IN_SEVERAL_FILES = ("pytorch-index", "safetensors-index", "keras-shards", "pytorch-distributed", "savedmodel",
-                     "tensorflow", "tfjs", "flax-index")  # fmt: skip
+                     "tensorflow", "tfjs", "flax-index", "vqm-index")  # fmt: skip
 _WITH_OPTIMIZER = ("pytorch", "keras", "keras-shards", "hdf5", "pytorch-distributed", "savedmodel", "tensorflow",
                    "flax")  # fmt: skip
 

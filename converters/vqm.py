@@ -15,7 +15,7 @@ from .source import ORIGIN_KEY, Source
 
 
 def open_vqm(path: Path) -> Source:
-    """Open a ``.vqm``. Each tensor is decoded when it is needed.
+    """Open a ``.vqm``, or the index of one in several files. Each tensor is decoded when it is needed.
 
     Raises:
         VqmError: The file is refused.

@@ -11,6 +11,7 @@ from .encode.source import native
 from .format.container import HEADER_NBYTES, begins_like_vqm
 from .format.content_digest import ContentDigest
 from .read.contents import read_contents
+from .read.shards import index_of, opened_model
 
 if TYPE_CHECKING:
     from .encode.source import SourceTensor
@@ -23,8 +24,9 @@ def content_digest(path: str | os.PathLike[str], *, threads: int | None = None) 
     ``.safetensors`` or ``.pt`` that is made from it. The order of the tensors, metadata and ties do not count.
 
     Args:
-        path: A ``.vqm``, or a checkpoint that ``vqformat.converters.convert`` reads. Of a ``.vqm`` every byte is
-            checked, too, and a few blocks are in memory; of a checkpoint one tensor at a time is.
+        path: A ``.vqm``, in one file or in several, or a checkpoint that ``vqformat.converters.convert`` reads. Of a
+            ``.vqm`` every byte is checked, too, and a few blocks are in memory; of a checkpoint one tensor at a time
+            is.
         threads: Threads that decode; None for the number of processors, but at most 8.
 
     Raises:
@@ -32,6 +34,9 @@ def content_digest(path: str | os.PathLike[str], *, threads: int | None = None) 
         OSError: The file cannot be read.
         ImportError: A package for the format is not installed; the message says which.
     """
+    if index_of(path) is not None:
+        with opened_model(path) as source:
+            return read_contents(source, n_threads(threads))[1]
     if not os.path.isdir(path):
         with open(path, "rb") as stream:
             if begins_like_vqm(stream.read(HEADER_NBYTES)):

@@ -160,14 +160,15 @@ class NewFile:
     Args:
         path: The final name. A device or a pipe is written to directly. A symbolic link stays; its target is replaced.
         overwrite: Whether an existing file may be replaced.
+        asked: What the user has named, for errors; None for the path.
 
     Raises:
         FileExistsError: The file exists and ``overwrite`` is false.
         OSError: The temporary file cannot be created.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool) -> None:
-        self.asked = os.fspath(path)
+    def __init__(self, path: Path, *, overwrite: bool, asked: str | None = None) -> None:
+        self.asked = os.fspath(path) if asked is None else asked
         self._path = pathlib.Path(path).resolve()
         self._overwrite = overwrite
         self._temporary: pathlib.Path | None = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import missing_package
 from .hub import local_folder
 from .read.safe_open import safe_open
+from .read.shards import index_of
 
 if TYPE_CHECKING:
     import torch
@@ -53,14 +54,16 @@ def find_folder(source: str | os.PathLike[str], subfolder: str, part: str, *othe
 
 @contextlib.contextmanager
 def opened_weights(folder: pathlib.Path, part: str) -> Iterator[safe_open[torch.Tensor]]:
-    """Context that opens the ``.vqm`` of a folder: ``part``.vqm, or the only one there.
+    """Context that opens the ``.vqm`` of a folder: ``part``.vqm, its shards, or the only one there.
 
     Raises:
         FileNotFoundError: There is none, or there are several.
         VqmError: It is refused.
     """
     path = folder / f"{part}.vqm"
-    if not path.is_file():
+    if not path.is_file() and isinstance(index := index_of(path), pathlib.Path):
+        path = index
+    elif not path.is_file():
         found = sorted(folder.glob("*.vqm"))
         if len(found) != 1:
             names = ", ".join(repr(each.name) for each in found[:8]) or "none"

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
 import numpy.typing as npt
 
 from .decode.workers import n_threads
-from .files import Path, opened
+from .files import Path
 from .format.limits import DEFAULT_MAX_TENSOR_NBYTES
 from .format.records import AliasRecord
 from .read.budget import Budget
-from .read.sequential import SequentialReader
+from .read.sharded_sequential import ShardedSequentialReader, sequential_reader
+from .read.shards import opened_model
 from .sizes import Size
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def save_file(
     workers: int = 1,
     executor: Executor | None = None,
     overwrite: bool = True,
+    max_shard_size: Size | None = None,
 ) -> Report:
     """Compress tensors into a ``.vqm`` file.
 
@@ -85,6 +87,9 @@ def save_file(
         executor: Encodes tensors in place of new processes, such as a ``ProcessPoolExecutor``, or the
             ``get_executor()`` of a client of Dask. ``workers`` says how many tensors it encodes at the same time.
         overwrite: Whether an existing file may be replaced.
+        max_shard_size: Most bytes of a file, such as ``"5GB"``. A larger model becomes ``model-00001-of-00003.vqm``, …,
+            and ``model.vqm.index.json``, for the name ``model.vqm``. Each of them is a whole ``.vqm`` with layers that
+            are whole. A file is larger only if a single layer is. The goals are those of the model.
 
     Returns:
         A report on each tensor. Its ``missed`` has a line if the file is more than 1 % or 0.1 dB away from the budget.
@@ -101,7 +106,8 @@ def save_file(
 
     options = Options(as_recipe(recipe), bits, ratio, size, sqnr, step, lossless, preset, seed=seed, progress=progress,
                       workers=workers, executor=executor)  # fmt: skip
-    return encode_model(source_tensors(tensors), filename, dict(metadata or {}), options, overwrite=overwrite)
+    return encode_model(source_tensors(tensors), filename, dict(metadata or {}), options, overwrite=overwrite,
+                        max_shard_size=max_shard_size)  # fmt: skip
 
 
 def save(
@@ -136,7 +142,8 @@ def load_file(
     though they are stored once.
 
     Args:
-        filename: Path, or a binary stream, which need not support ``seek``.
+        filename: Path, or a binary stream, which need not support ``seek``. For a model in several files the path of
+            their index, or that of the folder, or ``model.vqm`` though only ``model.vqm.index.json`` exists.
         max_tensor_bytes: Most bytes of one decoded tensor; a number, or a text such as ``"1.5MB"``.
         max_total_bytes: Most bytes that are held together: decoded tensors, codebooks and other tables. None for the
             memory that is available; then tables may have 256 MiB, or as many bytes as the tensor that is decoded.
@@ -149,10 +156,10 @@ def load_file(
         OSError: The file cannot be read.
     """
     budget = Budget.of(max_tensor_bytes, max_total_bytes)
-    with opened(filename) as stream:
+    with opened_model(filename) as source:
         tensors: dict[str, Array] = {}
-        reader = SequentialReader(stream, budget, in_batches=True, allow_partial=allow_partial,
-                                  threads=n_threads(threads))  # fmt: skip
+        reader = sequential_reader(source, budget, in_batches=True, allow_partial=allow_partial,
+                                   threads=n_threads(threads))  # fmt: skip
         for info, arrays in reader.layers():
             for record in info.records:
                 if isinstance(record, AliasRecord):
@@ -168,6 +175,8 @@ def load_file(
         if reader.cut_at is not None:
             warnings.warn(f"the file ends early, at byte {reader.cut_at}: {len(tensors)} tensors of it are whole",
                           stacklevel=2)  # fmt: skip
+        if isinstance(reader, ShardedSequentialReader):  # aliases come with their targets, out of order
+            return {name: tensors[name] for name in reader.names if name in tensors}
         return tensors
 
 
@@ -185,19 +194,19 @@ def verify(
     """Read and decode a whole file and check all of it, including the SHA-256.
 
     Args:
-        filename: Path, or a binary stream, which need not support ``seek``.
+        filename: As for ``load_file``.
         max_tensor_bytes: Most bytes of one decoded tensor.
         max_total_bytes: Most bytes that are held together: the tensors of a layer, codebooks and other tables; None as
             for ``load_file``.
 
     Returns:
-        The SHA-256 that the file states, in hexadecimal.
+        The SHA-256 that the file states, in hexadecimal; for a model in several files that of their index.
 
     Raises:
         VqmError: The file is refused.
     """
-    with opened(filename) as stream:
-        reader = SequentialReader(stream, Budget.of(max_tensor_bytes, max_total_bytes), check_digest=True,
-                                  keep_total=False, in_batches=True)  # fmt: skip
+    with opened_model(filename) as source:
+        reader = sequential_reader(source, Budget.of(max_tensor_bytes, max_total_bytes), check_digest=True,
+                                   keep_total=False, in_batches=True)  # fmt: skip
         deque(reader.layers(), maxlen=0)  # reads all layers and keeps none
         return reader.digest.hex()

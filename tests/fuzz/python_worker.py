@@ -76,7 +76,7 @@ def recovered(data: bytes, bounds: Bounds) -> dict[str, Any]:
     found = survey(stream)
     with tempfile.TemporaryDirectory(prefix="fuzz") as folder:
         path = Path(folder) / "recovered.vqm"
-        write_whole(found, stream, path, overwrite=False)
+        write_whole([(found, stream)], path, overwrite=False)
         try:
             arrays = vqformat.load_file(path, **bounds)
         except vqformat.FormatError as err:

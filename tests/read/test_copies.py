@@ -93,7 +93,7 @@ def test_a_truncated_file_gives_the_copies_of_what_is_whole() -> None:
 def test_recovery_keeps_copies(tmp_path: Path) -> None:
     data = bytearray(with_copies())
     data[-100] ^= 1  # in the index
-    write_whole(survey(io.BytesIO(data)), io.BytesIO(data), tmp_path / "b.vqm", overwrite=False)
+    write_whole([(survey(io.BytesIO(data)), io.BytesIO(data))], tmp_path / "b.vqm", overwrite=False)
 
     assert groups(vqformat.load_file(tmp_path / "b.vqm")) == GROUPS
 

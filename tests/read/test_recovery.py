@@ -52,7 +52,7 @@ EXPECTED = vqformat.load(DATA)
 def recovered(data: bytes, path: Path) -> tuple[Survey, dict[str, Array]]:
     stream = io.BytesIO(data)
     found = survey(stream)
-    write_whole(found, stream, path, overwrite=True)
+    write_whole([(found, stream)], path, overwrite=True)
     vqformat.verify(path)
     return found, vqformat.load_file(path)
 

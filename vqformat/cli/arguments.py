@@ -143,6 +143,9 @@ def build_parser() -> Parser:
     size.add_argument("--sqnr", type=positive, metavar="DB", help="signal-to-quantization-noise ratio in dB, in place"
                       " of a size")  # fmt: skip
     size.add_argument("--lossless", action="store_true", help="keep every bit")
+    convert.add_argument("--max-shard-size", type=nbytes, metavar="N", help="most bytes of a file, such as 5GB: a"
+                         " larger model becomes FILE-00001-of-00003.vqm, … and FILE.vqm.index.json, as on the Hugging"
+                         " Face Hub")  # fmt: skip
     convert.add_argument("--preset", choices=PRESETS,
                          help="; ".join(f"{name}: {text}" for name, text in PRESETS.items()))  # fmt: skip
     convert.add_argument("--calibration", type=given, metavar="FILE", help="what a calibration of the model found, as"

@@ -42,7 +42,7 @@ def print_notes(notes: list[str]) -> None:
 
 def report_json(source: str, output: str, report: Report) -> dict[str, Any]:
     """The JSON document on a file that was written."""
-    return {"source": source, "output": output, "source_nbytes": report.source_nbytes,
+    return {"source": source, "output": output, "files": report.files, "source_nbytes": report.source_nbytes,
             "file_nbytes": report.file_nbytes, "section_nbytes": report.section_nbytes,
             "shared_nbytes": report.shared_nbytes, "overhead_nbytes": report.overhead_nbytes, "ratio": report.ratio,
             "sqnr_db": report.sqnr_db, "notes": report.notes,

@@ -60,6 +60,8 @@ def run_convert(args: argparse.Namespace) -> int:
                           preset=_preset(args, calibration), seed=args.seed, calibration=calibration,
                           workers=args.workers or 1)  # fmt: skip
         return run_convert_folder(args, options)
+    if args.max_shard_size is not None and args.output == STDIO:
+        raise UsageError("--max-shard-size makes several files, and stdout is one")
     outputs = dict(zip(args.sources, outputs_for(args.sources, args.output), strict=True))
     to_stdout = args.output == STDIO
     for source, output in outputs.items():
@@ -96,8 +98,9 @@ def _convert(args: argparse.Namespace, source: str, output: Path, out: TextIO | 
         report = convert(path, target, recipe=recipe, bits=args.bits, ratio=args.ratio, size=args.size,
                          sqnr=args.sqnr, lossless=args.lossless, preset=preset, seed=args.seed, calibration=calibration,
                          progress=progress, include_optimizer=args.include_optimizer, workers=workers,
-                         executor=executor, resume=args.resume or None, overwrite=args.force)  # fmt: skip
-    file = STDIO if to_stdout else str(output)
+                         executor=executor, resume=args.resume or None, overwrite=args.force,
+                         max_shard_size=args.max_shard_size)  # fmt: skip
+    file = STDIO if to_stdout else str(output.with_name(report.files[-1]) if report.files else output)
     print_report(args, report, file, out, f" in {time.monotonic() - start:.1f} s", is_last=source == args.sources[-1])
     return report_json(source, file, report)
 

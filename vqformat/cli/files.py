@@ -14,8 +14,10 @@ from typing import Any, BinaryIO, TextIO
 
 from ..errors import TensorNotFoundError, VqmError
 from ..files import temporary_space
+from ..format.shard_index import INDEX_SUFFIX
 from ..hub import is_hub_path, open_hub_file
 from ..leftovers import temporary_folder
+from ..read.shards import Shards, index_of, opened_model
 from ..text import escape
 from .parsers import UsageError
 from .text import FileError, describe_error, message, to_json
@@ -23,8 +25,8 @@ from .text import FileError, describe_error, message, to_json
 STDIO = "-"
 _SUFFIXES = (".safetensors.index.json", ".safetensors", ".bin.index.json", ".pth.tar", ".pt.tar", ".pt", ".pth", ".th",
              ".tar", ".ckpt", ".bin", ".pkl", ".pickle", ".jit", ".npz", ".npy", ".weights.json", ".weights.h5", ".h5",
-             ".hdf5", ".keras", ".onnx", ".gguf", ".vqm", ".pt2", ".distcp", ".tflite", ".msgpack", ".index",
-             "-weights_manifest.json", ".json")  # fmt: skip
+             ".hdf5", ".keras", ".onnx", ".gguf", INDEX_SUFFIX, ".vqm", ".pt2", ".distcp", ".tflite", ".msgpack",
+             ".index", "-weights_manifest.json", ".json")  # fmt: skip
 _WILDCARDS = "*?["
 
 
@@ -60,7 +62,7 @@ def check_source(file: str) -> None:
     Raises:
         FileNotFoundError: It does not.
     """
-    if file == STDIO or is_hub_path(file) or os.path.exists(file):
+    if file == STDIO or is_hub_path(file) or os.path.exists(file) or index_of(file) is not None:
         return
     from vqformat.converters.detect import detect_format
 
@@ -109,14 +111,35 @@ def local_path(file: str) -> Iterator[Path]:
                 from vqformat.converters.model_folder import check_regular
 
                 check_regular(Path(file))  # a pipe would be waited for, and a device read without end
-            yield Path(file)
+            yield model_path(file)
         return
     with temporary_folder() as folder:
-        path = folder / "copy"
-        with temporary_space(folder), opened(file) as stream, open(path, "wb") as copy:
-            shutil.copyfileobj(stream, copy)
+        with temporary_space(folder):
+            path = _copied(file, folder)
         with naming(file, path):
             yield path
+
+
+def model_path(file: str) -> Path:
+    """The path of a file, or of the index of its shards if it is absent and they are there. A folder stays one."""
+    index = None if os.path.exists(file) else index_of(file)
+    return index if isinstance(index, Path) else Path(file)
+
+
+def _copied(file: str, folder: Path) -> Path:
+    """The path of a copy of stdin or of a file of the Hub; of a model in several files that of the copied index."""
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(opened(file) if file == STDIO else opened_model(file))
+        if not isinstance(source, Shards):
+            with open(folder / "copy", "wb") as copy:
+                shutil.copyfileobj(source, copy)
+            return folder / "copy"
+        for at, name in enumerate(source.index.shards):
+            with source.open(at) as stream, open(folder / name, "wb") as copy:
+                shutil.copyfileobj(stream, copy)
+    path = folder / f"copy{INDEX_SUFFIX}"
+    path.write_bytes(source.text)
+    return path
 
 
 @contextlib.contextmanager

@@ -32,7 +32,8 @@ def run_convert_folder(args: argparse.Namespace, options: Options) -> int:
     """Run ``vqm convert FOLDER -o FOLDER``."""
     with naming(args.sources[0]), progress_line(quiet=args.quiet) as progress:
         found = convert_folder(args.sources[0], args.output, options=replace(options, progress=progress),
-                               include_optimizer=args.include_optimizer, overwrite=args.force)  # fmt: skip
+                               include_optimizer=args.include_optimizer, overwrite=args.force,
+                               max_shard_size=args.max_shard_size)  # fmt: skip
     _print_notes(args, found)
     if args.json:
         files = {name: report_json(args.sources[0], name, report) for name, report in found.reports.items()}

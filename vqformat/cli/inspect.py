@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import os
 import sys
@@ -20,10 +21,12 @@ from ..format.chunks import LayerInfo, SharedRecords, parse_book_chunk, parse_fr
 from ..format.container import HEADER_NBYTES, ChunkHead, begins_like_vqm, read_chunk_head
 from ..format.copies import Copies
 from ..format.dtypes import BY_NAME
+from ..format.index import Index
 from ..format.records import AliasRecord, Record, TensorRecord
 from ..format.stage_summary import stage_summary
 from ..read.contents import read_contents
 from ..read.indexed import IndexedReader
+from ..read.shards import Shards, index_of, opened_model
 from ..text import count, counted, escape, number, shape_text, shorten, table
 from .files import check_source, for_each, label, local_path, looks_like_file, select
 from .legend import legend
@@ -61,12 +64,11 @@ class TensorSummary:
 
 
 class Contents:
-    """The contents of a file, from the index and the heads of all chunks. No sections are read."""
+    """The contents of a model, from the indexes and the heads of all chunks. No sections are read."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        index = IndexedReader(stream).index
-        self.digest = index.digest
-        self.file_nbytes = stream.seek(0, os.SEEK_END)
+    def __init__(self, source: BinaryIO | Shards) -> None:
+        self.n_shards = 0
+        self.file_nbytes = 0
         self.tensors: list[TensorSummary] = []
         self._by_name: dict[str, TensorSummary] = {}
         self._copies = Copies()
@@ -74,9 +76,27 @@ class Contents:
         self.metadata: dict[str, Any] = {}
         self.generator = ""
         self.content_digest = ""  # computed on request only
+        self.version = ""
+        if not isinstance(source, Shards):
+            self.digest = self._add(source).digest
+            return
+        self.n_shards = len(source)
+        for at in range(len(source)):
+            with source.open(at) as stream:
+                index = self._add(stream)
+                source.check_digest(at, index.digest)
+                source.check_names(at, index.names)
+        self.digest = hashlib.sha256(source.text).digest()
+        self.tensors = [self._by_name[name] for name in source.index.places]  # aliases come with their targets
+
+    def _add(self, stream: BinaryIO) -> Index:
+        """Add what is in a file. Returns its index."""
+        index = IndexedReader(stream).index
+        self.file_nbytes += stream.seek(0, os.SEEK_END)
+        n_before = len(self.tensors)
         stream.seek(0)
         header = StreamInput(stream).read(HEADER_NBYTES, "the header")
-        self.version = f"{header[8] | header[9] << 8}.{header[10] | header[11] << 8}"
+        self.version = max(self.version, f"{header[8] | header[9] << 8}.{header[10] | header[11] << 8}")
         shared = SharedRecords()
         for at in range(index.n_chunks):
             offset, _ = index.span(at)
@@ -86,7 +106,7 @@ class Contents:
             chunk = read_chunk_head(source)
             self.section_nbytes += sum(entry.nbytes for entry in chunk.sections)
             if chunk.type == b"META":
-                self.metadata = parse_meta(chunk.meta)
+                self.metadata = self.metadata or parse_meta(chunk.meta)
                 self.generator = metadata.unpack(chunk.meta)[0]
             elif chunk.type == b"BOOK":
                 shared.books.append(parse_book_chunk(chunk))
@@ -98,9 +118,10 @@ class Contents:
                 self._add_layer(chunk, layer)
             if chunk.type != b"LAYR":
                 self._copies.add_chunk(chunk)
-        self.n_books, self.n_freqs = shared.n_books, shared.n_freqs
-        if [tensor.name for tensor in self.tensors] != index.names:
+        self.n_books, self.n_freqs = self.n_books + shared.n_books, self.n_freqs + shared.n_freqs
+        if [tensor.name for tensor in self.tensors[n_before:]] != index.names:
             raise FormatError("the index does not agree with the chunks", clause="IDX-001")
+        return index
 
     def _add_layer(self, chunk: ChunkHead, layer: LayerInfo) -> None:
         self.n_layers += 1
@@ -176,12 +197,13 @@ def _describe(args: argparse.Namespace, file: str, names: list[str]) -> tuple[li
         if not is_vqm(path):
             describe = importlib.import_module(".inspect_source", __package__).describe_source
             return cast("tuple[list[str], dict[str, Any]]", describe(args, file, path, names))
-        with open(path, "rb") as stream:
-            contents = Contents(stream)
+        with opened_model(path, in_order=False) as source:
+            contents = Contents(source)
             chosen = set(select([tensor.name for tensor in contents.tensors], names))
             if args.digest:
-                stream.seek(0)
-                contents.content_digest = read_contents(stream, n_threads(None))[1]
+                if not isinstance(source, Shards):
+                    source.seek(0)
+                contents.content_digest = read_contents(source, n_threads(None))[1]
     tensors = [tensor for tensor in contents.tensors if tensor.name in chosen]
     lines = [] if names else _summary(file, contents, verbose=args.verbose)
     if not args.quiet:
@@ -190,7 +212,9 @@ def _describe(args: argparse.Namespace, file: str, names: list[str]) -> tuple[li
 
 
 def is_vqm(path: Path) -> bool:
-    """Whether a path is a file that begins like a ``.vqm``."""
+    """Whether a path is a file that begins like a ``.vqm``, or stands for one in several files."""
+    if index_of(path) is not None:
+        return True
     if path.is_dir():
         return False
     with open(path, "rb") as stream:
@@ -201,8 +225,8 @@ def _info_json(file: str, contents: Contents, tensors: list[TensorSummary]) -> d
     return {"file": file, "format_version": contents.version, "generator": contents.generator,
             "digest": contents.digest.hex(), "content_digest": contents.content_digest or None,
             "metadata": contents.metadata, "n_tensors": len(contents.tensors),
-            "n_layers": contents.n_layers, "n_books": contents.n_books, "n_freqs": contents.n_freqs,
-            "n_weights": contents.n_elements,
+            "n_shards": contents.n_shards, "n_layers": contents.n_layers,
+            "n_books": contents.n_books, "n_freqs": contents.n_freqs, "n_weights": contents.n_elements,
             "file_nbytes": contents.file_nbytes, "section_nbytes": contents.section_nbytes,
             "overhead_nbytes": contents.overhead_nbytes,
             "tensors": [tensor.to_json() for tensor in tensors]}  # fmt: skip
@@ -217,6 +241,8 @@ def _summary(file: str, contents: Contents, *, verbose: bool) -> list[str]:
     aliases = f" ({', '.join(further)})" if further else ""
     parts = [counted(contents.n_layers, "layer"), counted(len(contents.tensors), "tensor") + aliases,
              counted(contents.n_elements, "weight")]  # fmt: skip
+    if contents.n_shards:
+        parts.insert(0, counted(contents.n_shards, "shard"))
     if contents.n_books:
         parts.append(counted(contents.n_books, "shared codebook"))
     size = f"{count(contents.file_nbytes)} bytes, of which {count(contents.overhead_nbytes)} overhead ({overhead:.1%})"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
+from typing import BinaryIO
 
 from ..read.recovery import write_whole
+from ..read.shards import Shards, index_of
 from ..read.survey import survey
+from ..read.surveyed import joined
 from ..text import count, counted, escape, one_line
 from .files import STDIO, check_output, check_source, label, local_path
 from .parsers import UsageError
@@ -21,9 +25,14 @@ def run_recover(args: argparse.Namespace) -> int:
         raise UsageError("-o -: recover writes to a file only")
     output = Path(args.output)
     check_output(output, args.file, force=args.force)
-    with local_path(args.file) as path, open(path, "rb") as stream:
-        found = survey(stream)
-        write_whole(found, stream, output, overwrite=args.force)
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(local_path(args.file))
+        streams, absent = _streams(path, stack)
+        surveys = [(survey(stream), stream) for stream in streams]
+        write_whole(surveys, output, overwrite=args.force)
+    found = joined([one for one, _ in surveys])
+    for name in absent:
+        message("note", f"the shard {escape(name)} is missing")
     for tensor in found.tensors:
         for fault in tensor.faults[:1]:
             message("note", f"left out {escape(tensor.name)}: {one_line(str(fault))}")
@@ -41,3 +50,15 @@ def run_recover(args: argparse.Namespace) -> int:
         print(f"{label(str(output))}: {found.n_whole:,} of {counted(len(found.tensors), 'tensor')},"
               f" {count(output.stat().st_size)} bytes")  # fmt: skip
     return 0
+
+
+def _streams(path: Path, stack: contextlib.ExitStack) -> tuple[list[BinaryIO], list[str]]:
+    """The file, or the shards that are there, and the names of those that are not."""
+    index = index_of(path)
+    if not isinstance(index, Path):
+        return [stack.enter_context(open(path, "rb"))], []
+    shards = Shards(index)
+    shards.read_index()
+    absent = shards.missing()
+    there = [at for at, name in enumerate(shards.index.shards) if name not in absent]
+    return [stack.enter_context(open(shards.path(at), "rb")) for at in there], absent

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import VqmError, missing_package
 from ..files import NewFile
+from ..read.shards import index_of
 from .files import STDIO, check_output, check_source, label
 from .parsers import UsageError
 from .text import to_json
@@ -31,8 +32,10 @@ def run_sign(args: argparse.Namespace) -> int:
     if args.file == STDIO:
         raise UsageError("sign needs a file, beside which the signature is written")
     check_source(args.file)
-    output = Path(signature_path(args.file))
-    check_output(output, args.file, force=args.force)
+    index = index_of(args.file)
+    file = args.file if index is None else str(index)  # the index has the digests of the shards
+    output = Path(signature_path(file))
+    check_output(output, file, force=args.force)
     try:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -46,14 +49,14 @@ def run_sign(args: argparse.Namespace) -> int:
         raise SignatureError(f"{label(args.key)}: it is {hint}no private key in PEM form") from err
     if not isinstance(key, Ed25519PrivateKey):
         raise SignatureError(f"{label(args.key)}: it is no Ed25519 key")
-    with open(args.file, "rb") as stream:
+    with open(file, "rb") as stream:
         signature = key.sign(_message(stream))
     with NewFile(output, overwrite=args.force) as target:
         target.write(signature)
     if args.json:
-        print(to_json({"file": args.file, "signature": str(output)}))
+        print(to_json({"file": file, "signature": str(output)}))
     elif not args.quiet:
-        print(f"{label(str(output))}: signature of {label(args.file)}")
+        print(f"{label(str(output))}: signature of {label(file)}")
     return 0
 
 
@@ -86,7 +89,9 @@ def load_public_key(path: str) -> Ed25519PublicKey:
 
 
 def check_signature(file: str, stream: BinaryIO, key: Ed25519PublicKey) -> None:
-    """Check the signature of a file. Its bytes are hashed; nothing of it is parsed. Then the stream is at its start.
+    """Check the signature of a file, or of the index of shards.
+
+    Its bytes are hashed; nothing of it is parsed. Then the stream is at its start.
 
     Raises:
         SignatureError: The signature is missing or wrong.

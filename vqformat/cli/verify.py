@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, cast
 
 from ..errors import FormatError, VqmError
 from ..hub import is_hub_path
 from ..read.contents import read_contents
+from ..read.shards import Shards, index_of, opened_model
 from ..read.survey import survey
 from ..read.surveyed import Survey
 from ..text import counted, escape, one_line
@@ -37,14 +40,16 @@ def run_verify(args: argparse.Namespace) -> int:
             result["error"] = text
             if isinstance(err, FormatError):
                 result |= {"error_class": err.error_class, "clause": err.clause or None, "offset": err.offset}
-            found = None if args.quiet and not args.json else _survey(file, err)
-            if found is not None:
-                result |= survey_json(found)
+            found = {} if args.quiet and not args.json else _surveys(file, err)
+            if file in found:
+                result |= survey_json(found[file])
+            elif found:
+                result["shards"] = [{"file": name, **survey_json(one)} for name, one in found.items()]
             if not args.json:
                 where = "" if getattr(err, "filename", None) is not None else f"{label(file)}: "
                 message("error", f"{where}{text}")
-                if found is not None:
-                    print("\n".join(_survey_text(file, found, verbose=args.verbose)))
+                for name, one in found.items():
+                    print("\n".join(_survey_text(name, one, verbose=args.verbose)))
         else:
             result |= {"ok": True, "digest": digest, "content_digest": content}
             if key is not None:
@@ -59,11 +64,50 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def _verify(file: str, key: Ed25519PublicKey | None, *, quiet: bool) -> tuple[str, str]:
     """Check a file, its signature first. Returns its SHA-256 and its content digest, in hexadecimal."""
-    total = 0 if file == STDIO or is_hub_path(file) else Path(file).stat().st_size
+    if file != STDIO and (index_of(file) is not None or is_hub_path(file)):
+        with opened_model(file) as source:
+            if isinstance(source, Shards):
+                return _verify_shards(source, key, quiet=quiet)
+            return read_contents(source)
+    total = 0 if file == STDIO else Path(file).stat().st_size
     with opened(file) as stream, progress_line(quiet=quiet or not total) as progress:
         if key is not None:
             check_signature(file, stream, key)
-        return read_contents(_Watched(stream, file, total, progress) if progress else stream)  # type: ignore[arg-type]
+        watch = _watch(file, total, progress)
+        return read_contents(watch(stream) if watch else stream)
+
+
+def _verify_shards(shards: Shards, key: Ed25519PublicKey | None, *, quiet: bool) -> tuple[str, str]:
+    """Check shards. What is signed is their index, which has the digest of each."""
+    total = shards.nbytes
+    with progress_line(quiet=quiet or not total) as progress:
+        if key is not None:
+            check_signature(shards.label, io.BytesIO(shards.text), key)
+        shards.watch = _watch(shards.label, total, progress)
+        return read_contents(shards)
+
+
+def _watch(file: str, total: int, progress: Progress | None) -> Callable[[BinaryIO], BinaryIO] | None:
+    """What makes streams report to the line of progress how much has been read of all of them."""
+    if progress is None:
+        return None
+    done = [0]
+    return lambda stream: cast(BinaryIO, _Watched(stream, file, total, done, progress))
+
+
+def _surveys(file: str, err: Exception) -> dict[str, Survey]:
+    """What is whole in a refused file, or in each shard of a model, by name."""
+    index = None if file == STDIO or is_hub_path(file) else index_of(file)
+    if not isinstance(index, Path):
+        found = _survey(file, err)
+        return {} if found is None else {file: found}
+    shards = Shards(index)
+    try:
+        shards.read_index()
+        names = [str(shards.path(at)) for at in range(len(shards))]
+    except (VqmError, OSError):
+        return {}
+    return {name: found for name in names if (found := _survey(name, err)) is not None}
 
 
 def _survey(file: str, err: Exception) -> Survey | None:
@@ -141,12 +185,12 @@ def _faults_json(faults: list[FormatError]) -> list[FaultJson]:
 class _Watched:
     """A stream that reports to the line of progress how much has been read."""
 
-    def __init__(self, stream: BinaryIO, label: str, total: int, progress: Progress) -> None:
+    def __init__(self, stream: BinaryIO, label: str, total: int, done: list[int], progress: Progress) -> None:
         self._stream, self._label, self._total, self._progress = stream, label, total, progress
-        self._done = 0
+        self._done = done  # one number, which the streams of a model share
 
     def read(self, n: int) -> bytes:
         data = self._stream.read(n)
-        self._done += len(data)
-        self._progress(self._label, self._done, self._total)
+        self._done[0] += len(data)
+        self._progress(self._label, self._done[0], self._total)
         return data

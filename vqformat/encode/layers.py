@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..format.chunkwriter import ChunkWriter, EncodedTensor
+from ..format.chunkwriter import EncodedTensor
 from ..format.dtypes import BY_NAME
 from ..format.records import AliasRecord
+from ..format.sharded_writer import ShardedWriter
 from ..format.stage_summary import stage_summary
 from .methods.quantize import SharedBook
+from .new_model import ModelWriter
 from .report import Report, TensorReport, decibel
 from .small.entropy_coding import CodedTensor, Pool
 
@@ -59,8 +61,11 @@ class LayerWriter:
             tensors share no codebooks.
     """
 
-    def __init__(self, writer: ChunkWriter, book: Callable[[int], SharedBook] | None = None) -> None:
+    def __init__(self, writer: ModelWriter, book: Callable[[int], SharedBook] | None = None) -> None:
         self._writer, self._book = writer, book
+        self._small_nbytes = _SMALL_LAYER_NBYTES
+        if isinstance(writer, ShardedWriter):
+            self._small_nbytes = min(self._small_nbytes, writer.max_nbytes)
         self._report = Report()
         self._energy = self._noise = 0.0
         self._sqnr_db: dict[str, float] = {}  # of the tensors written so far
@@ -75,7 +80,7 @@ class LayerWriter:
         nbytes = BY_NAME[result.report.dtype].nbytes(result.report.n_elements)
         is_full = len(self._results) >= _MAX_LAYER_TENSORS or self._nbytes >= _MAX_LAYER_NBYTES
         is_next = bool(self._layers) and layer != self._layers[-1]
-        if is_full or (is_next and (result.layer or self._nbytes + nbytes > _SMALL_LAYER_NBYTES)):
+        if is_full or (is_next and (result.layer or self._nbytes + nbytes > self._small_nbytes)):
             self.end()
         if not self._layers or layer != self._layers[-1]:
             self._layers.append(layer)
@@ -95,6 +100,8 @@ class LayerWriter:
         report = self._report
         report.file_nbytes, report.section_nbytes = self._writer.nbytes, self._writer.section_nbytes
         report.sqnr_db = decibel(self._energy, self._noise)
+        if isinstance(self._writer, ShardedWriter) and len(self._writer.files) > 1:
+            report.files.extend(self._writer.files)
         return report
 
     def end(self) -> None:

@@ -14,9 +14,11 @@ import numpy as np
 from ..errors import EncodeError, near_names
 from ..format.chunkwriter import ChunkWriter, EncodedTensor
 from ..format.dtypes import BY_NAME
+from ..sizes import Size
 from .budget_search import EXACT, Attempt, BudgetSearch, Trials
 from .disk_list import DiskList
 from .layers import LayerWriter, NullStream, Result
+from .new_model import ModelWriter, open_writer
 from .options import Options
 from .plan import Plan
 from .progress import Passes, Phase
@@ -39,7 +41,6 @@ _CORRECTION_SHARE = 0.001  # share of a budget, and number of bytes, reserved fo
 _CORRECTION_NBYTES = 16
 _NO_TENSOR = "no tensor is of a kind and a size to be coded more finely or coarsely"  # why a budget is missed
 _DRAFTED = 1 << 20  # least number of weights for which drafts are made before a budget search
-_MINOR = 1  # minor version of the format of files that are not lossless
 
 
 def encode_model(
@@ -49,6 +50,7 @@ def encode_model(
     options: Options | None = None,
     *,
     overwrite: bool = True,
+    max_shard_size: Size | None = None,
     place: Workplace = HERE,
 ) -> Report:
     """Encode tensors, in their order, into a file.
@@ -58,6 +60,7 @@ def encode_model(
         metadata: The user's metadata.
         options: None for the defaults.
         overwrite: Whether an existing file may be replaced.
+        max_shard_size: See ``open_writer``.
         place: See ``ModelEncoder.write``.
 
     Returns:
@@ -78,15 +81,8 @@ def encode_model(
     if unused:
         hint = near_names(unused[0], [tensor.name for tensor in tensors])
         raise EncodeError(f"the pattern {unused[0]!r} matches no tensor that earlier patterns leave{hint}")
-    with open_writer(target, metadata, options, overwrite=overwrite) as writer:
+    with open_writer(target, metadata, options, overwrite=overwrite, max_shard_size=max_shard_size) as writer:
         return ModelEncoder(tensors, options, metadata).write(writer, place)
-
-
-def open_writer(
-    target: str | os.PathLike[str] | BinaryIO, metadata: dict[str, Any] | None, options: Options, *, overwrite: bool
-) -> ChunkWriter:
-    """A chunk writer for a file with these options."""
-    return ChunkWriter(target, metadata, overwrite=overwrite, minor=0 if options.lossless else _MINOR)
 
 
 class ModelEncoder:
@@ -115,7 +111,7 @@ class ModelEncoder:
         self._step = options.step or 0.0  # relative step of the results
         self.missed: list[str] = []
 
-    def write(self, writer: ChunkWriter, place: Workplace = HERE) -> Report:
+    def write(self, writer: ModelWriter, place: Workplace = HERE) -> Report:
         """Encode all tensors, write them, and close the file.
 
         Args:
@@ -326,7 +322,7 @@ class ModelEncoder:
         is_vector = self.plan.method(tensor) is None and BY_NAME[tensor.dtype].arithmetic and prod(tensor.shape) > 0
         return not is_vector or tensor.alias_of is not None
 
-    def _write_all(self, writer: ChunkWriter, results: Iterable[Result], phase: Phase) -> Report:
+    def _write_all(self, writer: ModelWriter, results: Iterable[Result], phase: Phase) -> Report:
         layers = LayerWriter(writer, self._books.numbered)
         is_pass = isinstance(results, Sequence)  # not if each is encoded now, in a pass that tells of itself
         if is_pass:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 import numpy.typing as npt
 
 from ..errors import EncodeError
-from ..sizes import parse_size
+from ..sizes import Size, parse_size
 from .calibration import Calibration
 from .progress import Progress
 from .recipe import Recipe
@@ -46,9 +46,10 @@ class SaveOptions(TypedDict, total=False):
 
 
 class FileOptions(SaveOptions, total=False):
-    """The same, and the keyword argument for the file."""
+    """The same, and the keyword arguments for the file."""
 
     overwrite: bool
+    max_shard_size: Size | None
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Report:
     Attributes:
         tensors: The reports on its tensors, in file order.
         source_nbytes: Bytes of the tensors in the source, without aliases, with copies. Tensors may be quantized there.
-        file_nbytes: Bytes of the file.
+        file_nbytes: Bytes of the file, or of all shards.
         section_nbytes: Bytes of all sections; the other bytes of the file are overhead.
         sqnr_db: SQNR in dB of all tensors that were coded coarsely; inf if there are none.
         notes: Notes for the user: tensors that were left out or stored twice, a budget that was missed.
@@ -63,6 +63,7 @@ class Report:
         left_out: Those of the notes that say that tensors of the source are not in the file.
         grown: Those of the notes that say that the file is larger than its source.
         source_file_nbytes: Bytes of the source file; 0 if there is none, or if the model is in several files.
+        files: Names of the files that were written, if they are several: the shards, then their index.
     """
 
     tensors: list[TensorReport] = field(default_factory=list)
@@ -76,6 +77,7 @@ class Report:
     left_out: list[str] = field(default_factory=list)
     grown: list[str] = field(default_factory=list)
     source_file_nbytes: int = 0
+    files: list[str] = field(default_factory=list)
 
     def note_missed(self, notes: Iterable[str]) -> None:
         """Add notes on a budget that was missed."""
@@ -136,7 +138,8 @@ def report_summary(report: Report) -> str:
     if report.source_file_nbytes:
         than_source = (f"; the source file has {count(report.source_file_nbytes)} bytes, ratio"
                        f" {report.source_file_nbytes / report.file_nbytes:.2f}")  # fmt: skip
-    return (f"{count(report.source_nbytes)} bytes of tensors in {count(report.file_nbytes)}, ratio"
+    in_shards = f" in {counted(len(report.files) - 1, 'shard')}" if report.files else ""
+    return (f"{count(report.source_nbytes)} bytes of tensors in {count(report.file_nbytes)}{in_shards}, ratio"
             f" {report.ratio:.2f}{than_source}")  # fmt: skip
 
 

@@ -13,9 +13,11 @@ from typing import Any, BinaryIO
 
 from ..errors import EncodeError
 from ..files import Path
+from ..sizes import Size
 from .disk_list import DiskList
 from .layers import LayerWriter, layer_name
-from .model import ModelEncoder, open_writer
+from .model import ModelEncoder
+from .new_model import open_writer
 from .options import Options, Preset
 from .progress import Progress
 from .recipe import Recipe, as_recipe
@@ -45,8 +47,8 @@ class writer:
 
     Args:
         filename: Path, or a binary stream to write to.
-        metadata, overwrite, recipe, bits, ratio, size, sqnr, step, lossless, preset, seed, workers, executor: As for
-            ``save_file``. Workers encode tensors of one layer at the same time.
+        metadata, overwrite, recipe, bits, ratio, size, sqnr, step, lossless, preset, seed, workers, executor,
+        max_shard_size: As for ``save_file``. Workers encode tensors of one layer at the same time.
         progress: As for ``save_file``, but all weights are those added. The ``share`` is None, unless ``close`` encodes
             all layers.
 
@@ -73,6 +75,7 @@ class writer:
         workers: int = 1,
         executor: Executor | None = None,
         overwrite: bool = True,
+        max_shard_size: Size | None = None,
     ) -> None:
         self._options = Options(as_recipe(recipe), bits, ratio, size, sqnr, step, lossless, preset, seed=seed,
                                 progress=progress, workers=workers, executor=executor)  # fmt: skip
@@ -85,7 +88,8 @@ class writer:
         self._missed: list[str] = []  # notes on layers that missed their budget
         self._report: Report | None = None
         self._is_over = False
-        self._chunks = open_writer(filename, self._metadata, self._options, overwrite=overwrite)
+        self._chunks = open_writer(filename, self._metadata, self._options, overwrite=overwrite,
+                                   max_shard_size=max_shard_size)  # fmt: skip
         self._layers = LayerWriter(self._chunks)
         self._waiting: list[SourceTensor] = []
         self._open = ExitStack()  # the workers

@@ -44,7 +44,7 @@ class ChunkWriter:
     context is left by an exception, the temporary file is removed.
 
     Args:
-        target: Path, or an object with ``write``.
+        target: Path, or an object with ``write``; or a new file, which is completed and gets its name later.
         user_metadata: Map with string keys. Values are strings, integers, bools, bytes, None, lists and maps.
         overwrite: Whether an existing file may be replaced.
         minor: Minor version of the format: the smallest that has all features that will be written, as far as known
@@ -58,7 +58,7 @@ class ChunkWriter:
         EncodeError: The metadata cannot be written.
     """
 
-    def __init__(self, target: str | os.PathLike[str] | BinaryIO, user_metadata: dict[str, Any] | None = None,
+    def __init__(self, target: str | os.PathLike[str] | BinaryIO | NewFile, user_metadata: dict[str, Any] | None = None,
                  *, overwrite: bool = True, minor: int = 1) -> None:  # fmt: skip
         meta = metadata.pack([f"vqformat {__version__}", user_metadata or {}])
         self._output = _Output(target, overwrite)
@@ -79,6 +79,11 @@ class ChunkWriter:
     def nbytes(self) -> int:
         """Bytes written so far."""
         return self._output.offset
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the file before its index. It is known when the writer is closed."""
+        return self._index.digest
 
     @property
     def folder(self) -> str | None:
@@ -193,11 +198,14 @@ class ChunkWriter:
 class _Output:
     """Writes bytes to a stream or to a ``NewFile``, counts them and computes their SHA-256."""
 
-    def __init__(self, target: str | os.PathLike[str] | BinaryIO, overwrite: bool) -> None:
+    def __init__(self, target: str | os.PathLike[str] | BinaryIO | NewFile, overwrite: bool) -> None:
         self.offset = 0
         self._digest = hashlib.sha256()
         self._file: NewFile | None = None
-        if isinstance(target, (str, os.PathLike)):
+        self._is_named_later = isinstance(target, NewFile)
+        if isinstance(target, NewFile):
+            self._file, self._stream = target, target.stream
+        elif isinstance(target, (str, os.PathLike)):
             self._file = NewFile(target, overwrite=overwrite)
             self._stream = self._file.stream
         elif hasattr(target, "write"):
@@ -242,7 +250,9 @@ class _Output:
         return self._digest.digest()
 
     def commit(self) -> None:
-        if self._file is not None:
+        if self._file is not None and self._is_named_later:
+            self._file.complete()
+        elif self._file is not None:
             self._file.commit()
         else:
             self._stream.flush()

@@ -5,7 +5,8 @@ A record knows the plain sizes of its sections, never their bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -129,6 +130,19 @@ class TensorRecord:
     def freq_numbers(self) -> list[int]:
         """Numbers of the FREQ chunks that its stages use."""
         return [stage.freq for stage in self.stages if isinstance(stage, TrellisStage)]
+
+    def renumbered(self, books: Mapping[int, int], freqs: Mapping[int, int]) -> TensorRecord:
+        """The record in another file, in which the BOOK and FREQ chunks that it uses have other numbers."""
+
+        def stage_there(stage: Stage) -> Stage:
+            match stage:
+                case CodebookStage(source=SharedSource(number)):
+                    return replace(stage, source=SharedSource(books[number]))
+                case TrellisStage():
+                    return replace(stage, freq=freqs[stage.freq])
+            return stage
+
+        return replace(self, stages=tuple(map(stage_there, self.stages)))
 
     def to_metadata(self) -> list[Any]:
         layout = self.layout

@@ -27,7 +27,7 @@ class Budget:
         max_total_nbytes: Most bytes of all tensors and tables together; None for the memory that is available.
         tensor_nbytes: Bytes counted so far of tensors that are held.
         shared_nbytes: Bytes counted so far of BOOK and FREQ sections.
-        index_nbytes: Bytes of the index, if they count.
+        index_nbytes: Bytes of the index, or of those of several files, if they count.
     """
 
     max_tensor_nbytes: int = limits.DEFAULT_MAX_TENSOR_NBYTES
@@ -120,7 +120,7 @@ class Budget:
             LimitError: It has too many bytes.
         """
         if nbytes > _FREE_NBYTES:
-            self.index_nbytes = nbytes
+            self.index_nbytes += nbytes
             self._check(0, 0, "the index", 0)
 
     def _check(self, tensor_nbytes: int, table_nbytes: int, what: str, fair_nbytes: int) -> None:

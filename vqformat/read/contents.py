@@ -17,7 +17,9 @@ from ..files import temporary_space
 from ..format.content_digest import ContentDigest
 from ..format.records import AliasRecord, TensorRecord
 from .budget import Budget
-from .sequential import SequentialReader, SequentialTensor
+from .sequential import SequentialTensor
+from .sharded_sequential import sequential_reader
+from .shards import Shards
 
 Array = npt.NDArray[Any]
 
@@ -26,8 +28,8 @@ _PIECE = 1 << 20  # elements that are hashed together; an even number, so that 4
 _ZEROS_NBYTES = 1 << 20  # that are written at once
 
 
-def read_contents(stream: BinaryIO, threads: int = 1) -> tuple[str, str]:
-    """Read and decode a whole file and check all of it, including its SHA-256. The stream need not support ``seek``.
+def read_contents(source: BinaryIO | Shards, threads: int = 1) -> tuple[str, str]:
+    """Read and decode a whole model and check all of it, including its SHA-256. A stream need not support ``seek``.
 
     A few blocks are in memory at a time. A large tensor whose blocks are not in the order of its elements is decoded
     into a temporary file.
@@ -36,13 +38,14 @@ def read_contents(stream: BinaryIO, threads: int = 1) -> tuple[str, str]:
         threads: Threads that decode such a tensor.
 
     Returns:
-        The SHA-256 that the file states, and its content digest, both in hexadecimal.
+        The SHA-256 that the file states, or that of the index of several files, and the content digest, both in
+        hexadecimal.
 
     Raises:
         VqmError: The file is refused.
     """
     budget = Budget()
-    reader = SequentialReader(stream, budget, check_digest=True, keep_total=False)
+    reader = sequential_reader(source, budget, check_digest=True, keep_total=False)
     content = ContentDigest()
     for info, tensors in reader.open_layers():
         for tensor in tensors:

@@ -59,6 +59,7 @@ class IndexedReader:
     Args:
         stream: Binary file with ``read`` and ``seek``.
         budget: Limits on decoded bytes; None for the defaults. A tensor that has been returned does not count.
+        lock: Guards the budget, if several readers share it; None for a lock of its own.
 
     Attributes:
         index: The index of the file.
@@ -67,13 +68,16 @@ class IndexedReader:
         VqmError: The file is refused.
     """
 
-    def __init__(self, stream: BinaryIO, budget: Budget | None = None) -> None:
-        self._input = RandomInput(stream)
+    def __init__(self, stream: BinaryIO | RandomInput, budget: Budget | None = None,
+                 lock: ForkSafeLock | None = None) -> None:  # fmt: skip
+        self._input = stream if isinstance(stream, RandomInput) else RandomInput(stream)
         self._budget = budget or Budget()
-        self._lock = ForkSafeLock()  # guards _layers, _tables and _budget
+        self._lock = lock or ForkSafeLock()  # guards _layers, _tables and _budget
         self._layers: dict[int, _Layer] = {}
         try:
+            before = self._budget.index_nbytes
             self.index = read_index(self._input, TAIL_NBYTES, HELD_NBYTES, self._budget.take_index)
+            self._index_nbytes = self._budget.index_nbytes - before
         except BaseException:
             self._input.close()
             raise
@@ -87,6 +91,23 @@ class IndexedReader:
     def check_open(self) -> None:
         """Raise ValueError if ``close`` has been called."""
         self._input.check_open()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors, in file order."""
+        return self.index.names
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.index.position(name) is not None
+
+    def release_budget(self) -> None:
+        """Count what this reader keeps no more against the budget, which others share."""
+        with self._lock:
+            self._budget.index_nbytes -= self._index_nbytes
+            self._tables.release_budget()
 
     def metadata(self) -> dict[str, Any]:
         """The user's metadata: the copy in the index (SPEC 15.2), or META if that is too long for a copy."""
@@ -125,6 +146,10 @@ class IndexedReader:
     def record(self, name: str) -> TensorRecord:
         """The record of a tensor; for an alias that of its target."""
         return self._locate(self.entry(name))[0]
+
+    def holder(self, name: str) -> str | None:
+        """For an alias that is not the same array as its target: the alias whose array it is. See ``Copies``."""
+        return self.holders.get(name)
 
     @cached_property
     def holders(self) -> dict[str, str]:

@@ -76,6 +76,11 @@ class IndexedTables:
         self._books: dict[int, tuple[BookRecord, Book]] = {}
         self._freqs: dict[int, tuple[FreqRecord, rans.Tables]] = {}
 
+    def release_budget(self) -> None:
+        """Count what is kept no more."""
+        self._budget.shared_nbytes -= sum(book.nbytes for book, _ in self._books.values())
+        self._budget.shared_nbytes -= sum(freq.nbytes for freq, _ in self._freqs.values())
+
     def before(self, at: int) -> SharedBefore:
         """Those before a chunk, by its number in the chunk list."""
         chunks_of = self._chunks.index.chunks_of

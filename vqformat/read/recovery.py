@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from ..errors import FormatError
@@ -13,37 +12,46 @@ from ..format.chunkwriter import ChunkWriter, EncodedTensor
 from ..format.crc import check_crc
 from ..format.records import AliasRecord, BookRecord, TensorRecord
 from ..format.sections import Section, SectionEntry
-from ..format.stages import CodebookStage, SharedSource, Stage, TrellisStage
 from .random_access import RandomInput
-from .surveyed import Survey, SurveyedLayer, SurveyedTable
+from .surveyed import Survey, SurveyedLayer, SurveyedTable, joined
 
 
-def write_whole(found: Survey, stream: BinaryIO, target: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Write the whole tensors of a file, their tables and the metadata to a new file. One layer is in memory at a time.
+def write_whole(
+    surveys: Sequence[tuple[Survey, BinaryIO]], target: str | os.PathLike[str], *, overwrite: bool
+) -> None:
+    """Write the whole tensors of a model, their tables and the metadata to a new file.
+
+    One layer is in memory at a time.
 
     Args:
-        found: The survey of ``stream``.
+        surveys: The survey of the file, or of each shard, and its stream.
 
     Raises:
         FormatError: No tensor is whole.
         FileExistsError: The new file exists and ``overwrite`` is false.
     """
+    found = joined([found for found, _ in surveys])
     if not found.n_whole and (found.tensors or found.faults):
         raise FormatError("no tensor of it is whole")
-    source = RandomInput(stream)
-    minor = struct.unpack_from("<H", found.header, 10)[0]
+    minor = max(struct.unpack_from("<H", found.header, 10)[0] for found, _ in surveys)
+    with ChunkWriter(target, found.metadata, overwrite=overwrite, minor=minor) as writer:
+        for each, stream in surveys:
+            _write_parts(each, RandomInput(stream), writer)
+
+
+def _write_parts(found: Survey, source: RandomInput, writer: ChunkWriter) -> None:
+    """Write the whole parts of one file."""
     books: dict[int, int] = {}  # number in the damaged file -> number in the new one
     freqs: dict[int, int] = {}
-    with ChunkWriter(target, found.metadata, overwrite=overwrite, minor=minor) as writer:
-        for part in found.parts:
-            if isinstance(part, SurveyedTable):
-                section = _copied(source, *part.section)
-                if isinstance(part.record, BookRecord):
-                    books[part.number] = writer.add_book(part.record, section)
-                else:
-                    freqs[part.number] = writer.add_freq(part.record, section)
-            elif tensors := list(_whole_tensors(part, source, books, freqs)):
-                writer.add_layer(part.name, tensors, found.holders)
+    for part in found.parts:
+        if isinstance(part, SurveyedTable):
+            section = _copied(source, *part.section)
+            if isinstance(part.record, BookRecord):
+                books[part.number] = writer.add_book(part.record, section)
+            else:
+                freqs[part.number] = writer.add_freq(part.record, section)
+        elif tensors := list(_whole_tensors(part, source, books, freqs)):
+            writer.add_layer(part.name, tensors, found.holders)
 
 
 def _whole_tensors(
@@ -54,21 +62,10 @@ def _whole_tensors(
         if tensor.faults or record is None:
             continue
         if isinstance(record, TensorRecord):
-            stages = tuple(_renumbered(stage, books, freqs) for stage in record.stages)
             sections = [_copied(source, entry, start) for entry, start in tensor.sections]
-            yield EncodedTensor(replace(record, stages=stages), sections)
+            yield EncodedTensor(record.renumbered(books, freqs), sections)
         else:
             yield record
-
-
-def _renumbered(stage: Stage, books: dict[int, int], freqs: dict[int, int]) -> Stage:
-    """A stage that uses the tables of the new file, in which those that are lost have no number."""
-    match stage:
-        case CodebookStage(source=SharedSource(number)):
-            return replace(stage, source=SharedSource(books[number]))
-        case TrellisStage():
-            return replace(stage, freq=freqs[stage.freq])
-    return stage
 
 
 def _copied(source: RandomInput, entry: SectionEntry, start: int) -> Section:

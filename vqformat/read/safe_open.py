@@ -8,13 +8,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Literal, overload
 
 from ..decode.workers import n_threads
-from ..files import Path, opened
+from ..files import Path
 from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES
 from ..format.stage_summary import stage_summary
 from ..sizes import Size
 from .budget import Budget
 from .framework import Array, Framework, Index, NumPy, PyTorch, Tensor, as_output, spelled_as_safetensors
-from .indexed import IndexedReader
+from .sharded import indexed_reader
+from .shards import opened_model
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,9 @@ class safe_open(Mapping[str, Tensor]):
     its path, or as a copy of a ``BytesIO``, or as the stream itself does, such as those of fsspec.
 
     Args:
-        filename: Path, or a binary file that can seek.
+        filename: Path, or a binary file that can seek. For a model in several files the path of their index, or that of
+            the folder, or ``model.vqm`` though only ``model.vqm.index.json`` exists. Shards are opened when they are
+            needed.
         framework: ``"np"`` or ``"numpy"`` for NumPy arrays, ``"pt"`` or ``"torch"`` for PyTorch tensors.
         device: Device of PyTorch tensors. For arrays only ``"cpu"`` is allowed.
         max_tensor_bytes: Most bytes of one decoded tensor; a number, or a text such as ``"1.5MB"``.
@@ -105,10 +108,10 @@ class safe_open(Mapping[str, Tensor]):
         self._arguments = framework, device
         self._options = {"max_tensor_bytes": max_tensor_bytes, "max_total_bytes": max_total_bytes, "threads": threads}
         self._threads = n_threads(threads)
-        self._opened = opened(filename, in_order=False)
+        self._opened = opened_model(filename, in_order=False)
         stream = self._opened.__enter__()
         try:
-            self._reader = IndexedReader(stream, Budget.of(max_tensor_bytes, max_total_bytes))
+            self._reader = indexed_reader(stream, Budget.of(max_tensor_bytes, max_total_bytes))
         except BaseException:
             self._opened.__exit__(None, None, None)
             raise
@@ -132,16 +135,16 @@ class safe_open(Mapping[str, Tensor]):
 
     def keys(self) -> list[str]:  # type: ignore[override]  # a list, as in safetensors
         """Names of all tensors, in file order."""
-        return list(self._reader.index.names)
+        return self._reader.names
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._reader.index.names)
+        return iter(self._reader.names)
 
     def __len__(self) -> int:
-        return len(self._reader.index)
+        return len(self._reader)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._reader.index.position(name) is not None
+        return name in self._reader
 
     def __getitem__(self, name: str) -> Tensor:
         return self._framework.give(self._reader.tensor(name, self._threads))
@@ -186,14 +189,14 @@ class safe_open(Mapping[str, Tensor]):
         if entry.target is None:
             assert record is not None
             method = stage_summary(record)
-        elif (holder := self._reader.holders.get(name, entry.target)) == name:
+        elif (holder := self._reader.holder(name) or entry.target) == name:
             method, copy_of = f"copy of {entry.target}", entry.target
         else:
             method, alias_of = f"alias of {holder}", holder
         return TensorInfo(name, entry.dtype, entry.shape, layer, method, nbytes, alias_of, copy_of)
 
 
-def _opened_again(filename: Path | BinaryIO, framework: str, device: Any, options: dict[str, Any]) -> safe_open[Any]:
+def _opened_again(filename: Any, framework: str, device: Any, options: dict[str, Any]) -> safe_open[Any]:
     """A pickled ``safe_open`` in the process that loads it."""
     return safe_open(filename, framework, device, **options)
 

@@ -44,6 +44,7 @@ class SequentialReader:
             filled only when all layers have been read.
         allow_partial: Whether a truncated file is read up to its end (REA-005).
         threads: Number of threads that decode.
+        copies: Those of earlier shards of the model; None for one file.
 
     Attributes:
         metadata: The user's metadata.
@@ -57,7 +58,7 @@ class SequentialReader:
 
     def __init__(self, stream: BinaryIO, budget: Budget | None = None, *, check_digest: bool = False,
                  keep_total: bool = True, in_batches: bool = False, allow_partial: bool = False,
-                 threads: int = 1) -> None:  # fmt: skip
+                 threads: int = 1, copies: Copies | None = None) -> None:  # fmt: skip
         self._input = StreamInput(stream)
         self._budget = budget or Budget()
         self._keep_total = keep_total
@@ -65,7 +66,7 @@ class SequentialReader:
         self._index = IndexBuilder()
         self.digest = b""
         self.cut_at: int | None = None
-        self.copies = Copies()
+        self.copies = copies or Copies()
         self._shared = Shared()
         self._in_batches = in_batches
         self._allow_partial = allow_partial

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Literal, overload
 from ..decode.block_groups import plain
 from ..decode.region import part_of
 from ..decode.workers import n_threads
-from ..files import Path, opened
+from ..files import Path
 from ..format.chunks import LayerInfo
 from ..format.limits import DEFAULT_MAX_TENSOR_NBYTES
 from ..format.records import AliasRecord
 from ..sizes import Size
 from .budget import Budget
 from .framework import Array, Framework, NumPy, PyTorch, Tensor, as_output, spelled_as_safetensors
-from .sequential import SequentialReader, SequentialTensor
+from .sequential import SequentialTensor
+from .sharded_sequential import sequential_reader
+from .shards import opened_model
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +51,8 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
 
     Args:
         source: Path, or a binary stream, which need not support ``seek``: a pipe, the file of a socket, an HTTP
-            response.
+            response. For a model in several files the path of their index, or that of the folder, or ``model.vqm``
+            though only ``model.vqm.index.json`` exists; then an alias is given with its target.
         framework, device: As for ``safe_open``.
         max_tensor_bytes: Most bytes of one decoded tensor; a number, or a text such as ``"1.5MB"``. It does not limit
             tensors that are decoded block by block.
@@ -87,12 +90,12 @@ class stream(Iterator["Layer[Tensor]"], Generic[Tensor]):
                  threads: int | None = None, allow_partial: bool = False) -> None:  # fmt: skip
         self._framework: Framework[Tensor] = Framework(framework, device)
         self._threads = n_threads(threads)
-        self._opened = opened(source, has_own_position=True)
+        self._opened = opened_model(source, has_own_position=True)
         file = self._opened.__enter__()
         try:
             self._budget = Budget.of(max_tensor_bytes, max_total_bytes)
-            self._reader = SequentialReader(file, self._budget, keep_total=False, allow_partial=allow_partial,
-                                            threads=self._threads)  # fmt: skip
+            self._reader = sequential_reader(file, self._budget, keep_total=False, allow_partial=allow_partial,
+                                             threads=self._threads)  # fmt: skip
         except BaseException:
             self.close()
             raise

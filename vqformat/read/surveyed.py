@@ -77,6 +77,18 @@ class Survey:
         return [tensor for part in self.parts if isinstance(part, SurveyedLayer) for tensor in part.tensors]
 
 
+def joined(surveys: Sequence[Survey]) -> Survey:
+    """What is whole and what is damaged in all shards of a model."""
+    first = surveys[0]
+    result = Survey(first.header, all(found.has_index for found in surveys), first.metadata)
+    for found in surveys:
+        result.parts += found.parts
+        result.holders |= found.holders
+        result.ancillary += found.ancillary
+        result.faults += found.faults
+    return result
+
+
 def kept(err: FormatError) -> FormatError:
     """An error that is stored. Its traceback and causes are removed: their frames hold the bytes that were read."""
     err.__cause__ = err.__context__ = None

@@ -25,6 +25,7 @@ from ..read.torch_arrays import dtype_name, identity, logical_shape
 from ..read.torch_arrays import from_numpy as from_numpy
 from ..read.torch_arrays import memory_of as memory_of
 from ..read.torch_arrays import to_numpy as to_numpy
+from ..sizes import Size
 from .calibration import calibrate as calibrate
 from .checkpoint import split_state
 from .correction import Corrector
@@ -45,16 +46,14 @@ def save_file(
     tensors: Mapping[str, torch.Tensor],
     filename: Path | BinaryIO,
     metadata: Mapping[str, Any] | None = None,
-    *,
-    overwrite: bool = True,
-    **options: Unpack[SaveOptions],
+    **options: Unpack[FileOptions],
 ) -> Report:
     """Compress tensors into a ``.vqm`` file.
 
     Args:
         tensors: Tensors by name, on any device and with any strides. Their order is kept. Tied tensors become aliases.
             Other equal tensors are stored once, too, and loaded as tensors of their own.
-        filename, metadata, overwrite, options: As for ``vqformat.save_file``.
+        filename, metadata, options: As for ``vqformat.save_file``.
 
     Returns:
         A report on each tensor. Its ``notes`` name tensors that overlap in memory without being equal.
@@ -64,17 +63,19 @@ def save_file(
         FileExistsError: The file exists and ``overwrite`` is false.
     """
     notes: list[str] = []
-    return _save(source_tensors(tensors, notes), notes, filename, metadata, overwrite=overwrite, **options)
+    return _save(source_tensors(tensors, notes), notes, filename, metadata, **options)
 
 
 def _save(sources: list[SourceTensor], notes: list[str], filename: Path | BinaryIO,
-          metadata: Mapping[str, Any] | None = None, *, overwrite: bool = True, **options: Any) -> Report:  # fmt: skip
+          metadata: Mapping[str, Any] | None = None, *, overwrite: bool = True, max_shard_size: Size | None = None,
+          **options: Any) -> Report:  # fmt: skip
     from ..encode.model import encode_model
     from ..encode.options import Options
     from ..encode.recipe import as_recipe
 
     options["recipe"] = as_recipe(options.get("recipe"))
-    report = encode_model(sources, filename, dict(metadata or {}), Options(**options), overwrite=overwrite)
+    report = encode_model(sources, filename, dict(metadata or {}), Options(**options), overwrite=overwrite,
+                          max_shard_size=max_shard_size)  # fmt: skip
     report.notes.extend(notes)
     return report
 

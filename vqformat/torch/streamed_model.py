@@ -9,9 +9,10 @@ from typing import Any, BinaryIO, Literal
 import torch
 from torch import Tensor, nn
 
-from ..files import Path, opened
+from ..files import Path
 from ..forks import ForkSafeLock
 from ..read.safe_open import safe_open
+from ..read.shards import Shards, opened_model
 from ..read.torch_arrays import torch_dtype
 from .checkpoint import saved_state
 from .loading import Device, Members, leave_meta, load_state
@@ -70,11 +71,15 @@ def stream_model(
     if not isinstance(prefetch, int) or isinstance(prefetch, bool) or prefetch < 0:
         raise ValueError(f"prefetch is {prefetch!r}; whole numbers from 0 are allowed")
     _check_kind(model)
+    source: Any = filename
     if keep == "memory":
-        with opened(filename) as stream:
-            stream.seek(0)
-            filename = io.BytesIO(stream.read())
-    store = WeightStore(safe_open(filename, framework="pt", threads=threads), prefetch)
+        with opened_model(filename) as opened:
+            if isinstance(opened, Shards):
+                source = opened.in_memory()
+            else:
+                opened.seek(0)
+                source = io.BytesIO(opened.read())
+    store = WeightStore(safe_open(source, framework="pt", threads=threads), prefetch)
     try:
         _Streaming(model, store, max_weight_bytes).begin(strict, device)
     except BaseException:

@@ -12,13 +12,14 @@ from ...decode.codes import block_codes
 from ...decode.lowrank import LowRankDecoder
 from ...decode.trellis import TrellisDecoder
 from ...read.indexed import IndexedReader
+from ...read.sharded import ShardedReader
 
 Codes = npt.NDArray[Any]
 
 _SAMPLE = 1 << 18  # elements whose codes are counted, in blocks from all parts of the tensor
 
 
-def code_entropy_bits(reader: IndexedReader, name: str) -> float:
+def code_entropy_bits(reader: IndexedReader | ShardedReader, name: str) -> float:
     """Bits for all codes of a tensor by their entropy; 0 without elements.
 
     The entropy is of order zero: codes that depend on their neighbours take less. It is estimated from some blocks.

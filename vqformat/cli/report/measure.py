@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from ...encode.sensitivity import Statistics
 from ...encode.source import fits_float32, native
 from ...folding import fold
 from ...format.dtypes import BY_NAME
-from ...read.indexed import IndexedReader
+from ...read.sharded import indexed_reader
+from ...read.shards import opened_model
 from ..diff import Distance, reals
 from ..inspect import Contents, TensorSummary
 from .entropy import code_entropy_bits
@@ -175,10 +176,10 @@ def measure(
     Raises:
         VqmError: The file or the source is refused.
     """
-    with Path(path).open("rb") as stream:
-        contents = Contents(stream)
-        stream.seek(0)
-        reader = IndexedReader(stream)
+    with opened_model(path, in_order=False) as model, contextlib.ExitStack() as stack:
+        contents = Contents(model)
+        reader = indexed_reader(model)
+        stack.callback(reader.close)
         file = MeasuredFile(name, contents, has_source=source is not None, loss_is_measured=calibration is not None)
         with_histogram = _with_histogram(contents.tensors, n_histograms)
         for i, summary in enumerate(contents.tensors):
