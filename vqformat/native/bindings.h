@@ -26,6 +26,8 @@ PyObject *py_scatter(PyObject *self, PyObject *args);
 PyObject *py_viterbi_search(PyObject *self, PyObject *args);
 PyObject *py_feedback_quantize(PyObject *self, PyObject *args);
 PyObject *py_planes_split(PyObject *self, PyObject *args);
+PyObject *py_planes_split_floats(PyObject *self, PyObject *args);
+PyObject *py_planes_code_lengths(PyObject *self, PyObject *args);
 PyObject *py_planes_count(PyObject *self, PyObject *args);
 PyObject *py_planes_huffman(PyObject *self, PyObject *args);
 PyObject *py_count_codes(PyObject *self, PyObject *args);

@@ -70,6 +70,33 @@ PyObject *py_planes_split(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyObject *py_planes_split_floats(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long words, low, middle, high;
+    long long n;
+    int below;
+    if (!PyArg_ParseTuple(args, "KLiKKK", &words, &n, &below, &low, &middle, &high))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    planes_split_floats(AT(const uint16_t, words), n, below, AT(uint8_t, low), AT(uint8_t, middle), AT(uint8_t, high));
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+PyObject *py_planes_code_lengths(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long counts, lengths;
+    int longest;
+    if (!PyArg_ParseTuple(args, "KiK", &counts, &longest, &lengths))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    planes_code_lengths(AT(const uint32_t, counts), longest, AT(uint32_t, lengths));
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 PyObject *py_planes_count(PyObject *self, PyObject *args)
 {
     (void)self;

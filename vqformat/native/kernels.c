@@ -87,6 +87,8 @@ static PyMethodDef METHODS[] = {
     {"viterbi_search", py_viterbi_search, METH_VARARGS, "Find the paths with the least cost; see viterbi.h."},
     {"feedback_quantize", py_feedback_quantize, METH_VARARGS, "Quantize rows with error feedback; see feedback.h."},
     {"planes_split", py_planes_split, METH_VARARGS, "Split words into byte planes; see planes.h."},
+    {"planes_split_floats", py_planes_split_floats, METH_VARARGS, "Split codes of bfloat16 into planes; see planes.h."},
+    {"planes_code_lengths", py_planes_code_lengths, METH_VARARGS, "Bits of Huffman codes; see planes.h."},
     {"planes_count", py_planes_count, METH_VARARGS, "Count the values of bytes; see planes.h."},
     {"planes_huffman", py_planes_huffman, METH_VARARGS, "Write a Huffman stream; see planes.h."},
     {"count_codes", py_count_codes, METH_VARARGS, "Count codes; see entropy.h."},

@@ -26,6 +26,33 @@ def split_planes(words: npt.NDArray[Any], *, rotates: bool) -> npt.NDArray[np.ui
     return planes
 
 
+def split_floats(words: npt.NDArray[np.uint16], below: int) -> list[bytes]:
+    """Split the codes of bfloat16 into the planes of ``encode.methods.float_codes``, which has the twin.
+
+    Args:
+        words: ``(n,)``, contiguous, little-endian.
+        below: What is taken from the magnitude of a word to give its code; a smaller one gives 0.
+    """
+    assert _kernels is not None and words.dtype == np.uint16 and 0 <= below < 1 << 15
+    planes = [np.empty(-(-words.size // per_byte), np.uint8) for per_byte in (4, 2, 1)]
+    _kernels.planes_split_floats(_address(words), words.size, below, *map(_address, planes))
+    return [plane.tobytes() for plane in planes]
+
+
+def code_lengths(counts: npt.NDArray[np.uint32], longest: int) -> npt.NDArray[np.uint32]:
+    """Bits of the Huffman code of each of 256 values; ``encode.methods.huffman`` has the twin.
+
+    Args:
+        counts: ``(256,)``, at least two not 0, of fewer than 2^32 values.
+        longest: Bits of the longest code, 8 or more.
+    """
+    assert _kernels is not None and counts.dtype == np.uint32 and counts.shape == (256,) and longest >= 8
+    assert np.count_nonzero(counts) > 1
+    lengths = np.empty(256, np.uint32)
+    _kernels.planes_code_lengths(_address(counts), longest, _address(lengths))
+    return lengths
+
+
 def count_bytes(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
     """How often each of the 256 values occurs among fewer than 2^32 bytes; ``np.bincount`` is the twin."""
     assert _kernels is not None and data.dtype == np.uint8

@@ -243,26 +243,53 @@ def assemble_raw(
     info = BY_NAME[dtype]
     if not array.size:
         return EncodedTensor(TensorRecord(name, dtype, array.shape), [])
-    n_row_axes = 1 if array.ndim > 1 else 0
-    layout = Layout(n_row_axes=n_row_axes)
-    view = make_view(array.shape, False, layout)
-    layout = choose_blocks(layout, view.n_rows, view.n_columns)
-    if not layout.block_rows:
-        layout = Layout()
-    view = make_view(array.shape, False, layout)
-    flat = array.reshape(-1)
+    view = _view_of_elements(array)
     stage: RawStage | SparseStage = RawStage(split)
     encode = raw.encode
     if is_sparse:
+        flat = array.reshape(-1)
         stage = SparseStage(split, tuple(raw.n_marked(_elements(flat, view, i), info) for i in range(view.n_blocks)))
         encode = raw.encode_sparse
-    record = TensorRecord(name, dtype, array.shape, layout, (stage,))
-    payloads = (encode(_elements(flat, view, i), info, split) for i in range(view.n_blocks))
+    is_searched = thorough or not (info.arithmetic or dtype in _SMALL_NUMBERS)
+    record = TensorRecord(name, dtype, array.shape, view.layout, (stage,))
     makers: Sequence[Maker] | None = None
     if compress:
-        is_searched = thorough or not (info.arithmetic or dtype in _SMALL_NUMBERS)
         makers = _searching(record) if is_searched else _quick(record, is_quick=is_quick)
+    return _of_elements(record, array, lambda part: encode(part, info, split), makers, collect)
+
+
+def assemble_elements(
+    name: str, dtype: str, array: npt.NDArray[Any], stage: CodebookStage,
+    encode: Callable[[npt.NDArray[Any]], list[bytes]], *, thorough: bool = False, collect: Collect = list,
+) -> EncodedTensor:  # fmt: skip
+    """Make an encoded tensor with a stage that codes each element by itself, in blocks as those of a raw stage.
+
+    Args:
+        array: C-contiguous, of the dtype, not empty.
+        stage: It has no resident sections.
+        encode: Makes the plain payload sections of some elements.
+        thorough, collect: See ``assemble_raw``.
+    """
+    record = TensorRecord(name, dtype, array.shape, _view_of_elements(array).layout, (stage,))
+    makers = _searching(record) if thorough else _quick(record, is_quick=True)
+    return _of_elements(record, array, encode, makers, collect)
+
+
+def _of_elements(
+    record: TensorRecord, array: npt.NDArray[Any], encode: Callable[[npt.NDArray[Any]], list[bytes]],
+    makers: Sequence[Maker] | None, collect: Collect,
+) -> EncodedTensor:  # fmt: skip
+    view, flat = record.view(), array.reshape(-1)
+    payloads = (encode(_elements(flat, view, i)) for i in range(view.n_blocks))
     return EncodedTensor(record, collect(_sections([], payloads, makers)))
+
+
+def _view_of_elements(array: npt.NDArray[Any]) -> View:
+    """The view of a tensor whose elements are coded one by one."""
+    layout = Layout(n_row_axes=1 if array.ndim > 1 else 0)
+    view = make_view(array.shape, False, layout)
+    layout = choose_blocks(layout, view.n_rows, view.n_columns)
+    return make_view(array.shape, False, layout if layout.block_rows else Layout())
 
 
 def _elements(flat: npt.NDArray[Any], view: View, number: int) -> npt.NDArray[Any]:

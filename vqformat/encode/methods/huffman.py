@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ... import native
-from ...native.planes import count_bytes, huffman_stream
+from ...native import planes as kernels
 
 _BLOCK = 1 << 17  # the most that a zstd block holds
 _LEAST_CODED = 64  # bytes of a block; decoders refuse four streams of a few
@@ -48,7 +48,7 @@ def frame(plain: bytes) -> bytes | None:
 def count(symbols: npt.NDArray[np.uint8]) -> Counts:
     """How often each value occurs."""
     if native.is_used():
-        return count_bytes(symbols)
+        return kernels.count_bytes(symbols)
     return np.bincount(symbols, minlength=256).astype(np.uint32)
 
 
@@ -71,6 +71,8 @@ def _compressed(block: npt.NDArray[np.uint8], counts: Counts) -> bytes:
 
 def code_lengths(counts: Counts) -> Counts:
     """Bits of the code of each value, at most 11, 0 for those that do not occur; at least two do."""
+    if native.is_used():
+        return kernels.code_lengths(counts, _MAX_LENGTH)
     used = np.flatnonzero(counts)
     used = used[np.argsort(counts[used], kind="stable")]
     found: list[int] = counts[used].tolist()
@@ -120,7 +122,7 @@ def _codes(weights: npt.NDArray[np.int64]) -> Counts:
 def _stream(symbols: npt.NDArray[np.uint8], codes: Counts, lengths: Counts) -> bytes:
     """A stream is read backwards, from the highest bit that is set (4.2.2)."""
     if native.is_used():
-        return huffman_stream(symbols, codes, lengths, _MAX_LENGTH * symbols.size)
+        return kernels.huffman_stream(symbols, codes, lengths, _MAX_LENGTH * symbols.size)
     backwards = symbols[::-1]
     n_bits = lengths[backwards].astype(np.int64)
     ends = np.cumsum(n_bits)

@@ -103,11 +103,20 @@ def _trial_gain(plain: bytes, nbytes: int) -> float:
     Args:
         nbytes: Of all blocks of the plane: more of them earn a larger part.
     """
-    length = min(max(int(nbytes * _TRIED), _LEAST_TRIED), _MOST_TRIED)
-    start = (len(plain) - length) // 2
-    part = plain[start : start + length]
+    part = plain[trial_part(len(plain), nbytes)]
     found, literals = (len(packing.compress(part, how)) for how in (packing.QUICKER_MATCHES, packing.LITERALS))
     return 1 - found / literals
+
+
+def trial_part(block_nbytes: int, nbytes: int) -> slice:
+    """What part of a block is searched for matches as a trial.
+
+    Args:
+        nbytes: Of all blocks of the plane.
+    """
+    length = min(max(int(nbytes * _TRIED), _LEAST_TRIED), _MOST_TRIED)
+    start = max(0, block_nbytes - length) // 2
+    return slice(start, start + length)
 
 
 def _count(plain: bytes) -> npt.NDArray[np.intp]:
