@@ -135,10 +135,10 @@ def forked_libhdf5(_hdf5_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def numpy_backend() -> Iterator[None]:
-    """The test is about how NumPy decodes; kernels decode each payload by itself."""
+def use_numpy() -> Iterator[Callable[[], Any]]:
+    """To be called before a test is about how NumPy decodes; kernels decode each payload by itself."""
     from vqformat import native
 
-    before = native.use("numpy")
-    yield
+    before = native.backend()
+    yield lambda: native.use("numpy")
     native.use(before)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_runs import Run
 from conftest import CHECKPOINT, FIXTURES, ROOT
+from examples import some_of
+from warm_python import VQM, WarmPython
 
 import vqformat
 
@@ -41,7 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(CHECKPOINT, folder / "lenet.pt")
     shutil.copy(ROOT / ".github" / "docs" / "examples" / "vision.py", folder)
     _save_onnx_model(folder / "model.onnx")
-    _save_model_folder(folder / "bert")
     keras = pytest.importorskip("keras")
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(8, 3), keras.layers.Flatten(),
                               keras.layers.Dense(10)])  # fmt: skip
@@ -61,7 +65,17 @@ def _save_onnx_model(path: Path) -> None:
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
 
 
-def _save_model_folder(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def warm(folder: Path) -> Iterator[WarmPython]:
+    """Python in that folder."""
+    # What the programs of the pages import first: theirs are the names
+    warm = WarmPython(folder, ["torch", "vqformat.torch", "vqformat.cli.convert", "transformers"])
+    _save_model_folder(folder / "bert", warm)
+    yield warm
+    warm.close()
+
+
+def _save_model_folder(folder: Path, warm: WarmPython) -> None:
     """A model as transformers saves it; without that package, files that look so."""
     if find_spec("transformers") is None:
         folder.mkdir()
@@ -73,7 +87,8 @@ def _save_model_folder(folder: Path) -> None:
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
         BertModel(BertConfig(vocab_size=100, **sizes)).save_pretrained("bert")
     """
-    subprocess.run([sys.executable, "-c", code], cwd=folder.parent, check=True, capture_output=True)
+    done = warm.run(code, may_warn=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_readme_has_the_two_commands_and_others() -> None:
@@ -82,25 +97,26 @@ def test_readme_has_the_two_commands_and_others() -> None:
     assert len(PYTHON) >= 3
 
 
-def test_the_commands_run_one_after_another(folder: Path) -> None:
+ALONE = some_of([False, True], [False])  # whether each command and snippet is a process of its own
+
+
+@pytest.mark.parametrize("is_alone", ALONE)
+def test_commands_and_then_snippets_run_one_after_another(is_alone: bool, folder: Path, warm: WarmPython) -> None:
     vqm = shutil.which("vqm", path=str(Path(sys.executable).parent))
     assert vqm is not None, "vqm is not installed beside this Python"
     for line in SHELL:
-        command = line.replace("vqm ", f"{vqm} ", 1)
-        done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, check=False)
+        if is_alone:
+            command = line.replace("vqm ", f"{vqm} ", 1)
+            done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, check=False)
+        else:
+            done = warm.run(VQM, shlex.split(line, comments=True))
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         assert done.stdout, line
-
-
-def test_the_snippets_run_one_after_another(folder: Path) -> None:
-    keras_warns = "ignore:__array__ implementation:DeprecationWarning"
     for text in PYTHON:
         if "transformers" in text and find_spec("transformers") is None:
             continue
         # transformers makes pydantic and others warn
-        warns = ["-W", "ignore"] if "transformers" in text else ["-W", "error", "-W", keras_warns]
-        command = [sys.executable, *warns, "-c", text]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        done = warm.run(text, may_warn="transformers" in text, is_alone=is_alone)
         assert done.returncode == 0, f"{text}\n{done.stderr}"
 
 
@@ -151,9 +167,11 @@ def test_readme_is_short_and_leads_to_every_page() -> None:
     assert all(f"](.github/docs/{page.name})" in text for page in PAGES[1:])
 
 
-def test_the_first_commands_table_is_the_one_shown(folder: Path) -> None:
+def test_the_first_commands_table_is_the_one_shown(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
     shown = next(text for kind, text in BLOCKS if not kind)
-    done = subprocess.run([sys.executable, "-m", "vqformat", "convert", CHECKPOINT, "-o", "lenet.vqm"], cwd=folder,
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    monkeypatch.chdir(tmp_path)
 
-    assert [line.split()[:2] for line in shown.splitlines()] == [line.split()[:2] for line in done.stdout.splitlines()]
+    table = run("convert", CHECKPOINT, "-o", "lenet.vqm").out
+
+    assert [line.split()[:2] for line in shown.splitlines()] == [line.split()[:2] for line in table.splitlines()]

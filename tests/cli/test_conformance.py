@@ -16,13 +16,15 @@ from pathlib import Path
 import pytest
 from cli_runs import Run, vqm
 from conftest import FIXTURES, ROOT
+from examples import some_of
 from fixture_cases.known import STANDS_FOR
 from fixture_cases.levels import FULL_CLAUSES, level_of
 
 from vqformat.cli.conformance_cases import find_fixtures, load_cases
 from vqformat.cli.conformance_page import REASONS
 
-FEW = ["valid/worked-*", "valid/sparse-base.vqm", "invalid/sec-001-*", "invalid/trl-001-*"]
+MORE = ["valid/worked-*", "valid/sparse-base.vqm", "invalid/sec-001-*", "invalid/trl-001-*"]
+FEW = ["valid/worked-*", "invalid/sec-001-crc.vqm", "invalid/trl-001-rows.vqm"]  # both levels, valid and not
 REFERENCE = FIXTURES / "decoders" / "python" / "vqmcat.py"
 MINI = ROOT / "tests" / "minidecoder.py"
 
@@ -49,8 +51,9 @@ def faulty(folder: Path, fault: str) -> str:
     return command(script)
 
 
-def test_the_reference_has_the_full_score(run: Run) -> None:
-    result = run("conformance", "--decoder", command(REFERENCE), *FEW)
+@pytest.mark.parametrize("files", some_of([FEW, MORE], [FEW]), ids=len)
+def test_the_reference_has_the_full_score(run: Run, files: list[str]) -> None:
+    result = run("conformance", "--decoder", command(REFERENCE), *files)
 
     assert result.code == 0
     lines = [line.split() for line in result.out.splitlines()]

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hdf5_trees import WEIGHTS, arrays_of, error_of, same_bits, tree_at, tree_of_model, without
 from keras_zoo import BUILDERS, FORMATS, KINDS, SUFFIXES, Zoo, expected_names, keras, state_of
 
@@ -153,7 +154,10 @@ class TestArchive:
         code = """if True:
             import sys
             from pathlib import Path
-            from vqformat.converters import convert, extract
+            import hdf5_server
+            from vqformat.converters import convert, extract, hdf5
+            if hdf5_server.IS_POSSIBLE:
+                hdf5.subprocess = hdf5_server.Server()
             for k, source in enumerate(sys.argv[2:]):
                 vqm = Path(sys.argv[1], f"{k}.vqm")
                 convert(source, vqm)
@@ -165,7 +169,7 @@ class TestArchive:
         """
         sources = [str(zoo.file("cnn", kind)) for kind in KINDS]
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path), *sources], capture_output=True, text=True,
-                              check=False)  # fmt: skip
+                              cwd=ROOT / "tests", check=False)  # fmt: skip
 
         assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
 

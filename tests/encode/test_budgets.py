@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from examples import examples
+from examples import examples, some_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -148,7 +148,7 @@ def test_fast_meets_budgets_with_tensors_of_several_dtypes(option: str, value: f
     assert check(model, option, value, preset="fast")
 
 
-@pytest.mark.parametrize("bits", [1.3, 1.9, 2.3, 3.3, 4.5, 5.3, 6.5, 7.8, 9])
+@pytest.mark.parametrize("bits", some_of([1.3, 1.9, 2.3, 3.3, 4.5, 5.3, 6.5, 7.8, 9], [1.3, 3.3, 5.3, 9]))
 def test_fast_meets_sizes_with_a_single_tensor(bits: float) -> None:
     weights = np.random.default_rng(0).standard_normal((128, 200)).astype(np.float32)
     assert check({"w": weights}, "bits", bits, preset="fast")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from arrays import weights
+from examples import some_of
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import arrays as any_arrays
@@ -24,6 +25,7 @@ from vqformat.encode.source import SourceTensor
 WAYS = [{}, {"lossless": True}, {"preset": "fast"}, {"preset": "small"}, {"step": 0.2}, {"sqnr": 20},
         {"preset": "fast", "sqnr": 20}, {"preset": "small", "sqnr": 20}, {"recipe": "pq:dim=2,entries=16"},
         {"recipe": {"*": "raw"}}]  # fmt: skip
+TAKES_LONGER = {"preset": "fast", "sqnr": 20}
 MAX_COPY_NBYTES = 256  # a record, a ``copy`` chunk, and padding
 
 
@@ -33,9 +35,9 @@ def info_of(data: bytes) -> dict[str, tuple[str | None, str | None]]:
         return {name: (file.info(name).alias_of, file.info(name).copy_of) for name in file}
 
 
-@pytest.mark.parametrize("options", WAYS, ids=str)
+@pytest.mark.parametrize("options", some_of(WAYS, [way for way in WAYS if way != TAKES_LONGER]), ids=str)
 def test_two_equal_tensors_take_the_bytes_of_one(options: dict[str, Any]) -> None:
-    w = weights(512, 512)
+    w = weights(256, 300)
 
     one = vqformat.save({"a": w}, **options)
     two = vqformat.save({"a": w, "b": w.copy()}, **options)

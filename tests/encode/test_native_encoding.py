@@ -169,7 +169,7 @@ def test_nearest_entries_are_the_same(data: st.DataObject) -> None:
 
 
 @given(st.data())
-@examples(12)
+@examples(6)
 def test_files_have_the_same_bytes(data: st.DataObject) -> None:
     shape = data.draw(st.sampled_from([(40, 90), (200, 130), (17, 1), (1, 300), (24, 6, 3, 3), (70, 2, 5), (33, 257)]))
     weights = values(data.draw, shape)

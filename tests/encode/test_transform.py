@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import product
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import minidecoder
 import ml_dtypes
@@ -214,11 +215,13 @@ def test_errors_are_small_where_inputs_are_alike() -> None:
     assert seen[0] > 1.2 * seen[1] > 1.4 * seen[2]
 
 
-@pytest.mark.usefixtures("numpy_backend")
-def test_small_kernels_are_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_kernels_are_decoded_together(
+    monkeypatch: pytest.MonkeyPatch, use_numpy: Callable[[], Any]
+) -> None:
     net = {f"layer{i}.weight": kernels(32, 24, 3, 3, seed=i) for i in range(12)}
     file = io.BytesIO()
     vqformat.save_file(net, file, preset="small", step=0.5)
+    use_numpy()
     together: list[int] = []
     decode_together = batch.decode_together
     monkeypatch.setattr(batch, "decode_together",

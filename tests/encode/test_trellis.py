@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -383,10 +384,10 @@ def test_a_fault_among_tensors_read_together_names_its_tensor() -> None:
     assert caught.value.clause == "ANS-002"
 
 
-@pytest.mark.usefixtures("numpy_backend")
-def test_what_waits_is_bounded_over_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_is_bounded_over_all_kinds(monkeypatch: pytest.MonkeyPatch, use_numpy: Callable[[], Any]) -> None:
     coarse, fine = _net(6), {f"fine{i}.weight": normal(30, 20, seed=i) for i in range(30)}
     data = [vqformat.save(coarse, preset="small", bits=1.5), vqformat.save(fine, preset="small", bits=8)]
+    use_numpy()
     waiting_jobs, held_nbytes = [], []
     add = batch.Batch.add
 
