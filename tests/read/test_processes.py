@@ -35,7 +35,7 @@ N_LAYERS = 6
 def data() -> bytes:
     rng = np.random.default_rng(0)
     tensors = {f"layers.{i}.{name}": rng.standard_normal(shape).astype(np.float32)
-               for i in range(N_LAYERS) for name, shape in (("weight", (100, 1800)), ("bias", (100,)))}  # fmt: skip
+               for i in range(N_LAYERS) for name, shape in (("weight", (150, 1800)), ("bias", (150,)))}  # fmt: skip
     return vqformat.save(tensors)
 
 
@@ -193,7 +193,7 @@ def test_a_fork_meets_only_complete_stores_of_weights(path: Path) -> None:
     weight_store = pytest.importorskip("vqformat.torch.weight_store")
 
     with safe_open(path, "pt") as f:
-        assert weight_store.WeightStore(f, 2).tensor("layers.1.bias").shape == (100,)
+        assert weight_store.WeightStore(f, 2).tensor("layers.1.bias").shape == (150,)
 
 
 # Pickles
