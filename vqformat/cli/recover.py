@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 from pathlib import Path
 from typing import BinaryIO
 
+from ..errors import FormatError
 from ..read.recovery import write_whole
 from ..read.shards import Shards, index_of
 from ..read.survey import survey
-from ..read.surveyed import joined
+from ..read.surveyed import SurveyedLayer, SurveyedTensor, joined
 from ..text import count, counted, escape, one_line
 from .files import STDIO, check_output, check_source, label, local_path
 from .parsers import UsageError
@@ -27,12 +29,13 @@ def run_recover(args: argparse.Namespace) -> int:
     check_output(output, args.file, force=args.force)
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(local_path(args.file))
-        streams, absent = _streams(path, stack)
+        streams, lost, has_metadata = _streams(path, stack)
         surveys = [(survey(stream), stream) for stream in streams]
         write_whole(surveys, output, overwrite=args.force)
     found = joined([one for one, _ in surveys])
-    for name in absent:
-        message("note", f"the shard {escape(name)} is missing")
+    found.parts.append(lost)
+    if not has_metadata:
+        found.metadata = None
     for tensor in found.tensors:
         for fault in tensor.faults[:1]:
             message("note", f"left out {escape(tensor.name)}: {one_line(str(fault))}")
@@ -52,13 +55,18 @@ def run_recover(args: argparse.Namespace) -> int:
     return 0
 
 
-def _streams(path: Path, stack: contextlib.ExitStack) -> tuple[list[BinaryIO], list[str]]:
-    """The file, or the shards that are there, and the names of those that are not."""
+def _streams(path: Path, stack: contextlib.ExitStack) -> tuple[list[BinaryIO], SurveyedLayer, bool]:
+    """The file, or the shards that are there; the tensors of those that are not; whether the first shard is there."""
     index = index_of(path)
     if not isinstance(index, Path):
-        return [stack.enter_context(open(path, "rb"))], []
+        return [stack.enter_context(open(path, "rb"))], SurveyedLayer("", []), True
     shards = Shards(index)
     shards.read_index()
     absent = shards.missing()
-    there = [at for at, name in enumerate(shards.index.shards) if name not in absent]
-    return [stack.enter_context(open(shards.path(at), "rb")) for at in there], absent
+    names = shards.index.shards
+    lost = [SurveyedTensor(name, None, (), [FormatError(f"its shard {names[at]!r} is missing")])
+            for name, at in shards.index.places.items() if names[at] in absent]  # fmt: skip
+    there = [shards.path(at) for at, name in enumerate(names) if name not in absent]
+    if not there:
+        raise FileNotFoundError(errno.ENOENT, "none of its shards is beside it", str(index))
+    return [stack.enter_context(open(path, "rb")) for path in there], SurveyedLayer("", lost), names[0] not in absent

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar
 
 import numpy.typing as npt
 
@@ -19,6 +19,7 @@ from .shards import Shards
 from .stored_tensor import StoredTensor
 
 Array = npt.NDArray[Any]
+Found = TypeVar("Found")
 
 _MOST_OPEN = 16  # shards
 
@@ -91,7 +92,8 @@ class ShardedReader:
             raise
         close = weakref.finalize(source, file.__exit__, None, None, None)
         try:
-            reader = IndexedReader(source, self._budget, self._lock)
+            with self._shards.naming(at):
+                reader = IndexedReader(source, self._budget, self._lock)
             self._shards.check_digest(at, reader.index.digest)
             self._shards.check_names(at, reader.names)
         except BaseException:
@@ -100,61 +102,68 @@ class ShardedReader:
             raise
         return reader, close
 
-    def _of(self, name: str) -> IndexedReader:
-        """The reader of the shard that has a tensor.
+    def _of(self, name: str, work: Callable[[IndexedReader], Found]) -> Found:
+        """What work with the reader of a tensor's shard gives.
 
         Raises:
             TensorNotFoundError: There is no tensor of this name.
+            VqmError: Its shard is refused.
         """
         self.check_open()
         if name not in self._places:
             raise TensorNotFoundError(name, self._places)
-        return self.of_shard(self._places[name])
+        reader = self.of_shard(self._places[name])
+        with self._shards.naming(self._places[name]):
+            return work(reader)
 
     def metadata(self) -> dict[str, Any]:
         """The user's metadata, which the first shard has."""
-        return self.of_shard(0).metadata()
+        with self._shards.naming(0):
+            return self.of_shard(0).metadata()
 
     def check_metadata(self) -> None:
         """See ``IndexedReader.check_metadata``."""
-        self.of_shard(0).check_metadata()
+        with self._shards.naming(0):
+            self.of_shard(0).check_metadata()
 
     def entry(self, name: str) -> Entry:
         """The entry of a tensor in the index of its shard. Raises TensorNotFoundError."""
-        return self._of(name).entry(name)
+        return self._of(name, lambda reader: reader.entry(name))
 
     def record(self, name: str) -> TensorRecord:
         """The record of a tensor; for an alias that of its target."""
-        return self._of(name).record(name)
+        return self._of(name, lambda reader: reader.record(name))
 
     def holder(self, name: str) -> str | None:
         """See ``IndexedReader.holder``."""
-        return self._of(name).holder(name)
+        return self._of(name, lambda reader: reader.holder(name))
 
     def described(self, name: str) -> tuple[Entry, TensorRecord | None, str, int]:
         """See ``IndexedReader.described``."""
-        return self._of(name).described(name)
+        return self._of(name, lambda reader: reader.described(name))
 
     def tensor(self, name: str, threads: int = 1) -> Array:
         """See ``IndexedReader.tensor``."""
-        return self._of(name).tensor(name, threads)
+        return self._of(name, lambda reader: reader.tensor(name, threads))
 
     def sections(self, name: str) -> tuple[TensorRecord, list[bytes]]:
         """See ``IndexedReader.sections``."""
-        return self._of(name).sections(name)
+        return self._of(name, lambda reader: reader.sections(name))
 
     def decode_into(self, name: str, out: Array, threads: int = 1) -> None:
         """See ``IndexedReader.decode_into``."""
-        self._of(name).decode_into(name, out, threads)
+        self._of(name, lambda reader: reader.decode_into(name, out, threads))
 
     def stored(self, name: str) -> StoredTensor | None:
         """See ``IndexedReader.stored``."""
-        return self._of(name).stored(name)
+        return self._of(name, lambda reader: reader.stored(name))
 
     def part(self, name: str, index: Any) -> Array:
         """See ``IndexedReader.part``."""
-        return self._of(name).part(name, index)
+        return self._of(name, lambda reader: reader.part(name, index))
 
     def parts(self, name: str, threads: int = 1) -> Iterator[tuple[tuple[Any, ...], Array]]:
         """See ``IndexedReader.parts``."""
-        return self._of(name).parts(name, threads)
+        parts = self._of(name, lambda reader: reader.parts(name, threads))
+        with self._shards.naming(self._places[name]):
+            yield from parts

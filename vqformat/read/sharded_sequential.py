@@ -72,7 +72,8 @@ class ShardedSequentialReader:
         stream = file.__enter__()
         self._file = file
         try:
-            return SequentialReader(self._shards.watched(stream), self._budget, copies=self.copies, **self._options)
+            with self._shards.naming(at):
+                return SequentialReader(self._shards.watched(stream), self._budget, copies=self.copies, **self._options)
         except BaseException:
             self.close()
             raise
@@ -102,11 +103,12 @@ class ShardedSequentialReader:
 
     def _checked(self, at: int, layers: Iterator[tuple[LayerInfo, Any]]) -> Iterator[tuple[LayerInfo, Any]]:
         names: list[str] = []
-        for info, tensors in layers:
-            for record in info.records:
-                self._shards.check_place(at, record.name)
-                names.append(record.name)
-            yield info, tensors
+        with self._shards.naming(at):
+            for info, tensors in layers:
+                for record in info.records:
+                    self._shards.check_place(at, record.name)
+                    names.append(record.name)
+                yield info, tensors
         if self._reader.cut_at is not None:
             self.cut_at = self._reader.cut_at
             return

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import pathlib
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from ..errors import FormatError
@@ -198,6 +199,17 @@ class Shards:
             return opened(f"{folder}/{name}", **self._how)
         how = {"block_size": self._source.blocksize, "cache_type": "readahead" if self._how["in_order"] else "none"}
         return _OwnStream(self._source.fs.open(f"{folder}/{name}", "rb", **how), **self._how)
+
+    @contextlib.contextmanager
+    def naming(self, at: int) -> Iterator[None]:
+        """Context in which errors of a shard name it: their offsets are in its file."""
+        try:
+            yield
+        except FormatError as err:
+            name = repr(self.index.shards[at])
+            if not err.message.startswith(name):
+                err.message = f"{name}: {err.message}"
+            raise
 
     def in_memory(self) -> Shards:
         """These shards, of which all bytes are in memory from now on."""
