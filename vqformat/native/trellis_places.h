@@ -109,8 +109,8 @@ static float *values_of(const Lanes *l, int64_t i, int64_t j)
 }
 
 /* Ask for the memory of the runs of some columns, before their last row is decoded: the processor does not foresee where
-   they are. */
-static void prefetch_runs(const Lanes *l, const Part *p)
+   they are. Inlined, for GCC leaves out calls of functions that only do this. */
+static ALWAYS_INLINE void prefetch_runs(const Lanes *l, const Part *p)
 {
     const TrellisBlock *b = l->block;
     for (int64_t a = 0; a < l->n_across && !is_run(l); a++)
