@@ -39,11 +39,11 @@ PyObject *py_trellis_slots(PyObject *self, PyObject *args)
     (void)self;
     unsigned long long frequencies, slots;
     long long n_tables, entries;
-    int precision, n_books, is_wide;
-    if (!PyArg_ParseTuple(args, "KLLiiiK", &frequencies, &n_tables, &entries, &precision, &n_books, &is_wide, &slots))
+    int precision, is_wide;
+    if (!PyArg_ParseTuple(args, "KLLiiK", &frequencies, &n_tables, &entries, &precision, &is_wide, &slots))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    trellis_slots(AT(const uint32_t, frequencies), n_tables, entries, precision, n_books, is_wide, AT(void, slots));
+    trellis_slots(AT(const uint32_t, frequencies), n_tables, entries, precision, is_wide, AT(void, slots));
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

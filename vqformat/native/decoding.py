@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..errors import FormatError
 from . import _address, _instruction_set, _kernels
 
-_NARROW_PRECISION, _NARROW_SYMBOLS = 12, 256  # slots of 32 bits hold these
+_NARROW_PRECISION, _NARROW_ENTRIES = 12, 256  # slots of 32 bits hold these
 _MORE_SLOTS = 16  # TOGETHER in trellis.h
 _ONE = np.ones(1, np.float32)
 _FAULTS = {
@@ -42,12 +42,12 @@ class TrellisSlots:
         """The slots of tables ``(n_contexts · n_books, entries)``, each of which has the sum ``2**precision``."""
         assert _kernels is not None
         n_tables, entries = frequencies.shape
-        is_wide = precision > _NARROW_PRECISION or n_books * entries > _NARROW_SYMBOLS
+        is_wide = precision > _NARROW_PRECISION or entries > _NARROW_ENTRIES
         n_slots = n_tables << precision
         table = np.empty(n_slots + _MORE_SLOTS, np.uint64 if is_wide else np.uint32)
         address = _address(table)
         frequencies = np.ascontiguousarray(frequencies, np.uint32)
-        _kernels.trellis_slots(_address(frequencies), n_tables, entries, precision, n_books, is_wide, address)
+        _kernels.trellis_slots(_address(frequencies), n_tables, entries, precision, is_wide, address)
         return cls(precision, n_books, table[:n_slots], address)
 
 

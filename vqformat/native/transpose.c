@@ -25,26 +25,6 @@ static void put_rows_scalar(float (*rows)[SIDE], int n, const float *scales, con
     }
 }
 
-void set_spacing(Spacing *spacing, int64_t stride)
-{
-    spacing->stride = stride;
-    for (int64_t v = 0, at = 0, number = 0; v < stride && stride <= SIDE; v++) {
-        spacing->masks[v] = 0;
-        for (int k = 0; k < SIDE; k++) {
-            spacing->numbers[v][k] = (int32_t)number;
-            if (!at)
-                spacing->masks[v] |= (uint16_t)(1 << k), number++;
-            at = at + 1 < stride ? at + 1 : 0;
-        }
-    }
-}
-
-static void spread_scalar(const float *values, int64_t n, const Spacing *spacing, float *out)
-{
-    for (int64_t i = 0; i < n; i++)
-        out[i * spacing->stride] = values[i];
-}
-
 #ifdef HAS_X86
 /* Eight rows and columns. */
 TARGET_AVX2
@@ -95,22 +75,6 @@ static void transpose_avx2(const float *values, int64_t stride, float (*out)[SID
 PUT_ROWS(avx2, TARGET_AVX2, __m256, 8, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_add_ps, _mm256_mul_ps)
 PUT_ROWS(avx512, TARGET_AVX512, __m512, 16, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_add_ps,
          _mm512_mul_ps)
-
-/* Whole vectors are written; masks keep what is between the values. */
-TARGET_AVX512
-static void spread_avx512(const float *values, int64_t n, const Spacing *spacing, float *out)
-{
-    const int64_t stride = spacing->stride;
-    int64_t i = 0;
-    for (; stride <= SIDE && i + SIDE <= n; i += SIDE) {
-        const __m512 some = _mm512_loadu_ps(values + i);
-        for (int64_t v = 0; v < stride; v++) {
-            const __m512i numbers = _mm512_loadu_si512(spacing->numbers[v]);
-            _mm512_mask_storeu_ps(out + i * stride + v * SIDE, spacing->masks[v], _mm512_permutexvar_ps(numbers, some));
-        }
-    }
-    spread_scalar(values + i, n - i, spacing, out + i * stride);
-}
 #endif
 
 PutRows *row_putter(int instruction_set)
@@ -121,16 +85,6 @@ PutRows *row_putter(int instruction_set)
 #endif
     (void)instruction_set;
     return put_rows_scalar;
-}
-
-Spread *spreader(int instruction_set)
-{
-#ifdef HAS_X86
-    if (instruction_set == AVX512)
-        return spread_avx512;
-#endif
-    (void)instruction_set;
-    return spread_scalar;
 }
 
 Transpose *transposer(int instruction_set)

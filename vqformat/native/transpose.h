@@ -19,19 +19,4 @@ typedef void PutRows(float (*rows)[SIDE], int n, const float *scales, const floa
 
 PutRows *row_putter(int instruction_set);
 
-/* Where values go that are ``stride`` apart from each other. If that is at most SIDE, SIDE values go to ``stride`` vectors:
-   for each lane of these the number of a value, and as a mask whether it goes there. */
-typedef struct {
-    int64_t stride;
-    int32_t numbers[SIDE][SIDE];
-    uint16_t masks[SIDE];
-} Spacing;
-
-void set_spacing(Spacing *spacing, int64_t stride);
-
-/* Put ``n`` values apart from each other. What lies between them is not changed. */
-typedef void Spread(const float *values, int64_t n, const Spacing *spacing, float *out);
-
-Spread *spreader(int instruction_set);
-
 #endif

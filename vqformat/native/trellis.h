@@ -29,7 +29,8 @@ typedef struct {
     const int64_t *row_places;    /* where each row of the block begins in out, in elements */
     const int64_t *column_places; /* what each column adds to that; NULL: its number in the block */
     const float *row_scales;      /* a factor for each row of the block, or NULL */
-    const float *addend;          /* (n_rows, n_columns): what is added to the values, or NULL */
+    const float *addend;          /* (n_rows, n_columns): what is added to the values, or NULL. It may be out without
+                                     column_places */
     float *out;
 } TrellisBlock;
 
@@ -38,12 +39,11 @@ void trellis_start(void);
 
 int trellis_decode(const TrellisBlock *block, int instruction_set);
 
-/* Fill the slots of ``n_tables`` tables of frequencies, ``(n_tables, entries)``, each of which has the sum 2^P. Table i
-   is one of codebook i mod B. A slot has 2^P - frequency in its lowest P bits, the start of its code in the next P bits,
-   and its symbol, B * code + q, in the bits from 24 on, or from 32 on if it is wide. ``slots`` has room for TOGETHER
-   slots more. */
+/* Fill the slots of ``n_tables`` tables of frequencies, ``(n_tables, entries)``, each of which has the sum 2^P. A slot
+   has 2^P - frequency in its lowest P bits, the start of its code in the next P bits, and its code in the bits from 24 on,
+   or from 32 on if it is wide. ``slots`` has room for TOGETHER slots more. */
 enum { TOGETHER = 16 };
-void trellis_slots(const uint32_t *frequencies, int64_t n_tables, int64_t entries, int precision, int n_books,
-                   int is_wide, void *slots);
+void trellis_slots(const uint32_t *frequencies, int64_t n_tables, int64_t entries, int precision, int is_wide,
+                   void *slots);
 
 #endif
