@@ -20,6 +20,7 @@ from ..format.chunks import LayerInfo, SharedRecords, parse_book_chunk, parse_fr
 from ..format.container import HEADER_NBYTES, ChunkHead, begins_like_vqm, read_chunk_head
 from ..format.copies import Copies
 from ..format.dtypes import BY_NAME
+from ..format.parse_records import Known
 from ..format.records import AliasRecord, Record, TensorRecord
 from ..format.stage_summary import stage_summary
 from ..read.contents import read_contents
@@ -78,6 +79,7 @@ class Contents:
         header = StreamInput(stream).read(HEADER_NBYTES, "the header")
         self.version = f"{header[8] | header[9] << 8}.{header[10] | header[11] << 8}"
         shared = SharedRecords()
+        known: Known = {}
         for at in range(index.n_chunks):
             offset, _ = index.span(at)
             stream.seek(offset)
@@ -93,7 +95,7 @@ class Contents:
             elif chunk.type == b"FREQ":
                 shared.freqs.append(parse_freq_chunk(chunk))
             elif chunk.type == b"LAYR":
-                layer = LayerInfo.parse(chunk, shared)
+                layer = LayerInfo.parse(chunk, shared, known)
                 self._copies.add_chunk(chunk, layer.records)
                 self._add_layer(chunk, layer)
             if chunk.type != b"LAYR":
