@@ -22,6 +22,7 @@ from .stages import RAW, SPARSE
 # A record by all of its fields but the name. Many tensors of a model differ in their names only
 Known = dict[bytes, TensorRecord]
 _MOST_KNOWN, _MOST_KNOWN_NBYTES = 256, 1 << 10
+_SHORT_NAME = limits.MAX_NAME_NBYTES // 4  # characters of a name that cannot have too many bytes
 
 
 def parse_book(meta: Any) -> BookRecord:
@@ -79,7 +80,10 @@ def parse_tensor(meta: Any, shared: Shared, known: Known | None = None) -> Recor
         return _parse_tensor(meta, shared)
     fields = msgpack.packb(meta[1:])
     if fields in known:
-        return known[fields].renamed(_parse_name(Fields(meta, 5, f"tensor {meta[0]!r:.200}")))
+        name = meta[0]
+        if type(name) is not str or len(name) > _SHORT_NAME or not name or "\0" in name:
+            name = _parse_name(Fields(meta, 5, f"tensor {name!r:.200}"))
+        return known[fields].renamed(name)
     record = _parse_tensor(meta, shared)
     assert isinstance(record, TensorRecord)
     if len(fields) <= _MOST_KNOWN_NBYTES:

@@ -127,6 +127,10 @@ class TensorRecord:
 
     def n_sections(self) -> int:
         """Number of sections of the tensor in its chunk."""
+        return self._n_sections
+
+    @cached_property
+    def _n_sections(self) -> int:
         if not self.stages:
             return 0
         return self.n_resident() + self.view().n_blocks * self.n_payload()
