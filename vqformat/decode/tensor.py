@@ -181,6 +181,7 @@ class TensorDecoder:
         if self.record.is_raw or (len(self.stages) == 1 and isinstance(self.stages[0], CodebookDecoder)):
             return [payloads]
         prepared: list[Iterable[Any]] = []
+        decodes = not native.is_used()  # else payloads are only handed on
         first = 0
         for i, stage in enumerate(self.stages):
             last = first + stage.stage.n_payload()
@@ -188,7 +189,7 @@ class TensorDecoder:
                 prepared.append(codes)
             else:
                 mine = [sections[first:last] for sections in payloads]
-                with naming(self.record.name, stage=i), _NOTHING if native.is_used() else np.errstate(all="ignore"):
+                with naming(self.record.name, stage=i), np.errstate(all="ignore") if decodes else _NOTHING:
                     prepared.append(stage.prepare(blocks, mine))
             first = last
         return prepared
