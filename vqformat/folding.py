@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 _FEWEST = 3  # tensors that are folded into one row
@@ -81,6 +82,7 @@ def _ranges(numbers: Iterable[str]) -> str:
     return ",".join("-".join(some) for some in ranges)
 
 
+@lru_cache(maxsize=1024)
 def without_numbers(text: str) -> str:
     """The text with ``#`` for each number: part of a kind, for texts that ``merged`` is to merge."""
     return _NUMBER.sub("#", text)
@@ -88,6 +90,7 @@ def without_numbers(text: str) -> str:
 
 def merged(texts: Sequence[str]) -> str:
     """Texts that differ in numbers only, as one: ``codebook 149-307`` for ``codebook 149`` and ``codebook 307``."""
+    texts = list(dict.fromkeys(texts))  # of many tensors few differ
     columns = zip(*(map(int, _NUMBER.findall(text)) for text in texts), strict=True)
     spans = (str(min(column)) if min(column) == max(column) else f"{min(column)}-{max(column)}" for column in columns)
     return _NUMBER.sub(lambda _: next(spans), texts[0])

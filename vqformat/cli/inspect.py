@@ -7,14 +7,15 @@ import hashlib
 import importlib
 import os
 import sys
-from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from ..decode.workers import n_threads
 from ..errors import FormatError
 from ..folding import fold, merged, without_numbers
+from ..forks import cached_property
 from ..format import metadata
 from ..format.byte_stream import StreamInput
 from ..format.chunks import LayerInfo, SharedRecords, parse_book_chunk, parse_freq_chunk, parse_meta
@@ -22,8 +23,10 @@ from ..format.container import HEADER_NBYTES, ChunkHead, begins_like_vqm, read_c
 from ..format.copies import Copies
 from ..format.dtypes import BY_NAME
 from ..format.index import Index
+from ..format.parse_records import Known
 from ..format.records import AliasRecord, Record, TensorRecord
 from ..format.stage_summary import stage_summary
+from ..format.stages import Stage
 from ..read.contents import read_contents
 from ..read.indexed import IndexedReader
 from ..read.shards import Shards, index_of, opened_model
@@ -33,11 +36,11 @@ from .legend import legend
 from .parsers import UsageError
 from .text import table_width
 
+_MOST_METHODS = 256  # that are kept for the next tensors
 _SHOWN_METADATA = 12  # pairs that are shown without -v
 
 
-@dataclass(frozen=True)
-class TensorSummary:
+class TensorSummary(NamedTuple):  # of which a file may have a million: a dataclass would take longer to make
     """A tensor of a file. An alias has dtype and shape of its target."""
 
     name: str
@@ -71,6 +74,7 @@ class Contents:
         self.file_nbytes = 0
         self.tensors: list[TensorSummary] = []
         self._by_name: dict[str, TensorSummary] = {}
+        self._methods: dict[int, tuple[tuple[Stage, ...], str]] = {}  # by the id of the stages, which are kept
         self._copies = Copies()
         self.section_nbytes = self.n_books = self.n_freqs = self.n_layers = 0
         self.metadata: dict[str, Any] = {}
@@ -98,6 +102,7 @@ class Contents:
         header = StreamInput(stream).read(HEADER_NBYTES, "the header")
         self.version = max(self.version, f"{header[8] | header[9] << 8}.{header[10] | header[11] << 8}")
         shared = SharedRecords()
+        known: Known = {}
         for at in range(index.n_chunks):
             offset, _ = index.span(at)
             stream.seek(offset)
@@ -113,7 +118,7 @@ class Contents:
             elif chunk.type == b"FREQ":
                 shared.freqs.append(parse_freq_chunk(chunk))
             elif chunk.type == b"LAYR":
-                layer = LayerInfo.parse(chunk, shared)
+                layer = LayerInfo.parse(chunk, shared, known)
                 self._copies.add_chunk(chunk, layer.records)
                 self._add_layer(chunk, layer)
             if chunk.type != b"LAYR":
@@ -125,11 +130,10 @@ class Contents:
 
     def _add_layer(self, chunk: ChunkHead, layer: LayerInfo) -> None:
         self.n_layers += 1
-        entries = iter(chunk.sections)
-        for record in layer.records:
-            n_sections = record.n_sections() if isinstance(record, TensorRecord) else 0
-            stored_nbytes = sum(next(entries).nbytes for _ in range(n_sections))
-            tensor = self._tensor(record, layer.name, stored_nbytes)
+        ends = [0, *accumulate([entry.nbytes for entry in chunk.sections])]
+        firsts = layer.first_sections
+        for record, first, end in zip(layer.records, firsts, firsts[1:], strict=False):
+            tensor = self._tensor(record, layer.name, ends[end] - ends[first])
             self.tensors.append(tensor)
             self._by_name[tensor.name] = tensor
 
@@ -145,14 +149,24 @@ class Contents:
                 return TensorSummary(name, layer, original.dtype, original.shape, method, 0,
                                *((None, target) if is_copy else (holder, None)))  # fmt: skip
             case TensorRecord():
-                method = stage_summary(record)
+                method = self._method(record)
                 return TensorSummary(record.name, layer, record.dtype, record.shape, method, stored_nbytes)
 
-    @property
-    def n_elements(self) -> int:
-        return sum(tensor.n_elements for tensor in self.tensors if tensor.alias_of is None)
+    def _method(self, record: TensorRecord) -> str:
+        """The stages of a record in words. Many records have the same stages, as objects."""
+        stages, method = self._methods.get(id(record.stages), (None, ""))
+        if stages is None:
+            if len(self._methods) >= _MOST_METHODS:
+                self._methods.clear()
+            method = stage_summary(record)
+            self._methods[id(record.stages)] = record.stages, method
+        return method
 
-    @property
+    @cached_property
+    def n_elements(self) -> int:
+        return sum([tensor.n_elements for tensor in self.tensors if tensor.alias_of is None])
+
+    @cached_property
     def tensors_nbytes(self) -> int:
         """Bytes of the tensors, decoded."""
         originals = (tensor for tensor in self.tensors if tensor.alias_of is None)
@@ -208,7 +222,7 @@ def _describe(args: argparse.Namespace, file: str, names: list[str]) -> tuple[li
     lines = [] if names else _summary(file, contents, verbose=args.verbose)
     if not args.quiet:
         lines += _tensor_table(tensors, verbose=args.verbose, unfold=args.all or args.verbose or bool(names))
-    return lines, _info_json(file, contents, tensors)
+    return lines, _info_json(file, contents, tensors) if args.json else {}
 
 
 def is_vqm(path: Path) -> bool:

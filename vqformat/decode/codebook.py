@@ -50,6 +50,11 @@ def floats(source: FloatSource) -> Floats:
     return signed
 
 
+@lru_cache(maxsize=32)
+def _largest_float(source: FloatSource) -> np.float32:
+    return tables.largest(floats(source))
+
+
 class CodebookDecoder:
     """Decodes the blocks of one stage of one tensor.
 
@@ -69,11 +74,9 @@ class CodebookDecoder:
     ) -> None:  # fmt: skip
         self.stage = stage
         self._view = view
-        self._book_columns = stage.book_grid(view)[1]
         self._steps: Floats | None = None  # of a progression
         self._entries: Floats | None = None  # of another source
         sections = iter(resident)
-        self._n_groups = prod(stage.book_grid(view))
         with np.errstate(all="ignore"):  # a bound may be infinite, and times 0 it is NaN: VAL-002
             match stage.source:
                 case ProgressionSource(zero):
@@ -83,7 +86,7 @@ class CodebookDecoder:
                     self._entries, bound = tables.decode_with_largest(next(sections), dtype, "codebook")
                 case FloatSource():
                     self._entries = floats(stage.source)
-                    bound = tables.largest(self._entries)
+                    bound = _largest_float(stage.source)
                 case _:
                     assert shared is not None
                     self._entries, bound = shared.values, shared.largest
@@ -92,6 +95,11 @@ class CodebookDecoder:
                 self._scales = tables.Scales(stage.scale, next(sections), view)
                 bound = self._scales.largest * bound
         self.bound = np.float32(bound)
+
+    @cached_property
+    def _book_columns(self) -> int:
+        """Codebook groups along columns."""
+        return self.stage.book_grid(self._view)[1]
 
     @cached_property
     def _book(self) -> Floats:
@@ -209,7 +217,7 @@ class CodebookDecoder:
         """
         stage = self.stage
         width = bits.code_width(stage.entries)
-        if stage.dim != 1 or self._n_groups != 1:
+        if stage.dim != 1 or prod(stage.book_grid(self._view)) != 1:
             return None
         if stage.planes:
             base, per_byte = stage.planes[0]

@@ -85,8 +85,10 @@ class LowRankDecoder:
     def _multiply(self, left: npt.NDArray[Any], block: Block, out: Floats, *, adds: bool) -> None:
         """Write the values of a block to ``out`` from its rows of the left factor, ``(n_rows, rank)``."""
         stage = self.stage
-        rows = np.arange(block.row, block.row_end) // (stage.row_scale.size or block.row_end)
-        of_rows = self._row_scales[rows]
+        if stage.row_scale.size:
+            of_rows = self._row_scales[np.arange(block.row, block.row_end) // stage.row_scale.size]
+        else:
+            of_rows = np.full(block.n_rows, self._row_scales[0])
         if self.can_add and out.flags.c_contiguous:
             decoding.decode_low_rank(left, self.right, of_rows, self._of_columns, out, adds=adds)
             return

@@ -52,6 +52,7 @@ class Placement:
     Attributes:
         row_order, column_order: For each stored row (column) the number of its view row (column); None if equal.
         stored_dtype: dtype of the elements of the view: that of the tensor; for pairs of a complex one, of its reals.
+        is_float32: Whether that is float32.
     """
 
     def __init__(self, record: TensorRecord, classes: Iterator[bytes]) -> None:
@@ -62,6 +63,7 @@ class Placement:
         dtype = np.dtype(record.dtype_info.numpy)
         self._has_pairs = record.dtype_info.is_complex and not record.is_raw  # one axis more, of length 2
         self.stored_dtype: np.dtype[Any] = np.empty(0, dtype).real.dtype if self._has_pairs else dtype
+        self.is_float32 = self.stored_dtype == np.float32
 
     def places(self, block: Block, out: npt.NDArray[Any]) -> Places:
         """Where the elements of a block go in the tensor ``out``."""
@@ -138,6 +140,8 @@ class Placement:
         They count elements. Element (i, j) of the view is at the sum of the offsets of row i and column j.
         """
         shape, layout = self.view.shape, self.layout
+        if layout.axes is None:
+            return np.arange(self.view.n_rows) * self.view.n_columns, np.arange(self.view.n_columns)
         axes = layout.axes or tuple(range(len(shape)))
         strides = np.cumprod((1, *shape[:0:-1]))[::-1] if shape else ()
         parts = []

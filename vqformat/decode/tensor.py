@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
@@ -12,6 +14,7 @@ import numpy.typing as npt
 
 from .. import native
 from ..errors import FormatError
+from ..forks import cached_property
 from ..format.layout import Block
 from ..format.records import TensorRecord
 from ..format.stages import CodebookStage, LowRankStage, RawStage, SharedSource, SparseStage, TrellisStage
@@ -29,6 +32,8 @@ _OVERFLOW = {"f16": np.float32(65520), "bf16": np.uint32(0x7F7F8000).view(np.flo
 _SEQUENCES = 1 << 13
 # Most elements of blocks that are decoded together, to use little memory (about 20 MB), and for speed
 FEW_ELEMENTS, MANY_ELEMENTS = 1 << 22, 1 << 24
+
+_NOTHING = contextlib.nullcontext()
 
 
 class SharedValues(Protocol):
@@ -80,17 +85,21 @@ class TensorDecoder:
                         freq = shared.freq_tables(stage.freq)
                         self.stages.append(TrellisDecoder(stage, self.view, mine, freq))
         self._check_bound()
-        self._scratch = threading.local()
+
+    @cached_property
+    def _scratch(self) -> threading.local:
+        return threading.local()
 
     def _check_bound(self) -> None:
         if not self.stages:
             return
         total = self.stages[0].bound
-        with np.errstate(over="ignore"):
-            for stage in self.stages[1:]:
-                total = np.float32(total + stage.bound)
+        if len(self.stages) > 1:
+            with np.errstate(over="ignore"):
+                for stage in self.stages[1:]:
+                    total = np.float32(total + stage.bound)
         dtype = self.record.dtype
-        if not np.isfinite(total) or total >= _OVERFLOW.get(dtype, np.float32(np.inf)):
+        if not math.isfinite(total) or total >= _OVERFLOW.get(dtype, np.float32(np.inf)):
             raise FormatError(f"tensor {self.record.name!r}: values up to {total} are possible, beyond dtype {dtype}",
                               clause="VAL-002")  # fmt: skip
 
@@ -169,17 +178,19 @@ class TensorDecoder:
         self, blocks: Sequence[Block], payloads: Sequence[list[bytes]], codes: Iterable[Codes] | None = None
     ) -> Sequence[Iterable[Any]]:
         """For each stage, for each block the second argument of its ``decode``: payloads or codes."""
-        if self.record.is_raw:
+        if self.record.is_raw or (len(self.stages) == 1 and isinstance(self.stages[0], CodebookDecoder)):
             return [payloads]
         prepared: list[Iterable[Any]] = []
+        decodes = not native.is_used()  # else payloads are only handed on
         first = 0
         for i, stage in enumerate(self.stages):
             last = first + stage.stage.n_payload()
-            with naming(self.record.name, stage=i), np.errstate(all="ignore"):
-                if codes is not None and isinstance(stage, TrellisDecoder):
-                    prepared.append(codes)
-                else:
-                    prepared.append(stage.prepare(blocks, [sections[first:last] for sections in payloads]))
+            if codes is not None and isinstance(stage, TrellisDecoder):
+                prepared.append(codes)
+            else:
+                mine = [sections[first:last] for sections in payloads]
+                with naming(self.record.name, stage=i), np.errstate(all="ignore") if decodes else _NOTHING:
+                    prepared.append(stage.prepare(blocks, mine))
             first = last
         return prepared
 
@@ -192,7 +203,7 @@ class TensorDecoder:
             with naming(self.record.name):
                 decode(of_stages[0], self.record.dtype_info, stage.split, out.reshape(-1))
             return
-        values = out if out.dtype == np.float32 else self._scratch_of("values", block)
+        values = out if self.placement.is_float32 else self._scratch_of("values", block)
         self._add_up(block, of_stages, values)
         if values is not out:
             with np.errstate(all="ignore"):
@@ -200,7 +211,8 @@ class TensorDecoder:
 
     def _add_up(self, block: Block, of_stages: Sequence[Any], out: Floats) -> None:
         """Write the sum of the first stages, as many as ``of_stages``, to ``out``, ``(n_rows, n_columns)``."""
-        with np.errstate(all="ignore"):  # subnormals must not raise, whatever the caller has set
+        # Subnormals must not raise, whatever the caller has set. Kernels raise nothing
+        with _NOTHING if all([stage.can_add for stage in self.stages]) else np.errstate(all="ignore"):
             for i, (decoder, of_stage) in enumerate(zip(self.stages, of_stages, strict=False)):
                 with naming(self.record.name, stage=i):
                     if i == 0:
@@ -216,7 +228,7 @@ class TensorDecoder:
     def _last_puts(self) -> bool:
         """Whether the last stage can put values in the places that the order of rows and columns gives them."""
         last = self.stages[-1] if self.stages else None
-        return isinstance(last, TrellisDecoder) and last.can_add and self.placement.stored_dtype == np.float32
+        return isinstance(last, TrellisDecoder) and last.can_add and self.placement.is_float32
 
     def _put(self, block: Block, of_stages: Sequence[Any], out: npt.NDArray[Any]) -> None:
         """Decode a block into its places in the tensor (SPEC 7.2), if ``_last_puts``."""
@@ -242,12 +254,13 @@ class naming:
     """Context manager that adds the name of the tensor, and the number of the stage, to a FormatError."""
 
     def __init__(self, name: str, stage: int | None = None) -> None:
-        self._where = f"tensor {name!r}" + ("" if stage is None else f", stage {stage}")
+        self._name, self._stage = name, stage
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
         if isinstance(err, FormatError) and not err.message.startswith("tensor "):
-            err.message = f"{self._where}: {err.message}"
+            stage = "" if self._stage is None else f", stage {self._stage}"
+            err.message = f"tensor {self._name!r}{stage}: {err.message}"
             err.args = (err.message,)

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import FormatError
 from . import metadata
 from .container import ChunkHead
-from .parse_records import parse_book, parse_freq, parse_layer, parse_tensor
+from .parse_records import Known, parse_book, parse_freq, parse_layer, parse_tensor
 from .parse_stages import Shared
 from .records import BookRecord, FreqRecord, Record, TensorRecord
 
@@ -54,10 +54,15 @@ class LayerInfo:
     first_sections: list[int]
 
     @classmethod
-    def parse(cls, chunk: ChunkHead, shared: Shared) -> LayerInfo:
-        """Parse the metadata of a LAYR chunk, and check that its section table fits the records (LYR-002)."""
+    def parse(cls, chunk: ChunkHead, shared: Shared, known: Known | None = None) -> LayerInfo:
+        """Parse the metadata of a LAYR chunk, and check that its section table fits the records (LYR-002).
+
+        Args:
+            known: Records of the layers before it in the file, for speed. It is filled.
+        """
         name, tensors = parse_layer(metadata.unpack(chunk.meta))
-        records = [parse_tensor(meta, shared) for meta in tensors]
+        known = {} if known is None else known
+        records = [parse_tensor(meta, shared, known) for meta in tensors]
         counts = (record.n_sections() if isinstance(record, TensorRecord) else 0 for record in records)
         first = list(accumulate(counts, initial=0))
         if first[-1] != len(chunk.sections):

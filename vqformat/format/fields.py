@@ -39,7 +39,7 @@ class Fields:
             high: A larger integer is a LimitError; None for no limit.
             clause: Id of the rule that sets ``low`` and ``high``.
         """
-        value = self.any()
+        value = next(self._left)
         if type(value) is not int:
             self.fail(f"{name} is {value!r:.80}, not an integer", "MET-008")
         if value < low:

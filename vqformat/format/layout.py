@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 ORDER_ROWS, ORDER_COLUMNS = 1, 2  # bits of order
 
@@ -20,8 +21,7 @@ class Layout:
     block_columns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):  # of which a tensor may have many: a dataclass would take longer to make
     """The stored rows ``row:row_end`` and stored columns ``column:column_end`` of a matrix."""
 
     row: int

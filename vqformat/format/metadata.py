@@ -84,7 +84,7 @@ def unpack(data: bytes) -> Any:
         # Faster than _validate, which is left for all else: maps, long arrays and what breaks a rule. Msgpack takes
         # memory for an array before it has its values, so only short ones are tried
         value = msgpack.unpackb(data, raw=False, strict_map_key=True, max_array_len=_SHORT)
-        if len(data) <= MAX_NODES and _is_plain(value, 1) and msgpack.packb(value, use_bin_type=True) == data:
+        if len(data) <= MAX_NODES and _is_plain(value) and msgpack.packb(value, use_bin_type=True) == data:
             return value
     except Exception:  # msgpack documents that it may raise any exception; _validate finds the fault
         pass
@@ -95,11 +95,17 @@ def unpack(data: bytes) -> Any:
         raise FormatError(f"metadata cannot be read: {err}", clause="MET-003") from err
 
 
-def _is_plain(value: Any, depth: int) -> bool:
+def _is_plain(value: Any) -> bool:
     """Whether a value has arrays and scalars of metadata only, and is not nested too deep."""
-    if type(value) is not list:
-        return type(value) in _PLAIN
-    return depth < MAX_DEPTH and all([type(item) in _PLAIN or _is_plain(item, depth + 1) for item in value])
+    values = [value]  # all of one depth
+    for _ in range(MAX_DEPTH):
+        found = set(map(type, values)) - _PLAIN
+        if not found:
+            return True
+        if found != {list}:
+            return False
+        values = [item for array in values if type(array) is list for item in array]
+    return False
 
 
 def _validate(data: bytes) -> None:

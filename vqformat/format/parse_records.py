@@ -8,6 +8,8 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import msgpack
+
 from ..errors import FormatError, LimitError, UnsupportedError
 from . import limits
 from .dtypes import DType, by_id
@@ -16,6 +18,11 @@ from .layout import ORDER_COLUMNS, ORDER_ROWS, Layout, View, make_view
 from .parse_stages import Shared, parse_stage, stage_id
 from .records import AliasRecord, BookRecord, FreqRecord, Record, TensorRecord
 from .stages import RAW, SPARSE
+
+# A record by all of its fields but the name. Many tensors of a model differ in their names only
+Known = dict[bytes, TensorRecord]
+_MOST_KNOWN, _MOST_KNOWN_NBYTES = 256, 1 << 10
+_SHORT_NAME = limits.MAX_NAME_NBYTES // 4  # characters of a name that cannot have too many bytes
 
 
 def parse_book(meta: Any) -> BookRecord:
@@ -59,15 +66,34 @@ def parse_layer(meta: Any) -> tuple[str, list[Any]]:
     return name, tensors
 
 
-def parse_tensor(meta: Any, shared: Shared) -> Record:
+def parse_tensor(meta: Any, shared: Shared, known: Known | None = None) -> Record:
     """The record of a tensor or an alias.
 
     Args:
         shared: The BOOK and FREQ chunks before it, against which it is checked.
+        known: Records of tensors before it in the file, for speed. It is filled.
 
     Raises:
         FormatError: It breaks a rule.
     """
+    if known is None or type(meta) is not list or len(meta) != 5:
+        return _parse_tensor(meta, shared)
+    fields = msgpack.packb(meta[1:])
+    if fields in known:
+        name = meta[0]
+        if type(name) is not str or len(name) > _SHORT_NAME or not name or "\0" in name:
+            name = _parse_name(Fields(meta, 5, f"tensor {name!r:.200}"))
+        return known[fields].renamed(name)
+    record = _parse_tensor(meta, shared)
+    assert isinstance(record, TensorRecord)
+    if len(fields) <= _MOST_KNOWN_NBYTES:
+        if len(known) >= _MOST_KNOWN:
+            known.clear()
+        known[fields] = record
+    return record
+
+
+def _parse_tensor(meta: Any, shared: Shared) -> Record:
     where = f"tensor {meta[0]!r:.200}" if type(meta) is list and meta and type(meta[0]) is str else "tensor record"
     is_alias = isinstance(meta, list) and len(meta) == 2
     fields = Fields(meta, 2 if is_alias else 5, where)

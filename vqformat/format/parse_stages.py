@@ -145,10 +145,13 @@ def _parse_codebook(meta: Any, view: View, dtype: DType, shared: Shared, where: 
 
 
 def _parse_source(meta: list[Any], n_books: int, known: tuple[int, ...], where: str) -> Source | TransformSource:
-    id = Fields(meta[:1], 1, f"{where}, source").integer("source id", 0, None, "CBK-007")
+    where = f"{where}, source"
+    id = meta[0] if meta and type(meta[0]) is int else -1
+    if id < 0:
+        id = Fields(meta[:1], 1, where).integer("source id", 0, None, "CBK-007")  # raises
     if id not in known:
-        raise UnsupportedError(f"{where}, source: unknown source id {id}", clause="CBK-007")
-    fields = Fields(meta, _SOURCE_FIELDS.get(id, 2), f"{where}, source")
+        raise UnsupportedError(f"{where}: unknown source id {id}", clause="CBK-007")
+    fields = Fields(meta, _SOURCE_FIELDS.get(id, 2), where)
     fields.any()
     if id == TABLE:
         return TableSource(fields.table_dtype("dtype"))

@@ -47,23 +47,29 @@ class TensorRecord:
     layout: Layout = field(default_factory=Layout)
     stages: tuple[Stage, ...] = ()
 
-    @property
+    @cached_property
     def n_elements(self) -> int:
         return prod(self.shape)
 
-    @property
+    @cached_property
     def dtype_info(self) -> DType:
         return BY_NAME[self.dtype]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of the decoded tensor; 4-bit elements count as half a byte."""
         return self.dtype_info.nbytes(self.n_elements)
 
-    @property
+    @cached_property
     def is_raw(self) -> bool:
         """Whether it is stored as bytes, by a raw or sparse raw stage."""
         return bool(self.stages) and isinstance(self.stages[0], (RawStage, SparseStage))
+
+    def renamed(self, name: str) -> TensorRecord:
+        """A record that differs in its name only. It has what this one has computed."""
+        record = object.__new__(TensorRecord)
+        record.__dict__.update(self.__dict__, name=name)
+        return record
 
     def view(self) -> View:
         return self._view
@@ -103,6 +109,10 @@ class TensorRecord:
 
     def n_payload(self) -> int:
         """Number of payload sections of each block."""
+        return self._n_payload
+
+    @cached_property
+    def _n_payload(self) -> int:
         n = 0
         for stage in self.stages:
             if isinstance(stage, (RawStage, SparseStage)):
@@ -118,6 +128,10 @@ class TensorRecord:
 
     def n_sections(self) -> int:
         """Number of sections of the tensor in its chunk."""
+        return self._n_sections
+
+    @cached_property
+    def _n_sections(self) -> int:
         if not self.stages:
             return 0
         return self.n_resident() + self.view().n_blocks * self.n_payload()

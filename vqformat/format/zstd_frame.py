@@ -9,6 +9,7 @@ import zstandard
 from ..errors import FormatError, LimitError
 from . import limits
 
+_MAGIC = b"\x28\xb5\x2f\xfd"
 _SHORT_NBYTES = 1 << 16  # a context keeps the memory that it had for longer ones
 
 
@@ -63,7 +64,9 @@ def _check_frame_header(frame: bytes, where: str) -> tuple[int, int]:
     Returns:
         Both in bytes. The window is 0 for a single-segment frame, which has none.
     """
-    if frame[:4] != b"\x28\xb5\x2f\xfd" or len(frame) < 5:
+    if frame[:4] == _MAGIC and len(frame) > 6 and frame[4] in (0x20, 0x60):  # as most short frames
+        return (frame[5] if frame[4] == 0x20 else (frame[5] | frame[6] << 8) + 256), 0
+    if frame[:4] != _MAGIC or len(frame) < 5:
         raise FormatError(f"{where}: it begins with {frame[:4].hex(' ')}, not like a zstd frame", clause="SEC-005")
     descriptor = frame[4]
     if descriptor & 0x08:

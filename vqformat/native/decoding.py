@@ -14,6 +14,7 @@ from . import _address, _instruction_set, _kernels
 
 _NARROW_PRECISION, _NARROW_ENTRIES = 12, 256  # slots of 32 bits hold these
 _MORE_SLOTS = 16  # TOGETHER in trellis.h
+_PLANE = struct.Struct("=4q")  # as decoding.c reads a plane
 _ONE = np.ones(1, np.float32)
 _FAULTS = {
     1: ("ANS-001", "a state is below 65536"),
@@ -151,26 +152,27 @@ def decode_codebook(
     n_codes = n_rows * n_subvectors
     assert _kernels is not None and out.dtype == np.float32 and len(planes) <= 16 and 0 <= width <= 16
     assert not adds or dim <= 512
-    expected = [-(-n_codes // n) for _, n in planes] or [(n_codes * width + 7) // 8]
-    assert list(map(len, sections)) == expected
+    assert [*map(len, sections)] == ([-(-n_codes // n) for _, n in planes] or [(n_codes * width + 7) // 8])
     n_groups = progressions[1].size if progressions is not None else len(book) // entries if book is not None else 0
-    last = sum(int(groups.max()) for groups in (row_groups, column_groups) if groups is not None)
+    last = 0
+    for groups, n in ((row_groups, n_rows), (column_groups, n_subvectors)):
+        if groups is not None:
+            assert groups.size == n and groups.dtype == np.int64
+            last += int(groups.max())
     assert last < n_groups and (book is None or book.shape == (n_groups * entries, dim))
-    assert row_groups is None or (row_groups.size == n_rows and row_groups.dtype == np.int64)
-    assert column_groups is None or (column_groups.size == n_subvectors and column_groups.dtype == np.int64)
     if scales is not None:
         assert row_scales is not None and row_scales.size == n_rows and row_scales.dtype == np.int64
         last_scale = (first_column + n_columns - 1) // scale_columns if scale_columns else 0
         assert scales.dtype == np.float32 and int(row_scales.max()) + last_scale < scales.size
     zero, steps = progressions if progressions is not None else (0, None)
-    fields = [field for section, plane in zip(sections, planes or ((0, 0),), strict=True)
-              for field in (_address(section), len(section), *plane)]  # fmt: skip
-    table = struct.pack(f"={len(fields)}q", *fields)
-    return bool(_kernels.codebook_decode(
-        _instruction_set(), n_rows, n_columns, dim, n_subvectors, entries, len(planes), width, _address(table),
-        _address(book), zero, _address(steps), _address(row_groups), _address(column_groups),
-        _address(scales), _address(row_scales), scale_columns, first_column, adds, _address(out),
-    ))  # fmt: skip
+    address = _kernels.address
+    table = b"".join([_PLANE.pack(address(section), len(section), *plane)
+                      for section, plane in zip(sections, planes or ((0, 0),), strict=True)])  # fmt: skip
+    return _kernels.codebook_decode(  # type: ignore[no-any-return]
+        _instruction_set(), n_rows, n_columns, dim, n_subvectors, entries, len(planes), width, address(table),
+        address(book), zero, address(steps), address(row_groups), address(column_groups),
+        address(scales), address(row_scales), scale_columns, first_column, adds, address(out),
+    )  # fmt: skip
 
 
 def decode_integers(
@@ -207,11 +209,12 @@ def decode_low_rank(
         adds: Whether the values are added to those in ``out``.
     """
     assert _kernels is not None and out.shape == (left.shape[0], right.shape[1]) and left.shape[1] == right.shape[0]
-    assert all(array.dtype == np.float32 for array in (left, right, row_scales, out))
+    assert left.dtype == right.dtype == row_scales.dtype == out.dtype == np.float32
     assert row_scales.size == out.shape[0] and (column_scales is None or column_scales.size == out.shape[1])
+    address = _kernels.address
     _kernels.lowrank_decode(
-        _instruction_set(), *out.shape, left.shape[1], _address(left), _address(right), _address(row_scales),
-        _address(column_scales), adds, _address(out),
+        _instruction_set(), *out.shape, left.shape[1], address(left), address(right), address(row_scales),
+        address(column_scales), adds, address(out),
     )  # fmt: skip
 
 

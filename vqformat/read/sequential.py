@@ -21,6 +21,7 @@ from ..format.container import FOOTER_NBYTES, HEADER_NBYTES, ChunkHead
 from ..format.copies import Copies
 from ..format.index_builder import IndexBuilder
 from ..format.layout import Block
+from ..format.parse_records import Known
 from ..format.records import AliasRecord, Record, TensorRecord
 from ..format.sections import SectionEntry, StoredSection, read_section, skip_section
 from ..format.stages import Size
@@ -68,6 +69,7 @@ class SequentialReader:
         self.cut_at: int | None = None
         self.copies = copies or Copies()
         self._shared = Shared()
+        self._known: Known = {}
         self._in_batches = in_batches
         self._allow_partial = allow_partial
         self._threads = threads
@@ -129,7 +131,7 @@ class SequentialReader:
                 case b"LAYR":
                     if not self._keep_total:
                         self._budget.drop_tensors()
-                    info = LayerInfo.parse(chunk, self._shared)
+                    info = LayerInfo.parse(chunk, self._shared, self._known)
                     self._index.check_names(info.records)
                     self.copies.add_chunk(chunk, info.records)
                     tensors = self._tensors(chunk, info)
