@@ -32,13 +32,13 @@ from .other_formats import is_core_ml, other_folder, other_format
 Kind = Literal[
     "vqm", "pytorch", "pytorch-index", "torchscript", "safetensors", "safetensors-index", "keras", "keras-shards",
     "hdf5", "onnx", "gguf", "npz", "npy", "pytorch-distributed", "torch-export", "savedmodel", "tensorflow", "tfjs",
-    "tflite", "flax", "flax-index", "vqm-index",
+    "tflite", "flax", "flax-index", "vqm-index", "pickle",
 ]  # fmt: skip
 
 READABLE = (
     "PyTorch checkpoints (.pt, .pth, .bin, also sharded or distributed; TorchScript, torch.export), safetensors (also"
     " sharded), Keras (.keras, .weights.h5, .h5), HDF5, TensorFlow (SavedModel, checkpoint, TensorFlow.js, .tflite),"
-    " Flax .msgpack, ONNX, GGUF, NumPy .npz and .npy, and .vqm can be read"
+    " Flax .msgpack, ONNX, GGUF, NumPy .npz, .npy and .pkl, and .vqm can be read"
 )
 MAX_JSON_NBYTES = 100_000_000
 
@@ -105,7 +105,10 @@ def detect_format(path: Path) -> tuple[Kind, Path]:
             return kind, path
     if path.suffix.lower() == ".onnx" or (_is_onnx(head) and not is_core_ml(head)):
         return "onnx", path
-    raise ConversionError(f"{str(path)!r} is {other_format(path, head) or _describe(head, size)}")
+    other = other_format(path, head)
+    if other is None and _is_pickle(head):
+        return "pickle", path
+    raise ConversionError(f"{str(path)!r} is {other or _describe(head, size)}")
 
 
 def _whole_of(path: Path) -> tuple[Kind, Path] | None:
@@ -265,15 +268,18 @@ def _is_onnx(head: bytes) -> bool:
     return len(head) > 2 and head[0] == 0x08 and 0 < head[1] < 32 and head[2] in fields
 
 
+def _is_pickle(head: bytes) -> bool:
+    """Whether this begins as a pickle of protocol 2 or a later one, and as no checkpoint of PyTorch that is cut."""
+    return head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and not (
+        _TORCH_LEGACY.startswith(head))  # fmt: skip
+
+
 def _describe(head: bytes, size: int) -> str:
     for magic, what in _OTHERS:
         if head.startswith(magic):
             return what if ";" in what else f"{what}; {READABLE}"
-    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
-        if _TORCH_LEGACY.startswith(head):
-            return "a PyTorch checkpoint that is cut short; fetch or save it again"
-        return ("a Python pickle that torch.save did not write; pickles of other programs are never loaded, since they"
-                " can run code: save a state dict with torch.save, or arrays with numpy.savez")  # fmt: skip
+    if _TORCH_LEGACY.startswith(head):
+        return "a PyTorch checkpoint that is cut short; fetch or save it again"
     if head[257:262] == b"ustar":
         return ("a tar archive: unpack it, or, if PyTorch before 0.4 wrote it, load it in PyTorch and save it with"
                 " torch.save")  # fmt: skip

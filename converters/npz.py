@@ -1,7 +1,8 @@
-"""Reading NumPy archives and arrays. Pickled objects are never loaded."""
+"""Reading NumPy archives and arrays. Pickled objects are never loaded; the arrays in them are read."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import zipfile
@@ -22,6 +23,8 @@ from vqformat.format.limits import MAX_RANK
 
 from .file_region import file_bytes
 from .model_folder import open_regular
+from .pickled_arrays import open_object_array, tensors_of_objects
+from .pytorch_storage import MAX_PICKLE_NBYTES
 from .source import Source
 from .zip_archive import leads_out
 
@@ -54,11 +57,10 @@ def open_npz(path: Path) -> Source:
                 continue
             name = member.filename.removesuffix(".npy")
             opener = _opener(archive, member)
-            tensor = _tensor(path, name, opener, partial(_read_member, opener), size=member.file_size,
+            found = _tensors(path, name, opener, partial(_read_member, opener), size=member.file_size,
                              notes=notes)  # fmt: skip
-            if tensor is not None:
-                tensors.append(tensor)
-            elif not notes[-1].endswith(_TEXTS):
+            tensors.extend(found)
+            if not found and not notes[-1].endswith(_TEXTS):
                 left_out.append(notes[-1])
         names = [tensor.name for tensor in tensors]
         if not tensors or len(set(names)) < len(names):
@@ -79,11 +81,17 @@ def open_npy(path: Path) -> Source:
     notes: list[str] = []
     with open_regular(path) as stream:
         size = stream.seek(0, 2)
-    tensor = _tensor(path, path.stem, lambda: open_regular(path), partial(file_bytes, path), size=size, notes=notes)
-    if tensor is None:
+    with _complaining(path, path.stem), open_regular(path) as stream:
+        _, _, dtype = _header(stream)
+        offset = stream.tell()
+    if dtype.kind == "O":
+        with contextlib.suppress(ConversionError):
+            return open_object_array(path, offset)
+    tensors = _tensors(path, path.stem, lambda: open_regular(path), partial(file_bytes, path), size=size, notes=notes)
+    if not tensors:
         raise ConversionError(f"{str(path)!r} is a NumPy file without a numeric array: {notes[0]}; save arrays of"
                               " numbers with numpy.savez")  # fmt: skip
-    return Source("npy", [tensor], {}, notes, {"format": "npy"})
+    return Source("npy", tensors, {}, notes, {"format": "npy"})
 
 
 def _opener(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
@@ -106,11 +114,13 @@ def _read_member(opener: Callable[[], IO[bytes]], offset: int, nbytes: int) -> n
     return data
 
 
-def _tensor(
+def _tensors(
     path: Path, name: str, opener: Callable[[], IO[bytes]], read: Callable[[int, int], npt.NDArray[np.uint8]],
     *, size: int, notes: list[str],
-) -> SourceTensor | None:  # fmt: skip
-    """An array as a tensor, after its header has been read; None, and a note, if it is not a tensor.
+) -> list[SourceTensor]:  # fmt: skip
+    """An array as a tensor, after its header has been read; none, and a note, if it is not a tensor.
+
+    The arrays in an array of Python objects are tensors each.
 
     Args:
         opener: Opens it as a file.
@@ -120,9 +130,14 @@ def _tensor(
     with _complaining(path, name), opener() as stream:
         shape, fortran_order, dtype = _header(stream)
         header_nbytes = stream.tell()
+        pickled = tensors_of_objects(stream, name) if dtype.kind == "O" and size <= MAX_PICKLE_NBYTES else []
+    if pickled:
+        notes.append(f"{name!r} has pickled objects: kept the arrays in them, under names that begin with"
+                     f" {name!r}, and left out their other values")  # fmt: skip
+        return pickled
     if dtype.kind in _NO_TENSORS or dtype.names is not None:
         notes.append(f"left out {name!r}: {_NO_TENSORS.get(dtype.kind, 'records of several fields')}")
-        return None
+        return []
     if dtype.kind == "V":
         raise ConversionError(f"{str(path)!r}: array {name!r} has dtype {dtype}, bytes without a meaning (numpy.savez"
                               " writes bfloat16 and the like so); save it as float32, or use safetensors")  # fmt: skip
@@ -145,7 +160,7 @@ def _tensor(
             flat = data.view(dtype)
         return flat.reshape(shape[::-1]).T if fortran_order else flat.reshape(shape)
 
-    return SourceTensor(name, info.name, shape, load)
+    return [SourceTensor(name, info.name, shape, load)]
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

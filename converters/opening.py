@@ -25,6 +25,7 @@ _READERS: dict[Kind, tuple[str, str]] = {
     "gguf": ("gguf", "open_gguf"),
     "npz": ("npz", "open_npz"),
     "npy": ("npz", "open_npy"),
+    "pickle": ("pickled_arrays", "open_pickle"),
     "pytorch-distributed": ("distributed", "open_distributed"),
     "torch-export": ("torch_export", "open_export"),
     "savedmodel": ("tensorflow", "open_saved_model"),
@@ -37,7 +38,7 @@ _READERS: dict[Kind, tuple[str, str]] = {
 _IN_SEVERAL_FILES = ("pytorch-index", "safetensors-index", "keras-shards", "pytorch-distributed", "savedmodel",
                      "tensorflow", "tfjs", "flax-index", "vqm-index")  # fmt: skip
 _WITH_OPTIMIZER = ("pytorch", "keras", "keras-shards", "hdf5", "pytorch-distributed", "savedmodel", "tensorflow",
-                   "flax")  # fmt: skip
+                   "flax", "pickle")  # fmt: skip
 
 
 def open_source(path: str | os.PathLike[str], *, include_optimizer: bool = False) -> Source:

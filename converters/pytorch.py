@@ -35,7 +35,7 @@ def open_pytorch(path: Path, *, include_optimizer: bool = False) -> Source:
     Raises:
         ConversionError: It is damaged, has no tensors, or would run code.
     """
-    opened = _Checkpoint(path, include_optimizer=include_optimizer)
+    opened = Checkpoint(CheckpointFile(path), include_optimizer=include_optimizer)
     return Source("pytorch", opened.sources(), {}, opened.notes, opened.origin, left_out=opened.left_out)
 
 
@@ -53,7 +53,7 @@ def open_sharded(index: Path) -> Source:
         kind, _ = detect_format(path)
         if kind != "pytorch":
             raise ConversionError(f"{str(path)!r} is of format {kind}; the shard of a PyTorch checkpoint was expected")
-        checkpoint = _Checkpoint(path, include_optimizer=False)
+        checkpoint = Checkpoint(CheckpointFile(path), include_optimizer=False)
         check_shard(index, shard, placed, checkpoint.named, left_out)
         sources.extend(checkpoint.sources(placed))
         notes.extend(checkpoint.notes)
@@ -84,7 +84,7 @@ class _Place:
                                  for part in self.value.parts]}  # fmt: skip
 
 
-class _Checkpoint:
+class Checkpoint:
     """A checkpoint whose tensors have names.
 
     Attributes:
@@ -94,8 +94,8 @@ class _Checkpoint:
         origin: ``vqm.source`` of SPEC section 18.
     """
 
-    def __init__(self, path: Path, *, include_optimizer: bool) -> None:
-        self._file = CheckpointFile(path)
+    def __init__(self, file: CheckpointFile, *, include_optimizer: bool) -> None:
+        self._file, path = file, file.path
         interpreter = Interpreter()
         try:
             self._root = interpreter.interpret(self._file.root)

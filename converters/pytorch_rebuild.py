@@ -153,7 +153,7 @@ def _array_of(
         if array.size > _MAX_STRINGS:
             return LeftOut("an array of texts that is too large")
         return array.tolist()
-    interpreter.notes.append(f"{join_keys(keys)!r} is an array of NumPy: kept as a tensor")
+    interpreter.noted_arrays.append(join_keys(keys))
     return array_tensor(interpreter, array)
 
 

@@ -24,7 +24,7 @@ from .pickled_tensors import Tensor, itemsize_of, storage_of
 from .strided_storage import are_sizes, array_of, brief, most_nbytes, n_spanned
 from .zip_archive import Archive
 
-_MAX_PICKLE_NBYTES = 1 << 30  # arrays of NumPy lie in it
+MAX_PICKLE_NBYTES = 1 << 30  # arrays of NumPy lie in it
 _MAX_EXPANSION = 4  # bytes of a tensor that repeats elements of its storage, over those of the storage
 
 
@@ -53,16 +53,19 @@ class CheckpointFile:
         self._memory: dict[str, bytes] = {}
         self._is_big_endian = False
         self._inflated: tuple[str, bytes] | None = None  # the compressed member that was read last
-        with open(path, "rb") as stream:
-            is_zip = stream.read(2) == b"PK"
         try:
-            self.root = self._open_zip() if is_zip else self._open_legacy()
+            self.root = self._open()
         except HostileError as err:
             raise ConversionError(f"{str(path)!r} is a PyTorch checkpoint that cannot be read: {err}; in the program"
                                   " that wrote it save a state dict: torch.save(model.state_dict(), …)"
                                   ) from err  # fmt: skip
         except PickleError as err:
             raise self.refuse(str(err)) from err
+
+    def _open(self) -> Any:
+        with open(self.path, "rb") as stream:
+            is_zip = stream.read(2) == b"PK"
+        return self._open_zip() if is_zip else self._open_legacy()
 
     def refuse(self, why: str) -> ConversionError:
         """The error for a checkpoint that is damaged; foreign names in it have any length and any characters."""
@@ -78,8 +81,8 @@ class CheckpointFile:
             if len(pickles) != 1:
                 raise self.refuse(f"it has {len(pickles)} members data.pkl")
             top = pickles[0].removesuffix("data.pkl")
-            if archive.nbytes(pickles[0]) > _MAX_PICKLE_NBYTES:
-                raise self.refuse(f"its pickle has {archive.nbytes(pickles[0])} bytes; at most {_MAX_PICKLE_NBYTES} are"
+            if archive.nbytes(pickles[0]) > MAX_PICKLE_NBYTES:
+                raise self.refuse(f"its pickle has {archive.nbytes(pickles[0])} bytes; at most {MAX_PICKLE_NBYTES} are"
                                   " allowed")  # fmt: skip
             if f"{top}byteorder" in archive.names() and archive.nbytes(f"{top}byteorder") < 16:
                 self._is_big_endian = self._member(archive, f"{top}byteorder").strip() == b"big"

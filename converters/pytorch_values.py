@@ -16,6 +16,7 @@ from .pytorch_rebuild import KNOWN, array_tensor
 from .strided_storage import brief
 
 _LONG_LIST = 4096  # numbers: such a list is stored as a tensor
+_FEW_ARRAYS = 8  # of which each has a note of its own
 
 
 class Interpreter:
@@ -26,6 +27,7 @@ class Interpreter:
         notes: What became something else.
         made: Values by the ``id`` of the placeholder or container.
         noted: For each class of objects whose parts are kept, where they are.
+        noted_arrays: Where arrays of NumPy are.
         n_modules: Modules found so far.
     """
 
@@ -35,6 +37,7 @@ class Interpreter:
         self.made: dict[int, Any] = {}
         self._kept: list[Any] = []  # so that no id is given again
         self.noted: dict[str, list[str]] = {}
+        self.noted_arrays: list[str] = []
         self.n_modules = 0
 
     def interpret(self, root: Any) -> Any:
@@ -47,6 +50,10 @@ class Interpreter:
             value = self.value(root, [], is_inside=False)
         except RecursionError as err:
             raise ConversionError(f"nested deeper than {MAX_DEPTH} levels") from err
+        if len(self.noted_arrays) > _FEW_ARRAYS:
+            self.notes.append(f"kept {len(self.noted_arrays)} arrays of NumPy as tensors")
+        else:
+            self.notes.extend(f"{place!r} is an array of NumPy: kept as a tensor" for place in self.noted_arrays)
         for name, places in self.noted.items():
             more = f" and {len(places) - 3} more" if len(places) > 3 else ""
             self.notes.append(f"kept the parts of {', '.join(map(repr, places[:3]))}{more}, without the class {name}")

@@ -12,7 +12,7 @@ import pytest
 from examples import some_of
 
 import vqformat
-from vqformat.encode.constant_tensors import is_counted, is_filter_bank, is_in_order
+from vqformat.encode.constant_tensors import are_scales, is_counted, is_designed, is_filter_bank, is_in_order
 from vqformat.encode.sensitivity import Statistics, Steps, has_recurrent_name
 
 Model = dict[str, np.ndarray]
@@ -102,6 +102,72 @@ def fourier(n: int = 512, n_frequencies: int = 257) -> np.ndarray:
 @pytest.mark.parametrize("kernels", [fourier(), fourier()[:, None], fourier().T, np.hanning(33)[None].astype("f4")])
 def test_filters_are_told_by_their_symmetry(kernels: np.ndarray) -> None:
     assert is_filter_bank(kernels)
+
+
+def angles(n: int = 512, dim: int = 64) -> np.ndarray:
+    """Angles of positions, (n, dim // 2), as the tables of transformers have them."""
+    return np.arange(n)[:, None] / 10000 ** (np.arange(0, dim, 2) / dim)
+
+
+def shifted_fourier(n: int = 512) -> np.ndarray:
+    """Kernels whose window has another middle than the waves: that of 400 samples in a transform of 512."""
+    window = np.pad(np.hanning(400) ** 0.85, (0, n - 400))
+    return (np.cos(2 * np.pi * np.arange(n // 2)[:, None] * np.arange(n) / n) * window).astype(np.float32)
+
+
+def constant_q(n: int = 2048) -> np.ndarray:
+    """Kernels of a constant-Q transform, (84, n): the higher a note is, the shorter."""
+    notes = 32.7 * 2 ** (np.arange(84) / 12)[:, None]
+    heights = np.exp(-(((np.arange(n) - n / 2) * notes / 2e5) ** 2))
+    return (np.cos(2 * np.pi * notes * np.arange(n) / 16000) * heights).astype(np.float32)
+
+
+DESIGNED = {
+    "positions": np.concatenate([np.sin(angles()), np.cos(angles())], axis=1).astype("f4"),
+    "rotary, of heads": np.cos(np.concatenate([angles(), angles()], axis=1)).astype("f4")[None, None],
+    "shifted window": shifted_fourier(), "constant Q": constant_q()[:, None],
+    "slopes times distances": (2.0 ** -np.arange(1, 9)[:, None, None] * -np.arange(300)).astype("f4"),
+    "coordinates": np.stack(np.meshgrid(np.linspace(-1, 1, 33), np.linspace(-1, 1, 33)))[None].astype("f4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DESIGNED)
+def test_waves_and_ramps_along_any_axis_are_no_weights(name: str) -> None:
+    found = sqnr({**LAYERS, "table": DESIGNED[name]})
+
+    assert is_designed(DESIGNED[name]) and found["table"] > 50
+
+
+@pytest.mark.parametrize("weights", [
+    normal(64, 33), normal(512, 16), normal(64, 16, 3, 3), 0.3 + normal(300, 40), np.eye(64, dtype="f4"),
+    np.cumsum(normal(64, 64), axis=1).astype("f4"), np.zeros((32, 32), "f4"),
+], ids=lambda weights: str(weights.shape))  # fmt: skip
+def test_weights_are_no_waves(weights: np.ndarray) -> None:
+    assert not is_designed(weights)
+
+
+def test_scales_of_groups_keep_the_precision_of_each() -> None:
+    scales = (10 ** (-3 * np.random.default_rng(0).random((64, 32)))).astype(np.float16)
+    stream = io.BytesIO()
+
+    vqformat.save_file({**LAYERS, "scales": scales}, stream)
+
+    found = vqformat.load(stream.getvalue())["scales"]
+    assert (np.abs(found - scales) <= scales * 2.0**-8.5).all()
+
+
+def test_scales_are_never_negative_and_seldom_zero() -> None:
+    scales = np.abs(normal(64, 64)) + np.float32(0.1)
+    assert are_scales(scales) and are_scales(np.where(np.eye(64, dtype=bool), np.float32(0), scales))
+    assert not are_scales(normal(64, 64)) and not are_scales(-scales) and not are_scales(np.maximum(normal(64, 64), 0))
+
+
+def test_repeated_small_filters_are_exact() -> None:
+    blur = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32) / 16 / 3
+
+    found = sqnr({**LAYERS, "blur": np.tile(blur, (64, 1, 1, 1))})
+
+    assert np.isinf(found["blur"])
 
 
 def test_a_fourier_transform_beside_weights_is_much_finer_than_they() -> None:

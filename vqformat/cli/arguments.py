@@ -129,7 +129,7 @@ def build_parser() -> Parser:
     convert = add("convert", "convert", "compress checkpoints to .vqm files", _METHOD_HELP + _methods() + _CONVERT_HELP)
     kinds = ("PyTorch checkpoint or safetensors (a file, or the index or folder of a sharded model), Keras .keras,"
              " .weights.h5 or .h5, HDF5, TorchScript, torch.export, TensorFlow (SavedModel, checkpoint, TensorFlow.js,"
-             " .tflite), Flax .msgpack, ONNX, GGUF, .npz, .npy, .vqm: the content tells; - is stdin")
+             " .tflite), Flax .msgpack, ONNX, GGUF, .npz, .npy, .pkl, .vqm: the content tells; - is stdin")
     convert.add_argument("sources", metavar="SRC", type=given, nargs="+", help=kinds)
     _add_output(convert, "FILE.vqm|DIR/", "default: beside SRC, its suffix replaced by .vqm; - is stdout, and the table"
                 " goes to stderr. If SRC is a model folder of Hugging Face and this does not end in .vqm, it is a new"

@@ -44,13 +44,15 @@ class Look:
     sensitivity: float
 
     def at(self, tensor: SourceTensor, array: Array) -> Looked:
-        """Find whether a tensor is a constant; if not, gather its statistics."""
+        """Find whether a tensor is a constant or has scales; if not, gather its statistics."""
         if not fits_float32(array):
             return Looked()
         if self.is_free and constant_tensors.is_constant(array, tensor.dtype, is_short=not self.has_step):
             return Looked(is_constant=True)
         if not self.has_step:
             return Looked()
+        if self.is_free and constant_tensors.are_scales(array):
+            return Looked(are_scales=True)
         return Looked(statistics=Statistics.of(short_reals(array), self.sensitivity, is_recurrent=tensor.in_sequence))
 
 
@@ -59,6 +61,7 @@ class Looked:
     """What a look at a tensor has found: that it was not trained, or its statistics, or neither."""
 
     is_constant: bool = False
+    are_scales: bool = False
     statistics: Statistics | None = None
 
 
@@ -67,13 +70,14 @@ class PlanPart:
     """The part of a plan that concerns one tensor, without values of any other.
 
     Attributes:
-        is_constant, rejected, statistics: See ``Plan``.
+        is_constant, are_scales, rejected, statistics: See ``Plan``.
         steps: The steps of all tensors, without their samples.
         factors: See ``Plan.feedback``.
         has_factors: Whether ``factors`` have been computed.
     """
 
     is_constant: bool
+    are_scales: bool
     rejected: str | None
     statistics: Statistics | None
     steps: Steps
@@ -91,6 +95,7 @@ class Plan:
         statistics: By name, the statistics of each tensor whose step is to be chosen. ``note`` adds to it.
         steps: The steps of these tensors. ``set_steps`` sets it.
         constants: Names of the tensors that were not trained. ``note`` adds to it.
+        scales: Names of the tensors of scales, which are coded finely. ``note`` adds to it.
         rejected: By name, why a tensor is not coded by the method of its wildcard.
         equal: Finds the tensors that are copies of others.
     """
@@ -98,6 +103,7 @@ class Plan:
     def __init__(self, tensors: Sequence[SourceTensor], options: Options, *, is_part: bool = False) -> None:
         self.tensors, self.options, self._is_part = tensors, options, is_part
         self.constants: set[str] = set()
+        self.scales: set[str] = set()
         self.statistics: dict[str, Statistics] = {}
         self.steps = self._few_steps = Steps([])
         self.rejected: dict[str, str] = {}
@@ -119,6 +125,8 @@ class Plan:
             return quantize.LOSSLESS
         if tensor.name in self.constants and not self.is_named(tensor):
             return quantize.LOSSLESS
+        if tensor.name in self.scales and not self.is_named(tensor):
+            return quantize.FINE
         if self.options.recipe is None or tensor.name in self.rejected:
             return None
         method, is_wildcard = self.options.recipe.method_for(tensor.name)
@@ -148,8 +156,9 @@ class Plan:
         statistics = self.statistics.get(tensor.name)
         if statistics is not None:
             statistics = replace(statistics, sample=statistics.sample[:0])
-        return PlanPart(tensor.name in self.constants, self.rejected.get(tensor.name), statistics, self._few_steps,
-                        self._factors.get(tensor.name), tensor.name in self._factors)  # fmt: skip
+        return PlanPart(tensor.name in self.constants, tensor.name in self.scales, self.rejected.get(tensor.name),
+                        statistics, self._few_steps, self._factors.get(tensor.name),
+                        tensor.name in self._factors)  # fmt: skip
 
     @classmethod
     def of_part(cls, tensor: SourceTensor, options: Options, part: PlanPart) -> Plan:
@@ -158,6 +167,8 @@ class Plan:
         plan.steps = part.steps
         if part.is_constant:
             plan.constants.add(tensor.name)
+        if part.are_scales:
+            plan.scales.add(tensor.name)
         if part.rejected is not None:
             plan.rejected[tensor.name] = part.rejected
         if part.statistics is not None:
@@ -179,6 +190,8 @@ class Plan:
         """Note what a look at a tensor has found."""
         if looked.is_constant:
             self.constants.add(tensor.name)
+        elif looked.are_scales:
+            self.scales.add(tensor.name)
         elif looked.statistics is not None:
             self.statistics[tensor.name] = looked.statistics
 

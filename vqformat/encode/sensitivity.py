@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..decode.tables import Floats
-from .constant_tensors import is_filter_bank
+from .constant_tensors import is_designed
 from .methods.layout import ShortFloats
 from .methods.uniform import ROUNDING
 from .sums import energy
@@ -42,7 +42,8 @@ _GAIN_POWER = 0.5  # the step is proportional to the inverse of this power of th
 _GAINS = (2.0, 16.0)  # the range to which the gain is clipped
 _SEQUENCE_LENGTH = 64  # number of layers for which a recurrent layer counts
 _UNKNOWN_DEPTH = 64  # number of layers that is assumed if layers come one at a time
-_FILTER_BANK = 2.0**-4  # factor of the step of a filter bank, through which all input of a network passes
+# Factor of the step of what was designed: filters through which all input of a network passes, tables of waves
+_DESIGNED = 2.0**-4
 # _DEFAULT: factor of the typical tensor's step with which none of the ten networks loses 2 % of its answers.
 # _COARSEST_DEFAULT: upper limit of the default step, relative to the scale. Networks of few layers would bear more
 _DEFAULT: float = 2.0**-7.4
@@ -77,7 +78,7 @@ class Statistics:
         sample: ``(n,)`` values, evenly spread.
         sensitivity: Loss by a squared error of an element, as a calibration has measured it; 0 if unknown.
         is_recurrent: Whether it is the kernel of a recurrent layer.
-        is_filter_bank: Whether it was designed, not trained.
+        is_designed: Whether it was designed, not trained.
     """
 
     n_values: int
@@ -86,7 +87,7 @@ class Statistics:
     sample: Floats
     sensitivity: float = 0.0
     is_recurrent: bool = False
-    is_filter_bank: bool = False
+    is_designed: bool = False
 
     @classmethod
     def of(cls, values: ShortFloats, sensitivity: float = 0.0, *, is_recurrent: bool = False) -> Statistics:
@@ -100,7 +101,7 @@ class Statistics:
         sample = flat[::stride].astype(np.float32)
         deviation = root_mean_square(flat)
         scale = float(np.abs(sample).mean(dtype=np.float64)) / _NORMAL_MAGNITUDE if sample.any() else deviation
-        return cls(flat.size, deviation, scale, sample, sensitivity, is_recurrent, is_filter_bank(values))
+        return cls(flat.size, deviation, scale, sample, sensitivity, is_recurrent, is_designed(values))
 
     @property
     def norm(self) -> float:
@@ -112,7 +113,7 @@ class Statistics:
         size = min(self.n_values, _LARGEST_SIZE)
         gain = self.deviation * math.pow(size, 0.25)  # amplification of noise by a square matrix of independent values
         of_gain = math.pow(min(max(gain, _GAINS[0]), _GAINS[1]), _GAIN_POWER)
-        return math.pow(size, _SIZE_POWER) / of_gain * (_FILTER_BANK if self.is_filter_bank else 1.0)
+        return math.pow(size, _SIZE_POWER) / of_gain * (_DESIGNED if self.is_designed else 1.0)
 
     def entropy_nbytes(self, step: float) -> float:
         """Estimate of the bytes of its codes with a step: their entropy."""

@@ -15,13 +15,16 @@ enum { SCALAR, AVX2, AVX512, N_INSTRUCTION_SETS };
 
 #if defined(__GNUC__)
 #define ALWAYS_INLINE inline __attribute__((always_inline))
-#define PREFETCH(place) __builtin_prefetch(place, 1) /* to write there */
+#define PREFETCH_TO_READ(place) __builtin_prefetch(place)
+#define PREFETCH_TO_WRITE(place) __builtin_prefetch(place, 1)
 #elif defined(_MSC_VER)
 #define ALWAYS_INLINE __forceinline
-#define PREFETCH(place) ((void)(place))
+#define PREFETCH_TO_READ(place) ((void)(place))
+#define PREFETCH_TO_WRITE(place) ((void)(place))
 #else
 #define ALWAYS_INLINE inline
-#define PREFETCH(place) ((void)(place))
+#define PREFETCH_TO_READ(place) ((void)(place))
+#define PREFETCH_TO_WRITE(place) ((void)(place))
 #endif
 
 #endif

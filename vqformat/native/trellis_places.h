@@ -117,7 +117,7 @@ static ALWAYS_INLINE void prefetch_runs(const Lanes *l, const Part *p)
         for (int64_t j = p->from; j < p->to && a * b->tile_columns + j < b->n_columns; j++) {
             const float *const run = run_of(b, a * b->tile_columns + j);
             for (int64_t row = 0; row < b->n_rows; row += WIDTH)
-                PREFETCH(run + row);
+                PREFETCH_TO_WRITE(run + row);
         }
 }
 

@@ -9,12 +9,6 @@
 
 #include "viterbi_steps.h"
 
-#if defined(__GNUC__)
-#define PREFETCH __builtin_prefetch
-#else
-#define PREFETCH(address) (void)(address)
-#endif
-
 static void find_places(Lanes *l, int64_t step, int n)
 {
     int64_t i = step / l->width, j = step % l->width;
@@ -40,12 +34,12 @@ static void find_places(Lanes *l, int64_t step, int n)
 static void prefetch(const Search *s, int64_t place)
 {
     for (int c = 0; c < CHUNK; c += CACHE_LINE / (int)sizeof(float)) {
-        PREFETCH(s->points + place + c);
+        PREFETCH_TO_READ(s->points + place + c);
         if (s->weights)
-            PREFETCH(s->weights + place + c);
+            PREFETCH_TO_READ(s->weights + place + c);
     }
     if (s->contexts)
-        PREFETCH(s->contexts + place);
+        PREFETCH_TO_READ(s->contexts + place);
 }
 
 static void load_chunk(Lanes *l, int64_t step, int n)

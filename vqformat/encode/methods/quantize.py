@@ -28,6 +28,7 @@ from .lowrank import quantize_low_rank, rank_for_bits
 from .uniform import ROUNDING, quantize_uniform
 
 LOSSLESS = parse_method("lossless")
+FINE = parse_method("fine")
 
 
 
