@@ -30,6 +30,9 @@ LINES = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlin
 SETUP = [line for line in LINES if line.startswith("python3 -m venv")]
 SHELL = [line for line in LINES if line not in SETUP]
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+EXAMPLES = ROOT / ".github" / "docs" / "examples.md"  # whose sections are run one by one, in several languages
+SECTIONS = dict(re.findall(r"^## (.*)\n((?:(?!^## ).*\n)*)", EXAMPLES.read_text("utf-8"), re.MULTILINE))
+PROGRAMS = {"c": "print_weights.c", "js": "print_weights.mjs"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(state, folder / "model.pt")
     safetensors.save_file(state, folder / "model.safetensors")
     shutil.copy(CHECKPOINT, folder / "lenet.pt")
-    shutil.copy(ROOT / ".github" / "docs" / "examples" / "vision.py", folder)
+    for model in EXAMPLES.with_suffix("").glob("*.py"):
+        shutil.copy(model, folder)
     _save_onnx_model(folder / "model.onnx")
     keras = pytest.importorskip("keras")
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(8, 3), keras.layers.Flatten(),
@@ -120,6 +124,55 @@ def test_commands_and_then_snippets_run_one_after_another(is_alone: bool, folder
         assert done.returncode == 0, f"{text}\n{done.stderr}"
 
 
+@pytest.fixture(scope="module")
+def pictures(warm: WarmPython, folder: Path) -> Path:
+    """The file that the first example makes, of which others take the weights."""
+    _run_example("Pictures", warm, folder)
+    return folder / "pictures.vqm"
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_examples_run(title: str, warm: WarmPython, folder: Path, pictures: Path) -> None:
+    if title == "C":
+        _skip_without_c(folder)
+        for name in ("vqm.c", "vqm.h"):
+            shutil.copy(ROOT / "vqformat" / "native" / name, folder)
+    if title == "JavaScript":
+        _skip_without_node()
+        shutil.copytree(FIXTURES / "decoders" / "javascript", folder / "javascript")
+    if title != "Pictures":
+        _run_example(title, warm, folder)
+    assert pictures.stat().st_size < 60_000
+
+
+def _run_example(title: str, warm: WarmPython, folder: Path) -> None:
+    for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", SECTIONS[title], re.MULTILINE | re.DOTALL):
+        if kind in PROGRAMS:
+            (folder / PROGRAMS[kind]).write_text(text, "utf-8")
+            continue
+        for code in [text] if kind == "python" else text.splitlines():
+            done = warm.run(code) if kind == "python" else subprocess.run(
+                code, shell=True, cwd=folder, capture_output=True, text=True, check=False)  # fmt: skip
+            assert done.returncode == 0, f"{code}\n{done.stderr}"
+    assert done.stdout  # each prints what it has found
+
+
+def _skip_without_c(folder: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler (cc)")
+    command = "echo 'int main(void) { return 0; }' | cc -x c -include zstd.h - -x none -lzstd -o with_zstd"
+    if subprocess.run(command, shell=True, cwd=folder, capture_output=True, check=False).returncode:
+        pytest.skip("there is no zstd.h, or no libzstd to link with: on Debian they are in libzstd-dev")
+
+
+def _skip_without_node() -> None:
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
+    if int(version.lstrip("v").split(".")[0]) < 18:
+        pytest.skip(f"node {version.strip()} is older than version 18")
+
+
 def test_a_device_that_reads_needs_three_packages(tmp_path: Path) -> None:
     code = """if True:
         import importlib.abc, sys
@@ -153,7 +206,7 @@ def test_a_device_that_reads_needs_three_packages(tmp_path: Path) -> None:
     assert "pip install ml_dtypes" in done.stdout
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, EXAMPLES], ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), target
@@ -163,8 +216,9 @@ def test_readme_is_short_and_leads_to_every_page() -> None:
     text = README.read_text("utf-8")
 
     assert len(text.splitlines()) <= 200
-    assert {page.stem for page in (ROOT / ".github" / "docs").glob("*.md")} == {page.stem for page in PAGES[1:]}
+    assert set((ROOT / ".github" / "docs").glob("*.md")) == {*PAGES[1:], EXAMPLES}
     assert all(f"](.github/docs/{page.name})" in text for page in PAGES[1:])
+    assert f"]({EXAMPLES.name})" in TEXT
 
 
 def test_the_first_commands_table_is_the_one_shown(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ FORMATS = {".safetensors": write_safetensors, ".pt": write_torch, ".npz": write_
            ".onnx": write_onnx, ".gguf": write_gguf}  # fmt: skip
 
 
+@pytest.mark.usefixtures("forked_libhdf5")
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_they_are_stored_once_and_come_back_as_two(tmp_path: Path, suffix: str) -> None:
     write: Callable[[Path, dict[str, Any]], None] = FORMATS[suffix]

@@ -21,7 +21,8 @@ pytest.importorskip("h5py", reason="h5py is not installed: pip install 'vqformat
 keras = pytest.importorskip("keras", reason="Keras is not installed: pip install 'vqformat[test]'")
 from vqformat.keras import load_weights, save_model  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
+pytestmark = [pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer"),
+              pytest.mark.usefixtures("forked_libhdf5")]  # fmt: skip
 L = keras.layers
 
 
