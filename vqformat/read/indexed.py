@@ -24,6 +24,7 @@ from .footer import read_index
 from .indexed_chunks import HELD_NBYTES, TAIL_NBYTES, IndexedChunks, IndexedTables
 from .random_access import RandomInput
 from .stored_tensor import ChunkSections, StoredTensor
+from .work import Work
 
 Array = npt.NDArray[Any]
 
@@ -71,6 +72,7 @@ class IndexedReader:
         self._input = RandomInput(stream)
         self._budget = budget or Budget()
         self._lock = ForkSafeLock()  # guards _layers, _tables and _budget
+        self._work = Work(self._budget.max_total_nbytes, self._input.nbytes)
         self._layers: dict[int, _Layer] = {}
         try:
             self.index = read_index(self._input, TAIL_NBYTES, HELD_NBYTES, self._budget.take_index)
@@ -170,6 +172,7 @@ class IndexedReader:
                 self._input.hold(b"head", self._chunks.start_of_tables(at, end, 2 * TAIL_NBYTES), end)
                 chunk = self._chunks.head(at)
                 info = LayerInfo.parse(chunk, self._tables.before(at))
+                self._work.count_records(len(info.records), info.name)
                 self._check_layer(at, info)
                 found = self._layers[at] = _Layer.of(chunk, info)
             return found
@@ -257,14 +260,24 @@ class IndexedReader:
             self._budget.check_tables(record)
         if not record.n_elements:
             return allocate(record) if out is None else out
-        stored = self._stored(record, layer, first)
+        stored = self._stored(entry.name, record, layer, first)
         groups = stored.groups(range(stored.decoder.view.n_blocks), MANY_ELEMENTS if out is None else FEW_ELEMENTS)
         return stored.decode_all(groups, out, threads)
 
-    def _stored(self, record: TensorRecord, layer: _Layer, first: int) -> StoredTensor:
-        """A tensor with elements, from its record, its layer and the number of its first section in that."""
+    def _stored(self, name: str, record: TensorRecord, layer: _Layer, first: int) -> StoredTensor:
+        """A tensor with elements, from its record, its layer and the number of its first section in that.
+
+        Args:
+            name: Of the tensor, or of the alias by which it is decoded.
+        """
+        is_first = self._work.is_first(name)
+        if is_first:
+            self._work.count_tensor(record)
         sections = ChunkSections(self._input, layer.chunk, layer.spans, first)
-        return StoredTensor(record, sections, self._tables, most_held_nbytes=HELD_NBYTES)
+        stored = StoredTensor(record, sections, self._tables, most_held_nbytes=HELD_NBYTES)
+        if is_first:
+            self._work.count_tables(stored.decoder)
+        return stored
 
     def stored(self, name: str) -> StoredTensor | None:
         """A tensor, for an alias its target, whose blocks can be read one by one; None if it has no elements."""
@@ -273,7 +286,7 @@ class IndexedReader:
             return None
         self._budget.check_tables(record)
         with self._input.clearing_on_error():
-            return self._stored(record, layer, first)
+            return self._stored(name, record, layer, first)
 
     def _hold(self, entry: Entry, most_nbytes: int) -> None:
         """Read the layer of a tensor, and the BOOK and FREQ chunks directly before it, at once, unless it is large."""
@@ -302,7 +315,7 @@ class IndexedReader:
         budget.take(TensorRecord(record.name, record.dtype, region.shape))
         budget.check_tables(record)
         with self._input.clearing_on_error():
-            stored = self._stored(record, layer, first)
+            stored = self._stored(name, record, layer, first)
             return region.gather(stored.decoder, stored.values(region.blocks(stored.decoder)))
 
     def parts(self, name: str, threads: int = 1) -> Iterator[tuple[tuple[Any, ...], Array]]:
@@ -316,7 +329,7 @@ class IndexedReader:
             return
         self._budget.check_tables(record)
         with self._input.clearing_on_error():
-            stored = self._stored(record, layer, first)
+            stored = self._stored(name, record, layer, first)
         if stored.decoder.placement.stored_dtype != record.dtype_info.numpy:  # blocks may part pairs of reals
             yield (), self.tensor(name, threads)
             return
