@@ -18,6 +18,7 @@ from ..format.stages import (
     CodebookStage,
     LowRankStage,
     ProgressionSource,
+    RawStage,
     Size,
     SparseStage,
     Stage,
@@ -31,7 +32,8 @@ _PER_BOUND = 4  # units for each byte of the caller's bound on the total
 
 # Units: about 0.6 ns each on a slow processor with NumPy alone. A byte that is decompressed or decoded is one
 _TENSOR = 50_000  # the objects of a tensor or alias
-_RAW, _SPARSE = 2, 5  # a byte of a raw stage, of a sparse one
+_SPLIT = 2  # a byte of byte planes
+_BARE, _MARKED = 1, 4  # a byte of a sparse raw stage: of words that have no bytes in the planes, and of the others
 _OF_VALUE = 4  # a value of a stage: its bytes as float32. As many for its scale
 _OF_TRELLIS_VALUE = 128
 _OF_PLACE = 32  # an element that is put where the order of rows and columns, or of axes, says
@@ -109,12 +111,20 @@ def units_of(record: TensorRecord) -> int:
     view = record.view()
     units = max(record.nbytes, record.n_elements) + sum(map(sum, record.resident_nbytes()))
     if record.is_raw:
-        units += (_SPARSE if isinstance(record.stages[0], SparseStage) else _RAW) * record.nbytes
+        units += _of_bytes(record)
     else:
         units += sum(_of_stage(stage, view) for stage in record.stages)
     if record.layout.axes is not None or record.layout.order:
         units += _OF_PLACE * view.n_rows * view.n_columns
     return units
+
+
+def _of_bytes(record: TensorRecord) -> int:
+    (stage,) = record.stages
+    if isinstance(stage, SparseStage):
+        return _BARE * record.nbytes + _MARKED * sum(stage.counts) * record.dtype_info.word_nbytes
+    assert isinstance(stage, RawStage)
+    return record.nbytes * (_SPLIT if stage.split else 1)
 
 
 def _of_stage(stage: Stage, view: View) -> int:
