@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-from vqmbuilder import Chunk, Entry, Section, chunk, file, frame, layr, libzstd, meta, rle_blocks, section
-from vqmtensors import DTYPES, Layout, Tensor, alias, empty, raw, tensor
+from vqmbuilder import Chunk, Entry, Section, chunk, file, frame, layr, libzstd, meta, rle_blocks, section, u32
+from vqmtensors import DTYPES, Layout, Tensor, alias, column, empty, raw, tensor
 from vqmtrellis import Freq, Trellis
 
 LARGEST_NBYTES = 1 << 28  # of a resident section or a BOOK
@@ -82,6 +82,74 @@ def many_lanes(n_blocks: int = 8000, *, has_classes: bool = True) -> bytes:
     freq = Freq(8, (bytes([17, 17]),) * 2)
     stage = Trellis(codes, freq, (1, 4), np.ones((1, 2), np.float32), column_classes=classes)
     return compact(freq.chunk(), layr("", tensor("w", "f32", codes.shape, stage, layout=Layout(None, 1, 0, 1, 4))))
+
+
+def _arithmetic(
+    name: str, shape: tuple[int, int], stages: list[object], sections: list[Section], block_rows: int = 0
+) -> Tensor:
+    """A tensor of float32 with these stages, whose values are not computed here."""
+    record = [name, DTYPES["f32"].id, list(shape), Layout(None, 1, 0, block_rows, 0).record(), stages]
+    return Tensor(record, tuple(sections), Entry(name.encode(), DTYPES["f32"].id, shape), "f32", shape, b"")
+
+
+def many_sums(n: int) -> bytes:
+    """Tensors of 16 MiB that are the sum of 16 stages, with codes of 0 bits."""
+    stage = [1, 1, 1, [0, 11], 0, 0, 0, None, []]
+    sections = [section(bytes(4))] * 16 + [section(b"")] * 16
+    return compact(*(layr("", _arithmetic(f"w{i}", (1, 1 << 22), [stage] * 16, sections)) for i in range(n)))
+
+
+def many_products(n: int, rank: int = 4096) -> bytes:
+    """Tensors of 64 MiB, each a product of two matrices of high rank."""
+    block_rows = 1024
+    stage = [2, rank, [2, []], [2, []], [11, 0], [11, 0]]
+    sections = [section(bytes(4))] * 2 + [zeros(rank * 4096 // 8)] + [zeros(block_rows * rank // 8)] * 4
+    return compact(layr("", *(_arithmetic(f"w{i}", (4096, 4096), [stage], sections, block_rows) for i in range(n))))
+
+
+def many_steps(n: int, lanes: int = 16) -> bytes:
+    """Trellis stages of few sequences, which take many steps."""
+    stage = [4, [1, 0], None, None, 0, 0, 0, [1, 64 * lanes]]
+    sections = [section(bytes(4)), section(u32(1 << 16) * lanes)]
+    tensors = (_arithmetic(f"w{i}", (lanes, 64 * lanes), [stage], sections) for i in range(n))
+    return compact(Freq(1, (b"\1",)).chunk(), layr("", *tensors))
+
+
+def many_slots(n: int) -> bytes:
+    """Trellis stages of one element each, which use all 4,194,304 slots of a FREQ."""
+    stage = [4, [1, 0], [11, 4], None, 3, 0, 0, [1, 1]]
+    sections = [section(bytes(4)), section(b"\xff"), section(b"\xff"), section(u32(1 << 16))]
+    tensors = (_arithmetic(f"w{i}", (1, 1), [stage], sections) for i in range(n))
+    return compact(Freq(12, (b"\1",) * 1022).chunk(), layr("", *tensors))
+
+
+def many_orders(n: int) -> bytes:
+    """Tensors of 16 MiB whose axes are exchanged and whose rows are in another order."""
+    stage = [1, 1, 1, [0, 11], 0, 0, 0, None, []]
+    tensors = []
+    for i in range(n):
+        item = _arithmetic(f"w{i}", (2048, 2048), [stage], [zeros(1 << 22), section(bytes(4)), section(b"")])
+        item.record[3] = Layout((1, 0), 2, 1, 0, 0).record()
+        tensors.append(item)
+    return compact(*(layr("", item) for item in tensors))
+
+
+def many_words(n: int) -> bytes:
+    """Sparse tensors of 16 MiB that have all words."""
+    size = 1 << 22
+    tensors = []
+    for i in range(n):
+        ones = [Section(frame(count, blocks=rle_blocks(byte, count), window=_WINDOW), is_zstd=True)
+                for byte, count in ((255, size // 8), *[(1, size)] * 4)]  # fmt: skip
+        sections = [ones[0], section(b""), *ones[1:]]
+        tensors.append(_arithmetic(f"w{i}", (1, size), [[5, 2, column([size])]], sections))
+    return compact(*(layr("", item) for item in tensors))
+
+
+def large_aliases(n: int) -> bytes:
+    """Aliases of a tensor of 16 MiB."""
+    target = _arithmetic("w", (1, 1 << 22), [[1, 1, 1, [0, 11], 0, 0, 0, None, []]], [section(bytes(4)), section(b"")])
+    return compact(layr("", target, *(alias(f"a{i}", target) for i in range(n))))
 
 
 def many_tensors(n: int = 1_000_000, rank: int = 32, in_layer: int = 25_000) -> bytes:

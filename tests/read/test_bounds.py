@@ -22,6 +22,7 @@ from vqformat.format.chunks import LayerInfo
 from vqformat.format.index import Index
 from vqformat.format.index_builder import IndexBuilder
 from vqformat.format.records import TensorRecord
+from vqformat.read import work
 from vqformat.read.budget import Budget
 from vqformat.read.contents import read_contents
 from vqformat.read.indexed import IndexedReader
@@ -309,3 +310,69 @@ def test_few_names_are_searched_for_similar_ones(monkeypatch: pytest.MonkeyPatch
     searched.clear()
     str(vqformat.TensorNotFoundError("x" * 1000, names))
     assert searched == []
+
+
+WORK = {
+    "sums": vqm_attacks.many_sums, "products": vqm_attacks.many_products, "steps": vqm_attacks.many_steps,
+    "slots": vqm_attacks.many_slots, "orders": vqm_attacks.many_orders, "words": vqm_attacks.many_words,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", WORK)
+@pytest.mark.parametrize("read", [*READS[:-1], lambda data: read_contents(io.BytesIO(data))])
+def test_work_is_bounded_by_the_bytes_of_a_file(read: Read, attack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "_PER_BYTE", 100)  # so that the test does not take long
+    data = WORK[attack](2)
+    assert len(data) < 10_000
+
+    with pytest.raises(LimitError, match=r"units of work; at \d+ bytes 10000000 are allowed"):
+        read(data)
+
+
+def test_a_larger_bound_of_the_caller_allows_more_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "_PER_BYTE", 10)
+    data = vqm_attacks.large_tensor(1 << 23)
+
+    with pytest.raises(LimitError, match="and more by a larger max_total_bytes"):
+        load(data)
+    load(data, max_total_bytes=1 << 23)
+
+
+def test_aliases_that_are_decoded_each_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "_PER_BYTE", 1000)
+    data = vqm_attacks.large_aliases(5)
+
+    load(data)
+    with pytest.raises(LimitError, match="units of work"):
+        open_all(data)
+
+
+def test_a_tensor_that_is_decoded_again_and_again_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "_PER_BYTE", 1000)
+    data = vqm_attacks.large_aliases(1)
+    with safe_open(io.BytesIO(data)) as f:
+        for _ in range(5):
+            f["w"]
+            f.get_slice("w")[:, :3]
+
+
+def test_tensors_without_elements_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "_PER_BYTE", 100)
+    data = vqm_attacks.many_tensors(300, 1)
+
+    for read in (load, verify, infos, stream_layers):
+        with pytest.raises(LimitError, match="units of work"):
+            read(data)
+
+
+def test_a_stream_of_unknown_size_may_ask_for_work_as_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "_PER_BYTE", 4)
+    array = np.random.default_rng(0).integers(0, 255, 1 << 20, np.uint8)
+    data = vqformat.save({"a": array, "b": array[::-1]})
+
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    monkeypatch.setattr(work, "size_of", lambda stream: 0)
+    vqformat.load_file(Pipe(data))

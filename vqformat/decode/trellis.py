@@ -117,6 +117,12 @@ class TrellisDecoder:
         return decoding.TrellisSlots.of(self._freq.frequencies(used), self._freq.precision, self.stage.n_books)
 
     @property
+    def table_sizes(self) -> tuple[int, int]:
+        """Number of slots, and of frequencies, of all tables that the stage uses."""
+        n_tables = self._n_contexts * self.stage.n_books
+        return n_tables << self._freq.precision, n_tables * self.stage.entries
+
+    @property
     def kind(self) -> tuple[object, ...]:
         """Stages of the same kind can be decoded together."""
         return self.stage.trellis, self.slots.precision, self.slots.symbols.dtype

@@ -13,8 +13,7 @@ from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, allocate
 from ..errors import FormatError, TensorNotFoundError
 from ..forks import ForkSafeLock, cached_property
 from ..format.chunks import LayerInfo, parse_meta
-from ..format.container import COPY, ChunkHead
-from ..format.copies import Copies, read_copies
+from ..format.container import ChunkHead
 from ..format.index import Entry
 from ..format.limits import MAX_META_COPY_NBYTES
 from ..format.records import AliasRecord, TensorRecord
@@ -24,6 +23,7 @@ from .footer import read_index
 from .indexed_chunks import HELD_NBYTES, TAIL_NBYTES, IndexedChunks, IndexedTables
 from .random_access import RandomInput
 from .stored_tensor import ChunkSections, StoredTensor
+from .work import Work
 
 Array = npt.NDArray[Any]
 
@@ -73,6 +73,7 @@ class IndexedReader:
         self._input = stream if isinstance(stream, RandomInput) else RandomInput(stream)
         self._budget = budget or Budget()
         self._lock = lock or ForkSafeLock()  # guards _layers, _tables and _budget
+        self._work = Work(self._budget.max_total_nbytes, self._input.nbytes)
         self._layers: dict[int, _Layer] = {}
         try:
             before = self._budget.index_nbytes
@@ -124,8 +125,7 @@ class IndexedReader:
     def _check_copy(self, meta: bytes) -> None:
         """Compare the metadata of META with its copy in the index, which is empty if the metadata is too long."""
         if self.index.meta_copy != (meta if len(meta) <= MAX_META_COPY_NBYTES else b""):
-            raise FormatError("the index's copy of META differs from META", clause="IDX-001",
-                              offset=self.index.span(0)[0])  # fmt: skip
+            raise FormatError("the index's copy of META is another one", clause="IDX-001", offset=self.index.span(0)[0])
 
     def _meta(self) -> bytes:
         """The metadata of META itself."""
@@ -154,19 +154,8 @@ class IndexedReader:
     @cached_property
     def holders(self) -> dict[str, str]:
         """For each alias that is not the same array as its target: the alias whose array it is, see ``Copies``."""
-        copies, index = Copies(), self.index
-        if not len(index.chunks_of(COPY)):
-            return {}
-        for at in index.chunks_of(b"LAYR").tolist():
-            entries = map(index.entry, index.tensors_of(at))
-            aliases = [(entry.name, entry.target) for entry in entries if entry.target is not None]
-            is_said = bool(aliases) and index.chunk_type(at - 1) == COPY
-            copies.add_aliases(self._read_copies(at - 1) if is_said else {}, aliases)
-        return copies.holders
-
-    def _read_copies(self, at: int) -> dict[str, Any]:
         with self._input.clearing_on_error():
-            return read_copies(self._chunks.head(at))
+            return self._chunks.copies().holders
 
     def described(self, name: str) -> tuple[Entry, TensorRecord | None, str, int]:
         """What the file states about a tensor.
@@ -195,6 +184,7 @@ class IndexedReader:
                 self._input.hold(b"head", self._chunks.start_of_tables(at, end, 2 * TAIL_NBYTES), end)
                 chunk = self._chunks.head(at)
                 info = LayerInfo.parse(chunk, self._tables.before(at))
+                self._work.count_records(len(info.records), info.name)
                 self._check_layer(at, info)
                 found = self._layers[at] = _Layer.of(chunk, info)
             return found
@@ -282,14 +272,24 @@ class IndexedReader:
             self._budget.check_tables(record)
         if not record.n_elements:
             return allocate(record) if out is None else out
-        stored = self._stored(record, layer, first)
+        stored = self._stored(entry.name, record, layer, first)
         groups = stored.groups(range(stored.decoder.view.n_blocks), MANY_ELEMENTS if out is None else FEW_ELEMENTS)
         return stored.decode_all(groups, out, threads)
 
-    def _stored(self, record: TensorRecord, layer: _Layer, first: int) -> StoredTensor:
-        """A tensor with elements, from its record, its layer and the number of its first section in that."""
+    def _stored(self, name: str, record: TensorRecord, layer: _Layer, first: int) -> StoredTensor:
+        """A tensor with elements, from its record, its layer and the number of its first section in that.
+
+        Args:
+            name: Of the tensor, or of the alias by which it is decoded.
+        """
+        is_first = self._work.is_first(name)
+        if is_first:
+            self._work.count_tensor(record)
         sections = ChunkSections(self._input, layer.chunk, layer.spans, first)
-        return StoredTensor(record, sections, self._tables, most_held_nbytes=HELD_NBYTES)
+        stored = StoredTensor(record, sections, self._tables, most_held_nbytes=HELD_NBYTES)
+        if is_first:
+            self._work.count_tables(stored.decoder)
+        return stored
 
     def stored(self, name: str) -> StoredTensor | None:
         """A tensor, for an alias its target, whose blocks can be read one by one; None if it has no elements."""
@@ -298,7 +298,7 @@ class IndexedReader:
             return None
         self._budget.check_tables(record)
         with self._input.clearing_on_error():
-            return self._stored(record, layer, first)
+            return self._stored(name, record, layer, first)
 
     def _hold(self, entry: Entry, most_nbytes: int) -> None:
         """Read the layer of a tensor, and the BOOK and FREQ chunks directly before it, at once, unless it is large."""
@@ -327,7 +327,7 @@ class IndexedReader:
         budget.take(TensorRecord(record.name, record.dtype, region.shape))
         budget.check_tables(record)
         with self._input.clearing_on_error():
-            stored = self._stored(record, layer, first)
+            stored = self._stored(name, record, layer, first)
             return region.gather(stored.decoder, stored.values(region.blocks(stored.decoder)))
 
     def parts(self, name: str, threads: int = 1) -> Iterator[tuple[tuple[Any, ...], Array]]:
@@ -341,7 +341,7 @@ class IndexedReader:
             return
         self._budget.check_tables(record)
         with self._input.clearing_on_error():
-            stored = self._stored(record, layer, first)
+            stored = self._stored(name, record, layer, first)
         if stored.decoder.placement.stored_dtype != record.dtype_info.numpy:  # blocks may part pairs of reals
             yield (), self.tensor(name, threads)
             return

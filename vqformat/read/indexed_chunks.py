@@ -14,6 +14,7 @@ from ..forks import ForkSafeLock
 from ..format import container
 from ..format.chunks import parse_book_chunk, parse_freq_chunk
 from ..format.container import COPY, ChunkHead
+from ..format.copies import Copies, read_copies
 from ..format.index import Index
 from ..format.records import BookRecord, FreqRecord
 from .budget import Budget
@@ -48,6 +49,18 @@ class IndexedChunks:
             raise FormatError(f"index: chunk {at} is said to be {said!r} up to byte {end}, and is"
                               f" {chunk.type!r} up to {chunk.end()}", clause="IDX-001", offset=start)  # fmt: skip
         return chunk
+
+    def copies(self) -> Copies:
+        """The copies among all aliases of the file."""
+        copies = Copies()
+        if not len(self.index.chunks_of(COPY)):
+            return copies
+        for at in self.index.chunks_of(b"LAYR").tolist():
+            entries = map(self.index.entry, self.index.tensors_of(at))
+            aliases = [(entry.name, entry.target) for entry in entries if entry.target is not None]
+            is_said = bool(aliases) and self.index.chunk_type(at - 1) == COPY
+            copies.add_aliases(read_copies(self.head(at - 1)) if is_said else {}, aliases)
+        return copies
 
     def start_of_tables(self, chunk: int, end: int, most_nbytes: int) -> int:
         """Offset of the first BOOK, FREQ or ``copy`` chunk of those directly before a chunk.

@@ -27,6 +27,7 @@ from ..format.sections import SectionEntry, StoredSection, read_section, skip_se
 from ..format.stages import Size
 from .budget import Budget
 from .shared_tables import Shared
+from .work import Work, size_of
 
 _FEW = 1 << 15  # elements: a smaller tensor is decoded in less time than it takes to hand it to a thread
 
@@ -68,6 +69,7 @@ class SequentialReader:
         self.digest = b""
         self.cut_at: int | None = None
         self.copies = copies or Copies()
+        self._work = Work(self._budget.max_total_nbytes, size_of(stream))
         self._shared = Shared()
         self._known: Known = {}
         self._in_batches = in_batches
@@ -132,6 +134,8 @@ class SequentialReader:
                     if not self._keep_total:
                         self._budget.drop_tensors()
                     info = LayerInfo.parse(chunk, self._shared, self._known)
+                    self._work.saw(self._input.offset)
+                    self._work.count_records(len(info.records), info.name)
                     self._index.check_names(info.records)
                     self.copies.add_chunk(chunk, info.records)
                     tensors = self._tensors(chunk, info)
@@ -149,7 +153,8 @@ class SequentialReader:
         bounds = zip(info.records, info.first_sections, info.first_sections[1:], strict=False)
         for record, first, last in bounds:
             if isinstance(record, TensorRecord):
-                tensor = SequentialTensor(self._input, record, chunk.sections[first:last], self._shared)
+                tensor = SequentialTensor(self._input, record, chunk.sections[first:last], self._shared,
+                                          self._work)  # fmt: skip
                 yield tensor
                 tensor.skip()
 
@@ -229,10 +234,10 @@ class SequentialTensor(GroupedTensor):
     """
 
     def __init__(
-        self, source: StreamInput, record: TensorRecord, entries: Sequence[SectionEntry], shared: Shared
+        self, source: StreamInput, record: TensorRecord, entries: Sequence[SectionEntry], shared: Shared, work: Work
     ) -> None:
         super().__init__(record)
-        self._source, self._shared = source, shared
+        self._source, self._shared, self._work = source, shared, work
         self._entries = iter(entries)
         self.has_passed = False
 
@@ -257,6 +262,9 @@ class SequentialTensor(GroupedTensor):
         record = self.record
         if not record.n_elements:
             return
+        self._work.saw(self._source.offset)
+        self._work.count_tensor(record)
+        self._work.count_tables(self.decoder)
         view, size = self.decoder.view, self.decoder.group_size(most_elements)
         for start in range(0, view.n_blocks, size):
             if self.has_passed:

@@ -22,9 +22,9 @@ from .random_access import PartInput, RandomInput
 from .shared_tables import book_values
 from .stored_tensor import ChunkSections, StoredTensor
 from .surveyed import Survey, SurveyedLayer, SurveyedTable, SurveyedTensor, kept
+from .work import Work, units_of
 
 _MOST_FAULTS = 1000  # of a tensor that are listed
-_MOST_EXPANSION = 64  # bytes of values that are decoded for each byte of a file; 0.5 bits per float32 are 64
 
 _TENSOR_IS_LOST = "it uses {}, which is damaged or lost"
 _LAYER_IS_LOST = ("a tensor of its layer uses {}, whose head is damaged or lost: without that, the sections of all"
@@ -105,8 +105,7 @@ class _Surveyor:
         self._source = source
         self._tables = _Tables()
         self._budget = Budget()  # of the tables, which are all kept in memory
-        # The bytes of values that are decoded, of all tensors together
-        self._decodable_nbytes = max(DEFAULT_MAX_TENSOR_NBYTES, _MOST_EXPANSION * source.nbytes)
+        self._work = Work(None, source.nbytes)
         self._n_tensors = 0
         self._whole: set[str] = set()  # names of whole tensors that are not aliases
         self._names: set[str] = set()
@@ -164,6 +163,7 @@ class _Surveyor:
                 self._copies.add_chunk(chunk, info.records)
                 self._check_padding(chunk, spans)
                 self._n_tensors += len(info.records)
+                self._work.count_records(len(info.records), info.name)
                 if self._n_tensors > MAX_TENSORS:
                     raise LimitError(f"more than {MAX_TENSORS} tensors", clause="LIM-001", offset=chunk.offset)
                 self._result.parts.append(SurveyedLayer(info.name, list(self._read_layer(chunk, spans, info))))
@@ -251,11 +251,11 @@ class _Surveyor:
                 self._tables.book_values(number)
             for number in record.freq_numbers():
                 self._tables.freq_tables(number)
-            nbytes = max(record.nbytes, record.n_elements)
-            if nbytes > min(DEFAULT_MAX_TENSOR_NBYTES, self._decodable_nbytes):
+            if max(record.nbytes, record.n_elements) > DEFAULT_MAX_TENSOR_NBYTES or units_of(record) > self._work.left:
                 return  # few bytes may stand for so many elements that decoding never ends
-            self._decodable_nbytes -= nbytes
+            self._work.count_tensor(record)
             tensor = StoredTensor(record, sections, self._tables, most_held_nbytes=0)
+            self._work.count_tables(tensor.decoder)
             for _ in tensor.values(range(tensor.decoder.view.n_blocks)):
                 pass
         except FormatError as err:
