@@ -74,12 +74,12 @@ class opened_model:
             return self._enter(Shards(index, **self._how))
         try:
             return self._enter(opened(self._source, **self._how))
-        except FileNotFoundError as err:
+        except OSError as err:  # of the Hub, that there is no such file has several classes
             if not is_hub_path(self._source) or not self._source.endswith(".vqm"):
                 raise
             try:  # only now: to ask before would be a request for each file
                 return self._enter(Shards(self._source.removesuffix(".vqm") + INDEX_SUFFIX, **self._how))
-            except FileNotFoundError:
+            except OSError:
                 raise err from None
 
     def _enter(self, inner: opened | Shards) -> BinaryIO | Shards:
