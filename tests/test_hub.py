@@ -193,3 +193,23 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ImportError, match=r"needs huggingface_hub; run: pip install huggingface_hub"):
         load_file(PATH)
+
+
+@pytest.mark.parametrize("name", ["model.vqm.index.json", "model.vqm"])
+def test_shards_are_found_by_their_index(
+    server: Hub, arrays: dict[str, Any], tmp_path: Path, name: str, run: Run
+) -> None:
+    vqformat.save_file(arrays, tmp_path / "model.vqm", lossless=True, max_shard_size="300kB")
+    server.files = {path.name: path.read_bytes() for path in tmp_path.glob("model*")}
+    assert len(server.files) == 5
+    path = f"hf://{REPOSITORY}/{name}"
+
+    with safe_open(path) as file:
+        found = file["layer7.weight"]
+        assert {sent[0] for sent in server.sent} == {"model.vqm.index.json", "model-00004-of-00004.vqm"}
+        assert np.array_equal(found, arrays["layer7.weight"])
+        with pickle.loads(pickle.dumps(file)) as again:
+            assert again.keys() == list(arrays)
+    assert same(load_file(path), arrays)
+    assert run("verify", path).code == 0
+    assert "4 shards" in run("info", path).out

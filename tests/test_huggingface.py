@@ -106,6 +106,18 @@ class TestTransformers:
         assert torch.equal(outputs(model, name), outputs(built(name), name))
         assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
+    def test_a_model_in_shards_is_the_one_that_was_saved(self, folders: Any, tmp_path: Path) -> None:
+        folder = tmp_path / "sharded"
+        report = convert_folder(folders("gpt2"), folder, lossless=True, max_shard_size="30kB")
+
+        assert len(report.reports["model.vqm"].files) > 2
+        assert not (folder / "model.vqm").exists()
+        model, info = from_pretrained(folder, auto("gpt2"), output_loading_info=True)
+        assert_same_model(model, built("gpt2"))
+        assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        extract_folder(folder, tmp_path / "back")
+        assert_same_model(auto("gpt2").from_pretrained(tmp_path / "back"), built("gpt2"))
+
     @architectures
     def test_what_extract_gives_back_is_loaded_by_the_library(self, name: str, folders: Any, tmp_path: Path) -> None:
         extract_folder(folders(name), tmp_path / "back")

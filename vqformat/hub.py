@@ -36,6 +36,11 @@ def open_hub_file(path: str, *, in_order: bool) -> BinaryIO:
     return stream
 
 
+def is_hub_file(path: str) -> bool:
+    """Whether there is such a file on the Hub, which one small request asks."""
+    return bool(_package().HfFileSystem().isfile(path))
+
+
 def local_folder(source: str | os.PathLike[str], patterns: Iterable[str], **options: Any) -> pathlib.Path:
     """A folder, or that of a repository in the local cache, with the files that are needed of it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -219,3 +220,23 @@ class TestThreads:
             with other():
                 found, expected = run(model, *inputs), run(aim, *inputs)
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("keep", ["file", "memory"])
+def test_a_model_in_shards_is_streamed(keep: Any, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(200, 200), nn.Linear(200, 200), nn.Linear(200, 200))
+    report = vt.save_model(model, tmp_path / "model.vqm", lossless=True, max_shard_size="200kB")
+    assert len(report.files) == 4
+    loaded, streamed_model = (nn.Sequential(*(nn.Linear(200, 200) for _ in range(3))) for _ in range(2))
+
+    vt.load_model(loaded, tmp_path)
+    vt.stream_model(streamed_model, tmp_path / "model.vqm", keep=keep)
+    if keep == "memory":
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+    with torch.no_grad():
+        inputs = torch.randn(5, 200)
+        assert torch.equal(loaded(inputs), model(inputs))
+        assert torch.equal(streamed_model(inputs), model(inputs))
+        assert torch.equal(pickle.loads(pickle.dumps(streamed_model))(inputs), model(inputs))

@@ -48,9 +48,10 @@ def read_contents(source: BinaryIO | Shards, threads: int = 1) -> tuple[str, str
     reader = sequential_reader(source, budget, check_digest=True, keep_total=False)
     content = ContentDigest()
     for info, tensors in reader.open_layers():
-        for tensor in tensors:
-            record = tensor.record
-            content.add(record.name, record.dtype, record.shape, _pieces(tensor, budget, threads))
+        with reader.naming():
+            for tensor in tensors:
+                record = tensor.record
+                content.add(record.name, record.dtype, record.shape, _pieces(tensor, budget, threads))
         for alias in info.records:
             if isinstance(alias, AliasRecord):
                 content.add_alias(alias.name, alias.target)

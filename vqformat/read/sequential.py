@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, BinaryIO
 
 import numpy.typing as npt
@@ -83,6 +84,10 @@ class SequentialReader:
         chunk = container.read_chunk_head(self._input, 0)
         self.metadata = parse_meta(chunk.meta)
         self._note(chunk, [])
+
+    def naming(self) -> AbstractContextManager[None]:
+        """Context for errors of tensors, to which there is nothing to add in one file."""
+        return nullcontext()
 
     def layers(self) -> Iterator[tuple[LayerInfo, dict[str, Array]]]:
         """Read and decode the layers in file order, one for each step of the iteration; then check index and footer.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
 import numpy.typing as npt
@@ -53,8 +54,13 @@ class ShardedSequentialReader:
         self.digest = b""
         self.cut_at: int | None = None
         self._file: opened | None = None
+        self._at = 0
         self._reader = self._begin(0)
         self.metadata = self._reader.metadata
+
+    def naming(self) -> AbstractContextManager[None]:
+        """Context in which errors of the current shard name it, for those who decode what ``open_layers`` gives."""
+        return self._shards.naming(self._at)
 
     @property
     def names(self) -> list[str]:
@@ -94,7 +100,7 @@ class ShardedSequentialReader:
             for at in range(len(self._shards)):
                 if at:
                     self._budget.shared_nbytes = 0  # the tables of the shard before are no more needed
-                    self._reader = self._begin(at)
+                    self._at, self._reader = at, self._begin(at)
                 yield at
                 self.close()
         finally:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from ..errors import FormatError
 from ..files import Path, opened
 from ..format.shard_index import INDEX_SUFFIX, MAX_INDEX_JSON_NBYTES, ShardIndex
-from ..hub import is_hub_path
+from ..hub import is_hub_file, is_hub_path
 
 
 def index_of(source: object) -> Path | BinaryIO | None:
@@ -72,15 +72,11 @@ class opened_model:
         index = index_of(self._source)
         if index is not None:
             return self._enter(Shards(index, **self._how))
-        try:
-            return self._enter(opened(self._source, **self._how))
-        except FileNotFoundError as err:
-            if not is_hub_path(self._source) or not self._source.endswith(".vqm"):
-                raise
-            try:  # only now: to ask before would be a request for each file
-                return self._enter(Shards(self._source.removesuffix(".vqm") + INDEX_SUFFIX, **self._how))
-            except FileNotFoundError:
-                raise err from None
+        if is_hub_path(self._source) and self._source.endswith(".vqm") and not is_hub_file(self._source):
+            other = self._source.removesuffix(".vqm") + INDEX_SUFFIX
+            if is_hub_file(other):
+                return self._enter(Shards(other, **self._how))
+        return self._enter(opened(self._source, **self._how))
 
     def _enter(self, inner: opened | Shards) -> BinaryIO | Shards:
         given = inner.__enter__()

@@ -52,7 +52,8 @@ def tree_map(groups: Sequence[tuple[str, Sequence[Cell]]], label: str) -> str:
     total = sum(cell.size for _, cells in groups for cell in cells)
     if not total:
         return ""
-    kept = [(name, _joined(cells, _LEAST_SHARE * total)) for name, cells in groups]
+    sized = [(name, _joined(cells, _LEAST_SHARE * total)) for name, cells in groups]
+    kept = [group for group in sized if group[1]]  # a layer may have nothing but empty tensors
     kept.sort(key=lambda group: -sum(cell.size for cell in group[1]))
     return "".join(f'<div class="map {kind}" role="img" aria-label="{escape(label)}">'
                    f"{_groups(kept, Rectangle(0, 0, aspect, 1))}</div>" for kind, aspect in _ASPECTS)  # fmt: skip
