@@ -50,7 +50,7 @@ static uint32_t read_u32(const uint8_t *p) { return read_u16(p) | read_u16(p + 2
    compiler leaves out the others. */
 #define PARTS int is_wide, int has_book, int has_trellis
 
-enum { CHUNK = 128 }; /* lanes that take a step together; a byte holds their number */
+enum { CHUNK = 256 }; /* lanes that take a step together; a byte holds their number */
 
 /* One step of ``n`` lanes from ``first`` on, at most CHUNK. Each loop does one thing to all lanes: compilers make vectors
    of most of them, and in the others the processor has many lanes in flight. */
@@ -65,7 +65,7 @@ static ALWAYS_INLINE void chunk_scalar(Lanes *l, int64_t first, int n, const voi
     uint32_t *const x = l->x + first, *const state = l->state + first;
     uint32_t slot[CHUNK], step[CHUNK], symbol[CHUNK];
     uint8_t low[CHUNK]; /* the lanes that take a word */
-    int n_low = 0;
+    int64_t n_low = 0;
     for (int t = 0; t < n; t++)
         slot[t] = (x[t] & mask) + (has_trellis ? (state[t] & 1) << precision : 0);
     for (int t = 0; first_slot && t < n; t++)
@@ -88,9 +88,9 @@ static ALWAYS_INLINE void chunk_scalar(Lanes *l, int64_t first, int n, const voi
     }
     if (l->end - l->next < 2 * n_low) {
         l->is_short = 1;
-        n_low = (int)((l->end - l->next) / 2);
+        n_low = (l->end - l->next) / 2;
     }
-    for (int k = 0; k < n_low; k++, l->next += 2)
+    for (int64_t k = 0; k < n_low; k++, l->next += 2)
         x[low[k]] = x[low[k]] << 16 | read_u16(l->next);
     for (int t = 0; has_trellis && t < n; t++) {
         const uint32_t s = state[t], code = symbol[t], q = s & 1;
