@@ -208,6 +208,34 @@ def test_a_product_of_high_rank_is_left_to_numpy(rank: int, has_kernel: bool, mo
 
 
 @needs_kernels
+@pytest.mark.parametrize("is_progression", [True, False])
+@pytest.mark.parametrize(("entries", "planes"), [
+    (2, ()), (3, ()), (4, ()), (15, ()), (16, ()), (200, ()), (256, ()),
+    (2, [(2, 8)]), (2, [(2, 7)]), (2, [(2, 3)]), (3, [(3, 5)]), (3, [(3, 2)]), (4, [(4, 4)]), (5, [(5, 3)]),
+    (6, [(6, 3)]), (16, [(16, 2)]), (13, [(16, 2)]), (31, [(31, 1)]), (250, [(256, 1)]), (900, [(30, 1), (30, 1)]),
+])  # fmt: skip
+def test_all_codes_of_a_byte_are_decoded_together(
+    entries: int, planes: list[tuple[int, int]], is_progression: bool
+) -> None:
+    random = np.random.RandomState(entries)
+
+    def stage(rows: int, columns: int, scale: Scale | None = None) -> Codebook:
+        values: dict[str, Any] = {"table": random.standard_normal((1, entries, 1)).astype(np.float32)}
+        if is_progression:
+            values = {"steps": np.array([-0.3], np.float32), "zero": entries // 2, "entries": entries}
+        return Codebook(random.randint(0, entries, (rows, columns)), **values, scale=scale, planes=planes)
+
+    of_rows = Scale(random.standard_normal(37).astype(np.float32), 1, 0)
+    layout = Layout(n_row_axes=1)
+    tensors = [tensor("one", "f32", [1, 1], stage(1, 1), layout=layout),
+               tensor("rows", "f32", [29, 601], stage(29, 601), layout=layout),
+               tensor("scaled", "f32", [37, 53], stage(37, 53, of_rows), layout=layout),
+               tensor("sum", "f32", [37, 53], stage(37, 53), stage(37, 53, of_rows), layout=layout)]  # fmt: skip
+
+    assert not isinstance(check_all_agree(file(layr("", *tensors)).build()), str)
+
+
+@needs_kernels
 def test_threads_give_the_same_values() -> None:
     weights = np.random.RandomState(0).standard_normal((1200, 1000)).astype(np.float32)
     data = vqformat.save({"w": weights}, preset="small", step=0.5)

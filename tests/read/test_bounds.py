@@ -156,6 +156,17 @@ def test_a_limit_on_memory_ends_with_its_context() -> None:
     assert limits.available_memory() > 10
 
 
+def test_the_system_is_asked_for_memory_once_for_many_small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(limits, "available_memory", lambda: asked.append(1) or 30 * MB)
+    data = vqformat.save({f"{i}": np.full(25_000, i, np.float32) for i in range(310)})  # 31 MB
+
+    with pytest.raises(LimitError, match="30000000 are available"):
+        vqformat.load(data)
+
+    assert len(asked) == 2
+
+
 def test_a_slice_counts_together_with_the_tables_of_its_tensor() -> None:
     data = vqm_attacks.large_tables(1)
     with safe_open(io.BytesIO(data), max_total_bytes=vqm_attacks.LARGEST_NBYTES) as f:

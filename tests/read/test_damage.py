@@ -15,11 +15,11 @@ from examples import examples, some_of
 from hypothesis import given
 from hypothesis import strategies as st
 from vqmbuilder import file, layr
-from vqmtensors import Codebook, Layout, LowRank, Scale, tensor
+from vqmtensors import Codebook, Layout, LowRank, Scale, raw, tensor
 from vqmtrellis import Freq, Trellis
 
 import vqformat
-from vqformat import FormatError, TruncatedError, VqmError, safe_open
+from vqformat import FormatError, LimitError, TruncatedError, VqmError, safe_open
 from vqformat.cli import main
 from vqformat.converters import open_source
 from vqformat.format.container import FOOTER_NBYTES, pack_footer, pack_header
@@ -53,6 +53,23 @@ def by_index(data: bytes) -> dict[str, Any]:
 # By default each fifth place is damaged
 PARTS = pytest.mark.parametrize("part", some_of(range(5), [0]))
 READERS = [pytest.param(vqformat.load, id="sequential"), pytest.param(by_index, id="by index")]
+
+
+@pytest.mark.parametrize(("name", "error"), [
+    ("", FormatError), ("a\0b", FormatError), ("n" * 1025, LimitError), ("é" * 513, LimitError), ("é" * 512, None),
+    ("n" * 1024, None),
+])  # fmt: skip
+def test_a_name_is_checked_though_the_tensor_before_differs_in_its_name_only(
+    name: str, error: type[FormatError] | None
+) -> None:
+    data = file(layr("", raw("a", "u8", [1], b"1"), raw(name, "u8", [1], b"2"))).build()
+    if error is None:
+        assert vqformat.load(data)[name] == ord("2")
+        return
+    with pytest.raises(error) as caught:
+        vqformat.load(data)
+    assert type(caught.value) is error
+    assert caught.value.clause == "TEN-001"
 
 
 @PARTS

@@ -149,10 +149,7 @@ def decode_codebook(
     """
     n_rows, n_columns = out.shape
     n_subvectors = -(-n_columns // dim)
-    n_codes = n_rows * n_subvectors
-    assert _kernels is not None and out.dtype == np.float32 and len(planes) <= 16 and 0 <= width <= 16
-    assert not adds or dim <= 512
-    assert [*map(len, sections)] == ([-(-n_codes // n) for _, n in planes] or [(n_codes * width + 7) // 8])
+    assert _kernels is not None and out.dtype == np.float32 and (not adds or dim <= 512)
     n_groups = progressions[1].size if progressions is not None else len(book) // entries if book is not None else 0
     last = 0
     for groups, n in ((row_groups, n_rows), (column_groups, n_subvectors)):
@@ -166,8 +163,7 @@ def decode_codebook(
         assert scales.dtype == np.float32 and int(row_scales.max()) + last_scale < scales.size
     zero, steps = progressions if progressions is not None else (0, None)
     address = _kernels.address
-    table = b"".join([_PLANE.pack(address(section), len(section), *plane)
-                      for section, plane in zip(sections, planes or ((0, 0),), strict=True)])  # fmt: skip
+    table = _table_of(sections, planes, width, n_rows * n_subvectors)
     return _kernels.codebook_decode(  # type: ignore[no-any-return]
         _instruction_set(), n_rows, n_columns, dim, n_subvectors, entries, len(planes), width, address(table),
         address(book), zero, address(steps), address(row_groups), address(column_groups),
@@ -184,11 +180,22 @@ def decode_integers(
     out: npt.NDArray[np.float32],
 ) -> bool:
     """Write codes (SPEC 10) less ``zero`` to ``out``. The rest is as for a codebook stage."""
-    return decode_codebook(
-        sections, entries=entries, dim=1, planes=planes, width=(entries - 1).bit_length(), book=None,
-        progressions=(zero, _ONE), row_groups=None, column_groups=None, scales=None, row_scales=None, scale_columns=0,
-        first_column=0, out=out, adds=False,
+    assert _kernels is not None and out.dtype == np.float32
+    address, n, width = _kernels.address, out.size, (entries - 1).bit_length()
+    table = _table_of(sections, planes, width, n)
+    return _kernels.codebook_decode(  # type: ignore[no-any-return]
+        _instruction_set(), 1, n, 1, n, entries, len(planes), width, address(table), 0, zero, address(_ONE), 0, 0, 0, 0,
+        0, 0, False, address(out),
     )  # fmt: skip
+
+
+def _table_of(sections: list[bytes], planes: tuple[tuple[int, int], ...], width: int, n_codes: int) -> bytes:
+    """What the kernel is told of the sections of a block, whose sizes are checked."""
+    assert _kernels is not None and len(planes) <= 16 and 0 <= width <= 16
+    assert [*map(len, sections)] == ([-(-n_codes // n) for _, n in planes] or [(n_codes * width + 7) // 8])
+    address = _kernels.address
+    return b"".join([_PLANE.pack(address(section), len(section), *plane)
+                     for section, plane in zip(sections, planes or ((0, 0),), strict=True)])  # fmt: skip
 
 
 def decode_low_rank(
