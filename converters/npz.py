@@ -136,7 +136,8 @@ def _tensors(
                      f" {name!r}, and left out their other values")  # fmt: skip
         return pickled
     if dtype.names is not None:
-        return _fields(path, name, read, header_nbytes, shape, dtype, is_fortran=fortran_order, size=size, notes=notes)
+        return _fields(path, name, read, shape, dtype, offset=header_nbytes, is_fortran=fortran_order, size=size,
+                       notes=notes)  # fmt: skip
     if dtype.kind in _NO_TENSORS:
         notes.append(f"left out {name!r}: {_NO_TENSORS[dtype.kind]}")
         return []
@@ -166,8 +167,8 @@ def _tensors(
 
 
 def _fields(
-    path: Path, name: str, read: Callable[[int, int], npt.NDArray[np.uint8]], offset: int, shape: tuple[int, ...],
-    dtype: np.dtype[Any], *, is_fortran: bool, size: int, notes: list[str],
+    path: Path, name: str, read: Callable[[int, int], npt.NDArray[np.uint8]], shape: tuple[int, ...],
+    dtype: np.dtype[Any], *, offset: int, is_fortran: bool, size: int, notes: list[str],
 ) -> list[SourceTensor]:  # fmt: skip
     """The fields of an array of records, each a tensor; those that are no numbers are left out, with a note."""
     nbytes = prod(shape) * dtype.itemsize
