@@ -18,6 +18,7 @@ from .pytorch_rebuild import KNOWN, array_tensor
 from .strided_storage import brief
 
 _LONG_LIST = 4096  # numbers: such a list is stored as a tensor
+_OTHER_DTYPES = ("complex32", "quint4x2", "quint2x4", "bits8", "bits16", "bits1x8", "bits2x4", "bits4x2")
 _LONG_TEXT = 1 << 18  # bytes or characters: such a text is stored as a tensor
 _FEW_ARRAYS = 8  # of which each has a note of its own
 
@@ -145,7 +146,7 @@ class Interpreter:
         return text
 
     def _global(self, value: Global) -> Any:
-        if value.module == "torch" and value.name in TORCH_DTYPES:
+        if value.module == "torch" and (value.name in TORCH_DTYPES or value.name in _OTHER_DTYPES):
             return Bare("dtype", value.name)
         return LeftOut(f"the class or function {value}")
 

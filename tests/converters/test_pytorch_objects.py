@@ -52,3 +52,14 @@ def test_long_texts_are_kept(tmp_path: Path, value: Any) -> None:
 
     assert found["tokenizer"] == {"model": value, "again": value} and not left_out
     assert (tmp_path / "a.vqm").stat().st_size < 20_000
+
+
+def test_dtypes_that_no_tensor_of_a_vqm_has_are_kept(tmp_path: Path) -> None:
+    dtypes = {"a": torch.complex32, "b": torch.quint4x2, "c": torch.bfloat16}
+
+    torch.save({"w": torch.ones(3, 4), **dtypes}, tmp_path / "a.pt")
+    convert(tmp_path / "a.pt", tmp_path / "a.vqm")
+    extract(tmp_path / "a.vqm", tmp_path / "b.pt")
+
+    found = torch.load(tmp_path / "b.pt", weights_only=False)
+    assert {key: found[key] for key in dtypes} == dtypes
