@@ -135,8 +135,11 @@ def _tensors(
         notes.append(f"{name!r} has pickled objects: kept the arrays in them, under names that begin with"
                      f" {name!r}, and left out their other values")  # fmt: skip
         return pickled
-    if dtype.kind in _NO_TENSORS or dtype.names is not None:
-        notes.append(f"left out {name!r}: {_NO_TENSORS.get(dtype.kind, 'records of several fields')}")
+    if dtype.names is not None:
+        return _fields(path, name, read, shape, dtype, offset=header_nbytes, is_fortran=fortran_order, size=size,
+                       notes=notes)  # fmt: skip
+    if dtype.kind in _NO_TENSORS:
+        notes.append(f"left out {name!r}: {_NO_TENSORS[dtype.kind]}")
         return []
     if dtype.kind == "V":
         raise ConversionError(f"{str(path)!r}: array {name!r} has dtype {dtype}, bytes without a meaning (numpy.savez"
@@ -161,6 +164,40 @@ def _tensors(
         return flat.reshape(shape[::-1]).T if fortran_order else flat.reshape(shape)
 
     return [SourceTensor(name, info.name, shape, load)]
+
+
+def _fields(
+    path: Path, name: str, read: Callable[[int, int], npt.NDArray[np.uint8]], shape: tuple[int, ...],
+    dtype: np.dtype[Any], *, offset: int, is_fortran: bool, size: int, notes: list[str],
+) -> list[SourceTensor]:  # fmt: skip
+    """The fields of an array of records, each a tensor; those that are no numbers are left out, with a note."""
+    nbytes = prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        notes.append(f"left out {name!r}: records with Python objects")
+        return []
+    if offset + nbytes != size:
+        raise ConversionError(f"{str(path)!r}: array {name!r} of shape {shape} and dtype {dtype} needs {nbytes} bytes,"
+                              f" but {size - offset} are there; save it again")  # fmt: skip
+
+    def load(field: str) -> npt.NDArray[Any]:
+        with _complaining(path, name):
+            rows = read(offset, nbytes).view(dtype)
+        return (rows.reshape(shape[::-1]).T if is_fortran else rows.reshape(shape))[field]
+
+    tensors = []
+    for field in dtype.names or ():
+        part = dtype[field]
+        try:
+            info = of_array(np.empty(0, part.base), f"{name}.{field}")
+            check_shape(f"{name}.{field}", (*shape, *part.shape))
+        except EncodeError:
+            notes.append(f"left out the field {field!r} of {name!r}: {part.base}")
+            continue
+        tensors.append(SourceTensor(f"{name}.{field}", info.name, (*shape, *part.shape), partial(load, field)))
+    if tensors:
+        notes.append(f"{name!r} has records of several fields: each field is a tensor, under a name that begins with"
+                     f" {name + '.'!r}")  # fmt: skip
+    return tensors
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -11,6 +11,8 @@ _CORE_ML = ("a Core ML model, which is not read: convert the model that it was m
             " and save its weights with numpy.savez")  # fmt: skip
 _ORBAX = ("an Orbax checkpoint (OCDBT or Zarr), which only tensorstore reads: restore it with orbax.checkpoint, and"
           " save it with flax.serialization.to_bytes or safetensors.flax.save_file")  # fmt: skip
+_ZERO = ("a checkpoint of DeepSpeed, whose weights are in parts: run zero_to_fp32.py, which DeepSpeed writes beside it,"
+         " or give the file mp_rank_00_model_states.pt if it has them all")  # fmt: skip
 _ORBAX_SIGNS = ("manifest.ocdbt", "_CHECKPOINT_METADATA", "_METADATA", "_sharding", ".zarray")
 _NCNN_PARAM = b"7767517"
 _DARKNET_VERSIONS = ((0, 1), (0, 2))
@@ -72,6 +74,8 @@ def other_folder(folder: Path) -> str | None:
     places = [folder, *(place for place in sorted(folder.iterdir())[:64] if place.is_dir())]
     if any((place / sign).exists() for place in places for sign in _ORBAX_SIGNS):
         return _ORBAX
+    if any(any(place.glob("*mp_rank_*_model_states.pt")) for place in places):
+        return _ZERO
     return None
 
 

@@ -175,7 +175,7 @@ class Checkpoint:
         if isinstance(value, LeftOut):
             self._dropped[join_keys(keys)] = value
         if isinstance(value, (Tensor, Compound)):
-            is_exact = isinstance(value, Compound) and value.tag == "numbers"
+            is_exact = isinstance(value, Compound) and value.is_plain
             self._places.append(_Place(list(keys), value, is_exact or self._is_training(keys)))
             return {"tensor": join_keys(keys)}
         return _leaf_node(value)

@@ -27,16 +27,18 @@ class LeftOut:
 class Compound:
     """A tensor in several parts, quantized or sparse.
 
-    Or a long list of numbers, which is stored as a tensor.
+    Or a long list of numbers, text or bytes, which is stored as a tensor.
 
     Attributes:
         tag: Of SPEC section 18.
         parts: The content of the tag: plain values, and tensors, the first of which has the compound's own name.
         suffixes: Of the names of the tensors in ``parts``, in order.
+        is_plain: Whether this is no tensor for PyTorch.
     """
 
     def __init__(self, tag: str, parts: list[Any], suffixes: list[str]) -> None:
         self.tag, self.parts, self.suffixes = tag, parts, suffixes
+        self.is_plain = tag in ("numbers", "long_text", "long_bytes")
 
 
 class Bare:

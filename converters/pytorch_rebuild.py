@@ -236,7 +236,7 @@ def encoded(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], ke
     data = bytes_of(call)
     if data is None:
         raise ValueError
-    return data
+    return interpreter.value(data, keys, is_inside=True)
 
 
 def byte_stream(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], keys: list[Any]) -> Any:
@@ -245,7 +245,7 @@ def byte_stream(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...]
     if data is None:
         raise ValueError
     interpreter.notes.append(f"{join_keys(keys)!r} is a file in memory: kept as bytes")
-    return data
+    return interpreter.value(data, keys, is_inside=True)
 
 
 def complex_of(interpreter: Interpreter, call: Call, arguments: tuple[Any, ...], keys: list[Any]) -> Any:

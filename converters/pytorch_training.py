@@ -115,7 +115,7 @@ def items(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def tensors_in(root: Any, skipped: dict[int, str] | None = None) -> list[Tensor | Compound]:
-    """Tensors in nested containers; each object once, so that cycles end. A list of numbers is none."""
+    """Tensors in nested containers; each object once, so that cycles end. A list of numbers or a text is none."""
     found: list[Tensor | Compound] = []
     seen: set[int] = set()
     pending = [root]
@@ -125,7 +125,7 @@ def tensors_in(root: Any, skipped: dict[int, str] | None = None) -> list[Tensor 
             continue
         if isinstance(value, (Tensor, Compound)):
             seen.add(id(value))
-            if not isinstance(value, Compound) or value.tag != "numbers":
+            if not isinstance(value, Compound) or not value.is_plain:
                 found.append(value)
         elif isinstance(value, (dict, list, tuple, Named)):
             seen.add(id(value))

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from vqformat.errors import ConversionError
 from vqformat.format.checkpoint import MAX_DEPTH, NOTHING, Named, join_keys, key_to_json, plain_to_json
 
@@ -16,6 +18,8 @@ from .pytorch_rebuild import KNOWN, array_tensor
 from .strided_storage import brief
 
 _LONG_LIST = 4096  # numbers: such a list is stored as a tensor
+_OTHER_DTYPES = ("complex32", "quint4x2", "quint2x4", "bits8", "bits16", "bits1x8", "bits2x4", "bits4x2")
+_LONG_TEXT = 1 << 18  # bytes or characters: such a text is stored as a tensor
 _FEW_ARRAYS = 8  # of which each has a note of its own
 
 
@@ -67,6 +71,8 @@ class Interpreter:
         """
         if isinstance(value, Global):
             return self._global(value)
+        if isinstance(value, (str, bytes)) and len(value) >= _LONG_TEXT:
+            return self._long_text(value)
         if plain_to_json(value) is not NOTHING:
             return value
         if len(keys) >= MAX_DEPTH:
@@ -92,6 +98,17 @@ class Interpreter:
         self.made[id(value)] = LeftOut("an object or tuple that contains itself")
         made = self._other(value, keys, is_inside=is_inside)
         self.made[id(value)] = made
+        return made
+
+    def _long_text(self, value: str | bytes) -> Compound:
+        """A text or bytes, a tokenizer's model say, for which the metadata may have no room."""
+        made = self.made.get(id(value))
+        if made is None:
+            self._kept.append(value)
+            data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+            tag = "long_text" if isinstance(value, str) else "long_bytes"
+            tensor = exact(array_tensor(self, np.frombuffer(data, np.uint8)))
+            self.made[id(value)] = made = Compound(tag, [tensor], [""])
         return made
 
     def _other(self, value: Any, keys: list[Any], *, is_inside: bool) -> Any:
@@ -120,8 +137,8 @@ class Interpreter:
         if key_to_json(plain) is not NOTHING and plain not in taken:
             return plain
         what = str(key.function) if isinstance(key, Call) else str(key) if isinstance(key, Global) else brief(key)
-        if isinstance(plain, Named) and isinstance(plain.value, tuple):  # a member of an enumeration, say
-            what = f"{plain.name}{brief(plain.value)}"
+        if isinstance(plain, Named) and not isinstance(plain.value, (dict, list)):  # a member of an enumeration, say
+            what = f"{plain.name}{brief(plain.value if isinstance(plain.value, tuple) else (plain.value,))}"
         text, n = what[:200], 2
         while text in taken:
             text, n = f"{what[:200]}#{n}", n + 1
@@ -129,7 +146,7 @@ class Interpreter:
         return text
 
     def _global(self, value: Global) -> Any:
-        if value.module == "torch" and value.name in TORCH_DTYPES:
+        if value.module == "torch" and (value.name in TORCH_DTYPES or value.name in _OTHER_DTYPES):
             return Bare("dtype", value.name)
         return LeftOut(f"the class or function {value}")
 
@@ -172,6 +189,9 @@ class Interpreter:
         elif arguments and not any(isinstance(part, (Call, Global)) and isinstance(
                 self.value(part, keys, is_inside=True), LeftOut) for part in arguments):  # fmt: skip
             value = tuple([self.value(item, [*keys, i], is_inside=True) for i, item in enumerate(arguments)])
+            if len(value) == 1 and plain_to_json(value[0]) is not NOTHING:
+                # A member of an enumeration, a str, int or float of another class, a Decimal: its value is kept
+                value = value[0]
         elif isinstance(call.state, (list, tuple)) and call.state:
             value = self.value(call.state, keys, is_inside=True)
         else:

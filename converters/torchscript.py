@@ -1,4 +1,4 @@
-"""Reading parameters and buffers of TorchScript archives, without PyTorch and without running their code."""
+"""Reading the tensors of TorchScript archives, without PyTorch and without running their code."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from vqformat.encode.source import SourceTensor
 from vqformat.errors import ConversionError
-from vqformat.format.dtypes import BY_NAME
+from vqformat.format.dtypes import BY_NAME, of_array
 from vqformat.format.limits import MAX_NAME_NBYTES, MAX_TENSORS
 
 from .inert_pickle import Call, Global, HostileError, PickleError, unpickle
-from .pickled_tensors import Tensor, tensor_of
+from .pickled_tensors import Tensor, rebuilt, tensor_of
 from .source import Source
 from .strided_storage import Strided, array_of, check_strided, n_spanned
 from .zip_archive import Archive
@@ -26,10 +26,14 @@ _MAX_PICKLE_NBYTES = 64 << 20
 _MAX_CODE_NBYTES = 16 << 20  # of one file
 _MAX_DEPTH = 64
 _LONGEST_TEXT = 500  # characters of an error or note
+_Number = np.float64 | np.int64
 
 
 def open_torchscript(path: Path) -> Source:
     """Open an archive written by ``torch.jit.save``. Tensors have the names and the order of ``state_dict()``.
+
+    Other tensors among a module's attributes come after its own, and are exact. The constants of the code come last:
+    they are the weights of a model that was frozen.
 
     Raises:
         ConversionError: It is damaged, has no tensors, or is refused as unsafe.
@@ -56,6 +60,7 @@ class _Model:
         if self._read("byteorder", 16).strip() == b"big":
             raise self._refuse("its tensors are big-endian; save it again on a little-endian machine")
         self._left_out: list[str] = []
+        self._exact: set[str] = set()
         self._codes: dict[str, str] = {}
         self._opened: tuple[str, BinaryIO] | None = None
         self._root = self._unpickle()
@@ -74,40 +79,64 @@ class _Model:
             raise self._refuse(f"{name!r} has {self._archive.nbytes(name)} bytes; at most {limit} are allowed")
         return self._archive.read(name)
 
-    def _unpickle(self) -> Call:
+    def _load(self, name: str) -> Any:
         try:
-            root = unpickle(io.BytesIO(self._read("data.pkl", _MAX_PICKLE_NBYTES)))
+            return unpickle(io.BytesIO(self._read(name, _MAX_PICKLE_NBYTES)))
         except HostileError as err:
             raise self._refuse(str(err)) from err
         except PickleError as err:
             raise self._refuse(f"{err}; fetch or save it again") from err
+
+    def _unpickle(self) -> Call:
+        root = self._load("data.pkl")
         if not _is_object(root) or not isinstance(root.state, dict):
             raise self._refuse("it holds no module")
         return root
 
     def source(self) -> Source:
         """The source. Equal tensors of the same memory are aliases."""
-        found: dict[str, Tensor] = {}
+        found: dict[str, Tensor | _Number] = {}
         for name, tensor in self._walk(self._root, [], [0]):
             if name in found:
                 raise self._refuse(f"two tensors would have the name {name!r}")
             found[name] = tensor
+        constants = self._constants()
+        if constants.keys() & found.keys():
+            raise self._refuse("an attribute has the name of a constant")
+        found.update(constants)
         if not found:
             more = f" ({'; '.join(self._left_out[:2])})" if self._left_out else ""
-            raise self._refuse(f"its module has no parameters and no buffers{more}")
+            raise self._refuse(f"it has no parameters, buffers or other tensors{more}")
         sources = []
         targets: dict[tuple[str, Strided], str] = {}
         for name, tensor in found.items():
-            member, strided = self._check(name, tensor)
+            if isinstance(tensor, np.generic):
+                sources.append(_source_of_number(name, tensor))
+                continue
+            member, strided = self._check(name, tensor, "constants" if name in constants else "data")
             target = targets.setdefault((member, strided), name) if strided.n_elements else name
             sources.append(SourceTensor(name, strided.dtype, strided.shape, self._loader(name, member, strided),
-                                        None if target == name else target))  # fmt: skip
+                                        None if target == name else target,
+                                        is_exact=name in self._exact))  # fmt: skip
         notes = [*self._left_out, "left out the code of the archive: its tensors alone are kept"]
-        if any(name.startswith(self._top + "constants/") for name in self._members):
-            notes.append("left out the constants of the code")
         return Source("torchscript", sources, {}, notes, {"format": "torchscript"}, self._close, self._left_out)
 
-    def _walk(self, value: Any, keys: list[str], count: list[int]) -> Iterator[tuple[str, Tensor]]:
+    def _constants(self) -> dict[str, Tensor]:
+        """The tensors among the constants, by the names that they have in the code."""
+        if f"{self._top}constants.pkl" not in self._members:
+            return {}
+        constants = self._load("constants.pkl")
+        if not isinstance(constants, (tuple, list)) or len(constants) > MAX_TENSORS:
+            raise self._refuse("its constants are no tuple")
+        found = {}
+        for i, (_, value) in enumerate(_items(constants)):
+            if isinstance(value, Tensor):
+                found[f"CONSTANTS.c{i}"] = value
+            elif what := _what(value):
+                self._left_out.append(f"left out 'CONSTANTS.c{i}': {what}")
+        return found
+
+    def _walk(self, value: Any, keys: list[str], count: list[int]) -> Iterator[tuple[str, Tensor | _Number]]:
         """Names and tensors of a module: its own, then those of its submodules.
 
         Args:
@@ -126,12 +155,17 @@ class _Model:
             count[0] += 1
             if count[0] > MAX_TENSORS:  # n nested shared objects could make 2^n names
                 raise self._refuse(f"it has more than {MAX_TENSORS} attributes")
-            if isinstance(item, Tensor) and (declared is None or key in declared):
+            if isinstance(item, Tensor):
                 name = ".".join(path)
                 if len(name) > MAX_NAME_NBYTES:
                     raise self._refuse(f"the name {name[:40]!r}… is longer than {MAX_NAME_NBYTES} bytes")
+                if declared is not None and key not in declared:
+                    self._exact.add(name)
                 yield name, item
-            elif isinstance(item.state if _is_object(item) else declared is None and item, (dict, list)):
+            elif parts := _quantized(item):
+                self._exact.update(".".join([*path, key]) for key in parts if key)
+                yield from ((".".join([*path, key]) if key else ".".join(path), part) for key, part in parts.items())
+            elif isinstance(item.state if _is_object(item) else item, (dict, list, tuple)):
                 inner.append((item, path))
             elif what := _what(item):
                 self._left_out.append(f"left out {'.'.join(path)[:_LONGEST_TEXT]!r}: {what}")
@@ -157,9 +191,9 @@ class _Model:
             declared += re.findall(r'"([^"]*)"', names[1])
         return {name: i for i, name in enumerate(declared)}
 
-    def _check(self, name: str, tensor: Tensor) -> tuple[str, Strided]:
-        """The member that a tensor is in, and where in it."""
-        member = f"{self._top}data/{tensor.storage.key}"
+    def _check(self, name: str, tensor: Tensor, folder: str) -> tuple[str, Strided]:
+        """The member that a tensor is in, of a folder of the archive, and where in it."""
+        member = f"{self._top}{folder}/{tensor.storage.key}"
         if member not in self._members or tensor.storage.offset:
             raise self._refuse(f"tensor {name!r} is in {member!r}, which is not there, or in a view of it")
         try:
@@ -203,6 +237,30 @@ class _Model:
         self._archive.close()
 
 
+def _quantized(value: Any) -> dict[str, Tensor | _Number]:
+    """The integers of a quantized tensor, its scales and zero points, by suffix; nothing of another value."""
+    if not isinstance(value, Call) or str(value.function) != "torch._utils._rebuild_qtensor":
+        return {}
+    arguments = value.arguments if isinstance(value.arguments, tuple) else ()
+    if len(arguments) < 5:
+        return {}
+    values, scheme = rebuilt(arguments, len(arguments)), arguments[4]
+    if values is None or not isinstance(scheme, tuple) or len(scheme) not in (3, 4):
+        return {}
+    scale, zero_point = scheme[1:3]
+    if isinstance(scale, float) and type(zero_point) is int and -(1 << 63) <= zero_point < 1 << 63:
+        return {"": values, "scale": np.float64(scale), "zero_point": np.int64(zero_point)}
+    scales, zero_points = tensor_of(scale), tensor_of(zero_point)
+    if scales is None or zero_points is None:
+        return {}
+    return {"": values, "scale": scales, "zero_point": zero_points}
+
+
+def _source_of_number(name: str, number: _Number) -> SourceTensor:
+    array = np.array(number)
+    return SourceTensor(name, of_array(array, name).name, (), lambda: array, is_exact=True)
+
+
 # Functions of TorchScript that give their first argument with a type
 _TYPED = frozenset({"restore_type_tag", *(f"build_{kind}list" for kind in ("int", "tensor", "double", "bool"))})
 
@@ -240,14 +298,10 @@ def _is_object(value: Any) -> TypeGuard[Call]:
 
 def _what(value: Any) -> str:
     """A description of a value that is left out; empty if it has no numbers that a user could need."""
-    if isinstance(value, Tensor):
-        return "an attribute that is neither a parameter nor a buffer"
     if _is_object(value):
         return f"packed weights or another object of {value.function.name[:80]!r}"
     if isinstance(value, Call):
         return _OPAQUE.get(str(value.function), f"an object of {str(value.function)[:80]!r}")
-    if isinstance(value, (dict, list, tuple)) and any(isinstance(item, Tensor) for _, item in _items(value)):
-        return f"a {type(value).__name__} with tensors that are neither parameters nor buffers"
     return ""
 
 

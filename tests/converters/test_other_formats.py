@@ -96,6 +96,15 @@ def test_an_orbax_checkpoint(tmp_path: Path, sign: str) -> None:
     assert "Orbax" in text and "flax.serialization.to_bytes" in text
 
 
+@pytest.mark.parametrize("place", [".", "global_step5"])
+def test_a_checkpoint_of_deepspeed(tmp_path: Path, place: str) -> None:
+    (tmp_path / "a" / place).mkdir(parents=True)
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        (tmp_path / "a" / place / name).write_bytes(b"x")
+
+    assert "zero_to_fp32.py" in message_of(tmp_path / "a")
+
+
 def test_pickled_arrays(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{"w": 1}], object))
 

@@ -75,6 +75,20 @@ def test_the_structure_comes_back_as_a_checkpoint(tmp_path: Path) -> None:
     assert found["epoch"] == 3 and found["ids"][0].tolist() == [0, 1, 2]
 
 
+def test_records_become_a_tensor_for_each_field(tmp_path: Path) -> None:
+    records = np.zeros(3, [("x", "<f4"), ("box", "<i2", (2,)), ("label", "U4")])
+    records["x"], records["box"] = [1, 2, 3], [[1, 2], [3, 4], [5, 6]]
+    np.savez(tmp_path / "a.npz", w=np.ones(2), r=records)
+    np.save(tmp_path / "r.npy", records)
+
+    with open_source(tmp_path / "a.npz") as source:
+        assert source.left_out == []
+        assert [tensor.name for tensor in source.tensors] == ["w", "r.x", "r.box"]
+        assert [(tensor.dtype, tensor.shape) for tensor in source.tensors[1:]] == [("f32", (3,)), ("i16", (3, 2))]
+    for found in (load(tmp_path / "a.npz"), load(tmp_path / "r.npy")):
+        assert found["r.x"].tolist() == [1, 2, 3] and found["r.box"].tolist() == [[1, 2], [3, 4], [5, 6]]
+
+
 class Attack:
     def __init__(self, path: Path) -> None:
         self.path = path

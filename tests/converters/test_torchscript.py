@@ -38,30 +38,63 @@ class TestTorchScript:
 
         found, notes, _ = round_trip(tmp_path / "a.ts", lossless=True)
 
-        assert equal(dict(expected), found)
+        assert equal(dict(expected), {name: found[name] for name in expected})
         assert "left out the code of the archive: its tensors alone are kept" in notes
 
-    def test_tied_weights_are_aliases_and_the_rest_is_said_to_be_left_out(self, tmp_path: Path) -> None:
+    def test_tied_weights_are_aliases_and_other_tensors_are_kept(self, tmp_path: Path) -> None:
         with open_source(write_script(tmp_path / "a.ts")) as source:
             aliases = {tensor.name: tensor.alias_of for tensor in source.tensors if tensor.alias_of}
             assert aliases == {"head.weight": "layers.0.weight", "again.weight": "layers.0.weight",
                                "again.bias": "layers.0.bias"}  # fmt: skip
-            assert "left out 'plain': an attribute that is neither a parameter nor a buffer" in source.notes
+            assert [tensor.name for tensor in source.tensors if tensor.is_exact] == ["plain"]
             assert source.origin == {"format": "torchscript"}
 
-    def test_without_parameters_what_it_has_is_named(self, tmp_path: Path) -> None:
+    def test_tensors_that_are_neither_parameters_nor_buffers_are_kept(self, tmp_path: Path) -> None:
         class Table(torch.nn.Module):
             def __init__(self) -> None:
                 super().__init__()
                 self.table = torch.ones(3)
+                self.pair = (torch.zeros(2), 5)
+                self.list = [torch.ones(4)]
 
             def forward(self, x: torch.Tensor) -> torch.Tensor:
-                return x + self.table
+                return x + self.table + self.pair[0].sum() + self.list[0].sum()
 
         torch.jit.script(Table()).save(str(tmp_path / "a.ts"))
 
-        with pytest.raises(ConversionError, match=r"no parameters and no buffers \(left out 'table': an attribute"):
-            open_source(tmp_path / "a.ts")
+        with open_source(tmp_path / "a.ts") as source:
+            assert {tensor.name: tensor.shape for tensor in source.tensors} == {
+                "table": (3,), "pair.0": (2,), "list.0": (4,)}  # fmt: skip
+            assert not source.left_out
+
+    def test_a_frozen_model_has_its_weights_in_the_constants(self, tmp_path: Path) -> None:
+        model = torch.nn.Linear(3, 4).eval()
+        torch.jit.freeze(torch.jit.script(model)).save(str(tmp_path / "a.ts"))
+
+        found, _, _ = round_trip(tmp_path / "a.ts", lossless=True)
+
+        assert equal({"CONSTANTS.c0": model.weight.data, "CONSTANTS.c1": model.bias.data},
+                     {name: found[name] for name in ("CONSTANTS.c0", "CONSTANTS.c1")})  # fmt: skip
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_quantized_tensors_are_kept_as_integers_with_their_scales(self, tmp_path: Path) -> None:
+        class Quantized(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.q = torch.quantize_per_tensor(torch.arange(4.0), 0.5, 3, torch.quint8)
+                self.c = torch.quantize_per_channel(torch.ones(2, 2), torch.tensor([1.0, 0.5]), torch.tensor([0, 1]), 0,
+                                                    torch.qint8)  # fmt: skip
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x + self.q.dequantize() + self.c.dequantize().sum()
+
+        torch.jit.script(Quantized()).save(str(tmp_path / "a.ts"))
+
+        found, _, _ = round_trip(tmp_path / "a.ts", lossless=True)
+
+        assert found["q"].tolist() == [3, 5, 7, 9] and (found["q.scale"], found["q.zero_point"]) == (0.5, 3)
+        assert found["c"].tolist() == [[1, 1], [3, 3]]
+        assert found["c.scale"].tolist() == [1, 0.5] and found["c.zero_point"].tolist() == [0, 1]
 
     def test_compressed_members_are_read(self, tmp_path: Path) -> None:
         expected = torch.jit.load(str(write_script(tmp_path / "a.ts"))).state_dict()
@@ -69,7 +102,7 @@ class TestTorchScript:
 
         found, _, _ = round_trip(tmp_path / "a.ts", lossless=True)
 
-        assert equal(dict(expected), found)
+        assert equal(dict(expected), {name: found[name] for name in expected})
 
     def test_without_the_code_every_tensor_is_taken(self, tmp_path: Path) -> None:
         patch(write_script(tmp_path / "a.ts"), lambda name, data: None if "/code/" in name else data)
@@ -86,7 +119,7 @@ class TestTorchScript:
         forget(monkeypatch, "vqformat.converters.torchscript")
 
         with open_source(tmp_path / "a.ts") as source:
-            assert len(source.tensors) == 15
+            assert len(source.tensors) == 17
 
     @pytest.mark.parametrize("hostile", [
         pickle.dumps(Attack(Path("ran")), 2), b"cos\nsystem\n(S'mkdir ran'\ntR.",

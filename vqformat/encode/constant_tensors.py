@@ -28,7 +28,7 @@ _LONGEST_LINE = 1 << 10  # values of a line that are looked at
 _WAVE = 1e-2  # energy of the error of a wave's recurrence, relative to the wave's; of weights it is about 2
 _VARYING = 0.25  # least share of lines that are waves around their mean: a constant line is no wave
 _SOME = 64  # values for a quick test
-_POSITIVE = 0.875  # least share of positive values among scales, whose others are 0
+_NONZERO = 0.875  # least share of scales that are not 0
 
 
 def is_constant(array: npt.NDArray[Any], dtype: str, *, is_short: bool) -> bool:
@@ -68,16 +68,18 @@ def is_in_order(values: Floats) -> bool:
 
 
 def are_scales(array: npt.NDArray[Any]) -> bool:
-    """Whether no value is negative and nearly all are positive: the scales of weights that are quantized already.
+    """Whether all values have one sign and few are 0: the scales or minima of weights that are quantized already.
 
     Of weights both signs are trained. An error of a scale is an error of all weights of its group.
     """
     if np.iscomplexobj(array):
         return False
     flat = array.reshape(-1)
-    if not bool((flat[:_SOME] >= 0).all()) or not bool((flat >= 0).all()):  # a quick test, false for nearly all weights
+    # The first values are a quick test, false for nearly all weights
+    if not any(bool(is_so(flat[:_SOME], 0).all()) and bool(is_so(flat, 0).all())
+               for is_so in (np.greater_equal, np.less_equal)):  # fmt: skip
         return False
-    return int(np.count_nonzero(flat)) >= _POSITIVE * flat.size
+    return int(np.count_nonzero(flat)) >= _NONZERO * flat.size
 
 
 def is_designed(values: ShortFloats) -> bool:

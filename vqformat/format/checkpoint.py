@@ -28,7 +28,8 @@ class Named:
 
     Attributes:
         name: Of the class, with its module.
-        value: A dict of the object's attributes or items, a list of its elements, or a tuple of its arguments.
+        value: A dict of the object's attributes or items, a list of its elements, a tuple of its arguments, or its one
+            argument, where that is plain.
     """
 
     __slots__ = ("name", "value")

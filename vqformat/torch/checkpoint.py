@@ -222,6 +222,18 @@ def _numbers(parts: list[Any]) -> list[Any]:
     return found
 
 
+def _long_bytes(parts: list[Any]) -> bytes:
+    (tensor,) = parts
+    if tensor.ndim != 1 or tensor.dtype != torch.uint8:
+        raise ValueError("bytes that are no vector of bytes")
+    found: bytes = tensor.numpy().tobytes()
+    return found
+
+
+def _long_text(parts: list[Any]) -> str:
+    return _long_bytes(parts).decode("utf-8", "surrogatepass")
+
+
 def _quantized(parts: list[Any]) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch says that quantized tensors will go; these are what the source had
@@ -258,5 +270,6 @@ def _sparse(parts: list[Any]) -> torch.Tensor:
 
 
 _SPECIALS: dict[str, Special] = {
-    "dtype": _dtype, "device": _device, "numbers": _numbers, "quantized": _quantized, "sparse": _sparse,
+    "dtype": _dtype, "device": _device, "numbers": _numbers, "long_bytes": _long_bytes, "long_text": _long_text,
+    "quantized": _quantized, "sparse": _sparse,
 }  # fmt: skip
