@@ -34,7 +34,8 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str] | BinaryIO,
             Flax, ONNX, GGUF, NumPy archive or array, or another ``.vqm``. The format is detected from the content. For
             a sharded model, the index or the folder.
         dst: Path, or a binary stream.
-        options: Options of the encoder. They can be given as keyword arguments instead, as for ``vqformat.save_file``.
+        options: Options of the encoder, in place of keywords.
+        keywords: The options one by one, as for ``vqformat.save_file``.
         metadata: Added to the metadata of the checkpoint.
         include_optimizer: Whether the training state beside the weights (of the optimizer, epoch numbers) is stored,
             too. Its tensors are stored exactly, unless a pattern of the recipe matches them.

@@ -63,8 +63,8 @@ def convert_folder(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, 
     Args:
         src: A folder as ``save_pretrained`` writes it, of transformers, diffusers, PEFT or sentence-transformers.
         dst: The new folder. It is complete or absent.
-        options: Options of the encoder, or keyword arguments instead, as for ``convert``. Each part of a model is
-            encoded by itself, so that a size, a calibration and patterns of a recipe are for models of one part.
+        options, keywords: As for ``convert``. Each part of a model is encoded by itself, so that a size, a calibration
+            and patterns of a recipe are for models of one part.
         metadata: Added to the metadata of each part.
         include_optimizer: Whether the files of a training run (``optimizer.pt``) are copied.
         overwrite: Whether ``dst`` may be replaced as a whole, if it is a model folder with its configuration.

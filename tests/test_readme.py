@@ -72,8 +72,8 @@ def _save_onnx_model(path: Path) -> None:
 @pytest.fixture(scope="module")
 def warm(folder: Path) -> Iterator[WarmPython]:
     """Python in that folder."""
-    # What the programs of the pages import first: theirs are the names
-    warm = WarmPython(folder, ["torch", "vqformat.torch", "vqformat.cli.convert", "transformers"])
+    # What most programs of the pages import, or PyTorch when they calibrate
+    warm = WarmPython(folder, ["torch", "torch._dynamo", "vqformat.torch", "vqformat.cli.convert", "transformers"])
     _save_model_folder(folder / "bert", warm)
     yield warm
     warm.close()

@@ -83,7 +83,12 @@ class ConversionError(VqmError, ValueError):
 
 
 class TensorNotFoundError(VqmError, KeyError):
-    """No tensor has this name."""
+    """No tensor has this name.
+
+    Args:
+        name: What was asked for.
+        names: Those that there are. The message has similar ones.
+    """
 
     def __init__(self, name: str, names: Iterable[str] = ()) -> None:
         self.name = name

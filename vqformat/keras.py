@@ -45,6 +45,8 @@ def save_model(model: keras.Model, filename: str | os.PathLike[str] | BinaryIO,
     writes one for ``model.load_weights``.
 
     Args:
+        model: The model. It stays as it is.
+        filename: Path, or a binary stream to write to.
         metadata, overwrite, options: As for ``vqformat.save_file``.
         include_optimizer: Whether the variables of the optimizer are stored, too; they are stored exactly.
 
@@ -74,6 +76,8 @@ def load_weights(model: keras.Model, filename: str | os.PathLike[str], **keyword
     """Fill the variables of a model from a ``.vqm`` that was made by ``save_model`` or from a Keras file.
 
     Args:
+        model: The model, built, with variables of the shapes in the file.
+        filename: Path of the file.
         keywords: Passed to ``model.load_weights``, such as ``skip_mismatch``.
 
     Raises:

@@ -113,7 +113,14 @@ def save_file(
 def save(
     tensors: Mapping[str, Array], metadata: Mapping[str, Any] | None = None, **options: Unpack[SaveOptions]
 ) -> bytes:
-    """The bytes that ``save_file`` would write, with the same options."""
+    """The bytes that ``save_file`` would write, with the same options.
+
+    Args:
+        tensors, metadata, options: As for ``save_file``.
+
+    Raises:
+        EncodeError: As for ``save_file``.
+    """
     stream = io.BytesIO()
     save_file(tensors, stream, metadata, **options)
     return stream.getvalue()
@@ -151,6 +158,10 @@ def load_file(
         allow_partial: Accept a truncated file, as after an interrupted download: return its complete tensors, with a
             warning.
 
+    Returns:
+        Arrays by name, of the shapes and dtypes in the file, in C order, freshly allocated. bfloat16, float8 and 4-bit
+        dtypes are those of ``ml_dtypes``.
+
     Raises:
         VqmError: The file is refused.
         OSError: The file cannot be read.
@@ -181,7 +192,18 @@ def load_file(
 
 
 def load(data: bytes | bytearray | memoryview, **options: Unpack[LoadOptions]) -> dict[str, Array]:
-    """Load all tensors from the bytes of a file, with the options of ``load_file``."""
+    """Load all tensors from the bytes of a file.
+
+    Args:
+        data: The file.
+        options: As for ``load_file``.
+
+    Returns:
+        Tensors by name, as ``load_file`` returns them.
+
+    Raises:
+        VqmError: The file is refused.
+    """
     return load_file(io.BytesIO(data), **options)
 
 

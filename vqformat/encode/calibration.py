@@ -76,6 +76,9 @@ class Calibration:
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
         """Read a file that ``save`` has written.
 
+        Args:
+            path: Path of the file.
+
         Raises:
             EncodeError: The file was not written by ``save``, or it is damaged.
             OSError: The file cannot be read.

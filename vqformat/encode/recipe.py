@@ -279,6 +279,10 @@ class Recipe:
     def parse(cls, rules: Iterable[str] = (), default: str | None = None) -> Recipe:
         """Parse a recipe from texts of the form ``PATTERN=METHOD``.
 
+        Args:
+            rules: The texts, such as ``"fc*=pq:dim=4"``. The first pattern that matches a name counts.
+            default: Method of tensors that no pattern matches; None leaves them to the encoder.
+
         Raises:
             EncodeError: A text is not of this form, two have the same pattern, or a method cannot be parsed.
         """

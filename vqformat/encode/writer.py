@@ -123,6 +123,10 @@ class writer:
     def add_alias(self, name: str, target: str) -> None:
         """Add an alias: a further name of a tensor that has been added, so that tied weights are stored once.
 
+        Args:
+            name: The further name.
+            target: Name of the tensor that has been added, or of an alias of it.
+
         Raises:
             EncodeError: There is no tensor ``target``, or there is a tensor ``name`` already.
             OSError, ValueError: As for ``add_layer``.

@@ -49,6 +49,7 @@ class TensorInfo:
 
     @property
     def n_elements(self) -> int:
+        """Number of elements, of the shape; 1 for a scalar."""
         n = 1
         for size in self.shape:
             n *= size
@@ -56,6 +57,7 @@ class TensorInfo:
 
     @property
     def bits_per_weight(self) -> float:
+        """Bits of the sections as stored, for each element; 0 for an alias, a copy, or a tensor without elements."""
         return 8 * self.stored_nbytes / self.n_elements if self.n_elements else 0.0
 
 
@@ -152,8 +154,11 @@ class safe_open(Mapping[str, Tensor]):
     def get_tensor(self, name: str) -> Tensor:
         """Decode a tensor.
 
+        Args:
+            name: Name of the tensor.
+
         Returns:
-            A new array or tensor.
+            A new array or tensor of the framework, of the shape and dtype in the file, in C order.
 
         Raises:
             TensorNotFoundError: There is no tensor of this name.
@@ -162,7 +167,15 @@ class safe_open(Mapping[str, Tensor]):
         return self[name]
 
     def get_slice(self, name: str) -> TensorSlice[Tensor]:
-        """A tensor that can be decoded in part: ``f.get_slice(name)[10:20]`` decodes only the blocks that it needs."""
+        """A tensor that can be decoded in part: ``f.get_slice(name)[10:20]`` decodes only the blocks that it needs.
+
+        Args:
+            name: Name of the tensor.
+
+        Raises:
+            TensorNotFoundError: There is no tensor of this name.
+            VqmError: What the file states about it is refused.
+        """
         self._reader.record(name)  # compares the index with the chunk, before its dtype and shape are used
         return TensorSlice(self, name)
 
@@ -180,6 +193,9 @@ class safe_open(Mapping[str, Tensor]):
 
     def info(self, name: str) -> TensorInfo:
         """What the file states about a tensor; nothing is decoded.
+
+        Args:
+            name: Name of the tensor.
 
         Raises:
             TensorNotFoundError: There is no tensor of this name.

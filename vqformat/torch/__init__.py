@@ -83,7 +83,14 @@ def _save(sources: list[SourceTensor], notes: list[str], filename: Path | Binary
 def save(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None, **options: Unpack[SaveOptions]
 ) -> bytes:
-    """The bytes that ``save_file`` would write, with the same options."""
+    """The bytes that ``save_file`` would write, with the same options.
+
+    Args:
+        tensors, metadata, options: As for ``save_file``.
+
+    Raises:
+        EncodeError: As for ``save_file``.
+    """
     stream = io.BytesIO()
     save_file(tensors, stream, metadata, **options)
     return stream.getvalue()
@@ -98,6 +105,9 @@ def load_file(
         filename: Path, or a binary stream, which need not support ``seek``.
         device: Device of the tensors.
         options: ``max_tensor_bytes``, ``threads`` and so on, as for ``vqformat.load_file``.
+
+    Returns:
+        Contiguous tensors by name, of the shapes and dtypes in the file, freshly allocated.
 
     Raises:
         VqmError: The file is refused.
@@ -116,7 +126,18 @@ def load_file(
 def load(
     data: bytes | bytearray | memoryview, device: Device = "cpu", **options: Unpack[LoadOptions]
 ) -> dict[str, torch.Tensor]:
-    """Load all tensors from the bytes of a file, with the options of ``load_file``."""
+    """Load all tensors from the bytes of a file.
+
+    Args:
+        data: The file.
+        device, options: As for ``load_file``.
+
+    Returns:
+        Tensors by name, as ``load_file`` returns them.
+
+    Raises:
+        VqmError: The file is refused.
+    """
     return load_file(io.BytesIO(data), device, **options)
 
 
@@ -127,6 +148,8 @@ def save_model(model: torch.nn.Module, filename: Path | BinaryIO, metadata: Mapp
     Versions of modules and extra states (``get_extra_state``) of plain values and tensors are kept, for ``load_model``.
 
     Args:
+        model: The model. It stays as it is.
+        filename: Path, or a binary stream to write to.
         calibration: The result of ``calibrate``. With it, the encoder compensates errors of weights by other weights,
             gives more bits to tensors to whose errors the outputs are sensitive, and corrects biases and
             normalizations. The preset is then ``small``.
@@ -163,6 +186,7 @@ def source_tensors(
     """Describe tensors for the encoder. Tied tensors become aliases (SPEC 7, "Alias").
 
     Args:
+        tensors: Tensors by name, as ``state_dict()`` gives them.
         notes: A line is appended for each tensor that overlaps another one in memory without being equal to it.
         tables: Names of the tensors whose rows are looked up one by one, such as embeddings.
 
