@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 
 import numpy as np
 from vqmbuilder import Chunk, chunk, section, u16, u32
@@ -22,10 +23,16 @@ def weight(byte: int) -> int:
 def frequencies(precision: int, table: bytes) -> tuple[int, ...]:
     """How often each code occurs in ``2**precision`` slots, from the bytes of its table."""
     weights = [weight(byte) for byte in table]
-    n = sum(w > 0 for w in weights)
-    found = [w and 1 + w * (2**precision - n) // sum(weights) for w in weights]
+    n, total = sum(w > 0 for w in weights), sum(weights)
+    found = [w and 1 + w * (2**precision - n) // total for w in weights]
     found[weights.index(max(weights))] += 2**precision - sum(found)
     return tuple(found)
+
+
+@cache
+def starts(precision: int, table: bytes) -> tuple[int, ...]:
+    """For each code the first of its slots."""
+    return tuple(accumulate(frequencies(precision, table), initial=0))
 
 
 @dataclass(frozen=True)
@@ -130,8 +137,8 @@ class Trellis:
         """How many slots the code of an element has, and its first (12.3)."""
         k = sum(classes[i] for classes, i in ((self.row_classes, r), (self.column_classes, c)) if classes)
         table = self.freq.tables[self.first + k * self.n_books + self._books[r, c]]
-        of_table, code = frequencies(self.freq.precision, table), int(self.codes[r][c])
-        return of_table[code], sum(of_table[:code])
+        code = int(self.codes[r][c])
+        return frequencies(self.freq.precision, table)[code], starts(self.freq.precision, table)[code]
 
     def value(self, r: int, c: int, n_rows: int, n_columns: int) -> np.float32:
         """The stage's value at stored row ``r``, column ``c`` (12.4), after ``payload`` was asked for."""

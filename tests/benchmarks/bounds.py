@@ -1,8 +1,8 @@
 """The worst files of a few sizes: how long they take, and how much memory, with and without the caller's bounds.
 
 Each file is legal, so only a bound refuses it. For each size and each kind of abuse a file is built that has as much of
-it as fits. It is read in a process of its own, as on a machine on which ``AVAILABLE`` bytes of memory are free. Memory
-is the most above what the imports took::
+it as fits. It is read in a process of its own, as on a machine on which ``AVAILABLE`` bytes of memory are free: with
+kernels, with NumPy alone, and with kernels and a bound of the caller. Memory is the most above what the imports took::
 
     python tests/benchmarks/bounds.py --seconds 10
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import resource
 import signal
 import subprocess
@@ -80,7 +81,9 @@ def lanes(n: int) -> bytes:
 
 ATTACKS: dict[str, Callable[[int], bytes]] = {
     "codes of 0 bits": one_code, "tables of zeros": tables, "zeros": zeros, "empty tensors": tensors,
-    "aliases": aliases, "trellis lanes": lanes,
+    "aliases": aliases, "trellis lanes": lanes, "sums": vqm_attacks.many_sums, "products": vqm_attacks.many_products,
+    "steps": vqm_attacks.many_steps, "slots": vqm_attacks.many_slots, "orders": vqm_attacks.many_orders,
+    "words": vqm_attacks.many_words, "large aliases": vqm_attacks.large_aliases,
 }  # fmt: skip
 MOST = {"empty tensors": 100_000}  # more are slow to build
 
@@ -111,6 +114,8 @@ def command(verb: str) -> Callable[[str, int | None], None]:
     return run
 
 
+# For each column of the table: its name, the backend, and the bound of the caller
+COLUMNS = {"kernels": ("native", None), "NumPy alone": ("numpy", None), "bound of 100 MB": ("native", BOUND)}
 READS = {"load": load, "safe_open": open_all, "vqm info": command("info"), "vqm verify": command("verify")}
 
 
@@ -138,23 +143,29 @@ def measure_here(read: str, path: str, bound: int | None, seconds: float) -> Non
     """Read a file, and print seconds of the processor and bytes of memory."""
     from vqformat.format import limits
 
-    limits.limit_memory(AVAILABLE)
+    limits.available_memory = lambda: AVAILABLE  # type: ignore[assignment]
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds + time.process_time()) + 1,) * 2)
     before = status_nbytes("VmHWM")  # not ru_maxrss, which has what the parent took
+    print(before, flush=True)
     start = time.process_time()
     with contextlib.suppress(ValueError):  # refused
         READS[read](path, bound)
     print(time.process_time() - start, status_nbytes("VmHWM") - before)
 
 
-def measure(attack: str, read: str, path: str, bound: int | None, seconds: float) -> Cost:
+def measure(attack: str, read: str, path: str, column: str, seconds: float) -> Cost:
+    backend, bound = COLUMNS[column]
     program = [sys.executable, __file__, "--read", read, "--file", path, "--bound", str(bound or 0),
                "--seconds", str(seconds)]  # fmt: skip
-    done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        return Cost(float("inf"), 0, attack)
-    used, nbytes = done.stdout.split()
-    return Cost(float(used), int(nbytes) / 1e6, attack)
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env={**os.environ, "VQFORMAT_BACKEND": backend},
+                          ) as process:  # fmt: skip
+        assert process.stdout is not None
+        before, *found = process.stdout.read().split()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return Cost(float("inf"), (usage.ru_maxrss * 1024 - int(before)) / 1e6, attack)
+    return Cost(float(found[0]), int(found[1]) / 1e6, attack)
 
 
 def worst(costs: list[Cost], seconds: float) -> str:
@@ -169,6 +180,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="of the processor, after which a read is stopped")
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--reads", nargs="*", default=list(READS), choices=list(READS))
+    parser.add_argument("--columns", nargs="*", default=list(COLUMNS), choices=list(COLUMNS))
+    parser.add_argument("--attacks", nargs="*", default=list(ATTACKS), choices=list(ATTACKS))
     parser.add_argument("--read", choices=list(READS), help=argparse.SUPPRESS)
     parser.add_argument("--file", help=argparse.SUPPRESS)
     parser.add_argument("--bound", type=int, help=argparse.SUPPRESS)
@@ -176,23 +190,23 @@ def main() -> None:
     if args.read:
         measure_here(args.read, args.file, args.bound or None, args.seconds)
         return
-    print(f"| file | read | as it is | bound of {BOUND // 1_000_000} MB |\n|---|---|---|---|")
+    print(f"| file | read | {' | '.join(args.columns)} |\n|{'---|' * (2 + len(args.columns))}")
     with tempfile.TemporaryDirectory() as folder:
         for size in args.sizes:
             files = {}
-            for attack in ATTACKS:
+            for attack in args.attacks:
                 path = Path(folder) / f"{attack}.vqm"
                 path.write_bytes(fitting(attack, SIZES[size]))
                 files[attack] = path
                 print(f"{size} {attack}: {path.stat().st_size} bytes", file=sys.stderr)
-            for read in READS:
+            for read in args.reads:
                 cells = []
-                for bound in (None, BOUND):
-                    costs = [measure(attack, read, str(path), bound, args.seconds) for attack, path in files.items()]
+                for column in args.columns:
+                    costs = [measure(attack, read, str(path), column, args.seconds) for attack, path in files.items()]
                     for cost in costs:
-                        print(f"{size} {read} {bound}: {cost}", file=sys.stderr, flush=True)
+                        print(f"{size} {read} {column}: {cost}", file=sys.stderr, flush=True)
                     cells.append(worst(costs, args.seconds))
-                print(f"| {size} | {read} | {cells[0]} | {cells[1]} |", flush=True)
+                print(f"| {size} | {read} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

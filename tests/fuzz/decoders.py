@@ -6,9 +6,9 @@
 Valid files are random ones that an encoder would hardly write; what they hold is known. Mutated ones are such files
 and those of the conformance suite with faults in records, sections, frames and chunks, their checksums right. The
 decoders are the reference (with NumPy and with kernels), the mini decoder, that in C and that in JavaScript, each in
-several ways. They must find the same bits, or refuse a file alike. An exception that is no refusal, a crash, more than
-2 s of CPU time for 100 kB in one way of reading, or more memory than ``vqm conformance`` allows is a finding, too. With
-``--sanitized`` the decoder in C is compiled with ASan and UBSan.
+several ways; a campaign of valid files takes these in turn. They must find the same bits, or refuse a file alike. An
+exception that is no refusal, a crash, more than 2 s of CPU time for 100 kB in one way of reading, or more memory than
+``vqm conformance`` allows is a finding, too. With ``--sanitized`` the decoder in C is compiled with ASan and UBSan.
 
 A file is made from the seed and its number alone: ``--number`` makes it again. Each finding is a line, and with
 ``--keep`` a file. The exit status is 1 if there was one.
@@ -82,6 +82,7 @@ class Campaign:
         self.workers, self.keep, self._out = workers, keep, out or partial(print, flush=True)
         self.outcomes: collections.Counter[str] = collections.Counter()
         self.findings: list[str] = []
+        self._began_s = time.process_time()
         self._kinds: collections.Counter[str] = collections.Counter()
 
     def handle(self, name: str, data: bytes, expected: Found | None = None) -> list[str]:
@@ -112,8 +113,11 @@ class Campaign:
         n = sum(self.outcomes.values())
         self._out(f"{n} files, {n / max(seconds, 1e-9):.1f} a second, {len(self.findings)} with findings")
         for worker in self.workers:
-            n_ways = len(worker.decoder.ways)
-            self._out(f"  {worker.name:12} {worker.n_files * n_ways:8} executions, {worker.cpu_s:7.1f} s of CPU time")
+            self._out(f"  {worker.name:12} {worker.n_executions:8} executions, {worker.cpu_s:7.1f} s of CPU time")
+        own_s = time.process_time() - self._began_s
+        all_s = own_s + sum(worker.cpu_s for worker in self.workers)
+        per_minute = 60 * n / max(all_s, 1e-9)
+        self._out(f"  {per_minute:.0f} files a minute of CPU time; {own_s:.1f} s of it made and compared them")
         shown = ", ".join(f"{count} {what}" for what, count in self.outcomes.most_common(12))
         self._out(f"  outcomes ({len(self.outcomes)} kinds): {shown}")
 
@@ -150,7 +154,8 @@ def main() -> int:
     args = parser.parse_args()
     minutes = args.minutes if args.minutes is not None or args.count is not None else 1.0
     with tempfile.TemporaryDirectory(prefix="fuzz") as folder:
-        found = decoders(Path(folder), sanitized=args.sanitized)
+        in_turn = args.kind == "valid" and args.number is None and not args.file
+        found = decoders(Path(folder), sanitized=args.sanitized, in_turn=in_turn)
         workers = [Worker(name, found[name]) for name in args.only.split(",") if name in found]
         campaign = Campaign(workers, args.keep)
         began = time.monotonic()

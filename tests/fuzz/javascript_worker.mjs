@@ -1,9 +1,12 @@
 // Decodes the files that come on stdin, each after its size (4 bytes, little-endian), in several ways, and prints a line of
-// JSON for each way. Arguments: the bounds of LIM-002.
+// JSON for each way. Arguments: the bounds of LIM-002; then `in-turn`, if each file is to be read in one way, in turn: the
+// others print an empty object.
 import { readSync, writeSync } from 'node:fs';
 import { outcome, WAYS } from '../../fixtures/decoders/javascript/conformance.mjs';
 
-const [maxTensorBytes, maxTotalBytes] = process.argv.slice(2).map(Number);
+const [maxTensorBytes, maxTotalBytes] = process.argv.slice(2, 4).map(Number), inTurn = process.argv[4] === 'in-turn';
+const ways = ['whole', 'streamed', 'byIndex'];
+let turn = 0;
 
 function take(n) {
   const bytes = new Uint8Array(n);
@@ -17,7 +20,12 @@ function take(n) {
 
 for (let head; (head = take(4));) {
   const bytes = take(new DataView(head.buffer).getUint32(0, true)), lines = [];
-  for (const way of ['whole', 'streamed', 'byIndex']) {
+  turn = (turn + 1) % ways.length;
+  for (const way of ways) {
+    if (inTurn && way !== ways[turn]) {
+      lines.push('{}\n');
+      continue;
+    }
     const read = (source, options) => WAYS[way](source, { ...options, maxTensorBytes, maxTotalBytes });
     lines.push(`${JSON.stringify(await outcome(bytes, read))}\n`);
   }

@@ -172,7 +172,7 @@ def _exact(name: str, rng: np.random.Generator) -> Tensor:
     """A raw or sparse raw stage of any dtype and bits."""
     dtype = list(DTYPES)[int(rng.integers(len(DTYPES)))]
     kind = DTYPES[dtype]
-    shape = _shape(rng, int(rng.choice([20, 20, 300, 2000])))
+    shape = _shape(rng, int(rng.choice([20, 20, 100, 1000])))
     n = math.prod(shape)
     layout = Layout(n_row_axes=int(rng.integers(len(shape) + 1)))
     rows, columns = layout.view_shape(shape)
@@ -214,7 +214,7 @@ def _arithmetic(name: str, shared: Shared, rng: np.random.Generator) -> Tensor:
     """A sum of up to 4 stages, seldom 16, in any view, order and grid of blocks."""
     dtype = ARITHMETIC[int(rng.integers(len(ARITHMETIC)))]
     parts = DTYPES[dtype].parts
-    shape = _shape(rng, int(rng.choice([12, 40, 150]))) if rng.integers(60) else [1, int(rng.integers(1, 6000))]
+    shape = _shape(rng, int(rng.choice([8, 24, 60]))) if rng.integers(250) else [1, int(rng.integers(1, 6000))]
     whole = [*shape, 2] if parts == 2 else shape  # S of SPEC 7.2
     layout = _layout(whole, rng)
     rows, columns = layout.view_shape(whole)

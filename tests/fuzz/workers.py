@@ -43,9 +43,14 @@ class Decoder:
     environment: Mapping[str, str] | None = None
 
 
-def decoders(folder: Path, *, sanitized: bool = False) -> dict[str, Decoder]:
-    """The four decoders; those that cannot be run here are left out with a note. ``folder`` is for what is compiled."""
-    bounds = (str(MAX_TENSOR_NBYTES), str(MAX_TOTAL_NBYTES))
+def decoders(folder: Path, *, sanitized: bool = False, in_turn: bool = False) -> dict[str, Decoder]:
+    """The four decoders; those that cannot be run here are left out with a note.
+
+    Args:
+        folder: For what is compiled.
+        in_turn: Whether a decoder that is not in C reads each file in one of its ways, in turn.
+    """
+    bounds = (str(MAX_TENSOR_NBYTES), str(MAX_TOTAL_NBYTES), *(["in-turn"] if in_turn else []))
     worker = str(HERE / "python_worker.py")
     found = {
         "reference": Decoder((sys.executable, worker, "reference", *bounds),
@@ -97,7 +102,7 @@ class Worker:
 
     def __init__(self, name: str, decoder: Decoder) -> None:
         self.name, self.decoder = name, decoder
-        self.n_files, self.cpu_s = 0, 0.0
+        self.n_executions, self.cpu_s = 0, 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._start()
 
@@ -139,9 +144,9 @@ class Worker:
             self._start()
             return {}, [f"died: {err}"]
         cpu_s, memory = cpu_of(pid) - cpu_before, memory_of(pid, "VmHWM") - memory_before
-        self.n_files += 1
         self.cpu_s += cpu_s
         found = dict(zip(ways, map(json.loads, lines), strict=True))
+        self.n_executions += sum(map(bool, found.values()))
         faults = [f"raises in {way}: {item['message']}" for way, item in found.items() if item.get("error") == "crash"]
         if self.decoder.is_timed and cpu_s > CPU_S * len(ways) * max(1, len(data) / PER_NBYTES):
             faults.append(f"took {cpu_s:.1f} s")
