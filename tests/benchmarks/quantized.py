@@ -41,6 +41,10 @@ def quantized(shape: tuple[int, int]) -> Iterator[Quantized]:
     yield _scaled("ternary by rows, bfloat16", weights, (1, shape[1]),
                   lambda x: np.clip(np.rint(x * 5), -1, 1) + np.float32(0), BF16)  # fmt: skip
     yield _asymmetric("int4 with zeros in 128, float16", weights)
+    for bits, dtype in ((4, np.float16), (4, ml_dtypes.bfloat16), (4, np.float32), (8, np.float16), (8, np.float32)):
+        yield _with_offsets(f"int{bits} and offsets in 64, {np.dtype(dtype).name}", weights, bits, dtype, np.float32)
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        yield _with_offsets(f"int4 and offsets in 64, all in {np.dtype(dtype).name}", weights, 4, dtype, dtype)
     ratios = weights / np.abs(weights).max(axis=1, keepdims=True)
     for kind, codes in {"int8": np.rint(127 * ratios).astype(np.int8),
                         "float8_e4m3fn": (448 * ratios).astype(ml_dtypes.float8_e4m3fn)}.items():  # fmt: skip
@@ -71,6 +75,17 @@ def _asymmetric(kind: str, weights: np.ndarray) -> Quantized:
     codes = np.clip(np.rint(groups / scales) + zeros, 0, 15) - zeros
     return Quantized(kind, (codes * scales).astype(np.float16).reshape(weights.shape),
                      _entropy_nbytes(codes) + 2 * scales.size)  # fmt: skip
+
+
+def _with_offsets(kind: str, weights: np.ndarray, bits: int, dtype: Any, arithmetic: Any) -> Quantized:
+    """As of MLX, torchao and GGUF Q4_1: q · scale + offset. Sums of short floats are rounded twice."""
+    groups = weights.reshape(-1, 64)
+    low, high = groups.min(axis=1, keepdims=True), groups.max(axis=1, keepdims=True)
+    scales, offsets = ((high - low) / (2**bits - 1)).astype(dtype), low.astype(dtype)
+    codes = np.clip(np.rint((groups - offsets.astype(np.float32)) / scales.astype(np.float32)), 0, 2**bits - 1)
+    sums = codes.astype(arithmetic) * scales.astype(arithmetic) + offsets.astype(arithmetic)
+    return Quantized(kind, sums.astype(dtype).reshape(weights.shape),
+                     _entropy_nbytes(codes) + 2 * scales.nbytes)  # fmt: skip
 
 
 def _integers(peak: int) -> Any:

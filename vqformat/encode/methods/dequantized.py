@@ -19,19 +19,19 @@ from ...format.chunkwriter import EncodedTensor
 from ...format.dtypes import BY_NAME
 from ...format.layout import Layout, View, make_view
 from ...format.stages import CodebookStage, ProgressionSource, Scale, TableSource
-from . import packing
+from . import affine, group_tables, packing
 from .assemble import Collect, QuantizedStage, assemble, blocks_of_sum
 from .grids import INTEGERS, KINDS, LARGEST_INTEGER, Groups, Units, estimate_scales, exact_scales, largest_unit
 from .groupings import SAMPLE, Grouping, groupings
-from .layout import view_matrix
-from .scales import group_size
+from .scales import group_size, narrowest
 
 DTYPES = ("f16", "bf16", "f32", "f64")
 _RUN, _RUNS = 32, 64  # elements of a run whose values are compared, and runs along an axis
-# Of the values of a run that another one has too. Groups of 32 integers up to 127 have a sixth; ordinary bf16 weights,
-# of which there are 128 in an octave, have 3 to 6 %, other floats fewer.
-_REPEATED = 0.08
+# Of the values of a run that another one has too. Groups of 32 integers up to 127 have a sixth, up to 255 a twelfth;
+# ordinary bf16 weights, of which there are 128 in an octave, have 3 to 6 %, other floats fewer.
+_REPEATED = {"f16": 0.03, "bf16": 0.08, "f32": 0.03, "f64": 0.03}
 _SAMPLE_OF_FLOATS = 32  # fewer do on a grid of floats: the largest value and some others tell the scale
+_TRIED_GROUPS = 64  # whose scales are sought before those of all
 _MOST_FAILED = 3  # grids that fit samples and not the tensor, until it is left as it is
 _PIECE = 1 << 20
 _SOLVED = 1 << 16  # elements whose scales are sought together: their float64 numbers fit a cache
@@ -48,7 +48,7 @@ def encode(name: str, dtype: str, array: npt.NDArray[Any], *, collect: Collect =
         array: C-contiguous, of the dtype.
         collect: See ``assemble.assemble``.
     """
-    if dtype not in DTYPES or not looks_dequantized(array):
+    if dtype not in DTYPES or not looks_dequantized(array, _REPEATED[dtype]):
         return None
     values = array
     if dtype == "f64":
@@ -60,15 +60,21 @@ def encode(name: str, dtype: str, array: npt.NDArray[Any], *, collect: Collect =
         return None
     few, grids = _few_values(values, dtype), _on_grid(values, dtype)
     if grids:
-        few = [(layout, stage) for layout, stage in few if len(stage.resident[0]) <= _SHORT_TABLE_NBYTES]
-    found = [assemble(name, dtype, array.shape, layout, [stage], is_quick=True, collect=collect)
-             for layout, stage in [*few, *grids]
-             if _gives_back(stage, make_view(values.shape, False, layout), values)]  # fmt: skip
+        few = [(layout, stages) for layout, stages in few if len(stages[0].resident[0]) <= _SHORT_TABLE_NBYTES]
+    else:
+        grids = group_tables.stages(values)
+    found = [assemble(name, dtype, array.shape, layout, stages, is_quick=True, collect=collect)
+             for layout, stages in [*few, *grids]
+             if _gives_back(stages, make_view(values.shape, False, layout), values)]  # fmt: skip
     return min(found, key=lambda encoded: encoded.stored_nbytes, default=None)
 
 
-def looks_dequantized(array: npt.NDArray[Any]) -> bool:
-    """Whether values repeat within short runs, along rows or along columns: a look at some thousand elements."""
+def looks_dequantized(array: npt.NDArray[Any], least: float) -> bool:
+    """Whether values repeat within short runs, along rows or along columns: a look at some thousand elements.
+
+    Args:
+        least: Share of the values of a run that another one has too.
+    """
     flat = array.reshape(-1)
     runs = [_spread_runs(flat)]
     if not runs[0].any():
@@ -78,7 +84,7 @@ def looks_dequantized(array: npt.NDArray[Any]) -> bool:
         every = max(1, matrix.shape[1] // _RUNS) | 1  # odd: columns of zeros may come at even distances
         start = matrix.shape[0] // 2 // _RUN * _RUN
         runs.append(matrix[start : start + _RUN, ::every].T)
-    return any(_share_repeated(run) >= _REPEATED for run in runs)
+    return any(_share_repeated(run) > least for run in runs)
 
 
 def _spread_runs(flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -101,11 +107,11 @@ def _pieces(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
     return (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
 
 
-def _gives_back(stage: QuantizedStage, view: View, values: npt.NDArray[Any]) -> bool:
-    """Whether a decoder makes of a stage the very bits of a tensor."""
+def _gives_back(stages: list[QuantizedStage], view: View, values: npt.NDArray[Any]) -> bool:
+    """Whether a decoder makes of stages the very bits of a tensor."""
     words = f"<u{values.itemsize}"
     matrix = values.reshape(view.n_rows, view.n_columns).view(words)
-    for block, decoded in blocks_of_sum([stage], view):
+    for block, decoded in blocks_of_sum(stages, view):
         with np.errstate(all="ignore"):
             given = decoded.astype(values.dtype).view(words)
         if not np.array_equal(given, matrix[block.row : block.row_end, block.column : block.column_end]):
@@ -113,7 +119,7 @@ def _gives_back(stage: QuantizedStage, view: View, values: npt.NDArray[Any]) -> 
     return True
 
 
-Stages = list[tuple[Layout, QuantizedStage]]  # what would do
+Stages = list[tuple[Layout, list[QuantizedStage]]]  # what would do
 
 
 def _few_values(values: npt.NDArray[Any], dtype: str) -> Stages:
@@ -157,13 +163,13 @@ def _table_of(known: npt.NDArray[Any], values: npt.NDArray[Any], dtype: str) -> 
     for start, piece in zip(range(0, words.size, _PIECE), _pieces(words), strict=True):
         codes[start : start + _PIECE] = ranks[np.searchsorted(known, piece)]
     layout = Layout(n_row_axes=min(1, max(0, values.ndim - 1)))
-    return [(layout, _stage_of_table(entries[order], codes, make_view(values.shape, False, layout)))]
+    return [(layout, [_stage_of_table(entries[order], codes, make_view(values.shape, False, layout))])]
 
 
 def _stage_of_table(
     entries: Floats, codes: npt.NDArray[Any], view: View, scale: Scale | None = None, of_scales: Sequence[bytes] = ()
 ) -> QuantizedStage:
-    dtype = _narrowest(entries)
+    dtype = narrowest(entries)
     stage = CodebookStage(dim=1, entries=entries.size, source=TableSource(dtype), scale=scale)
     matrix = packing.as_codes(codes, entries.size).reshape(view.n_rows, view.n_columns)
     return QuantizedStage(stage, [tables.encode(entries, dtype), *of_scales], matrix)
@@ -177,10 +183,10 @@ def _on_grid(values: npt.NDArray[Any], dtype: str) -> Stages:
         is_one = not grouping.rows and not grouping.columns
         if is_one and values.size > _FEW_ELEMENTS:
             continue  # a table of the values serves as well
-        if dtype == "bf16" and values.ndim == 1 and np.unique(values).size * 2 > values.size:
-            continue  # all bf16 of an octave are on a grid
+        if dtype == "bf16" and values.ndim == 1:
+            continue  # all bf16 of an octave are on a grid; a table of the values does for a vector
         layout = Layout(n_row_axes=grouping.n_row_axes)
-        matrix = view_matrix(values, layout)
+        matrix = grouping.matrix(values)
         samples = grouping.samples(matrix, dtype)
         for units in KINDS if samples else ():
             tops = [top for sample in samples for top in [largest_unit(sample, units)] if top is not None]
@@ -189,9 +195,13 @@ def _on_grid(values: npt.NDArray[Any], dtype: str) -> Stages:
             likely = sorted(set(tops), key=tops.count, reverse=True)
             stage = _solve(matrix, dtype, grouping, units, likely=likely)
             if stage is not None:
-                found.append((layout, stage))
+                found.append((layout, [stage]))
                 break
             n_failed += 1
+        else:
+            stages = [] if is_one else affine.stages(matrix, dtype, grouping)
+            if stages:
+                found.append((layout, stages))
         if (found and not is_one) or n_failed >= _MOST_FAILED:
             break
     return found
@@ -208,7 +218,9 @@ def _solve(
     groups = Groups.of(grouping.split(matrix), dtype)
     n = groups.values.shape[1]
     every = max(1, n // (SAMPLE if units is INTEGERS else _SAMPLE_OF_FLOATS))
-    about = estimate_scales(groups.part(slice(None), slice(None, None, every)), units, likely)
+    sample = groups.part(slice(None), slice(None, None, every))
+    few = sample.part(slice(None, None, max(1, groups.peaks.size // _TRIED_GROUPS)))
+    about = None if estimate_scales(few, units, likely) is None else estimate_scales(sample, units, likely)
     if about is None:
         return None
     scales = np.empty(about.shape[1], np.float32)
@@ -239,7 +251,7 @@ def _solve(
     zero = int(np.flatnonzero((points == 0) & ~np.signbit(points))[0])
     scale = None
     if scales.size > 1:
-        scale = Scale(_narrowest(scales), group_size(grouping.rows, view.n_rows),
+        scale = Scale(narrowest(scales), group_size(grouping.rows, view.n_rows),
                       group_size(grouping.columns, view.n_columns))  # fmt: skip
     of_scales = [] if scale is None else [tables.encode(scales, scale.dtype)]
     has_negative_zero = counts[zero - 1] > 0
@@ -285,12 +297,3 @@ def _points(signed: Floats, units: Units) -> tuple[Floats, npt.NDArray[np.int16]
     zero = negative.size
     keys: npt.NDArray[np.int16] = np.where(is_negative, np.int16(zero - 1) - of_negative, found + np.int16(zero))
     return points, keys
-
-
-def _narrowest(values: Floats) -> str:
-    """The dtype of a table that holds these values exactly in the fewest bytes."""
-    with np.errstate(over="ignore"):
-        for dtype in ("f16", "bf16"):
-            if np.array_equal(tables.widen(tables.encode(values, dtype), dtype), values):
-                return dtype
-    return "f32"

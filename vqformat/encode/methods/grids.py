@@ -269,7 +269,7 @@ def _scales_near(groups: Groups, units: Units, guess: Doubles) -> tuple[npt.NDAr
     signed = np.where(is_negative, -found, found).astype(np.float32)
     is_zero = ~is_unit.any(axis=1)
     least[is_zero] = most[is_zero] = 0
-    scales = _shortest(least, most)
+    scales = shortest(least, most)
     fits = _gives(groups, scales, signed)
     if not fits.all():  # the bounds are included where ties go to them only
         others = np.flatnonzero(~fits)
@@ -287,7 +287,7 @@ def _gives(groups: Groups, scales: Floats, signed: Floats) -> npt.NDArray[np.boo
     return same
 
 
-def _shortest(least: Doubles, most: Doubles) -> Floats:
+def shortest(least: Doubles, most: Doubles) -> Floats:
     """The float32 with the most zeros at its end of each interval; the middle where there is none."""
     first = least.astype(np.float32)
     first = np.where(first < least, np.nextafter(first, np.float32(np.inf)), first)

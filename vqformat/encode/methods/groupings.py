@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...format.layout import Layout
 from .grids import Groups
+from .layout import view_matrix
 
 SAMPLE = 256  # values of a group on which a grid is found
 _TRIED_GROUPS = 4
@@ -26,6 +28,10 @@ class Grouping:
     n_row_axes: int
     rows: int
     columns: int
+
+    def matrix(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The view of a tensor whose groups these are (SPEC 7.2)."""
+        return view_matrix(values, Layout(n_row_axes=self.n_row_axes))
 
     def sizes(self, matrix: npt.NDArray[Any]) -> tuple[int, int]:
         return self.rows or matrix.shape[0], self.columns or matrix.shape[1]

@@ -109,3 +109,12 @@ def choose_table_dtype(
 def group_size(size: int, n: int) -> int:
     """A group size by the rule of CBK-003: 0 if one group covers the whole axis of length n."""
     return size if 0 < size < n else 0
+
+
+def narrowest(values: Floats) -> str:
+    """The dtype of a table that holds these values exactly in the fewest bytes."""
+    with np.errstate(over="ignore"):
+        for dtype in ("f16", "bf16"):
+            if np.array_equal(tables.widen(tables.encode(values, dtype), dtype), values):
+                return dtype
+    return "f32"
