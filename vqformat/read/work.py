@@ -124,7 +124,7 @@ def _of_bytes(record: TensorRecord) -> int:
     if isinstance(stage, SparseStage):
         return _BARE * record.nbytes + _MARKED * sum(stage.counts) * record.dtype_info.word_nbytes
     assert isinstance(stage, RawStage)
-    return record.nbytes * (_SPLIT if stage.split else 1)
+    return record.nbytes * _SPLIT if stage.split else 0  # without planes it is decompressed to its place
 
 
 def _of_stage(stage: Stage, view: View) -> int:
