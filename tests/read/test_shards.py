@@ -349,3 +349,13 @@ def test_one_file_is_read_where_both_are(folder: Path) -> None:
 
     assert list(load_file(folder / "model.vqm")) == ["x"]
     assert_same(load_file(folder / INDEX), MODEL)
+
+
+def test_a_stream_that_is_left_early_closes_its_shard(folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a file that is not closed warns
+        stream(folder).close()
+        with stream(folder) as layers:
+            assert list(next(layers)) == ["layers.0.weight", "layers.0.bias"]
+            file = layers._opened._opened._current._own
+    assert file.closed

@@ -9,7 +9,6 @@ from typing import Any, BinaryIO
 
 import numpy.typing as npt
 
-from ..files import opened
 from ..format.chunks import LayerInfo
 from ..format.copies import Copies
 from .budget import Budget
@@ -53,7 +52,6 @@ class ShardedSequentialReader:
         self.copies = Copies()
         self.digest = b""
         self.cut_at: int | None = None
-        self._file: opened | None = None
         self._at = 0
         self._reader = self._begin(0)
         self.metadata = self._reader.metadata
@@ -67,22 +65,9 @@ class ShardedSequentialReader:
         """The names of all tensors, in the order of the index."""
         return list(self._shards.index.places)
 
-    def close(self) -> None:
-        """Close the shard that is open."""
-        if self._file is not None:
-            self._file.__exit__(None, None, None)
-            self._file = None
-
     def _begin(self, at: int) -> SequentialReader:
-        file = self._shards.open(at)
-        stream = file.__enter__()
-        self._file = file
-        try:
-            with self._shards.naming(at):
-                return SequentialReader(self._shards.watched(stream), self._budget, copies=self.copies, **self._options)
-        except BaseException:
-            self.close()
-            raise
+        with self._shards.naming(at):
+            return SequentialReader(self._shards.begin(at), self._budget, copies=self.copies, **self._options)
 
     def layers(self) -> Iterator[tuple[LayerInfo, dict[str, Array]]]:
         """See ``SequentialReader.layers``."""
@@ -96,15 +81,12 @@ class ShardedSequentialReader:
 
     def _each(self) -> Iterator[int]:
         """The positions of the shards, each when it is the current one."""
-        try:
-            for at in range(len(self._shards)):
-                if at:
-                    self._budget.shared_nbytes = 0  # the tables of the shard before are no more needed
-                    self._at, self._reader = at, self._begin(at)
-                yield at
-                self.close()
-        finally:
-            self.close()
+        for at in range(len(self._shards)):
+            if at:
+                self._budget.shared_nbytes = 0  # the tables of the shard before are no more needed
+                self._at, self._reader = at, self._begin(at)
+            yield at
+        self._shards.end()
         self.digest = hashlib.sha256(self._shards.text).digest()
 
     def _checked(self, at: int, layers: Iterator[tuple[LayerInfo, Any]]) -> Iterator[tuple[LayerInfo, Any]]:

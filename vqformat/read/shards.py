@@ -84,7 +84,7 @@ class opened_model:
         return given
 
     def __exit__(self, kind: object, err: object, trace: object) -> None:
-        if isinstance(self._opened, opened):
+        if self._opened is not None:
             self._opened.__exit__(kind, err, trace)
 
     def for_other_process(self) -> Path | BinaryIO | Shards:
@@ -122,6 +122,7 @@ class Shards:
         self._path = None if is_hub_path(source) or not isinstance(source, (str, os.PathLike)) else pathlib.Path(source)
         self.label = str(getattr(source, "path", source)) if self._path is None else str(source)
         self.watch: Callable[[BinaryIO], BinaryIO] | None = None
+        self._current: opened | None = None
         self._held: list[bytes] = []  # the bytes of the shards, if they are in memory
 
     def __enter__(self) -> Shards:
@@ -136,7 +137,7 @@ class Shards:
         return self
 
     def __exit__(self, kind: object, err: object, trace: object) -> None:
-        """Shards are opened and closed one by one."""
+        self.end()
 
     def __len__(self) -> int:
         return len(self.index.shards)
@@ -216,9 +217,18 @@ class Shards:
         self._held = held
         return self
 
-    def watched(self, stream: BinaryIO) -> BinaryIO:
-        """What is read in place of the stream of a shard."""
+    def begin(self, at: int) -> BinaryIO:
+        """Close the shard before, open one, and give its stream, or what ``watch`` gives in its place."""
+        self.end()
+        self._current = self.open(at)
+        stream = self._current.__enter__()
         return stream if self.watch is None else self.watch(stream)
+
+    def end(self) -> None:
+        """Close the shard that ``begin`` has opened."""
+        if self._current is not None:
+            self._current.__exit__(None, None, None)
+            self._current = None
 
     def check_names(self, at: int, names: list[str]) -> None:
         """Compare the tensors of a whole shard with the index.
