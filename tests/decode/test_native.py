@@ -176,6 +176,29 @@ def test_kernels_add_and_place_the_same_values(whole: File) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("tile", [(1, 50), (2, 50), (1, 18), (2, 18), (3, 50), (3, 18)], ids=str)
+def test_kernels_put_columns_in_their_places(tile: tuple[int, int], adds: bool) -> None:
+    """The rows of a column are beside each other in the tensor. Tiles may lack rows and columns."""
+    random = np.random.RandomState(0)
+    rows, columns = 90, 50
+    freq = Freq(12, tuple(row.tobytes() for row in random.randint(1, 256, (2, 200)).astype(np.uint8)))
+    scale = Scale(random.standard_normal(rows).astype(np.float32), rows=1) if adds else None
+    trellis = Trellis(random.randint(0, 200, (rows, columns)), freq, tile, step=0.37, zero=100, trellis=(333, 242),
+                      scale=scale)  # fmt: skip
+    one = np.ones(1, np.float32)
+    low_rank = LowRank(random.randint(0, 15, (rows, 3)), random.randint(0, 15, (3, columns)), 15, 15, one, one, 0, 0)
+    layout = Layout((1, 0), 1, block_rows=37)
+    stages = (low_rank, trellis) if adds else (trellis,)
+
+    whole = file(freq.chunk(), layr("", tensor("a", "f32", [columns, rows], *stages, layout=layout)))
+
+    found = check_all_agree(whole.build())
+
+    assert not isinstance(found, str), found
+
+
+@needs_kernels
 @given(st.one_of(files(), sums()), st.randoms(use_true_random=False))
 def test_kernels_refuse_what_numpy_refuses(whole: File, random: Any) -> None:
     """Some bytes of a section are changed; its checksum is that of the changed bytes."""
