@@ -9,6 +9,12 @@
 
 #include "viterbi_steps.h"
 
+#if defined(__GNUC__)
+#define PREFETCH __builtin_prefetch
+#else
+#define PREFETCH(address) (void)(address)
+#endif
+
 static void find_places(Lanes *l, int64_t step, int n)
 {
     int64_t i = step / l->width, j = step % l->width;
@@ -30,13 +36,26 @@ static void find_places(Lanes *l, int64_t step, int n)
                 place = (at)[c], to = from;                                                                           \
     } while (0)
 
+/* Ask for the values of the next chunk, which most often follow: too many lanes for the processor to foresee. */
+static void prefetch(const Search *s, int64_t place)
+{
+    for (int c = 0; c < CHUNK; c += CACHE_LINE / (int)sizeof(float)) {
+        PREFETCH(s->points + place + c);
+        if (s->weights)
+            PREFETCH(s->weights + place + c);
+    }
+    if (s->contexts)
+        PREFETCH(s->contexts + place);
+}
+
 static void load_chunk(Lanes *l, int64_t step, int n)
 {
     const Search *s = l->search;
     const int32_t of_context = 2 * (2 * s->reach + 1);
     find_places(l, step, n);
-    for (int k = 0; k < LANES; k++) {
+    for (int k = 0; k < l->n_used; k++) {
         const float *points = s->points + l->place[k];
+        prefetch(s, l->place[k] + l->at[n - 1] + 1);
         COPY(n, l->at, l->points[c][k], points[place]);
         if (s->weights) {
             const float *weights = s->weights + l->place[k];
@@ -66,8 +85,8 @@ static void store_chunk(Lanes *l, int64_t step, int n)
 /* The states in which the best paths end. */
 static void find_ends(const Lanes *l, int32_t *state)
 {
-    const float(*const cost)[LANES] = (const float(*)[LANES])l->cost[l->n_steps & 1];
-    for (int k = 0; k < LANES; k++) {
+    const int16_t(*const cost)[LANES] = (const int16_t(*)[LANES])l->cost[l->n_steps & 1];
+    for (int k = 0; k < l->n_used; k++) {
         state[k] = 0;
         for (int t = 1; t < l->search->n_states; t++)
             if (cost[t][k] < cost[state[k]][k])
@@ -80,13 +99,13 @@ static void find_ends(const Lanes *l, int32_t *state)
 #define SEARCH(set, target)                                                                                           \
     target static void search_##set(Lanes *l)                                                                         \
     {                                                                                                                 \
-        const int n_states = l->search->n_states;                                                                     \
+        const int n_bits = l->search->n_states * HALVES;                                                              \
         for (int64_t first = 0; first < l->n_steps; first += CHUNK) {                                                 \
             const int n = (int)(l->n_steps - first < CHUNK ? l->n_steps - first : CHUNK);                             \
             load_chunk(l, first, n);                                                                                  \
             for (int c = 0; c < n; c++) {                                                                             \
                 find_metrics_##set(l, c, l->chosen[first + c]);                                                       \
-                advance_##set(l, l->cost[c & 1][0], l->cost[~c & 1][0], l->takes_second + (first + c) * n_states);    \
+                advance_##set(l, l->cost[c & 1][0], l->cost[~c & 1][0], l->takes_second + (first + c) * n_bits);      \
             }                                                                                                         \
         }                                                                                                             \
         int32_t state[LANES];                                                                                         \
@@ -94,7 +113,7 @@ static void find_ends(const Lanes *l, int32_t *state)
         for (int64_t end = l->n_steps, first; end > 0; end = first) {                                                 \
             first = (end - 1) / CHUNK * CHUNK;                                                                        \
             for (int c = (int)(end - first) - 1; c >= 0; c--)                                                         \
-                go_back_##set(l, state, l->takes_second + (first + c) * n_states,                                     \
+                go_back_##set(l, state, l->takes_second + (first + c) * n_bits,                                       \
                               (const int16_t(*)[LANES])l->chosen[first + c], l->indices[c], l->books[c]);             \
             store_chunk(l, first, (int)(end - first));                                                                \
         }                                                                                                             \
@@ -145,6 +164,7 @@ static void search_tiles(Lanes *l, int64_t down, int64_t across, int64_t n_down,
     l->n_steps = height * width, l->width = width;
     for (int64_t first = 0; l->n_steps && first < n_down * n_across; first += LANES) {
         l->n = (int)(n_down * n_across - first < LANES ? n_down * n_across - first : LANES);
+        l->n_used = (l->n + HALF - 1) / HALF * HALF;
         for (int k = 0; k < LANES; k++) {
             const int64_t tile = first + (k < l->n ? k : l->n - 1);
             const int64_t i = down + tile / n_across, j = across + tile % n_across;
@@ -152,7 +172,7 @@ static void search_tiles(Lanes *l, int64_t down, int64_t across, int64_t n_down,
             l->number[k] = i * in_a_row + j;
             const int start = s->start ? s->start[l->number[k]] : 0;
             for (int t = 0; t < s->n_states; t++)
-                l->cost[0][t][k] = t == start ? 0.0f : FORBIDDEN;
+                l->cost[0][t][k] = t == start ? 0 : FORBIDDEN;
         }
         SEARCHES[instruction_set](l);
     }
@@ -162,8 +182,8 @@ int viterbi_search(const Search *s, int instruction_set)
 {
     const int64_t most_steps = s->tile_rows * s->tile_columns;
     void *memory = malloc(sizeof(Lanes) + CACHE_LINE);
+    uint16_t *takes_second = malloc((size_t)(most_steps * s->n_states) * HALVES * sizeof *takes_second);
     /* Vectors read 4 bytes for 2 */
-    uint16_t *takes_second = malloc((size_t)(most_steps * s->n_states) * sizeof *takes_second + 4);
     void *chosen = malloc((size_t)most_steps * sizeof(int16_t[N_SUBSETS][LANES]) + 4);
     Lanes *l = (Lanes *)(((uintptr_t)memory + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
     const int has_memory = takes_second && chosen && memory;

@@ -1,15 +1,22 @@
-/* The steps of a Viterbi search over LANES sequences side by side, for each instruction set; see viterbi.c. */
+/* The steps of a Viterbi search over LANES sequences side by side, for each instruction set; see viterbi.c.
+
+   Costs of paths are int16, so a vector has those of many lanes. They cannot overflow: see MOST_COST. */
 
 #ifndef VQFORMAT_VITERBI_STEPS_H
 #define VQFORMAT_VITERBI_STEPS_H
 
 #include <math.h>
+#include <string.h>
 
 #include "instruction_sets.h"
 #include "viterbi.h"
 
-enum { LANES = 16, MAX_STATES = 256, N_SUBSETS = 4, CHUNK = 64, CACHE_LINE = 64 }; /* costs of a state fill a line */
-static const float FORBIDDEN = 1e30f;
+/* Costs of a state fill a cache line. Each lane of a HALF has a bit of a decision. */
+enum { LANES = 32, HALF = 16, HALVES = LANES / HALF, MAX_STATES = 256, N_SUBSETS = 4, CHUNK = 32, CACHE_LINE = 64 };
+/* A step adds 0 to MOST_COST to the cost of a path, in units of 1 / RESOLUTION. A path leads from each of 2^8 states to
+   each other one in 8 steps, so the costs of states differ by at most 8 * MOST_COST, or by that of a state in which no
+   sequence starts, FORBIDDEN, and of 7 steps. */
+enum { RESOLUTION = 64, MOST_COST = 2047, FORBIDDEN = 8 * MOST_COST + 1 };
 
 /* Two states that have the same two successors, and these. Each number is LANES times that of a state. */
 typedef struct {
@@ -20,8 +27,9 @@ typedef struct {
 /* LANES sequences of equal size. Steps are loaded and stored CHUNK at a time, because the values of a sequence lie side
    by side in memory, and those of a step do not. */
 typedef struct {
-    float cost[2][MAX_STATES][LANES]; /* of the paths into each state, before and after a step, by turns */
-    float metric[N_SUBSETS][LANES];   /* the least cost of a point of each subset */
+    int16_t cost[2][MAX_STATES][LANES]; /* of the paths into each state, before and after a step, by turns; less that of
+                                           state 0 a step before */
+    int16_t metric[N_SUBSETS][LANES];   /* the least cost of a point of each subset; less the least of all */
     float points[CHUNK][LANES], weights[CHUNK][LANES];
     int32_t base[CHUNK][LANES]; /* where the costs of index 0 of codebook 0 are */
     int16_t indices[CHUNK][LANES];
@@ -33,11 +41,12 @@ typedef struct {
                                               the subset of points of this transition, 2 * parity + q */
     const Search *search;
     int n;                               /* of the lanes that are sequences; the others repeat the last one */
+    int n_used;                          /* a multiple of HALF; further lanes are not searched, or searched in vain */
     int64_t n_steps, width;              /* steps of a sequence, and columns of its tile */
     int64_t place[LANES];                /* the first element of each sequence */
     int64_t number[LANES];               /* of each sequence */
-    uint16_t *takes_second;              /* (n_steps, n_states): a bit for each lane. Slots 2 i and 2 i + 1 are those of
-                                            ``of_even`` and ``of_odd`` of butterfly i */
+    uint16_t *takes_second;              /* (n_steps, n_states, HALVES): a bit for each lane. Slots 2 i and 2 i + 1 are
+                                            those of ``of_even`` and ``of_odd`` of butterfly i */
     int16_t (*chosen)[N_SUBSETS][LANES]; /* (n_steps,): the index of the best point of each subset */
 } Lanes;
 
@@ -48,67 +57,84 @@ static ALWAYS_INLINE void find_metrics_scalar(Lanes *l, int c, int16_t (*chosen)
     const Search *s = l->search;
     const float furthest = (float)(2 * (s->reach - 2));
     const int32_t size = 2 * s->reach + 1;
-    for (int k = 0; k < LANES; k++) {
+    for (int k = 0; k < l->n_used; k++) {
         const float point = l->points[c][k], above = point > -furthest ? point : -furthest;
         const float aim = above < furthest ? above : furthest;
+        float best[N_SUBSETS], least = 0.0f;
         for (int32_t subset = 0; subset < N_SUBSETS; subset++) {
             const int32_t q = subset & 1;
             const int32_t nearest = (int32_t)rintf((aim - (float)subset) * 0.25f) * 4 + subset;
             const int32_t nearer = nearest - (nearest > 0 ? 4 : -4);
             const int32_t index = (nearest - q) >> 1, other = (nearer - q) >> 1;
-            const double off = (double)point - (double)nearest, other_off = (double)point - (double)nearer;
-            float cost = (float)(off * off), other_cost = (float)(other_off * other_off);
+            const float off = point - (float)nearest, other_off = point - (float)nearer;
+            float cost = off * off, other_cost = other_off * other_off;
             if (s->weights)
                 cost *= l->weights[c][k], other_cost *= l->weights[c][k];
             const float *costs = s->costs + l->base[c][k] + q * size;
             cost += costs[index], other_cost += costs[other];
             chosen[subset][k] = (int16_t)(other_cost < cost ? other : index);
-            l->metric[subset][k] = other_cost < cost ? other_cost : cost;
+            best[subset] = other_cost < cost ? other_cost : cost;
+            least = subset == 0 || best[subset] < least ? best[subset] : least;
+        }
+        for (int subset = 0; subset < N_SUBSETS; subset++) {
+            const float more = (best[subset] - least) * RESOLUTION;
+            l->metric[subset][k] = (int16_t)rintf(more < MOST_COST ? more : MOST_COST);
         }
     }
 }
 
-/* Vectors of four for every processor: compilers do not make them of a loop over the lanes of a state. */
+/* Vectors of eight for every processor: compilers do not make them of a loop over the lanes of a state. */
 #if defined(__GNUC__)
-enum { PART = 4 };
-typedef float Part __attribute__((vector_size(16), may_alias));
-typedef int32_t Bits __attribute__((vector_size(16), may_alias));
-static const Bits BITS = {1, 2, 4, 8};
-static ALWAYS_INLINE Bits is_less(Part a, Part b) { return a < b; }
-static ALWAYS_INLINE int32_t united(Bits bits) { return bits[0] | bits[1] | bits[2] | bits[3]; }
-static ALWAYS_INLINE Part chosen_by(Bits is_second, Part first, Part second)
+enum { PART = 8 };
+typedef int16_t Part __attribute__((vector_size(16), may_alias));
+static const Part BITS = {1, 2, 4, 8, 16, 32, 64, 128};
+static ALWAYS_INLINE Part is_less(Part a, Part b) { return a < b; }
+static ALWAYS_INLINE uint16_t united(Part bits)
 {
-    return (Part)((is_second & (Bits)second) | (~is_second & (Bits)first));
+    uint64_t halves[2];
+    memcpy(halves, &bits, sizeof bits);
+    uint64_t all = halves[0] | halves[1];
+    all |= all >> 32;
+    return (uint16_t)(all | all >> 16);
 }
 #else
 enum { PART = 1 };
-typedef float Part;
-typedef int32_t Bits;
-static const Bits BITS = 1;
-static Bits is_less(Part a, Part b) { return a < b ? -1 : 0; }
-static int32_t united(Bits bits) { return bits; }
-static Part chosen_by(Bits is_second, Part first, Part second) { return is_second ? second : first; }
+typedef int16_t Part;
+static const Part BITS = 1;
+static Part is_less(Part a, Part b) { return a < b ? -1 : 0; }
+static uint16_t united(Part bits) { return (uint16_t)bits; }
 #endif
+static ALWAYS_INLINE Part chosen_by(Part is_second, Part first, Part second)
+{
+    return (Part)((is_second & second) | (~is_second & first));
+}
 
 /* One step of all paths, from the costs ``from`` to the costs ``to``. */
-static ALWAYS_INLINE void advance_scalar(Lanes *l, const float *from, float *to, uint16_t *takes_second)
+static ALWAYS_INLINE void advance_scalar(Lanes *l, const int16_t *from, int16_t *to, uint16_t *takes_second)
 {
     const int n = l->search->n_states / 2;
-    for (int i = 0; i < n; i++) {
-        const Butterfly b = l->butterflies[i];
-        const int q = i >= n / 2;
-        Bits even = BITS ^ BITS, odd = even;
-        for (int k = 0; k < LANES; k += PART) {
-            const Part low = *(const Part *)(from + b.low + k), high = *(const Part *)(from + b.high + k);
-            const Part of_even = *(const Part *)(l->metric[q] + k), of_odd = *(const Part *)(l->metric[2 + q] + k);
-            const Part first = low + of_even, second = high + of_odd;
-            const Part odd_first = low + of_odd, odd_second = high + of_even;
-            const Bits is_second = is_less(second, first), is_odd_second = is_less(odd_second, odd_first);
-            even |= is_second & BITS << k, odd |= is_odd_second & BITS << k;
-            *(Part *)(to + b.of_even + k) = chosen_by(is_second, first, second);
-            *(Part *)(to + b.of_odd + k) = chosen_by(is_odd_second, odd_first, odd_second);
+    for (int half = 0; half < l->n_used / HALF; half++) {
+        for (int k = half * HALF; k < (half + 1) * HALF; k += PART)
+            for (int subset = 0; subset < N_SUBSETS; subset++)
+                *(Part *)(l->metric[subset] + k) -= *(const Part *)(from + k);
+        for (int i = 0; i < n; i++) {
+            const Butterfly b = l->butterflies[i];
+            const int q = i >= n / 2;
+            Part even = BITS ^ BITS, odd = even;
+            for (int k = half * HALF; k < (half + 1) * HALF; k += PART) {
+                const Part low = *(const Part *)(from + b.low + k), high = *(const Part *)(from + b.high + k);
+                const Part of_even = *(const Part *)(l->metric[q] + k), of_odd = *(const Part *)(l->metric[2 + q] + k);
+                const Part first = low + of_even, second = high + of_odd;
+                const Part odd_first = low + of_odd, odd_second = high + of_even;
+                const Part is_second = is_less(second, first), is_odd_second = is_less(odd_second, odd_first);
+                const Part bits = (Part)(BITS << (k - half * HALF));
+                even |= is_second & bits, odd |= is_odd_second & bits;
+                *(Part *)(to + b.of_even + k) = chosen_by(is_second, first, second);
+                *(Part *)(to + b.of_odd + k) = chosen_by(is_odd_second, odd_first, odd_second);
+            }
+            takes_second[2 * i * HALVES + half] = united(even);
+            takes_second[(2 * i + 1) * HALVES + half] = united(odd);
         }
-        takes_second[2 * i] = (uint16_t)united(even), takes_second[2 * i + 1] = (uint16_t)united(odd);
     }
 }
 
@@ -116,8 +142,9 @@ static ALWAYS_INLINE void advance_scalar(Lanes *l, const float *from, float *to,
 static ALWAYS_INLINE void go_back_scalar(const Lanes *l, int32_t *state, const uint16_t *takes_second,
                                          const int16_t (*chosen)[LANES], int16_t *indices, uint8_t *books)
 {
-    for (int k = 0; k < LANES; k++) {
-        const int32_t way = l->ways[takes_second[l->slots[state[k]]] >> k & 1][state[k]];
+    for (int k = 0; k < l->n_used; k++) {
+        const int is_second = takes_second[l->slots[state[k]] * HALVES + k / HALF] >> k % HALF & 1;
+        const int32_t way = l->ways[is_second][state[k]];
         state[k] = way / N_SUBSETS;
         indices[k] = chosen[way % N_SUBSETS][k];
         books[k] = way & 1;
@@ -125,26 +152,19 @@ static ALWAYS_INLINE void go_back_scalar(const Lanes *l, int32_t *state, const u
 }
 
 #ifdef HAS_X86
-/* The squared distances of points, float64 in two halves, from points of the grid. */
-TARGET_AVX2 static ALWAYS_INLINE __m256 squares_avx2(__m256d left, __m256d right, __m256i grid)
-{
-    left = _mm256_sub_pd(left, _mm256_cvtepi32_pd(_mm256_castsi256_si128(grid)));
-    right = _mm256_sub_pd(right, _mm256_cvtepi32_pd(_mm256_extracti128_si256(grid, 1)));
-    return _mm256_set_m128(_mm256_cvtpd_ps(_mm256_mul_pd(right, right)), _mm256_cvtpd_ps(_mm256_mul_pd(left, left)));
-}
-
 TARGET_AVX2 static ALWAYS_INLINE void find_metrics_avx2(Lanes *l, int c, int16_t (*chosen)[LANES])
 {
     const Search *s = l->search;
     const __m256 furthest = _mm256_set1_ps((float)(2 * (s->reach - 2)));
     const __m256 least = _mm256_sub_ps(_mm256_setzero_ps(), furthest), quarter = _mm256_set1_ps(0.25f);
-    const __m256i zero = _mm256_setzero_si256(), four = _mm256_set1_epi32(4), size = _mm256_set1_epi32(2 * s->reach + 1);
-    for (int k = 0; k < LANES; k += 8) {
+    const __m256 resolution = _mm256_set1_ps(RESOLUTION), most = _mm256_set1_ps(MOST_COST);
+    const __m256i zero = _mm256_setzero_si256(), four = _mm256_set1_epi32(4);
+    const __m256i size = _mm256_set1_epi32(2 * s->reach + 1);
+    for (int k = 0; k < l->n_used; k += 8) {
         const __m256 point = _mm256_loadu_ps(l->points[c] + k);
         const __m256 aim = _mm256_min_ps(_mm256_max_ps(point, least), furthest);
-        const __m256d left = _mm256_cvtps_pd(_mm256_castps256_ps128(point));
-        const __m256d right = _mm256_cvtps_pd(_mm256_extractf128_ps(point, 1));
         const __m256i base = _mm256_loadu_si256((const __m256i *)(l->base[c] + k));
+        __m256 best[N_SUBSETS];
         for (int subset = 0; subset < N_SUBSETS; subset++) {
             const __m256i offset = _mm256_set1_epi32(subset), q = _mm256_set1_epi32(subset & 1);
             const __m256 rounded = _mm256_mul_ps(_mm256_sub_ps(aim, _mm256_set1_ps((float)subset)), quarter);
@@ -154,7 +174,9 @@ TARGET_AVX2 static ALWAYS_INLINE void find_metrics_avx2(Lanes *l, int c, int16_t
             const __m256i nearer = _mm256_add_epi32(nearest, towards);
             const __m256i index = _mm256_srai_epi32(_mm256_sub_epi32(nearest, q), 1);
             const __m256i other = _mm256_srai_epi32(_mm256_sub_epi32(nearer, q), 1);
-            __m256 cost = squares_avx2(left, right, nearest), other_cost = squares_avx2(left, right, nearer);
+            const __m256 off = _mm256_sub_ps(point, _mm256_cvtepi32_ps(nearest));
+            const __m256 other_off = _mm256_sub_ps(point, _mm256_cvtepi32_ps(nearer));
+            __m256 cost = _mm256_mul_ps(off, off), other_cost = _mm256_mul_ps(other_off, other_off);
             if (s->weights) {
                 const __m256 weight = _mm256_loadu_ps(l->weights[c] + k);
                 cost = _mm256_mul_ps(cost, weight), other_cost = _mm256_mul_ps(other_cost, weight);
@@ -163,46 +185,60 @@ TARGET_AVX2 static ALWAYS_INLINE void find_metrics_avx2(Lanes *l, int c, int16_t
             cost = _mm256_add_ps(cost, _mm256_i32gather_ps(s->costs, _mm256_add_epi32(of_book, index), 4));
             other_cost = _mm256_add_ps(other_cost, _mm256_i32gather_ps(s->costs, _mm256_add_epi32(of_book, other), 4));
             const __m256 is_other = _mm256_cmp_ps(other_cost, cost, _CMP_LT_OQ);
-            const __m256i best = _mm256_blendv_epi8(index, other, _mm256_castps_si256(is_other));
-            _mm256_storeu_ps(l->metric[subset] + k, _mm256_min_ps(other_cost, cost));
-            _mm_storeu_si128((__m128i *)(chosen[subset] + k), _mm_packs_epi32(_mm256_castsi256_si128(best),
-                                                                              _mm256_extracti128_si256(best, 1)));
+            const __m256i choice = _mm256_blendv_epi8(index, other, _mm256_castps_si256(is_other));
+            best[subset] = _mm256_min_ps(other_cost, cost);
+            _mm_storeu_si128((__m128i *)(chosen[subset] + k), _mm_packs_epi32(_mm256_castsi256_si128(choice),
+                                                                              _mm256_extracti128_si256(choice, 1)));
+        }
+        const __m256 of_all = _mm256_min_ps(_mm256_min_ps(best[0], best[1]), _mm256_min_ps(best[2], best[3]));
+        for (int subset = 0; subset < N_SUBSETS; subset++) {
+            const __m256 more = _mm256_mul_ps(_mm256_sub_ps(best[subset], of_all), resolution);
+            const __m256i cost = _mm256_cvtps_epi32(_mm256_min_ps(more, most));
+            _mm_storeu_si128((__m128i *)(l->metric[subset] + k), _mm_packs_epi32(_mm256_castsi256_si128(cost),
+                                                                                 _mm256_extracti128_si256(cost, 1)));
         }
     }
 }
 
-TARGET_AVX2 static ALWAYS_INLINE void advance_avx2(Lanes *l, const float *from, float *to, uint16_t *takes_second)
+/* A bit for each lane whose 16 bits are set, given both halves. */
+TARGET_AVX2 static ALWAYS_INLINE uint32_t united_avx2(__m256i left, __m256i right)
+{
+    const __m256i packed = _mm256_packs_epi16(left, right);
+    return (uint32_t)_mm256_movemask_epi8(_mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
+}
+
+TARGET_AVX2 static ALWAYS_INLINE void advance_avx2(Lanes *l, const int16_t *from, int16_t *to, uint16_t *takes_second)
 {
     const int n = l->search->n_states / 4;
     const Butterfly *butterflies = l->butterflies;
     for (int q = 0; q < 2; q++) {
-        const __m256 even0 = _mm256_loadu_ps(l->metric[q]), even8 = _mm256_loadu_ps(l->metric[q] + 8);
-        const __m256 odd0 = _mm256_loadu_ps(l->metric[2 + q]), odd8 = _mm256_loadu_ps(l->metric[2 + q] + 8);
+        __m256i of_even[HALVES], of_odd[HALVES];
+        for (int half = 0; half < HALVES; half++) {
+            const __m256i before = _mm256_load_si256((const __m256i *)(from + half * HALF));
+            const int16_t *even = l->metric[q] + half * HALF, *odd = l->metric[2 + q] + half * HALF;
+            of_even[half] = _mm256_sub_epi16(_mm256_load_si256((const __m256i *)even), before);
+            of_odd[half] = _mm256_sub_epi16(_mm256_load_si256((const __m256i *)odd), before);
+        }
         for (int i = 0; i < n; i++) {
             const Butterfly b = butterflies[i];
-            unsigned even = 0, odd = 0;
-            for (int k = 0; k < LANES; k += 8) {
-                const __m256 low = _mm256_loadu_ps(from + b.low + k), high = _mm256_loadu_ps(from + b.high + k);
-                const __m256 of_even = k ? even8 : even0, of_odd = k ? odd8 : odd0;
-                const __m256 first = _mm256_add_ps(low, of_even), second = _mm256_add_ps(high, of_odd);
-                const __m256 odd_first = _mm256_add_ps(low, of_odd), odd_second = _mm256_add_ps(high, of_even);
-                even |= (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(second, first, _CMP_LT_OQ)) << k;
-                odd |= (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(odd_second, odd_first, _CMP_LT_OQ)) << k;
-                _mm256_storeu_ps(to + b.of_even + k, _mm256_min_ps(second, first));
-                _mm256_storeu_ps(to + b.of_odd + k, _mm256_min_ps(odd_second, odd_first));
+            __m256i even[HALVES], odd[HALVES];
+            for (int half = 0; half < HALVES; half++) {
+                const int k = half * HALF;
+                const __m256i low = _mm256_load_si256((const __m256i *)(from + b.low + k));
+                const __m256i high = _mm256_load_si256((const __m256i *)(from + b.high + k));
+                const __m256i first = _mm256_add_epi16(low, of_even[half]);
+                const __m256i second = _mm256_add_epi16(high, of_odd[half]);
+                const __m256i odd_first = _mm256_add_epi16(low, of_odd[half]);
+                const __m256i odd_second = _mm256_add_epi16(high, of_even[half]);
+                even[half] = _mm256_cmpgt_epi16(first, second), odd[half] = _mm256_cmpgt_epi16(odd_first, odd_second);
+                _mm256_store_si256((__m256i *)(to + b.of_even + k), _mm256_min_epi16(second, first));
+                _mm256_store_si256((__m256i *)(to + b.of_odd + k), _mm256_min_epi16(odd_second, odd_first));
             }
-            takes_second[2 * i] = (uint16_t)even, takes_second[2 * i + 1] = (uint16_t)odd;
+            const uint32_t bits[2] = {united_avx2(even[0], even[1]), united_avx2(odd[0], odd[1])};
+            memcpy(takes_second + 2 * i * HALVES, bits, sizeof bits);
         }
-        butterflies += n, takes_second += 2 * n;
+        butterflies += n, takes_second += 2 * n * HALVES;
     }
-}
-
-TARGET_AVX512 static ALWAYS_INLINE __m512 squares_avx512(__m512d left, __m512d right, __m512i grid)
-{
-    left = _mm512_sub_pd(left, _mm512_cvtepi32_pd(_mm512_castsi512_si256(grid)));
-    right = _mm512_sub_pd(right, _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(grid, 1)));
-    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(_mm512_mul_pd(left, left))),
-                              _mm512_cvtpd_ps(_mm512_mul_pd(right, right)), 1);
 }
 
 TARGET_AVX512 static ALWAYS_INLINE void find_metrics_avx512(Lanes *l, int c, int16_t (*chosen)[LANES])
@@ -210,68 +246,86 @@ TARGET_AVX512 static ALWAYS_INLINE void find_metrics_avx512(Lanes *l, int c, int
     const Search *s = l->search;
     const __m512 furthest = _mm512_set1_ps((float)(2 * (s->reach - 2)));
     const __m512 least = _mm512_sub_ps(_mm512_setzero_ps(), furthest), quarter = _mm512_set1_ps(0.25f);
+    const __m512 resolution = _mm512_set1_ps(RESOLUTION), most = _mm512_set1_ps(MOST_COST);
     const __m512i zero = _mm512_setzero_si512(), four = _mm512_set1_epi32(4);
-    const __m512 point = _mm512_loadu_ps(l->points[c]), weight = _mm512_loadu_ps(l->weights[c]);
-    const __m512 aim = _mm512_min_ps(_mm512_max_ps(point, least), furthest);
-    const __m512d left = _mm512_cvtps_pd(_mm512_castps512_ps256(point));
-    const __m512d right = _mm512_cvtps_pd(_mm512_extractf32x8_ps(point, 1));
-    const __m512i base = _mm512_loadu_si512(l->base[c]);
-    for (int subset = 0; subset < N_SUBSETS; subset++) {
-        const __m512i offset = _mm512_set1_epi32(subset), q = _mm512_set1_epi32(subset & 1);
-        const __m512 rounded = _mm512_mul_ps(_mm512_sub_ps(aim, _mm512_set1_ps((float)subset)), quarter);
-        const __m512i nearest = _mm512_add_epi32(_mm512_slli_epi32(_mm512_cvtps_epi32(rounded), 2), offset);
-        const __mmask16 is_above = _mm512_cmpgt_epi32_mask(nearest, zero);
-        const __m512i nearer = _mm512_mask_sub_epi32(_mm512_add_epi32(nearest, four), is_above, nearest, four);
-        const __m512i index = _mm512_srai_epi32(_mm512_sub_epi32(nearest, q), 1);
-        const __m512i other = _mm512_srai_epi32(_mm512_sub_epi32(nearer, q), 1);
-        __m512 cost = squares_avx512(left, right, nearest), other_cost = squares_avx512(left, right, nearer);
-        if (s->weights)
-            cost = _mm512_mul_ps(cost, weight), other_cost = _mm512_mul_ps(other_cost, weight);
-        const float *costs = s->costs + (subset & 1 ? 2 * s->reach + 1 : 0);
-        cost = _mm512_add_ps(cost, _mm512_i32gather_ps(_mm512_add_epi32(base, index), costs, 4));
-        other_cost = _mm512_add_ps(other_cost, _mm512_i32gather_ps(_mm512_add_epi32(base, other), costs, 4));
-        const __mmask16 is_other = _mm512_cmp_ps_mask(other_cost, cost, _CMP_LT_OQ);
-        const __m512i best = _mm512_mask_blend_epi32(is_other, index, other);
-        _mm512_storeu_ps(l->metric[subset], _mm512_min_ps(other_cost, cost));
-        _mm256_storeu_si256((__m256i *)chosen[subset], _mm512_cvtepi32_epi16(best));
+    for (int k = 0; k < l->n_used; k += 16) {
+        const __m512 point = _mm512_loadu_ps(l->points[c] + k), weight = _mm512_loadu_ps(l->weights[c] + k);
+        const __m512 aim = _mm512_min_ps(_mm512_max_ps(point, least), furthest);
+        const __m512i base = _mm512_loadu_si512(l->base[c] + k);
+        __m512 best[N_SUBSETS];
+        for (int subset = 0; subset < N_SUBSETS; subset++) {
+            const __m512i offset = _mm512_set1_epi32(subset), q = _mm512_set1_epi32(subset & 1);
+            const __m512 rounded = _mm512_mul_ps(_mm512_sub_ps(aim, _mm512_set1_ps((float)subset)), quarter);
+            const __m512i nearest = _mm512_add_epi32(_mm512_slli_epi32(_mm512_cvtps_epi32(rounded), 2), offset);
+            const __mmask16 is_above = _mm512_cmpgt_epi32_mask(nearest, zero);
+            const __m512i nearer = _mm512_mask_sub_epi32(_mm512_add_epi32(nearest, four), is_above, nearest, four);
+            const __m512i index = _mm512_srai_epi32(_mm512_sub_epi32(nearest, q), 1);
+            const __m512i other = _mm512_srai_epi32(_mm512_sub_epi32(nearer, q), 1);
+            const __m512 off = _mm512_sub_ps(point, _mm512_cvtepi32_ps(nearest));
+            const __m512 other_off = _mm512_sub_ps(point, _mm512_cvtepi32_ps(nearer));
+            __m512 cost = _mm512_mul_ps(off, off), other_cost = _mm512_mul_ps(other_off, other_off);
+            if (s->weights)
+                cost = _mm512_mul_ps(cost, weight), other_cost = _mm512_mul_ps(other_cost, weight);
+            const float *costs = s->costs + (subset & 1 ? 2 * s->reach + 1 : 0);
+            cost = _mm512_add_ps(cost, _mm512_i32gather_ps(_mm512_add_epi32(base, index), costs, 4));
+            other_cost = _mm512_add_ps(other_cost, _mm512_i32gather_ps(_mm512_add_epi32(base, other), costs, 4));
+            const __mmask16 is_other = _mm512_cmp_ps_mask(other_cost, cost, _CMP_LT_OQ);
+            const __m512i choice = _mm512_mask_blend_epi32(is_other, index, other);
+            best[subset] = _mm512_min_ps(other_cost, cost);
+            _mm256_storeu_si256((__m256i *)(chosen[subset] + k), _mm512_cvtepi32_epi16(choice));
+        }
+        const __m512 of_all = _mm512_min_ps(_mm512_min_ps(best[0], best[1]), _mm512_min_ps(best[2], best[3]));
+        for (int subset = 0; subset < N_SUBSETS; subset++) {
+            const __m512 more = _mm512_mul_ps(_mm512_sub_ps(best[subset], of_all), resolution);
+            const __m512i cost = _mm512_cvtps_epi32(_mm512_min_ps(more, most));
+            _mm256_storeu_si256((__m256i *)(l->metric[subset] + k), _mm512_cvtepi32_epi16(cost));
+        }
     }
 }
 
-TARGET_AVX512 static ALWAYS_INLINE void advance_avx512(Lanes *l, const float *from, float *to, uint16_t *takes_second)
+TARGET_AVX512 static ALWAYS_INLINE void advance_avx512(Lanes *l, const int16_t *from, int16_t *to,
+                                                       uint16_t *takes_second)
 {
     const int n = l->search->n_states / 4;
     const Butterfly *butterflies = l->butterflies;
+    const __m512i before = _mm512_load_si512(from);
     for (int q = 0; q < 2; q++) {
-        const __m512 of_even = _mm512_loadu_ps(l->metric[q]), of_odd = _mm512_loadu_ps(l->metric[2 + q]);
+        const __m512i of_even = _mm512_sub_epi16(_mm512_load_si512(l->metric[q]), before);
+        const __m512i of_odd = _mm512_sub_epi16(_mm512_load_si512(l->metric[2 + q]), before);
         for (int i = 0; i < n; i++) {
             const Butterfly b = butterflies[i];
-            const __m512 low = _mm512_loadu_ps(from + b.low), high = _mm512_loadu_ps(from + b.high);
-            const __m512 first = _mm512_add_ps(low, of_even), second = _mm512_add_ps(high, of_odd);
-            const __m512 odd_first = _mm512_add_ps(low, of_odd), odd_second = _mm512_add_ps(high, of_even);
-            takes_second[2 * i] = (uint16_t)_mm512_cmp_ps_mask(second, first, _CMP_LT_OQ);
-            takes_second[2 * i + 1] = (uint16_t)_mm512_cmp_ps_mask(odd_second, odd_first, _CMP_LT_OQ);
-            _mm512_storeu_ps(to + b.of_even, _mm512_min_ps(second, first));
-            _mm512_storeu_ps(to + b.of_odd, _mm512_min_ps(odd_second, odd_first));
+            const __m512i low = _mm512_load_si512(from + b.low), high = _mm512_load_si512(from + b.high);
+            const __m512i first = _mm512_add_epi16(low, of_even), second = _mm512_add_epi16(high, of_odd);
+            const __m512i odd_first = _mm512_add_epi16(low, of_odd), odd_second = _mm512_add_epi16(high, of_even);
+            _store_mask32((__mmask32 *)(takes_second + 2 * i * HALVES), _mm512_cmplt_epi16_mask(second, first));
+            _store_mask32((__mmask32 *)(takes_second + (2 * i + 1) * HALVES),
+                          _mm512_cmplt_epi16_mask(odd_second, odd_first));
+            _mm512_store_si512(to + b.of_even, _mm512_min_epi16(second, first));
+            _mm512_store_si512(to + b.of_odd, _mm512_min_epi16(odd_second, odd_first));
         }
-        butterflies += n, takes_second += 2 * n;
+        butterflies += n, takes_second += 2 * n * HALVES;
     }
 }
 
 TARGET_AVX512 static ALWAYS_INLINE void go_back_avx512(const Lanes *l, int32_t *state, const uint16_t *takes_second,
                                                        const int16_t (*chosen)[LANES], int16_t *indices, uint8_t *books)
 {
-    const __m512i numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i three = _mm512_set1_epi32(N_SUBSETS - 1), one = _mm512_set1_epi32(1);
-    const __m512i at = _mm512_loadu_si512(state);
-    const __m512i bits = _mm512_i32gather_epi32(_mm512_i32gather_epi32(at, l->slots, 4), takes_second, 2);
-    const __m512i is_second = _mm512_and_si512(_mm512_srlv_epi32(bits, numbers), one);
-    const __m512i place = _mm512_add_epi32(at, _mm512_mullo_epi32(is_second, _mm512_set1_epi32(MAX_STATES)));
-    const __m512i way = _mm512_i32gather_epi32(place, l->ways[0], 4);
-    const __m512i subset = _mm512_and_si512(way, three);
-    const __m512i index = _mm512_i32gather_epi32(_mm512_add_epi32(_mm512_slli_epi32(subset, 4), numbers), chosen, 2);
-    _mm512_storeu_si512(state, _mm512_srli_epi32(way, 2));
-    _mm256_storeu_si256((__m256i *)indices, _mm512_cvtepi32_epi16(index));
-    _mm_storeu_si128((__m128i *)books, _mm512_cvtepi32_epi8(_mm512_and_si512(way, one)));
+    for (int k = 0; k < l->n_used; k += 16) {
+        const __m512i first = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        const __m512i numbers = _mm512_add_epi32(first, _mm512_set1_epi32(k));
+        const __m512i at = _mm512_loadu_si512(state + k);
+        const __m512i bits = _mm512_i32gather_epi32(_mm512_i32gather_epi32(at, l->slots, 4), takes_second, 4);
+        const __m512i is_second = _mm512_and_si512(_mm512_srlv_epi32(bits, numbers), one);
+        const __m512i place = _mm512_add_epi32(at, _mm512_mullo_epi32(is_second, _mm512_set1_epi32(MAX_STATES)));
+        const __m512i way = _mm512_i32gather_epi32(place, l->ways[0], 4);
+        const __m512i subset = _mm512_and_si512(way, three);
+        const __m512i of_subset = _mm512_mullo_epi32(subset, _mm512_set1_epi32(LANES));
+        const __m512i index = _mm512_i32gather_epi32(_mm512_add_epi32(of_subset, numbers), chosen, 2);
+        _mm512_storeu_si512(state + k, _mm512_srli_epi32(way, 2));
+        _mm256_storeu_si256((__m256i *)(indices + k), _mm512_cvtepi32_epi16(index));
+        _mm_storeu_si128((__m128i *)(books + k), _mm512_cvtepi32_epi8(_mm512_and_si512(way, one)));
+    }
 }
 #endif
 
