@@ -31,7 +31,8 @@ def method(data: bytes) -> str:
 
 
 def quantized(array: Array, step: float = 0.3, **options: Any) -> CodedTensor:
-    return small.quantize("w", of_array(array, "w").name, array.shape, reals(array), step, **options).coded
+    settings = small.Settings(**options)
+    return small.quantize("w", of_array(array, "w").name, array.shape, reals(array), step, settings=settings).coded
 
 
 def written(*tensors: CodedTensor) -> bytes:

@@ -96,7 +96,8 @@ class TestFeedback:
             if data.draw(st.booleans()):  # many blocks
                 patch.setattr(small, "BLOCK_ELEMENTS", 512)
                 patch.setattr(small, "_MOST_BLOCK_ELEMENTS", 768)
-            coded = small.quantize("w", "f32", weights.shape, weights, step, factors=factors).coded
+            settings = small.Settings(factors=factors)
+            coded = small.quantize("w", "f32", weights.shape, weights, step, settings=settings).coded
 
         loaded = vqformat.load(written(coded))["w"]
         assert loaded.T.tobytes() == Pool.of([coded]).decoded(coded).tobytes()

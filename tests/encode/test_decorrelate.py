@@ -113,7 +113,7 @@ def test_taps_that_hold_hardly_anything_are_left_as_they_are() -> None:
 def test_for_the_least_error_values_are_as_large_as_they_had_best_be() -> None:
     """An error that goes along with the values could be made smaller by a factor."""
     matrix = flat_images(400, 20, 4)
-    found = small.quantize("w", "f32", matrix.shape, matrix, 2.0, least_noise=True).coded
+    found = small.quantize("w", "f32", matrix.shape, matrix, 2.0, settings=small.Settings(least_noise=True)).coded
     assert found.transform is not None
 
     values = decoded(found).astype(np.float64)
@@ -140,7 +140,8 @@ def test_bits_that_are_expected_tell_which_plan_is_better(
         monkeypatch.setattr(decorrelate, "find_transform", find)
         plan = decorrelate.find_plan(rows, (), point, np.float32(point), 1e30, least_noise=least_noise)
         expected.append(plan.bits)
-        result = small.quantize("w", "f32", matrix.shape, matrix, step, least_noise=least_noise)
+        settings = small.Settings(least_noise=least_noise)
+        result = small.quantize("w", "f32", matrix.shape, matrix, step, settings=settings)
         n_bits = Pool.of([result.coded]).n_bits(result.coded)
         if plan.transform is not None:
             n_bits += plan.transform.n_bits
@@ -183,10 +184,11 @@ def test_a_kept_plan_of_a_kernel_has_its_layout(noise: float) -> None:
     random = np.random.default_rng(4)
     values = np.repeat(random.standard_normal((3, 1, 16, 24)), 3, axis=1).astype(np.float32)
     values += noise * random.standard_normal(values.shape).astype(np.float32)
-    first = small.quantize("w", "f32", values.shape, values, 0.5, output_axis=-1)
+    first = small.quantize("w", "f32", values.shape, values, 0.5, settings=small.Settings(output_axis=-1))
     hysteresis = decorrelate.Hysteresis(first.plan.kind, 0.01, first.plan)
 
-    found = small.quantize("w", "f32", values.shape, values, 0.5, output_axis=-1, hysteresis=hysteresis)
+    settings = small.Settings(output_axis=-1, hysteresis=hysteresis)
+    found = small.quantize("w", "f32", values.shape, values, 0.5, settings=settings)
 
     assert (first.plan.transform is None) == (noise > 0)
     assert found.coded.layout == first.coded.layout and np.array_equal(found.coded.indices, first.coded.indices)

@@ -89,8 +89,9 @@ def test_what_is_read_is_what_was_coded(data: st.DataObject) -> None:
         if data.draw(st.booleans()):  # many blocks
             patch.setattr(small, "BLOCK_ELEMENTS", 512)
             patch.setattr(small, "_MOST_BLOCK_ELEMENTS", 768)
-        found = small.quantize("w", "f32", shape, matrix, step, output_axis=data.draw(st.integers(0, 1)),
-                               least_noise=data.draw(st.booleans()), is_table=data.draw(st.booleans()))  # fmt: skip
+        settings = small.Settings(output_axis=data.draw(st.integers(0, 1)), least_noise=data.draw(st.booleans()),
+                                  is_table=data.draw(st.booleans()))  # fmt: skip
+        found = small.quantize("w", "f32", shape, matrix, step, settings=settings)
 
     loaded = vqformat.load(written(found.coded))["w"]
 
@@ -166,7 +167,8 @@ def test_a_second_decoder_finds_the_same_in_every_dtype(dtype: str, is_looked_up
                                                                             else dtype)  # fmt: skip
     values = reals(array)
     scales = table_rows.row_scales(np.arange(300)) if is_looked_up else None
-    coded = small.quantize("w", of_array(array, "w").name, array.shape, values, 0.1, row_scales=scales).coded
+    settings = small.Settings(row_scales=scales)
+    coded = small.quantize("w", of_array(array, "w").name, array.shape, values, 0.1, settings=settings).coded
     assert len(coded.base) > 1 and (coded.row_scales is not None) == is_looked_up
     data = written(coded)
 

@@ -97,8 +97,8 @@ def test_what_is_read_is_what_was_coded(data: st.DataObject) -> None:
         if data.draw(st.booleans()):  # many blocks
             patch.setattr(small, "BLOCK_ELEMENTS", 512)
             patch.setattr(small, "_MOST_BLOCK_ELEMENTS", 768)
-        found = small.quantize("w", "f32", array.shape, array, step, output_axis=output_axis,
-                               least_noise=data.draw(st.booleans()))  # fmt: skip
+        settings = small.Settings(output_axis=output_axis, least_noise=data.draw(st.booleans()))
+        found = small.quantize("w", "f32", array.shape, array, step, settings=settings)
 
     loaded = vqformat.load(written(found.coded))["w"]
 

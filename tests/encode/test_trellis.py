@@ -144,7 +144,8 @@ def test_values_beyond_reach_get_the_furthest_points_and_stay_on_the_trellis() -
 def test_normal_weights_come_near_the_bound_of_shannon(step: float, gap_db: float) -> None:
     weights = normal(512, 1024)
 
-    quantized = small.quantize("w", "f32", weights.shape, weights, step / FINER, least_noise=True)
+    settings = small.Settings(least_noise=True)
+    quantized = small.quantize("w", "f32", weights.shape, weights, step / FINER, settings=settings)
     data = written(quantized.coded)
 
     error = vqformat.load(data)["w"] - weights
@@ -264,7 +265,8 @@ def test_what_is_read_is_what_was_coded(data: st.DataObject) -> None:
     axis = data.draw(st.integers(-1, rank - 1))
     least_noise = data.draw(st.booleans())
 
-    quantized = small.quantize("w", "f32", shape, values, step, output_axis=axis, least_noise=least_noise)
+    settings = small.Settings(output_axis=axis, least_noise=least_noise)
+    quantized = small.quantize("w", "f32", shape, values, step, settings=settings)
 
     pool = Pool.of([quantized.coded])
     loaded = vqformat.load(written(quantized.coded))["w"]
@@ -275,7 +277,7 @@ def test_what_is_read_is_what_was_coded(data: st.DataObject) -> None:
 
 def test_blocks_groups_and_slices_agree() -> None:
     weights = normal(2000, 700)
-    quantized = small.quantize("embedding", "f32", weights.shape, weights, 0.8, is_table=True)
+    quantized = small.quantize("embedding", "f32", weights.shape, weights, 0.8, settings=small.Settings(is_table=True))
     data = written(quantized.coded)
     layout = quantized.coded.layout
     assert layout.block_rows and layout.axes is None  # a table of rows
@@ -431,7 +433,8 @@ def test_the_finest_grids_fit_the_largest_tables(options: dict[str, float], sqnr
 def test_no_mean_is_beyond_the_dtype_that_no_weight_has() -> None:
     weights = (np.clip(normal(85, 18), -2, 2) * np.float32(30_000)).astype(np.float16)
 
-    coded = small.quantize("w", "f16", weights.shape, weights.astype(np.float32), 50_000, least_noise=True).coded
+    settings = small.Settings(least_noise=True)
+    coded = small.quantize("w", "f16", weights.shape, weights.astype(np.float32), 50_000, settings=settings).coded
 
     loaded = vqformat.load(written(coded))["w"]
     assert np.square(loaded.astype(float) - weights).mean() < np.square(weights.astype(float)).mean()

@@ -25,7 +25,7 @@ from .requested_goal import RequestedGoal
 from .ruin import note_ruin
 from .sensitivity import Steps
 from .shared_codebooks import SharedCodebooks
-from .size_drafts import ROUNDS, DraftedSteps
+from .size_drafts import ROUNDS, DraftedSteps, fixed_nbytes
 from .small.entropy_coding import CodedTensor
 from .source import SourceTensor, check_tensors, fits_float32, native
 from .step_search import Goal, Outcome
@@ -212,11 +212,13 @@ class ModelEncoder:
         by_name = {tensor.name: tensor for tensor in self.tensors}
         coarse = [by_name[name] for name in self.plan.statistics]
 
-        def draft(steps: Sequence[float]) -> Iterator[float]:
-            jobs = zip(coarse, map(Draft, steps), strict=True)
+        def draft(steps: Sequence[float], is_last: bool) -> Iterator[float]:
+            jobs = ((tensor, Draft(step, is_last)) for tensor, step in zip(coarse, steps, strict=True))
             return (bits for _, bits in self._work.values(jobs))
 
-        return DraftedSteps(list(self.plan.statistics.values()), draft, goal.nbytes)
+        fixed = fixed_nbytes((t for t in self.tensors if t.name not in self._fixed), self.plan.statistics)
+        fixed += sum(result.report.stored_nbytes for result in self._fixed.values())
+        return DraftedSteps(list(self.plan.statistics.values()), draft, goal.nbytes, fixed)
 
     def _corrected(self, goal: Goal | None) -> Sequence[Result]:
         """Results in which short tensors have been corrected for the quantized weights."""

@@ -30,6 +30,7 @@ from .methods.uniform import ROUNDING
 from .sums import energy
 
 SAMPLE = 1 << 15  # values
+_MOST_CODES = 1 << 16  # if codes span more, they are sorted rather than counted one by one
 LARGEST_STEP: float = 8.0  # largest step, in deviations of the tensor: with larger ones nearly all values become 0
 _LARGEST_SHARE = 4.0  # largest step in deviations, relative to the relative step
 _SIZE_POWER = 0.4  # the step is proportional to this power of the number of values
@@ -117,7 +118,12 @@ class Statistics:
     def entropy_nbytes(self, step: float) -> float:
         """Estimate of the bytes of its codes with a step: their entropy."""
         codes = np.floor(np.abs(self.sample) / np.float32(step) + np.float32(ROUNDING)) * np.sign(self.sample)
-        _, counts = np.unique(codes, return_counts=True)
+        first = codes.min(initial=0)
+        if codes.max(initial=0) - first < _MOST_CODES:
+            counts = np.bincount((codes - first).astype(np.intp))
+            counts = counts[counts > 0]
+        else:
+            _, counts = np.unique(codes, return_counts=True)
         share = counts / counts.sum()
         return float(-(share * np.log2(share)).sum()) * self.n_values / 8
 

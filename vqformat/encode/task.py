@@ -14,13 +14,11 @@ import numpy.typing as npt
 from ..native.crc import crc32
 from .equal_tensors import crc_of_pieces
 from .layers import Result
-from .methods.layout import short_reals
 from .options import Options
 from .outcome_file import is_whole, packed, write
 from .plan import Look, Looked, Plan, PlanPart
 from .section_store import SectionStore
 from .shared_codebooks import SharedCodebooks
-from .size_drafts import bits_of_code
 from .source import SourceTensor, native
 from .tensor import TensorEncoder, TensorState
 
@@ -43,9 +41,14 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Draft:
-    """Make a draft of the tensor with a step, and find its bits for each code."""
+    """Make a draft of the tensor with a step, and find its bits for each code.
+
+    Attributes:
+        is_planned: Whether its plan is found first, and kept for the next step.
+    """
 
     step: float
+    is_planned: bool
 
 
 Job = Encoding | Draft | Look
@@ -155,8 +158,8 @@ def do(job: Job, tensor: SourceTensor, encoder: TensorEncoder) -> Result | Looke
     match job:
         case Encoding(step):
             return encoder.encode(tensor, step)
-        case Draft(step):
-            return bits_of_code(short_reals(native(tensor)), step)
+        case Draft(step, is_planned):
+            return encoder.draft(tensor, step, is_planned=is_planned)
         case Look():
             return job.at(tensor, tensor.load())
 

@@ -28,6 +28,7 @@ from .recipe import Method
 from .report import TensorReport, as_decoded, decibel, sqnr_db
 from .sensitivity import Statistics, Steps, root_mean_square
 from .shared_codebooks import SharedCodebooks
+from .size_drafts import bits_of_code
 from .small import small
 from .small.decorrelate import Hysteresis
 from .small.decorrelate import Plan as GridPlan
@@ -220,17 +221,9 @@ class TensorEncoder:
         encoded: EncodedTensor | CodedTensor
         match preset:
             case "small":
-                kind = self._kinds.get(tensor.name)
-                hysteresis = None if kind is None else Hysteresis(kind, self._hysteresis_strength,
-                                                                    self._kept.get(tensor.name))
                 found = small.quantize(tensor.name, tensor.dtype, tensor.shape, values, step,
-                                       output_axis=tensor.output_axis, is_table=tensor.is_table,
-                                       least_noise=self._options.sqnr is not None,
-                                       factors=self._plan.feedback(tensor),
-                                       row_scales=self._plan.row_scales(tensor),
-                                       hysteresis=hysteresis)  # fmt: skip
-                self._kinds[tensor.name] = found.plan.kind
-                self._keep(tensor.name, found.plan)
+                                       settings=self._settings(tensor))  # fmt: skip
+                self._remember(tensor.name, found.plan)
                 encoded, signal, noise = found.coded, found.energy, found.noise
             case "fast":
                 choice = self._choice(tensor, values, step)
@@ -244,8 +237,29 @@ class TensorEncoder:
         result = self._result(tensor, encoded, decibel(signal, noise))
         return replace(result, energy=signal, noise=noise)
 
+    def _settings(self, tensor: SourceTensor) -> small.Settings:
+        kind = self._kinds.get(tensor.name)
+        hysteresis = None
+        if kind is not None:
+            hysteresis = Hysteresis(kind, self._hysteresis_strength, self._kept.get(tensor.name))
+        return small.Settings(tensor.output_axis, tensor.is_table, self._options.sqnr is not None,
+                              self._plan.feedback(tensor), self._plan.row_scales(tensor), hysteresis)  # fmt: skip
+
+    def draft(self, tensor: SourceTensor, step: float, *, is_planned: bool) -> float:
+        """Make a draft of a tensor with its step, and find its bits for each code. Its plan is kept for this step."""
+        values = short_reals(native(tensor))
+        if not is_planned or self._plan.method(tensor) is not None:
+            return bits_of_code(values, step)
+        found = small.make_plan(tensor.name, tensor.dtype, tensor.shape, values, step, settings=self._settings(tensor))
+        self._remember(tensor.name, found.plan)
+        return found.bits_of_code()
+
+    def _remember(self, name: str, plan: GridPlan) -> None:
+        """Remember the kind of a tensor and, unless kept plans take too much memory, its plan for the next step."""
+        self._kinds[name] = plan.kind
+        self._keep(name, plan)
+
     def _keep(self, name: str, plan: GridPlan) -> None:
-        """Keep the plan of a tensor for the next step of a search, unless kept plans take too much memory."""
         before = self._kept.pop(name, None)
         self._kept_nbytes += plan.nbytes - (before.nbytes if before is not None else 0)
         if self._options.has_budget and self._kept_nbytes <= _KEPT_NBYTES:

@@ -154,7 +154,7 @@ class TensorWork:
         outcome = self._outcome(tensor, job, raw)
         if outcome.crc is not None and self._plan.equal.find(tensor, crc=outcome.crc) is not None:
             return self.encoder.as_alias(tensor) if isinstance(job, Encoding) else None
-        if isinstance(job, Encoding):
+        if not isinstance(job, Look):
             self.encoder.resume(tensor.name, outcome.state)
             if outcome.rejected is not None:
                 self._plan.rejected[tensor.name] = outcome.rejected

@@ -46,6 +46,7 @@ class Plan:
         transform: The transform whose coefficients the trellis codes; None without.
         components: Low-rank stages, packed, whose residual is coded.
         step: Step of the grid for which transform and components were found.
+        side_bits: Bits of transform and components.
     """
 
     contexts: Contexts
@@ -53,6 +54,7 @@ class Plan:
     transform: Transform | None
     components: tuple[QuantizedStage, ...]
     step: float
+    side_bits: float
 
     @property
     def kind(self) -> tuple[int, bool]:
@@ -146,7 +148,7 @@ def find_plan(
             of_code = trellis.expected_bits(points, contexts, PRICE, fit, power)
         else:
             of_code = contexts.entropy(points, FINER)
-        return Plan(contexts, of_code + bits / prod(source.shape), transform, tuple(components), step)
+        return Plan(contexts, of_code + bits / prod(source.shape), transform, tuple(components), step, bits)
 
     def plans(components: Sequence[QuantizedStage]) -> list[Plan]:
         """Plans for the residual of components, without and with a transform."""

@@ -54,17 +54,11 @@ class Quantized:
     plan: Plan
 
 
-def quantize(
-    name: str, dtype: str, shape: tuple[int, ...], values: ShortFloats, step: float, *, output_axis: int = 0,
-    is_table: bool = False, least_noise: bool = False, factors: error_feedback.Factors | None = None,
-    row_scales: Floats | None = None, hysteresis: Hysteresis | None = None,
-) -> Quantized:  # fmt: skip
-    """Quantize a tensor to the grid of a trellis.
+@dataclass(frozen=True)
+class Settings:
+    """What is known of a tensor, and what is wanted of its codes.
 
-    Args:
-        name, dtype, shape: Of the tensor.
-        values: The tensor as reals, see ``methods.layout.short_reals``; at least one axis, finite.
-        step: Step of a scalar grid with about the same noise.
+    Attributes:
         output_axis: Axis of the layer's outputs. The other axes are its inputs.
         is_table: Whether its rows are looked up one by one, so that they must stay rows. Ignored with factors.
         least_noise: Whether to maximise the SQNR. Then values are the means of their cells, if these are not too many;
@@ -73,11 +67,56 @@ def quantize(
         factors: Factors for error feedback, if the inputs of the layer are known.
         row_scales: Relative steps of the rows of a table, see table_rows.py; not together with factors.
         hysteresis: The preference for the kind of the previous step.
-
-    Raises:
-        EncodeError: The number of inputs of the factors, or of rows of the scales, is not that of the tensor.
     """
-    is_table = values.ndim < 2 or (factors is None and (row_scales is not None or is_table))
+
+    output_axis: int = 0
+    is_table: bool = False
+    least_noise: bool = False
+    factors: error_feedback.Factors | None = None
+    row_scales: Floats | None = None
+    hysteresis: Hysteresis | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor as a matrix, and the plan for it.
+
+    Attributes:
+        layout: Layout of the matrix, without blocks.
+        source: The matrix.
+        plan: Its plan.
+        step: Step of the grid.
+        unit: The step times the scales of the rows.
+        row_scales: These scales; None without.
+        is_table: Whether rows are looked up one by one.
+        has_factors: Whether there are factors for error feedback.
+    """
+
+    layout: Layout
+    source: Source
+    plan: Plan
+    step: float
+    unit: Floats | np.float32
+    row_scales: Floats | None
+    is_table: bool
+    has_factors: bool
+
+    def bits_of_code(self) -> float:
+        """Bits for each code, overhead included, from a draft."""
+        plan, points = self.plan, self.plan.points(self.source, self.unit, is_held=True)
+        power = error_weights.power_at(plan.contexts.expected_bits) if not self.has_factors else 0.0
+        draft = trellis.Draft.of(points, plan.contexts, PRICE, power,
+                                 n_states=_N_FEEDBACK_STATES if self.has_factors else _N_STATES)  # fmt: skip
+        return tiles.WITH_STATES * draft.bits + plan.side_bits / size_of(points)
+
+
+def make_plan(
+    name: str, dtype: str, shape: tuple[int, ...], values: ShortFloats, step: float, *, settings: Settings
+) -> Planned:
+    """Find the plan for a tensor. Arguments and errors are those of ``quantize``."""
+    factors, row_scales, hysteresis = settings.factors, settings.row_scales, settings.hysteresis
+    least_noise, output_axis = settings.least_noise, settings.output_axis
+    is_table = values.ndim < 2 or (factors is None and (row_scales is not None or settings.is_table))
     can_transform = not is_table and factors is None and values.ndim == len(shape)
     kernel = find_kernel(shape, output_axis) if can_transform else None
     if factors is None and not is_table and values.shape[output_axis] < 2:  # a depthwise kernel of Keras, for example
@@ -111,6 +150,29 @@ def quantize(
         if kernel is not None and kernel.layout == layout:
             taps = kernel.taps
         plan = find_plan(source, taps, step, unit, limit, least_noise=least_noise, hysteresis=hysteresis)
+    return Planned(layout, source, plan, step, unit, row_scales, is_table, factors is not None)
+
+
+def quantize(
+    name: str, dtype: str, shape: tuple[int, ...], values: ShortFloats, step: float, *, settings: Settings | None = None
+) -> Quantized:
+    """Quantize a tensor to the grid of a trellis.
+
+    Args:
+        name, dtype, shape: Of the tensor.
+        values: The tensor as reals, see ``methods.layout.short_reals``; at least one axis, finite.
+        step: Step of a scalar grid with about the same noise.
+        settings: None for the defaults.
+
+    Raises:
+        EncodeError: The number of inputs of the factors, or of rows of the scales, is not that of the tensor.
+    """
+    settings = settings or Settings()
+    planned = make_plan(name, dtype, shape, values, step, settings=settings)
+    layout, source, plan, unit = planned.layout, planned.source, planned.plan, planned.unit
+    step, row_scales, is_table = planned.step, planned.row_scales, planned.is_table
+    least_noise, factors = settings.least_noise, settings.factors
+    tiny = float(np.finfo(np.float32).tiny)
     contexts, transform = plan.contexts, plan.transform
     points, price = plan.points(source, unit, is_held=True), PRICE
     if least_noise and factors is None and transform is None and contexts.busy_bits < _LOW_RATE:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from ...format.limits import MAX_BLOCK_ELEMENTS, MAX_STEPS_PER_SEQUENCE
 from .bands import Rows
 
-_SEQUENCE_BITS = 5000  # wanted bits of a sequence. Its stored state costs 24 bits, 0.5 % of this
+_SEQUENCE_BITS, _STATE_BITS = 5000, 24  # wanted bits of a sequence, and those of its stored state
+WITH_STATES = 1 + _STATE_BITS / _SEQUENCE_BITS  # factor of the bits of codes
 
 Array = npt.NDArray[Any]
 

@@ -129,8 +129,8 @@ class Draft:
     bits: float
 
     @classmethod
-    def of(cls, points: Rows, contexts: Contexts, price: float, power: float = 0.0) -> Draft:
-        """Code a sample. Arguments are those of ``expected_bits``."""
+    def of(cls, points: Rows, contexts: Contexts, price: float, power: float = 0.0, *, n_states: int = 8) -> Draft:
+        """Code a sample. Other arguments are those of ``expected_bits``."""
         places = sample_indices(size_of(points), _SAMPLE, 0)
         n_steps = min(places.size, _SAMPLE_STEPS)
         places = places[: places.size // n_steps * n_steps].reshape(-1, n_steps).T
@@ -139,7 +139,8 @@ class Draft:
         reach = int(largest_magnitude(values) / 2) + 3
         rates = expected_rates(contexts, reach)
         weights = weights_of(values, power) if power else np.ones((1, 1), np.float32)
-        _, indices, books = _adapt(values, of_sample, rates, viterbi.TRELLISES[8], price=price, weights=weights)
+        _, indices, books = _adapt(values, of_sample, rates, viterbi.TRELLISES[n_states], price=price,
+                                    weights=weights)
         size = 2 * reach + 1
         at = ((of_sample.astype(np.intp) * 2 + books) * size + indices + reach).reshape(-1)
         counts = np.bincount(at, minlength=contexts.n_contexts * 2 * size).reshape(-1, size)
