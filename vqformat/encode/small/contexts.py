@@ -177,15 +177,19 @@ class _Energies:
 
     def __init__(self, points: Rows) -> None:
         self._points = points
-        self._kept = list(self._make()) if is_kept(points) else None
+        self._kept = list(self._make(None)) if is_kept(points) else None
+        height = next((rows.stop for rows in bands(points.shape)), 0)
+        self._memory = np.empty((1 + height, points.shape[1]), np.float32) if self._kept is None else None
 
     def _bands(self) -> Iterable[tuple[slice, Floats]]:
         """Slices of rows, and their squares below a row that is free."""
-        return self._make() if self._kept is None else self._kept
+        return self._make(self._memory) if self._kept is None else self._kept
 
-    def _make(self) -> Iterator[tuple[slice, Floats]]:
+    def _make(self, memory: Floats | None) -> Iterator[tuple[slice, Floats]]:
+        """As ``_bands``; all in the same memory, if any is given."""
         for rows in bands(self._points.shape):
-            band = np.empty((1 + rows.stop - rows.start, self._points.shape[1]), np.float32)
+            n_rows = 1 + rows.stop - rows.start
+            band = np.empty((n_rows, self._points.shape[1]), np.float32) if memory is None else memory[:n_rows]
             np.square(self._points[rows], out=band[1:], dtype=np.float32)
             yield rows, band
 
