@@ -300,5 +300,5 @@ def test_typed_keywords_are_those_that_functions_take() -> None:
         return {name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
 
     assert set(FileOptions.__annotations__) == keywords(vqformat.save_file) == keywords(vqformat.writer)
-    assert set(SaveOptions.__annotations__) == keywords(vqformat.save_file) - {"overwrite"}
+    assert set(SaveOptions.__annotations__) == keywords(vqformat.save_file) - {"overwrite", "max_shard_size"}
     assert set(LoadOptions.__annotations__) == keywords(vqformat.load_file)

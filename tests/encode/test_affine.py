@@ -113,3 +113,7 @@ def test_ordinary_weights_are_on_no_such_grid() -> None:
     weights = np.random.default_rng(3).standard_normal((64, 512), np.float32)
     for dtype in (F16, BF16, F32):
         assert not affine.stages(weights.astype(dtype), NAMES[dtype], Grouping(1, 1, 64))
+
+
+def test_steps_beyond_the_range_of_scales_are_on_no_such_grid() -> None:
+    encoded(np.tile(np.array([2.35099e-38, 131072], BF16), 2500))  # the step in float16 would be infinite

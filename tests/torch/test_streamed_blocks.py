@@ -171,7 +171,7 @@ def test_a_model_that_is_let_go_closes_its_file_and_ends_its_thread(tmp_path: Pa
     run(model, *CASES[name].inputs())
     run(model, *CASES[name].inputs())
     weights = [parameter.weight for parameter in model.parameters() if parameter.nbytes >= STREAMED_NBYTES]
-    opened = weights[0]._store.file._opened._own
+    opened = weights[0]._store.file._opened._opened._own
     last = weakref.ref(weights[0]._store)
     assert not opened.closed
 

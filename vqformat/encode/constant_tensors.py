@@ -103,7 +103,7 @@ def _are_waves(values: ShortFloats, axis: int) -> bool:
     size = values.shape[axis]
     if size < _FEWEST_TAPS:
         return False
-    moved = np.moveaxis(values, axis, -1)[..., :_LONGEST_LINE]
+    moved = np.atleast_2d(np.moveaxis(values, axis, -1)[..., :_LONGEST_LINE])
     n_lines = values.size // size
     for n in (_FEW_LINES, _LINES):
         chosen = np.unravel_index(np.arange(0, n_lines, max(1, n_lines // n)), moved.shape[:-1])

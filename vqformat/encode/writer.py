@@ -47,8 +47,9 @@ class writer:
 
     Args:
         filename: Path, or a binary stream to write to.
-        metadata, overwrite, recipe, bits, ratio, size, sqnr, step, lossless, preset, seed, workers, executor,
-        max_shard_size: As for ``save_file``. Workers encode tensors of one layer at the same time.
+        metadata, overwrite, recipe, bits, ratio, size, sqnr, step, lossless, preset, seed, max_shard_size: As for
+            ``save_file``.
+        workers, executor: As for ``save_file``. They encode tensors of one layer at the same time.
         progress: As for ``save_file``, but all weights are those added. The ``share`` is None, unless ``close`` encodes
             all layers.
 

@@ -239,7 +239,8 @@ class _Intervals:
 
     def _offsets(self, scales: Floats, shift: int, *, is_rounded: bool) -> Iterator[Floats]:
         """What the offsets may be."""
-        products = (np.arange(self.low.shape[1]) + shift) * scales[:, None].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a scale that is too large for its dtype is infinite, and fits no group
+            products = (np.arange(self.low.shape[1]) + shift) * scales[:, None].astype(np.float64)
         low, high = (self.low - products).max(axis=1), (self.high - products).min(axis=1)
         yield _shortest_of(low, np.maximum(low, high))
         middle = (low + high) / 2
