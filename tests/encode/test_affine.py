@@ -116,4 +116,4 @@ def test_ordinary_weights_are_on_no_such_grid() -> None:
 
 
 def test_steps_beyond_the_range_of_scales_are_on_no_such_grid() -> None:
-    encoded(np.tile(np.array([2.35099e-38, 131072], BF16), 2500))  # the step in float16 would be infinite
+    encoded(np.tile(np.array([2.35099e-38, 131072], BF16), (2500, 2)))  # the step in float16 would be infinite

@@ -34,6 +34,7 @@ _MOST_SHIFTED = 2  # added to integers whose products are rounded: a group may n
 _TRIED_GROUPS = 6  # whose integers are sought at first
 _PIECE = 1 << 16  # elements that are solved together
 
+
 def stages(matrix: npt.NDArray[Any], dtype: str, grouping: Grouping) -> list[QuantizedStage]:
     """The stages of scale · integer + offset that give all values; none if there are none."""
     view = make_view(matrix.shape, False, Layout(n_row_axes=1))
