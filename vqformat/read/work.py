@@ -153,7 +153,10 @@ def _plain(sizes: list[Size]) -> int:
 def size_of(stream: BinaryIO) -> int:
     """Bytes of a stream, if it can tell without being read; else 0."""
     if isinstance(stream, io.BytesIO):
-        return stream.getbuffer().nbytes
+        at = stream.tell()
+        nbytes = stream.seek(0, io.SEEK_END)  # getbuffer would copy the bytes
+        stream.seek(at)
+        return nbytes
     try:
         status = os.fstat(stream.fileno())
     except (AttributeError, OSError, ValueError):
