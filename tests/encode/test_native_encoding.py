@@ -15,7 +15,7 @@ import vqformat
 from vqformat import EncodeError, native
 from vqformat.encode import sums
 from vqformat.encode.calibration import TensorStatistics
-from vqformat.encode.methods.nearest import Grid, best_entries
+from vqformat.encode.methods.nearest import Grid, best_entries, nearest
 from vqformat.encode.small import entropy_coding, error_feedback, viterbi
 from vqformat.encode.small import trellis as small_trellis
 from vqformat.encode.small.coder import Coder
@@ -166,6 +166,20 @@ def test_nearest_entries_are_the_same(data: st.DataObject) -> None:
     grid = Grid.of(np.full(2, 2.0), dim, data.draw(st.sampled_from([np.float32, np.float64])))
     left, right = grid.vectors(vectors.astype(np.float32)), grid.entries(books.astype(np.float64))
     check_all_agree(lambda: best_entries(left, right))
+
+
+@given(st.data())
+def test_nearest_entries_that_rounded_scores_do_not_tell_are_the_same(data: st.DataObject) -> None:
+    """Vectors lie between two entries, nearly: those are told by scores that are exact."""
+    dim, n, entries = data.draw(st.integers(1, 18)), data.draw(st.integers(1, 300)), data.draw(st.integers(1, 40))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    book = random.standard_normal((entries, dim)).astype(np.float32)
+    first, second = random.integers(0, entries, (2, n))
+    nearly = 1 + 2.0 ** random.integers(-26, 0, (n, 1)) * random.standard_normal((n, dim))
+    vectors = ((book[first] + book[second]) / 2 * nearly).astype(np.float32)
+    vectors[: data.draw(st.integers(0, 2))] *= np.float32(data.draw(st.sampled_from([1e-30, 0, 100, 1e20])))
+    scale = np.float32(data.draw(st.sampled_from([1e-20, 0.02, 1, 3e5])))
+    check_all_agree(lambda: nearest(vectors * scale, book * scale))
 
 
 @given(st.data())

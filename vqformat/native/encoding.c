@@ -202,15 +202,17 @@ PyObject *py_sum_values(PyObject *self, PyObject *args)
 PyObject *py_find_nearest(PyObject *self, PyObject *args)
 {
     (void)self;
-    int instruction_set, is_double, has_failed;
+    int instruction_set, kind, has_failed;
     unsigned long long vectors, entries, codes, top;
     long long n, n_entries, dim;
     if (!PyArg_ParseTuple(args, "iKKLLLKKi", &instruction_set, &vectors, &entries, &n, &n_entries, &dim, &codes, &top,
-                          &is_double))
+                          &kind))
         return NULL;
+    if (kind < OF_FLOATS || kind > WITH_MARGINS)
+        return PyErr_SetString(PyExc_ValueError, "no such kind"), NULL;
     Py_BEGIN_ALLOW_THREADS
     has_failed = find_nearest(AT(const void, vectors), AT(const void, entries), n, n_entries, dim, AT(int64_t, codes),
-                              AT(void, top), is_double != 0, instruction_set);
+                              AT(void, top), (NearestKind)kind, instruction_set);
     Py_END_ALLOW_THREADS
     return has_failed ? PyErr_NoMemory() : (Py_INCREF(Py_None), Py_None);
 }

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from . import _address, _instruction_set, _kernels, is_used
 
 _MOST_STATES, _MOST_REACH = 256, (1 << 15) - 1
+_OF_FLOATS, _OF_DOUBLES, _WITH_MARGINS = range(3)  # NearestKind of nearest.h
 _DIMS_PER_SET = 8  # longest vectors with AVX2; twice as long with AVX-512
 
 
@@ -223,5 +224,24 @@ def best_entries(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> tuple[npt.N
     codes, top = np.empty((n_problems, n), np.int64), np.empty((n_problems, n), left.dtype)
     for vectors, book, code, score in zip(np.ascontiguousarray(left), entries, codes, top, strict=True):
         _kernels.find_nearest(_instruction_set(), _address(vectors), _address(book), n, len(book), size - 1,
-                              _address(code), _address(score), left.dtype == np.float64)  # fmt: skip
+                              _address(code), _address(score), _OF_DOUBLES if left.dtype == np.float64 else _OF_FLOATS)
     return codes.astype(np.intp, copy=False), top
+
+
+def likely_entries(
+    vectors: npt.NDArray[np.float32], entries: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """See ``nearest`` in ``encode/methods/nearest.py``. Rounded scores: the entry with the highest, and its margin.
+
+    Args:
+        vectors: ``(n, dim)``.
+        entries: ``(entries, dim + 1)``, with their constant terms.
+    """
+    assert _kernels is not None and vectors.dtype == entries.dtype == np.float32
+    (n, dim), (n_entries, size) = vectors.shape, entries.shape
+    assert size == dim + 1 and 1 <= n_entries < 1 << 31
+    vectors, entries = np.ascontiguousarray(vectors), np.ascontiguousarray(entries)
+    codes, margins = np.empty(n, np.int64), np.empty(n, np.float32)
+    _kernels.find_nearest(_instruction_set(), _address(vectors), _address(entries), n, n_entries, dim, _address(codes),
+                          _address(margins), _WITH_MARGINS)  # fmt: skip
+    return codes, margins
