@@ -40,7 +40,8 @@ class PickledCalls(Executor):
 
 
 @pytest.mark.parametrize("name", some_of(list(encodings()), ["method pq", "preset small {'bits': 3}",
-                                                             "preset fast {'sqnr': 25}", "lossless"]))
+                                                             "preset fast {'sqnr': 25}", "dtype bf16 default",
+                                                             "lossless"]))
 def test_an_executor_gives_the_same_bytes(name: str) -> None:
     options = dict(encodings()[name])
     tensors = model(options.pop("dtype", "f32"))

@@ -95,7 +95,9 @@ def survey_all(path: Path, folder: Path) -> None:
         survey(file)
 
 
-@pytest.mark.parametrize("work", [stream_into, open_into, stream_blocks, open_blocks, digest, survey_all])
+@pytest.mark.parametrize("work", [stream_into, open_into, stream_blocks,
+                                  *(pytest.param(work, marks=pytest.mark.exhaustive)
+                                    for work in (open_blocks, digest, survey_all))])  # fmt: skip
 @pytest.mark.parametrize("preset", MOST_PRESETS)
 def test_blocks_take_no_more_than_24_mb(preset: str, work: Any, file_of: Callable[..., Path], tmp_path: Path) -> None:
     assert memory.measure(work, file_of(preset), tmp_path, limit_mb=24 + STACKS_MB).peak_mb <= 24

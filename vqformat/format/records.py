@@ -6,7 +6,7 @@ A record knows the plain sizes of its sections, never their bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from math import prod
 from typing import Any
 
@@ -46,6 +46,9 @@ class TensorRecord:
     shape: tuple[int, ...]
     layout: Layout = field(default_factory=Layout)
     stages: tuple[Stage, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # not what was computed from these
 
     @cached_property
     def n_elements(self) -> int:
