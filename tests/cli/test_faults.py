@@ -10,20 +10,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from full_disk import full_disk
 
 import vqformat
 from vqformat.cli import main
 from vqformat.read.contents import read_contents
 from vqformat.read.survey import survey
-
-resource = pytest.importorskip("resource", reason="only Unix limits the size of files")
 
 NBYTES = 120_000  # of a file that is written, at least
 WEIGHTS = np.random.default_rng(0).standard_normal((2, 160, 160)).astype(np.float32)
@@ -31,17 +29,6 @@ KEY = b"""-----BEGIN PRIVATE KEY-----
 MC4CAQAwBQYDK2VwBCIEIAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB
 -----END PRIVATE KEY-----
 """
-
-
-@contextmanager
-def full_disk(nbytes: int) -> Iterator[None]:
-    """Files cannot grow beyond some size. The system reports that as it does a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

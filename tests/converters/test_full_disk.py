@@ -7,32 +7,19 @@ import io
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from full_disk import full_disk
 
 import vqformat
 from vqformat.cli import main
 from vqformat.converters import convert, extract
 
-resource = pytest.importorskip("resource", reason="only Unix limits the size of files")
 RNG = np.random.default_rng(4)
 LARGEST_NBYTES = 300_000
-
-
-@contextmanager
-def little_space() -> Iterator[None]:
-    """Files cannot grow further. The system reports that as it does a full disk, and needs no file system for it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_NBYTES, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def arrays(n: int) -> dict[str, Any]:
@@ -73,7 +60,7 @@ def test_extract_names_the_file_that_was_asked_for(tmp_path: Path, suffix: str, 
     source, target = source_of(tmp_path, suffix), tmp_path / f"b{suffix}"
     before = sorted(os.listdir(tmp_path))
 
-    with little_space():
+    with full_disk(LARGEST_NBYTES):
         code = main(["extract", str(source), "-o", str(target)])
 
     assert (code, capsys.readouterr().err) == (1, f"vqm: error: {str(target)!r}: file too large\n")
@@ -88,7 +75,7 @@ def test_the_second_file_of_an_onnx_model_is_named(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(export, "MAX_NBYTES", 20_000)
     before = sorted(os.listdir(tmp_path))
 
-    with little_space(), pytest.raises(OSError, match=r"File too large: '.*/b\.onnx\.data'"):
+    with full_disk(LARGEST_NBYTES), pytest.raises(OSError, match=r"File too large: '.*/b\.onnx\.data'"):
         extract(source, tmp_path / "b.onnx")
 
     assert sorted(os.listdir(tmp_path)) == before
@@ -99,7 +86,7 @@ def test_convert_names_the_file_that_was_asked_for(tmp_path: Path, options: list
     """With a ratio, the file that fails first is a temporary one beside it."""
     np.savez(tmp_path / "a.npz", **arrays(1024))
 
-    with little_space():
+    with full_disk(LARGEST_NBYTES):
         code = main(["convert", str(tmp_path / "a.npz"), "-o", str(tmp_path / "a.vqm"), *options])
 
     assert code == 1
@@ -112,7 +99,7 @@ def test_the_folder_for_temporary_files_is_named(tmp_path: Path, monkeypatch: py
     (tmp_path / "t").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
 
-    with little_space(), pytest.raises(OSError, match="set TMPDIR to another folder") as caught:
+    with full_disk(LARGEST_NBYTES), pytest.raises(OSError, match="set TMPDIR to another folder") as caught:
         convert(tmp_path / "a.npz", io.BytesIO(), ratio=3.0)
 
     assert caught.value.filename == str(tmp_path / "t") and caught.value.errno == errno.EFBIG

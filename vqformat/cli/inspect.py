@@ -80,7 +80,7 @@ class Contents:
         self.metadata: dict[str, Any] = {}
         self.generator = ""
         self.content_digest = ""  # computed on request only
-        self.version = ""
+        self._version = 0, 0
         if not isinstance(source, Shards):
             self.digest = self._add(source).digest
             return
@@ -93,6 +93,11 @@ class Contents:
         self.digest = hashlib.sha256(source.text).digest()
         self.tensors = [self._by_name[name] for name in source.index.places]  # aliases come with their targets
 
+    @property
+    def version(self) -> str:
+        """The version of the format; of a model in several files the highest one."""
+        return "{}.{}".format(*self._version)
+
     def _add(self, stream: BinaryIO) -> Index:
         """Add what is in a file. Returns its index."""
         index = IndexedReader(stream).index
@@ -100,7 +105,7 @@ class Contents:
         n_before = len(self.tensors)
         stream.seek(0)
         header = StreamInput(stream).read(HEADER_NBYTES, "the header")
-        self.version = max(self.version, f"{header[8] | header[9] << 8}.{header[10] | header[11] << 8}")
+        self._version = max(self._version, (header[8] | header[9] << 8, header[10] | header[11] << 8))
         shared = SharedRecords()
         known: Known = {}
         for at in range(index.n_chunks):

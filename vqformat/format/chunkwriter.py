@@ -6,10 +6,11 @@ import errno
 import hashlib
 import io
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from ..errors import EncodeError, FormatError
 from ..files import NewFile, name_full_disk
@@ -24,6 +25,8 @@ from .parse_records import parse_tensor
 from .records import AliasRecord, BookRecord, FreqRecord, TensorRecord
 from .sections import Section
 
+_Writer = TypeVar("_Writer", bound="WriterContext")
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedTensor:
@@ -37,7 +40,32 @@ class EncodedTensor:
         return sum(len(section.stored) for section in self.sections)
 
 
-class ChunkWriter:
+class WriterContext(ABC):
+    """Context manager of a writer: it is closed at the end; after an error what has been written is discarded."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @abstractmethod
+    def discard(self) -> None: ...
+
+    @abstractmethod
+    def name_full_disk(self, err: BaseException | None) -> None: ...
+
+    def __enter__(self: _Writer) -> _Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+            return
+        self.discard()
+        self.name_full_disk(err)
+
+
+class ChunkWriter(WriterContext):
     """Writes a ``.vqm`` to a path, or to a binary stream, which need not support ``seek``.
 
     With a path, the bytes go to a temporary file in the same folder. ``close`` renames it when it is complete. If the
@@ -181,18 +209,6 @@ class ChunkWriter:
         """Remove the temporary file. What has been written to a stream stays there, without index and footer."""
         self._is_closed = True
         self._output.discard()
-
-    def __enter__(self) -> ChunkWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-            return
-        self.discard()
-        self.name_full_disk(err)
 
 
 class _Output:

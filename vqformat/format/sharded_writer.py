@@ -6,14 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ..errors import EncodeError
 from ..files import name_full_disk
 from ..new_shards import NewShard, NewShards
 from . import metadata
-from .chunkwriter import ChunkWriter, EncodedTensor
+from .chunkwriter import ChunkWriter, EncodedTensor, WriterContext
 from .limits import ALIGNMENT, MAX_META_COPY_NBYTES
 from .records import AliasRecord, BookRecord, FreqRecord, TensorRecord
 from .sections import TABLE_ENTRY_NBYTES, Section
@@ -42,7 +41,7 @@ class _Shard:
     n_layers: int = 0
 
 
-class ShardedWriter:
+class ShardedWriter(WriterContext):
     """Writes a model as ``ChunkWriter`` does, into shards of at most so many bytes and an index of them.
 
     A layer is never split, so a layer that is larger than a shard may be has one of its own. An alias is put into the
@@ -217,18 +216,6 @@ class ShardedWriter:
         """Remove what has been written."""
         self._is_closed = True
         self._new.discard()
-
-    def __enter__(self) -> ShardedWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-            return
-        self.discard()
-        self.name_full_disk(err)
 
 
 def _stored_nbytes(sections: Sequence[Section], meta: Any) -> int:
