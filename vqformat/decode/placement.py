@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,21 +24,6 @@ Order = npt.NDArray[np.intp]
 def stable_order(classes: bytes | npt.NDArray[np.uint8]) -> Order:
     """For each stored row (column) the number of its view row (column) (SPEC 7.2, "Order")."""
     return np.argsort(np.frombuffer(classes, np.uint8), kind="stable")
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the values of a block go in a flat array.
-
-    Attributes:
-        rows: ``(n_rows,)``: where each row begins in ``out``.
-        columns: ``(n_columns,)``: what each column adds to that; None for its number.
-        out: ``(n,)``, contiguous.
-    """
-
-    rows: npt.NDArray[np.int64]
-    columns: npt.NDArray[np.int64] | None
-    out: npt.NDArray[Any]
 
 
 class Placement:
@@ -65,19 +49,22 @@ class Placement:
         self.stored_dtype: np.dtype[Any] = np.empty(0, dtype).real.dtype if self._has_pairs else dtype
         self.is_float32 = self.stored_dtype == np.float32
 
-    def places(self, block: Block, out: npt.NDArray[Any]) -> Places:
-        """Where the elements of a block go in the tensor ``out``."""
-        of_rows, of_columns = self.offsets
-        rows: slice | Order = slice(block.row, block.row_end)
-        columns: slice | Order = slice(block.column, block.column_end)
+    def addresses(self, block: Block, out: npt.NDArray[Any]) -> tuple[int, int, int]:
+        """Where the elements of a block go in the tensor ``out``, for kernels: see ``decoding.Places.addresses``."""
+        return self._places.addresses(block, self._reals(out))
+
+    @cached_property
+    def _places(self) -> decoding.Places:
+        """Where the stored rows and columns go in the tensor."""
+        rows, columns = self.offsets
         if self.row_order is not None:
-            rows = self.row_order[rows]
+            rows = rows[self.row_order]
         if self.column_order is not None:
-            columns = self.column_order[columns]
-        row_places = np.ascontiguousarray(of_rows[rows], np.int64)
-        if self.layout.axes is None and self.column_order is None:
-            return Places(row_places + block.column, None, self._reals(out).reshape(-1))
-        return Places(row_places, np.ascontiguousarray(of_columns[columns], np.int64), self._reals(out).reshape(-1))
+            columns = columns[self.column_order]
+        are_beside = self.layout.axes is None and self.column_order is None
+        return decoding.Places(np.ascontiguousarray(rows, np.int64),
+                               None if are_beside else np.ascontiguousarray(columns, np.int64),
+                               self.view.n_columns)  # fmt: skip
 
     def _reals(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The array of the tensor with the elements of the view: reals, with one axis more, if they are pairs."""
@@ -95,8 +82,7 @@ class Placement:
         """Write a block's values to their places in the tensor, by the order of rows and columns (SPEC 7.2)."""
         reals = self._reals(out)
         if native.is_used() and reals.itemsize in (1, 2, 4, 8):
-            places = self.places(block, out)
-            decoding.scatter(values, places.rows, places.columns, places.out)
+            decoding.scatter(values, self.addresses(block, out))
             return
         layout = self.layout
         rows: slice | Order = slice(block.row, block.row_end)

@@ -89,7 +89,7 @@ class Scales:
     """
 
     def __init__(self, scale: Scale, section: bytes, view: View) -> None:
-        self._scale = scale
+        self._scale, self._n_rows = scale, view.n_rows
         values, self.largest = decode_with_largest(section, scale.dtype, "scales")
         self._values = np.ascontiguousarray(values.reshape(scale.grid(view)))
 
@@ -115,9 +115,10 @@ class Scales:
         firsts *= self._values.shape[1]
         return firsts
 
-    def of_rows(self, block: Block) -> Floats:
-        """The scale of each row of a block, ``(n_rows,)``, if ``are_of_rows``."""
-        return np.ascontiguousarray(np.broadcast_to(self._of_rows(block)[:, 0], block.n_rows))
+    def of_rows(self) -> Floats:
+        """The scale of each row of the stored matrix, ``(n_rows,)``, if ``are_of_rows``."""
+        n_rows = self._n_rows
+        return np.repeat(self._values[:, 0], min(self._scale.rows or n_rows, n_rows))[:n_rows]
 
     def _of_rows(self, block: Block) -> Floats:
         """The scales of each row of a block: ``(n_rows or 1, groups along columns)``."""

@@ -239,7 +239,7 @@ class TensorDecoder:
         last = self.stages[-1]
         assert isinstance(last, TrellisDecoder)
         with naming(self.record.name, stage=len(of_stages) - 1):
-            last.put(block, of_stages[-1], self.placement.places(block, out), values)
+            last.put(block, of_stages[-1], self.placement.addresses(block, out), values)
 
     def _scratch_of(self, use: str, block: Block, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
         """An array ``(n_rows, n_columns)`` of any contents, one for each use and thread. New memory costs time."""

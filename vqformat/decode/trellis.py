@@ -16,7 +16,6 @@ from ..format.layout import Block, View
 from ..format.stages import CLASSES_COLUMNS, CLASSES_ROWS, ProgressionSource, TableSource, TransformSource, TrellisStage
 from ..native import decoding
 from . import rans, tables
-from .placement import Places
 from .tables import Floats
 from .transform import TransformDecoder
 
@@ -169,8 +168,10 @@ class TrellisDecoder:
             FormatError: ``codes`` are a payload, which breaks a rule of SPEC 12.3.
         """
         if isinstance(codes, bytes):
-            places = Places(np.arange(block.n_rows, dtype=np.int64) * block.n_columns, None, out.reshape(-1))
-            self.put(block, codes, places, out if adds else None)
+            rows = np.arange(block.n_rows, dtype=np.int64) * block.n_columns
+            places = decoding.Places(rows, None, block.n_columns)
+            whole = Block(0, block.n_rows, 0, block.n_columns)
+            self.put(block, codes, places.addresses(whole, out), out if adds else None)
             if self.can_add:
                 return
             if self._transform is not None:
@@ -182,34 +183,34 @@ class TrellisDecoder:
         if self._scales is not None:
             self._scales.multiply(block, out)
 
-    def put(self, block: Block, payload: bytes, places: Places, addend: Floats | None) -> None:
+    def put(
+        self, block: Block, payload: bytes, places: tuple[int, int, int], addend: Floats | None
+    ) -> None:  # fmt: skip
         """Write the values of a block to their places by the kernel; without scales unless ``can_add``.
 
         Of a transform it writes the coefficients.
 
         Args:
             payload: Of the block, as ``prepare`` returns it.
+            places: See ``decoding.Places.addresses``.
             addend: ``(n_rows, n_columns)``, C-contiguous: what is added to the values; None for nothing.
 
         Raises:
             FormatError: ``payload`` breaks a rule of SPEC 12.3.
         """
-        rows, columns = self.row_classes, self.column_classes
+        self._kernel.decode(payload, block, places, addend)
+
+    @cached_property
+    def _kernel(self) -> decoding.TrellisKernel:
         trellis = self.stage.trellis
-        decoding.decode_trellis(
-            payload,
+        return decoding.TrellisKernel(
             self._native_slots,
             tile=self.stage.tile,
             polynomials=(0, 0) if trellis is None else (trellis.feedback, trellis.forward),
-            row_classes=None if rows is None else rows[block.row : block.row_end],
-            column_classes=None if columns is None else columns[block.column : block.column_end],
+            row_classes=self.row_classes,
+            column_classes=self.column_classes,
             values=self._values,
-            row_scales=self._scales.of_rows(block) if self._scales is not None and self.can_add else None,
-            addend=addend,
-            row_places=places.rows,
-            column_places=places.columns,
-            n_columns=block.n_columns,
-            out=places.out,
+            row_scales=self._scales.of_rows() if self._scales is not None and self.can_add else None,
         )
 
 

@@ -15,6 +15,7 @@ from . import _address, _instruction_set, _kernels
 _NARROW_PRECISION, _NARROW_ENTRIES = 12, 256  # slots of 32 bits hold these
 _MORE_SLOTS = 16  # TOGETHER in trellis.h
 _PLANE = struct.Struct("=4q")  # as decoding.c reads a plane
+_PLACE_NBYTES, _SCALE_NBYTES = 8, 4  # of an int64, and of a float32
 _ONE = np.ones(1, np.float32)
 _FAULTS = {
     1: ("ANS-001", "a state is below 65536"),
@@ -52,62 +53,120 @@ class TrellisSlots:
         return cls(precision, n_books, table[:n_slots], address)
 
 
-def decode_trellis(
-    payload: bytes,
-    slots: TrellisSlots,
-    *,
-    tile: tuple[int, int],
-    polynomials: tuple[int, int],
-    row_classes: npt.NDArray[np.uint8] | None,
-    column_classes: npt.NDArray[np.uint8] | None,
-    values: npt.NDArray[np.float32] | tuple[int, float],
-    row_scales: npt.NDArray[np.float32] | None,
-    addend: npt.NDArray[np.float32] | None,
-    row_places: npt.NDArray[np.int64],
-    column_places: npt.NDArray[np.int64] | None,
-    n_columns: int,
-    out: npt.NDArray[np.float32],
-) -> None:
-    """Decode a block of a trellis stage (SPEC 12.1 to 12.4) and put its values in their places.
+# Bounds of a block: row, row_end, column, column_end
+Bounds = tuple[int, int, int, int]
+
+
+class Places:
+    """Where the elements of a matrix go in a flat array: element (i, j) goes to ``rows[i] + columns[j]``.
 
     Args:
-        payload: The plain payload of the block; its size obeys ANS-001.
+        rows: ``(n_rows,)``: where each row begins.
+        columns: ``(n_columns,)``: what each column adds to that; None for its number.
+    """
+
+    def __init__(
+        self, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64] | None, n_columns: int
+    ) -> None:  # fmt: skip
+        assert _kernels is not None and rows.dtype == np.int64
+        assert columns is None or (columns.dtype == np.int64 and columns.size == n_columns)
+        self._arrays = rows, columns  # they live as long as their addresses are used
+        self._addresses = _address(rows), _address(columns)
+        self._n_rows, self._n_columns = rows.size, n_columns
+        last_row = _kernels.last_place(self._addresses[0], rows.size)
+        last_column = _kernels.last_place(self._addresses[1], n_columns)
+        assert last_row >= 0 and last_column >= 0
+        self._end = last_row + last_column + 1
+
+    def addresses(self, block: Bounds, out: npt.NDArray[Any]) -> tuple[int, int, int]:
+        """Addresses of the places of the rows and columns of a block, and of the array ``out``, C-contiguous."""
+        row, row_end, column, column_end = block
+        assert 0 <= row <= row_end <= self._n_rows and 0 <= column <= column_end <= self._n_columns
+        assert self._end <= out.size
+        rows, columns = self._addresses
+        rows += _PLACE_NBYTES * row
+        if columns:
+            return rows, columns + _PLACE_NBYTES * column, _address(out)
+        return rows, 0, _address(out) + out.itemsize * column
+
+
+class TrellisKernel:
+    """Decodes the blocks of a trellis stage of one tensor (SPEC 12.1 to 12.4).
+
+    Args:
+        slots: Look-up tables of its contexts.
         tile: Rows and columns of a tile.
         polynomials: ``feedback`` and ``forward``; zeros without a trellis.
-        row_classes, column_classes: Of the rows and columns of the block.
+        row_classes, column_classes: Of the rows and columns of the stored matrix, ``(n_rows,)`` and ``(n_columns,)``.
         values: The value of each symbol ``n_books · code + q``; or z and step of a progression, whose value is
             ``(symbol − z) · step``.
         row_scales: ``(n_rows,)``; None without scales.
-        addend: ``(n_rows, n_columns)``, C-contiguous: what is added to the values; None for nothing. It may be ``out``.
-        row_places: ``(n_rows,)``: where each row begins in ``out``.
-        column_places: ``(n_columns,)``: what each column adds to that; None for its number.
-        out: C-contiguous. Only the places are written.
-
-    Raises:
-        FormatError: The payload breaks a rule of SPEC 12.3.
     """
-    assert _kernels is not None and out.dtype == np.float32 and slots.table.size <= 1 << 22
-    n_rows, n_elements = row_places.size, row_places.size * n_columns
-    places = _checked_places(row_places, column_places, n_columns, out)
-    assert addend is None or (addend.shape == (n_rows, n_columns) and addend.dtype == np.float32)
-    assert row_scales is None or (row_scales.size == n_rows and row_scales.dtype == np.float32)
-    height, width = min(tile[0], n_rows), min(tile[1], n_columns)
-    n_sequences = -(-n_rows // height) * -(-n_columns // width)
-    assert 4 * n_sequences <= len(payload) <= 4 * n_sequences + 2 * n_elements and n_elements <= 1 << 22
-    assert all(classes is None or classes.size == n
-               for classes, n in ((row_classes, n_rows), (column_classes, n_columns)))  # fmt: skip
-    table, zero, step = (None, *values) if isinstance(values, tuple) else (values, 0, 0.0)
-    found = _kernels.trellis_decode(
-        _instruction_set(), _address(payload), len(payload), n_rows, n_columns, height, width, _address(row_classes),
-        _address(column_classes), slots.precision, slots.n_books, polynomials[0] >> 1, polynomials[1] >> 1,
-        slots.address, slots.table.itemsize == 8, slots.table.size, _address(table), zero, float(step),
-        *places, _address(row_scales), _address(addend), _address(out),
-    )  # fmt: skip
-    if found in _FAULTS:
-        clause, message = _FAULTS[found]
-        raise FormatError(message, clause=clause)
-    if found:
-        raise MemoryError("no memory for the lanes of a trellis stage")
+
+    def __init__(
+        self,
+        slots: TrellisSlots,
+        *,
+        tile: tuple[int, int],
+        polynomials: tuple[int, int],
+        row_classes: npt.NDArray[np.uint8] | None,
+        column_classes: npt.NDArray[np.uint8] | None,
+        values: npt.NDArray[np.float32] | tuple[int, float],
+        row_scales: npt.NDArray[np.float32] | None,
+    ) -> None:
+        assert slots.table.size <= 1 << 22 and (row_scales is None or row_scales.dtype == np.float32)
+        table, zero, step = (None, *values) if isinstance(values, tuple) else (values, 0, 0.0)
+        self._tile = tile
+        self._arrays = row_classes, column_classes, row_scales, slots, table
+        self._sizes = [0 if array is None else array.size for array in (row_classes, column_classes, row_scales)]
+        self._row_classes, self._column_classes = _address(row_classes), _address(column_classes)
+        self._row_scales = _address(row_scales)
+        self._stage = (slots.precision, slots.n_books, polynomials[0] >> 1, polynomials[1] >> 1, slots.address,
+                       slots.table.itemsize == 8, slots.table.size, _address(table), zero, float(step))  # fmt: skip
+
+    def decode(
+        self, payload: bytes, block: Bounds, places: tuple[int, int, int], addend: npt.NDArray[np.float32] | None
+    ) -> None:  # fmt: skip
+        """Decode a block and put its values in their places.
+
+        Args:
+            payload: The plain payload of the block; its size obeys ANS-001.
+            places: Of the block and an array of float32, see ``Places.addresses``.
+            addend: ``(n_rows, n_columns)``, C-contiguous: what is added to the values; None for nothing. It may be the
+                array in which the places are.
+
+        Raises:
+            FormatError: The payload breaks a rule of SPEC 12.3.
+        """
+        assert _kernels is not None
+        row, row_end, column, column_end = block
+        n_rows, n_columns, nbytes = row_end - row, column_end - column, len(payload)
+        height, width = min(self._tile[0], n_rows), min(self._tile[1], n_columns)
+        n_sequences = -(-n_rows // height) * -(-n_columns // width)
+        n_elements = n_rows * n_columns
+        assert 4 * n_sequences <= nbytes <= 4 * n_sequences + 2 * n_elements and n_elements <= 1 << 22
+        assert addend is None or (addend.shape == (n_rows, n_columns) and addend.dtype == np.float32)
+        row_classes, column_classes, row_scales = self._row_classes, self._column_classes, self._row_scales
+        of_rows, of_columns, scales = self._sizes
+        assert row >= 0 and column >= 0
+        if row_classes:
+            assert row_end <= of_rows
+            row_classes += row
+        if column_classes:
+            assert column_end <= of_columns
+            column_classes += column
+        if row_scales:
+            assert row_end <= scales
+            row_scales += _SCALE_NBYTES * row
+        found = _kernels.trellis_decode(
+            _instruction_set(), _address(payload), nbytes, n_rows, n_columns, height, width, row_classes,
+            column_classes, *self._stage, places[0], places[1], row_scales, _address(addend), places[2],
+        )  # fmt: skip
+        if found in _FAULTS:
+            clause, message = _FAULTS[found]
+            raise FormatError(message, clause=clause)
+        if found:
+            raise MemoryError("no memory for the lanes of a trellis stage")
 
 
 def decode_codebook(
@@ -225,34 +284,13 @@ def decode_low_rank(
     )  # fmt: skip
 
 
-def scatter(
-    values: npt.NDArray[Any],
-    row_places: npt.NDArray[np.int64],
-    column_places: npt.NDArray[np.int64] | None,
-    out: npt.NDArray[Any],
-) -> None:
+def scatter(values: npt.NDArray[Any], places: tuple[int, int, int]) -> None:
     """Put the values of a block in their places.
 
     Args:
         values: ``(n_rows, n_columns)``, C-contiguous, of 1, 2, 4 or 8 bytes each.
-        row_places: ``(n_rows,)``: where each row begins in ``out``.
-        column_places: ``(n_columns,)``: what each column adds to that; None for its number.
-        out: Of the same dtype, C-contiguous. Only the places are written.
+        places: Of the block and an array of the same dtype, see ``Places.addresses``. Only the places are written.
     """
-    assert _kernels is not None and values.dtype == out.dtype and values.itemsize in (1, 2, 4, 8)
-    places = _checked_places(row_places, column_places, values.shape[1], out)
-    assert row_places.size == values.shape[0]
-    _kernels.scatter(_instruction_set(), *values.shape, values.itemsize, _address(values), *places, _address(out))
-
-
-def _checked_places(
-    rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64] | None, n_columns: int, out: npt.NDArray[Any]
-) -> tuple[int, int]:
-    """The addresses of both, which lead to elements of ``out``."""
-    assert _kernels is not None and rows.dtype == np.int64
-    assert columns is None or (columns.dtype == np.int64 and columns.size == n_columns)
-    addresses = _address(rows), _address(columns)
-    last_row, last_column = (_kernels.last_place(address, n)
-                             for address, n in zip(addresses, (rows.size, n_columns), strict=True))  # fmt: skip
-    assert last_row >= 0 and last_column >= 0 and last_row + last_column < out.size
-    return addresses
+    assert _kernels is not None and values.itemsize in (1, 2, 4, 8)
+    rows, columns, out = places
+    _kernels.scatter(_instruction_set(), *values.shape, values.itemsize, _address(values), rows, columns, out)

@@ -1,17 +1,25 @@
 /* Decoding the codes of a trellis stage (SPEC 12.1 to 12.4).
 
    The tiles of a block are lanes. A step decodes one code of each lane, and the lanes take words from one stream, in
-   their order (Giesen 2014, "Interleaved entropy coders"). trellis_steps.h has the step. */
+   their order (Giesen 2014, "Interleaved entropy coders"). trellis_steps.h has the step in portable C, trellis_vectors.h
+   has it in vectors. */
 
 #include "trellis.h"
 
 #include <stdlib.h>
 
+#include "trellis_kernels.h"
 #include "trellis_places.h"
-#include "trellis_steps.h"
 
 void trellis_start(void)
 {
+    for (int set = 0; set < 256; set++) {
+        int n = 0;
+        for (int lane = 0; lane < 8; lane++)
+            if (set >> lane & 1)
+                set_numbers[set][n++] = (uint8_t)lane;
+        set_sizes[set] = (uint8_t)n;
+    }
 #ifdef HAS_X86
     for (int set = 0; set < 256; set++)
         for (int lane = 0, n = 0; lane < 8; lane++)
@@ -81,13 +89,15 @@ static void decode_columns(Lanes *l, const Part *p, float *const *values, Steps 
             find_slots(l, p->down, across, j);
             end = j + 1;
         }
-        Run run = {.n = p->down * l->n_across, .n_steps = end - j,
+        Run run = {.n = p->down * l->n_across, .n_steps = end - j, .n_ahead = b->n_rows,
                    .first_slot = has_contexts || b->row_classes ? l->first_slot : NULL,
                    .has_code = across < l->n_across ? l->has_code : NULL};
         for (int64_t k = 0; k < run.n_steps; k++) {
             const int64_t class = b->column_classes && !has_contexts ? b->column_classes[j + k] : 0;
             run.slots[k] = (const char *)b->slots + ((size_t)(class * b->n_books) << b->precision) * (b->is_wide ? 8 : 4);
             run.values[k] = values[j - p->from + k];
+            const int64_t ahead = j + k + WIDTH;
+            run.ahead[k] = l->are_parts && p->i == b->tile_rows - 1 && ahead < b->n_columns ? run_of(b, ahead) : NULL;
         }
         steps(l, &run);
     }
@@ -124,7 +134,7 @@ static int decode_lanes(Lanes *l, int64_t n_down, Steps *steps, const Movers *mo
             float *values[WIDTH];
             for (int64_t j = from; j < part.to; j++)
                 values[j - from] = values_of(l, i, j);
-            if (l->has_runs && i == height - 1)
+            if (l->has_runs && !l->are_parts && i == height - 1)
                 prefetch_runs(l, &part);
             decode_columns(l, &part, values, steps);
             if (!b->column_places)
@@ -151,7 +161,9 @@ int trellis_decode(const TrellisBlock *b, int instruction_set)
     const int64_t n_across = (b->n_columns + b->tile_columns - 1) / b->tile_columns;
     const int64_t n = n_down * n_across, stride = (n + WIDTH - 1) / WIDTH * WIDTH + WIDTH;
     const int has_runs = b->column_places && are_rows_beside(b->row_places, b->n_rows);
-    const int64_t n_kept = has_runs ? (b->tile_rows - 1) * b->tile_columns * stride : 0;
+    /* With more than two rows of each lane, the same memory would be visited too often */
+    const int are_parts = has_runs && n_across == 1 && b->tile_rows <= 2;
+    const int64_t n_kept = are_parts ? b->n_rows : has_runs ? (b->tile_rows - 1) * b->tile_columns * stride : 0;
     if (!are_slots_there(b))
         return SLOTS_MISSING;
     uint32_t *allocated = calloc((size_t)(4 * stride + n_down + n_across + WIDTH), sizeof *allocated);
@@ -164,7 +176,8 @@ int trellis_decode(const TrellisBlock *b, int instruction_set)
     Lanes lanes = {.block = b, .next = b->payload + 4 * n, .end = b->payload + b->payload_nbytes, .n = n,
                    .n_across = n_across, .stride = stride, .x = memory, .state = memory + stride,
                    .first_slot = memory + 2 * stride, .has_code = memory + 3 * stride, .row_slot = memory + 4 * stride,
-                   .column_slot = memory + 4 * stride + n_down, .has_runs = has_runs, .kept = kept, .values = values};
+                   .column_slot = memory + 4 * stride + n_down, .has_runs = has_runs,
+                   .are_parts = are_parts, .kept = kept, .values = values};
     for (uint32_t i = 0; i < 4; i++)
         lanes.flips[i] = ((0u - (i & 1)) & b->feedback) ^ ((0u - (i >> 1)) & b->forward);
     const int kernel = (b->is_wide ? 4 : 0) + (b->book ? 2 : 0) + (b->n_books == 2);

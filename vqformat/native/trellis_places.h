@@ -92,18 +92,13 @@ static float *run_of(const TrellisBlock *b, int64_t column)
     return b->out + b->row_places[0] + b->column_places[column];
 }
 
-/* Whether the values of a step are such a run, so that they are put there at once. */
-static int is_run(const Lanes *l)
-{
-    return l->has_runs && l->block->tile_rows == 1 && l->n_across == 1;
-}
-
-/* Where the values of row ``i`` of the tiles, column ``j``, go first. For runs they are kept until the last row. */
+/* Where the values of row ``i`` of the tiles, column ``j``, go first. For runs they are kept until the last row, or put in
+   the run: those of the second row behind those of the first. */
 static float *values_of(const Lanes *l, int64_t i, int64_t j)
 {
     const TrellisBlock *b = l->block;
-    if (is_run(l))
-        return run_of(b, j);
+    if (l->are_parts)
+        return run_of(b, j) + i * l->n;
     return l->has_runs && i < b->tile_rows - 1 ? l->kept + (i * b->tile_columns + j) * l->stride
                                                : l->values + j % WIDTH * l->stride;
 }
@@ -113,7 +108,7 @@ static float *values_of(const Lanes *l, int64_t i, int64_t j)
 static ALWAYS_INLINE void prefetch_runs(const Lanes *l, const Part *p)
 {
     const TrellisBlock *b = l->block;
-    for (int64_t a = 0; a < l->n_across && !is_run(l); a++)
+    for (int64_t a = 0; a < l->n_across; a++)
         for (int64_t j = p->from; j < p->to && a * b->tile_columns + j < b->n_columns; j++) {
             const float *const run = run_of(b, a * b->tile_columns + j);
             for (int64_t row = 0; row < b->n_rows; row += WIDTH)
@@ -125,19 +120,23 @@ static ALWAYS_INLINE void prefetch_runs(const Lanes *l, const Part *p)
 static void put_run(const Lanes *l, int64_t j, int64_t a, float *run)
 {
     const int64_t n = l->block->n_rows, height = l->block->tile_rows;
-    if (height == 2 && l->n_across == 1) { /* often; compilers make vectors of this loop */
-        const float *const even = values_of(l, 0, j), *const odd = values_of(l, 1, j);
-        for (int64_t d = 0; d < n / 2; d++)
-            run[2 * d] = even[d], run[2 * d + 1] = odd[d];
-        if (n % 2)
-            run[n - 1] = even[n / 2];
-        return;
-    }
     for (int64_t i = 0; i < height; i++) {
         const float *values = values_of(l, i, j) + a;
         for (int64_t row = i; row < n; row += height, values += l->n_across)
             run[row] = *values;
     }
+}
+
+/* Bring a run of two rows for each lane in its order, after the values of each row were put there together. */
+static void merge_run(const Lanes *l, float *run)
+{
+    const int64_t n = l->block->n_rows;
+    float *const first = l->kept, *const second = first + l->n;
+    memcpy(first, run, (size_t)n * sizeof *run);
+    for (int64_t d = 0; d < n / 2; d++) /* compilers make vectors of this */
+        run[2 * d] = first[d], run[2 * d + 1] = second[d];
+    if (n % 2)
+        run[n - 1] = first[n / 2];
 }
 
 /* Put the values of some columns, of all rows of the tiles, in their runs. */
@@ -150,8 +149,10 @@ static void put_runs(const Lanes *l, const Part *p, const Movers *movers)
         float *runs[WIDTH], square[WIDTH][WIDTH];
         for (int k = 0; k < n; k++) {
             float *const run = runs[k] = run_of(b, column + k);
-            if (!is_run(l))
+            if (!l->are_parts)
                 put_run(l, p->from + k, a, run);
+            else if (b->tile_rows == 2)
+                merge_run(l, run);
             for (int64_t row = 0; b->row_scales && row < b->n_rows; row++)
                 run[row] *= b->row_scales[row];
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +36,7 @@ _N_FEEDBACK_STATES = 8  # more states reduce the errors, but not those of the mo
 _FEWEST_INPUTS = 8  # with fewer inputs, sums of errors are not kept small
 _MOST_MEANS = 256  # largest index in a table of means: f16 rounds larger ones by more than their offset from the grid
 _MOST_BLOCK_ELEMENTS = BLOCK_ELEMENTS * 3 // 2
+_TOGETHER, _FEWEST_WHOLE = 16, 4  # a block has a multiple of so many sequences if it has this many times as many rows
 _HELD_NBYTES = 1 << 26  # a larger matrix is not in memory together with its codes; its rows are made when needed
 
 
@@ -270,7 +272,10 @@ def _cut(
     tile = tiles.choose_tile(rows, columns, bits, width, in_whole=(rows, columns) != shape)
     if rows < n_rows:
         tile = _in_units(tile[0], unit), tile[1]
-        rows -= rows % tile[0]  # a block has whole tiles, so that tiles are the same as without blocks
+        # A block has whole tiles, so that tiles are the same as without blocks
+        n_across = max(1, columns // tile[1])
+        whole = math.lcm(unit, tile[0] * (_TOGETHER // math.gcd(_TOGETHER, n_across)))
+        rows -= rows % (whole if rows >= _FEWEST_WHOLE * whole else tile[0])
     if columns < n_columns:
         columns -= columns % tile[1]
     block_columns = columns if columns < n_columns else 0
