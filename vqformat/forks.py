@@ -15,7 +15,7 @@ class cached_property(Generic[_Value]):  # as functools names it
     """A property that is computed once for each object, without a lock.
 
     That of functools has one before Python 3.12, for all objects. A child of a fork would wait for a thread of its
-    parent that held it. Here threads may compute a value twice.
+    parent that held it. Here threads may compute a value twice; all get the first one, which stays.
     """
 
     def __init__(self, function: Callable[[Any], _Value]) -> None:
@@ -34,7 +34,7 @@ class cached_property(Generic[_Value]):  # as functools names it
     def __get__(self, instance: object | None, owner: type) -> cached_property[_Value] | _Value:
         if instance is None:
             return self
-        value = instance.__dict__[self._name] = self._function(instance)
+        value: _Value = instance.__dict__.setdefault(self._name, self._function(instance))
         return value
 
 

@@ -17,6 +17,7 @@ from streamed_files import written
 import vqformat
 from vqformat import VqmError, safe_open, stream
 from vqformat.decode.workers import Workers
+from vqformat.forks import cached_property
 from vqformat.read import indexed
 
 PRESETS = ("fast", "default", "small")
@@ -117,3 +118,18 @@ def test_no_more_jobs_wait_than_two_for_each_thread(monkeypatch: pytest.MonkeyPa
             begun.append((i, going_on.is_set()))
 
     assert begun == [(0, False), (1, False), (2, False), (3, False), (4, True)]
+
+
+def test_threads_that_compute_a_property_together_get_one_value() -> None:
+    both = threading.Barrier(2)
+
+    class Owner:
+        @cached_property
+        def value(self) -> object:
+            both.wait()
+            return object()
+
+    owner = Owner()
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: owner.value, range(2))
+    assert first is second is owner.value  # addresses in it may be in use

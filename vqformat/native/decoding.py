@@ -79,7 +79,10 @@ class Places:
         self._end = last_row + last_column + 1
 
     def addresses(self, block: Bounds, out: npt.NDArray[Any]) -> tuple[int, int, int]:
-        """Addresses of the places of the rows and columns of a block, and of the array ``out``, C-contiguous."""
+        """Addresses of the places of the rows and columns of a block, and of the array ``out``, C-contiguous.
+
+        They are good while this object and ``out`` live.
+        """
         row, row_end, column, column_end = block
         assert 0 <= row <= row_end <= self._n_rows and 0 <= column <= column_end <= self._n_columns
         assert self._end <= out.size
