@@ -6,6 +6,14 @@
 
 #include "instruction_sets.h"
 
+uint8_t largest_byte(const uint8_t *bytes, int64_t n)
+{
+    uint8_t largest = 0;
+    for (int64_t i = 0; i < n; i++)
+        largest = bytes[i] > largest ? bytes[i] : largest;
+    return largest;
+}
+
 int fill_byte_values(ByteValues *t, int base, int per_byte, int64_t entries, const float *book, int32_t zero,
                      float step, const uint8_t *bytes, int64_t n)
 {
@@ -26,7 +34,11 @@ int fill_byte_values(ByteValues *t, int base, int per_byte, int64_t entries, con
         for (int k = 0; k < per_byte && ++digits[k] == (uint8_t)base; k++) /* the digits of the next byte */
             digits[k] = 0;
     }
-    for (int64_t i = 0; i < n && base > entries; i++) /* digits after the last code are 0, which is in the codebook */
+    if (base <= entries)
+        return 1;
+    if (per_byte == 1)
+        return largest_byte(bytes, n) < entries;
+    for (int64_t i = 0; i < n; i++) /* digits after the last code are 0, which is in the codebook */
         found |= is_bad[bytes[i]];
     return !found;
 }

@@ -19,6 +19,9 @@ typedef struct {
     float values[256 * DIGITS];
 } ByteValues;
 
+/* The largest of ``n`` bytes; 0 for none. */
+uint8_t largest_byte(const uint8_t *bytes, int64_t n);
+
 /* Fill the table.
 
    ``base`` is 2 to 256. ``book`` has ``entries`` values; or it is NULL, and the values are those of a progression.
