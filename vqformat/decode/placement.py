@@ -67,17 +67,36 @@ class Placement:
 
     def places(self, block: Block, out: npt.NDArray[Any]) -> Places:
         """Where the elements of a block go in the tensor ``out``."""
-        of_rows, of_columns = self.offsets
-        rows: slice | Order = slice(block.row, block.row_end)
+        of_columns = self.offsets[1]
         columns: slice | Order = slice(block.column, block.column_end)
-        if self.row_order is not None:
-            rows = self.row_order[rows]
         if self.column_order is not None:
             columns = self.column_order[columns]
-        row_places = np.ascontiguousarray(of_rows[rows], np.int64)
+        row_places = self._row_places(block)
         if self.layout.axes is None and self.column_order is None:
             return Places(row_places + block.column, None, self._reals(out).reshape(-1))
         return Places(row_places, np.ascontiguousarray(of_columns[columns], np.int64), self._reals(out).reshape(-1))
+
+    def _row_places(self, block: Block) -> npt.NDArray[np.int64]:
+        rows: slice | Order = slice(block.row, block.row_end)
+        if self.row_order is not None:
+            rows = self.row_order[rows]
+        return np.ascontiguousarray(self.offsets[0][rows], np.int64)
+
+    @cached_property
+    def _ascending(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]] | None:
+        """All columns in the order of their places in a row of the tensor, and these places.
+
+        None if that is the order of the columns, if a block has only some of them, or if few places are beside each
+        other: then a row alone does not fill lines of the cache.
+        """
+        layout = self.layout
+        if layout.block_columns or (layout.axes is None and self.column_order is None):
+            return None
+        places = self.offsets[1] if self.column_order is None else self.offsets[1][self.column_order]
+        columns = np.argsort(places, kind="stable").astype(np.int32)
+        ascending = np.ascontiguousarray(places[columns], np.int64)
+        n_beside = np.count_nonzero(np.diff(ascending) == 1)
+        return (columns, ascending) if 2 * n_beside >= places.size else None
 
     def _reals(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The array of the tensor with the elements of the view: reals, with one axis more, if they are pairs."""
@@ -95,6 +114,10 @@ class Placement:
         """Write a block's values to their places in the tensor, by the order of rows and columns (SPEC 7.2)."""
         reals = self._reals(out)
         if native.is_used() and reals.itemsize in (1, 2, 4, 8):
+            if reals.itemsize == 4 and self._ascending is not None:
+                sources, ascending = self._ascending
+                decoding.scatter(values, self._row_places(block), ascending, reals.reshape(-1), sources)
+                return
             places = self.places(block, out)
             decoding.scatter(values, places.rows, places.columns, places.out)
             return

@@ -230,6 +230,7 @@ def scatter(
     row_places: npt.NDArray[np.int64],
     column_places: npt.NDArray[np.int64] | None,
     out: npt.NDArray[Any],
+    columns: npt.NDArray[np.int32] | None = None,
 ) -> None:
     """Put the values of a block in their places.
 
@@ -238,11 +239,17 @@ def scatter(
         row_places: ``(n_rows,)``: where each row begins in ``out``.
         column_places: ``(n_columns,)``: what each column adds to that; None for its number.
         out: Of the same dtype, C-contiguous. Only the places are written.
+        columns: ``(n_columns,)``, for values of 4 bytes: the column of each of ``column_places``, which then ascend.
+            None if they are in order.
     """
     assert _kernels is not None and values.dtype == out.dtype and values.itemsize in (1, 2, 4, 8)
     places = _checked_places(row_places, column_places, values.shape[1], out)
     assert row_places.size == values.shape[0]
-    _kernels.scatter(_instruction_set(), *values.shape, values.itemsize, _address(values), *places, _address(out))
+    if columns is not None:
+        assert column_places is not None and values.itemsize == 4 and columns.dtype == np.int32
+        assert columns.size == values.shape[1] and columns.min() >= 0 and columns.max() < columns.size
+    _kernels.scatter(_instruction_set(), *values.shape, values.itemsize, _address(values), *places, _address(columns),
+                     _address(out))  # fmt: skip
 
 
 def _checked_places(
