@@ -56,15 +56,37 @@ class Placement:
     @cached_property
     def _places(self) -> decoding.Places:
         """Where the stored rows and columns go in the tensor."""
-        rows, columns = self.offsets
-        if self.row_order is not None:
-            rows = rows[self.row_order]
-        if self.column_order is not None:
-            columns = columns[self.column_order]
         are_beside = self.layout.axes is None and self.column_order is None
-        return decoding.Places(np.ascontiguousarray(rows, np.int64),
-                               None if are_beside else np.ascontiguousarray(columns, np.int64),
-                               self.view.n_columns)  # fmt: skip
+        return decoding.Places(self._of_rows, None if are_beside else self._of_columns, self.view.n_columns)
+
+    @cached_property
+    def _of_rows(self) -> npt.NDArray[np.int64]:
+        """Where each stored row begins in the tensor."""
+        rows = self.offsets[0]
+        return np.ascontiguousarray(rows if self.row_order is None else rows[self.row_order], np.int64)
+
+    @property
+    def _of_columns(self) -> npt.NDArray[np.int64]:
+        """What each stored column adds to that."""
+        columns = self.offsets[1]
+        return np.ascontiguousarray(columns if self.column_order is None else columns[self.column_order], np.int64)
+
+    @cached_property
+    def _ascending(self) -> tuple[npt.NDArray[np.int32], decoding.Places] | None:
+        """All stored columns in the order of their places in a row of the tensor, and the places in this order.
+
+        None if that is the order of the columns, if a block has only some of them, or if few places are beside each
+        other: then a row alone does not fill lines of the cache.
+        """
+        layout = self.layout
+        if layout.block_columns or (layout.axes is None and self.column_order is None):
+            return None
+        places = self._of_columns
+        columns = np.argsort(places, kind="stable").astype(np.int32)
+        ascending = places[columns]
+        if 2 * np.count_nonzero(np.diff(ascending) == 1) < places.size:
+            return None
+        return columns, decoding.Places(self._of_rows, ascending, self.view.n_columns)
 
     def _reals(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The array of the tensor with the elements of the view: reals, with one axis more, if they are pairs."""
@@ -82,7 +104,11 @@ class Placement:
         """Write a block's values to their places in the tensor, by the order of rows and columns (SPEC 7.2)."""
         reals = self._reals(out)
         if native.is_used() and reals.itemsize in (1, 2, 4, 8):
-            decoding.scatter(values, self.addresses(block, out))
+            if reals.itemsize == 4 and self._ascending is not None:
+                ascending, places = self._ascending
+                decoding.scatter(values, places.addresses(block, reals), ascending)
+            else:
+                decoding.scatter(values, self.addresses(block, out))
             return
         layout = self.layout
         rows: slice | Order = slice(block.row, block.row_end)

@@ -9,7 +9,7 @@ enum { DIGITS = 8 }; /* codes of a byte at most */
 
 /* What each byte stands for. */
 typedef struct {
-    int per_byte;       /* codes of a byte */
+    int base, per_byte; /* codes of a byte are below ``base`` */
     int has_halves;     /* whether each half of a byte is a code */
     int stored;         /* values of a byte in the table, with zeros behind them: 1, 2, 4 or 8 */
     int is_progression; /* whether the value of a code is (code - zero) * step */
@@ -18,6 +18,9 @@ typedef struct {
     float of_code[16];  /* values of the first codes */
     float values[256 * DIGITS];
 } ByteValues;
+
+/* The largest of ``n`` bytes; 0 for none. */
+uint8_t largest_byte(const uint8_t *bytes, int64_t n);
 
 /* Fill the table.
 

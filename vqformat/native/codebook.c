@@ -37,10 +37,7 @@ static int is_plane_sound(const CodebookBlock *b, int plane)
     const int64_t n_codes = b->n_rows * b->n_subvectors, n = b->section_nbytes[plane], used = n_codes % per_byte;
     const uint8_t *bytes = b->section[plane];
     const int count = power(base, per_byte);
-    uint8_t largest = 0;
-    for (int64_t i = 0; i < n; i++)
-        largest = bytes[i] > largest ? bytes[i] : largest;
-    return largest < count && (!used || bytes[n - 1] < power(base, used));
+    return (count == 256 || largest_byte(bytes, n) < count) && (!used || bytes[n - 1] < power(base, used));
 }
 
 /* COD-002: the bits after the last code are 0. */

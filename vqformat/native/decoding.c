@@ -111,14 +111,14 @@ PyObject *py_scatter(PyObject *self, PyObject *args)
     (void)self;
     ScatterBlock b;
     int instruction_set;
-    unsigned long long values, row_places, column_places, out;
+    unsigned long long values, row_places, column_places, columns, out;
     long long n_rows, n_columns;
-    if (!PyArg_ParseTuple(args, "iLLiKKKK", &instruction_set, &n_rows, &n_columns, &b.itemsize, &values, &row_places,
-                          &column_places, &out))
+    if (!PyArg_ParseTuple(args, "iLLiKKKKK", &instruction_set, &n_rows, &n_columns, &b.itemsize, &values, &row_places,
+                          &column_places, &columns, &out))
         return NULL;
     b.n_rows = n_rows, b.n_columns = n_columns, b.values = AT(const void, values);
     b.row_places = AT(const int64_t, row_places), b.column_places = AT(const int64_t, column_places);
-    b.out = AT(void, out);
+    b.columns = AT(const int32_t, columns), b.out = AT(void, out);
     Py_BEGIN_ALLOW_THREADS
     scatter(&b, instruction_set);
     Py_END_ALLOW_THREADS

@@ -287,13 +287,21 @@ def decode_low_rank(
     )  # fmt: skip
 
 
-def scatter(values: npt.NDArray[Any], places: tuple[int, int, int]) -> None:
+def scatter(
+    values: npt.NDArray[Any], places: tuple[int, int, int], columns: npt.NDArray[np.int32] | None = None
+) -> None:  # fmt: skip
     """Put the values of a block in their places.
 
     Args:
         values: ``(n_rows, n_columns)``, C-contiguous, of 1, 2, 4 or 8 bytes each.
         places: Of the block and an array of the same dtype, see ``Places.addresses``. Only the places are written.
+        columns: ``(n_columns,)``, for values of 4 bytes: the column of ``values`` of each of the places of columns.
+            None if they are in order.
     """
     assert _kernels is not None and values.itemsize in (1, 2, 4, 8)
-    rows, columns, out = places
-    _kernels.scatter(_instruction_set(), *values.shape, values.itemsize, _address(values), rows, columns, out)
+    if columns is not None:
+        assert values.itemsize == 4 and columns.dtype == np.int32 and places[1]
+        assert columns.size == values.shape[1] and columns.min() >= 0 and columns.max() < columns.size
+    rows, of_columns, out = places
+    _kernels.scatter(_instruction_set(), *values.shape, values.itemsize, _address(values), rows, of_columns,
+                     _address(columns), out)  # fmt: skip

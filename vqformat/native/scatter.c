@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "instruction_sets.h"
 #include "transpose.h"
 
 enum { ROWS = 32, COLUMNS = 32 }; /* of a tile: its cache lines stay in the nearest cache */
@@ -53,6 +54,47 @@ static void put_beside(const ScatterBlock *b, Transpose *transpose)
             memcpy(out + b->column_places[c] + r, values + r * n_columns + c, sizeof *out);
 }
 
+/* Values of four bytes, in the order of their places: memory is written from its start to its end, and what is read at
+   random is one row. */
+
+static ALWAYS_INLINE void put_one(const ScatterBlock *b, const float *values, float *out, int64_t column)
+{
+    memcpy(out + b->column_places[column], values + b->columns[column], sizeof *out);
+}
+
+static void put_row_scalar(const ScatterBlock *b, const float *values, float *out)
+{
+    for (int64_t c = 0; c < b->n_columns; c++)
+        put_one(b, values, out, c);
+}
+
+#ifdef HAS_X86
+/* Places of several columns follow each other if the last is as far from the first as their number says. */
+#define PUT_ROW(set, target, lanes, gather)                                                                            \
+    target static void put_row_##set(const ScatterBlock *b, const float *values, float *out)                           \
+    {                                                                                                                  \
+        const int64_t *const places = b->column_places;                                                                \
+        for (int64_t c = 0; c < b->n_columns; c += lanes) {                                                            \
+            if (b->n_columns - c >= lanes && places[c + lanes - 1] - places[c] == lanes - 1)                           \
+                gather;                                                                                                \
+            else                                                                                                       \
+                for (int64_t k = c; k < b->n_columns && k < c + lanes; k++)                                            \
+                    put_one(b, values, out, k);                                                                        \
+        }                                                                                                              \
+    }
+
+PUT_ROW(avx2, TARGET_AVX2, 8,
+        _mm256_storeu_ps(out + places[c],
+                         _mm256_i32gather_ps(values, _mm256_loadu_si256((const __m256i *)(b->columns + c)), 4)))
+PUT_ROW(avx512, TARGET_AVX512, 16,
+        _mm512_storeu_ps(out + places[c], _mm512_i32gather_ps(_mm512_loadu_si512(b->columns + c), values, 4)))
+static void (*const PUT_ROWS[])(const ScatterBlock *, const float *, float *) = {put_row_scalar, put_row_avx2,
+                                                                                  put_row_avx512};
+#else
+static void (*const PUT_ROWS[])(const ScatterBlock *, const float *, float *) = {put_row_scalar, put_row_scalar,
+                                                                                  put_row_scalar};
+#endif
+
 int64_t last_place(const int64_t *places, int64_t n)
 {
     int64_t last = places ? -1 : n - 1, any = 0;
@@ -73,7 +115,10 @@ int are_rows_beside(const int64_t *row_places, int64_t n)
 
 void scatter(const ScatterBlock *b, int instruction_set)
 {
-    if (!b->column_places) {
+    if (b->columns) {
+        for (int64_t r = 0; r < b->n_rows; r++)
+            PUT_ROWS[instruction_set](b, (const float *)b->values + r * b->n_columns, (float *)b->out + b->row_places[r]);
+    } else if (!b->column_places) {
         const size_t nbytes = (size_t)(b->n_columns * b->itemsize);
         for (int64_t r = 0; r < b->n_rows; r++)
             memcpy((char *)b->out + b->row_places[r] * b->itemsize, (const char *)b->values + (size_t)r * nbytes, nbytes);

@@ -11,6 +11,7 @@ typedef struct {
     const void *values;           /* (n_rows, n_columns) */
     const int64_t *row_places;    /* where each row begins in out, in elements */
     const int64_t *column_places; /* what each column adds to that; NULL: its number */
+    const int32_t *columns;       /* of each of ``column_places``, which then ascend, for 4 bytes; NULL: in order */
     void *out;
 } ScatterBlock;
 
