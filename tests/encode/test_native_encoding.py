@@ -96,6 +96,18 @@ def test_searches_find_the_same_paths(arguments: dict[str, Any]) -> None:
     check_all_agree(lambda: viterbi.quantize_tiles(**arguments))
 
 
+@pytest.mark.parametrize("trellis", [viterbi.TRELLISES[256], Trellis(0o401, 0o2), Trellis(0o777, 0o376)])
+def test_a_few_long_sequences_find_the_same_paths(trellis: Trellis) -> None:
+    random = np.random.default_rng(3)
+    points = np.rint(random.standard_t(3, (3, 1001)) * 8).astype(np.float32) / 4
+    found = Contexts(0, np.array([0, 1, 0], np.uint8), random.integers(0, 3, 1001).astype(np.uint8))
+    rates = viterbi.Rates(np.rint(small_trellis.expected_rates(found, 20)).astype(np.float32) / 4, 20)
+    start = np.array([0, 255, 77], np.uint8)
+    contexts = found.at(slice(None), slice(None))
+    check_all_agree(lambda: viterbi.quantize_tiles(points, (1, 1000), contexts, rates, trellis,
+                                                   start=np.repeat(start, 2)))  # fmt: skip
+
+
 def test_a_search_with_other_polynomials_is_left_to_numpy() -> None:
     points = np.random.default_rng(0).standard_normal((30, 5)).astype(np.float32)
     rates = viterbi.Rates(np.zeros((1, 2, 11), np.float32), 5)
