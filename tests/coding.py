@@ -10,7 +10,8 @@ import numpy as np
 import vqformat
 from vqformat.encode.methods.layout import reals
 from vqformat.encode.small import small
-from vqformat.encode.small.entropy_coding import CodedTensor, Pool
+from vqformat.encode.small.coded_tensor import CodedTensor
+from vqformat.encode.small.entropy_coding import Pool
 from vqformat.format.chunkwriter import ChunkWriter
 from vqformat.format.dtypes import of_array
 

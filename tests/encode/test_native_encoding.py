@@ -15,9 +15,11 @@ import vqformat
 from vqformat import EncodeError, native
 from vqformat.encode import sums
 from vqformat.encode.calibration import TensorStatistics
+from vqformat.encode.methods import layout
 from vqformat.encode.methods.nearest import Grid, best_entries, nearest
-from vqformat.encode.small import entropy_coding, error_feedback, viterbi
+from vqformat.encode.small import coded_tensor, entropy_coding, error_feedback, viterbi
 from vqformat.encode.small import trellis as small_trellis
+from vqformat.encode.small.coded_tensor import CodedTensor
 from vqformat.encode.small.coder import Coder
 from vqformat.encode.small.contexts import Contexts
 from vqformat.format.layout import Layout
@@ -43,7 +45,8 @@ def check_all_agree(work: Callable[[], Any]) -> Any:
         native.use(backend)
         found = work()
         for one, other in zip(as_tuple(found), as_tuple(expected), strict=True):
-            assert np.array_equal(one, other), backend
+            is_float = isinstance(one, np.ndarray) and one.dtype.kind == "f"
+            assert np.array_equal(one, other, equal_nan=is_float), backend
             assert not isinstance(one, np.ndarray) or one.dtype == other.dtype, backend
     return expected
 
@@ -90,10 +93,35 @@ def searches(draw: st.DrawFn) -> dict[str, Any]:
             "start": start}  # fmt: skip
 
 
+@given(st.data())
+def test_passes_over_arrays_are_the_same(data: st.DataObject) -> None:
+    shape = data.draw(SHAPES)
+    found = values(data.draw, shape)
+    indices, books = np.rint(found / 2).astype(np.int16), (found > 0).astype(np.uint8)
+    check_all_agree(lambda: coded_tensor._errors_of_points(found, indices, books, 2, np.float32(0.3)))
+    of_contexts = data.draw(contexts(shape)).at(slice(None), slice(None)) + np.zeros(shape, np.uint8)
+    reach = int(np.abs(indices).max())
+    check_all_agree(lambda: small_trellis._counts(of_contexts, books, indices.astype(np.int32), 11, reach))
+    found[0, 0] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf, -0.0, 1e30]))
+    check_all_agree(lambda: np.array(layout.largest_magnitude(found)))
+
+
 @given(searches())
 def test_searches_find_the_same_paths(arguments: dict[str, Any]) -> None:
     """Points may lie beyond the range of indices, and costs may be equal."""
     check_all_agree(lambda: viterbi.quantize_tiles(**arguments))
+
+
+@pytest.mark.parametrize("trellis", [viterbi.TRELLISES[256], Trellis(0o401, 0o2), Trellis(0o777, 0o376)])
+def test_a_few_long_sequences_find_the_same_paths(trellis: Trellis) -> None:
+    random = np.random.default_rng(3)
+    points = np.rint(random.standard_t(3, (3, 1001)) * 8).astype(np.float32) / 4
+    found = Contexts(0, np.array([0, 1, 0], np.uint8), random.integers(0, 3, 1001).astype(np.uint8))
+    rates = viterbi.Rates(np.rint(small_trellis.expected_rates(found, 20)).astype(np.float32) / 4, 20)
+    start = np.array([0, 255, 77], np.uint8)
+    contexts = found.at(slice(None), slice(None))
+    check_all_agree(lambda: viterbi.quantize_tiles(points, (1, 1000), contexts, rates, trellis,
+                                                   start=np.repeat(start, 2)))  # fmt: skip
 
 
 def test_a_search_with_other_polynomials_is_left_to_numpy() -> None:
@@ -104,7 +132,7 @@ def test_a_search_with_other_polynomials_is_left_to_numpy() -> None:
 
 
 @st.composite
-def coded_tensors(draw: st.DrawFn) -> entropy_coding.CodedTensor:
+def coded_tensors(draw: st.DrawFn) -> CodedTensor:
     """A tensor with any codes, contexts, tile and blocks."""
     shape = draw(SHAPES)
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -115,11 +143,11 @@ def coded_tensors(draw: st.DrawFn) -> entropy_coding.CodedTensor:
     block_columns = draw(st.sampled_from([0, *range(1, shape[1])])) if block_rows else 0
     tile = draw(st.integers(1, block_rows or shape[0])), draw(st.integers(1, block_columns or shape[1]))
     layout = Layout(n_row_axes=1, block_rows=block_rows, block_columns=block_columns)
-    return entropy_coding.CodedTensor("a", "f32", shape, layout, tile, path, draw(contexts(shape)), indices, books, 0.5)
+    return CodedTensor("a", "f32", shape, layout, tile, path, draw(contexts(shape)), indices, books, 0.5)
 
 
 @given(coded_tensors())
-def test_codes_give_the_same_tables_and_payloads(tensor: entropy_coding.CodedTensor) -> None:
+def test_codes_give_the_same_tables_and_payloads(tensor: CodedTensor) -> None:
     def encode() -> tuple[Any, ...]:
         pool = entropy_coding.Pool.of([tensor])
         sections = pool.encode(tensor, 0).sections

@@ -30,8 +30,8 @@ from vqformat.encode.small import (
     table_rows,
     tiles,
 )
+from vqformat.encode.small.coded_tensor import CodedTensor
 from vqformat.encode.small.contexts import find_contexts
-from vqformat.encode.small.entropy_coding import CodedTensor
 from vqformat.encode.small.error_feedback import Factors
 from vqformat.format.dtypes import of_array
 from vqformat.format.limits import MAX_STAGES

@@ -128,12 +128,22 @@ def _is_whole(flat: Floats) -> bool:
 def _are_filters(rows: ShortFloats) -> bool:
     if rows.shape[1] < _FEWEST_TAPS:
         return False
-    some = rows[:: max(1, rows.shape[0] // 64)].astype(np.float32)
-    some = some[np.abs(some).max(axis=1) > 0]  # a filter may be zero: the sine of frequency 0
-    limit = _SYMMETRIC * np.abs(some).max(axis=1, initial=0)
-    found = np.zeros(some.shape[0], bool)
+    some = rows[:: max(1, rows.shape[0] // _LINES)]
+    few = _are_symmetric(some[: len(some) // 4])
+    if np.count_nonzero(~few) > (1 - _FILTERS) * len(some):  # so it is for nearly all weights
+        return False
+    found = _are_symmetric(some)
+    return bool(found.size) and float(found.mean()) >= _FILTERS
+
+
+def _are_symmetric(rows: ShortFloats) -> npt.NDArray[np.bool_]:
+    """Whether rows are even or odd functions; without those of zeros, as the sine of frequency 0 is."""
+    rows = rows.astype(np.float32)
+    rows = rows[np.abs(rows).max(axis=1, initial=0) > 0]
+    limit = _SYMMETRIC * np.abs(rows).max(axis=1, initial=0)
+    found = np.zeros(rows.shape[0], bool)
     for first in (0, 1):  # symmetric about the middle, or (a periodic window) without its first value
-        part = some[:, first:]
+        part = rows[:, first:]
         for sign in (1, -1):
-            found |= np.abs(part - sign * part[:, ::-1]).max(axis=1) <= limit
-    return bool(some.shape[0]) and float(found.mean()) >= _FILTERS
+            found |= np.abs(part - sign * part[:, ::-1]).max(axis=1, initial=0) <= limit
+    return found

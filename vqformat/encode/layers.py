@@ -13,7 +13,8 @@ from ..format.stage_summary import stage_summary
 from .methods.quantize import SharedBook
 from .new_model import ModelWriter
 from .report import Report, TensorReport, decibel
-from .small.entropy_coding import CodedTensor, Pool
+from .small.coded_tensor import CodedTensor
+from .small.entropy_coding import Pool
 
 _MAX_LAYER_TENSORS = 256
 _MAX_LAYER_NBYTES = 1 << 26  # decoded

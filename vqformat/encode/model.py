@@ -28,7 +28,7 @@ from .ruin import note_ruin
 from .sensitivity import Steps
 from .shared_codebooks import SharedCodebooks
 from .size_drafts import ROUNDS, DraftedSteps, fixed_nbytes
-from .small.entropy_coding import CodedTensor
+from .small.coded_tensor import CodedTensor
 from .source import SourceTensor, check_tensors, fits_float32, native
 from .step_search import Goal, Outcome
 from .task import Draft, Encoding, Job

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -15,6 +14,7 @@ from ..errors import EncodeError
 from ..format.chunkwriter import EncodedTensor
 from ..format.dtypes import BY_NAME, of_array
 from ..format.limits import MAX_NAME_NBYTES, MAX_RANK
+from .methods.layout import largest_magnitude
 from .sensitivity import has_recurrent_name
 
 Array = npt.NDArray[Any]
@@ -196,17 +196,16 @@ def fits_float32(array: Array) -> bool:
     values = np.ascontiguousarray(array).reshape(-1)
     if np.iscomplexobj(values):
         values = values.view(values.real.dtype)
-    low = high = 0.0
+    largest = 0.0
     with np.errstate(invalid="ignore"):  # NaN is expected
         for start in range(0, values.size, _PIECE):
             piece = values[start : start + _PIECE]
             piece = piece.astype(np.float32) if piece.itemsize < 4 else piece
-            low, high = float(piece.min(initial=low)), float(piece.max(initial=high))
-            if math.isnan(low):
+            found = largest_magnitude(piece)
+            if not found < _LARGEST:
                 return False
-    if not (low > -_LARGEST and high < _LARGEST):
-        return False
-    return low == high == 0 or max(-low, high) >= _SMALLEST
+            largest = max(largest, found)
+    return largest == 0 or largest >= _SMALLEST
 
 
 def overlap_notes(by_storage: Mapping[Any, Sequence[tuple[int, int, int, str]]]) -> list[str]:

@@ -71,6 +71,9 @@ def _sum(values: Array, *, are_squared: bool) -> float:
 
 def _add(flat: Array, sums: npt.NDArray[np.float64], *, are_squared: bool) -> None:
     """Add values, ``(n,)``, to the sums of lanes. Short floats are widened piece by piece."""
+    if native.is_used() and flat.dtype == np.float32 and flat.flags.c_contiguous:
+        encoding.sum_values(flat, sums, are_squared=are_squared)
+        return
     for start in range(0, flat.size, _PIECE):
         piece = flat[start : start + _PIECE]
         if native.is_used() and piece.dtype != np.float64:

@@ -30,9 +30,9 @@ from .sensitivity import Statistics, Steps, root_mean_square
 from .shared_codebooks import SharedCodebooks
 from .size_drafts import bits_of_code
 from .small import small
+from .small.coded_tensor import CodedTensor
 from .small.decorrelate import Hysteresis
 from .small.decorrelate import Plan as GridPlan
-from .small.entropy_coding import CodedTensor
 from .source import SourceTensor, StoredForm, fits_float32, native
 
 Array = npt.NDArray[Any]

@@ -34,6 +34,9 @@ PyObject *py_count_codes(PyObject *self, PyObject *args);
 PyObject *py_rans_encode(PyObject *self, PyObject *args);
 PyObject *py_sum_errors(PyObject *self, PyObject *args);
 PyObject *py_sum_values(PyObject *self, PyObject *args);
+PyObject *py_find_errors(PyObject *self, PyObject *args);
+PyObject *py_largest_magnitude(PyObject *self, PyObject *args);
+PyObject *py_count_indices(PyObject *self, PyObject *args);
 PyObject *py_find_nearest(PyObject *self, PyObject *args);
 
 #endif

@@ -199,6 +199,52 @@ PyObject *py_sum_values(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyObject *py_find_errors(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int instruction_set;
+    unsigned long long values, indices, books, errors;
+    long long n;
+    float step;
+    if (!PyArg_ParseTuple(args, "iKLKKfK", &instruction_set, &values, &n, &indices, &books, &step, &errors))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    find_errors(AT(const float, values), n, AT(const int16_t, indices), AT(const uint8_t, books), step, AT(float, errors),
+                instruction_set);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+PyObject *py_largest_magnitude(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int instruction_set;
+    unsigned long long values;
+    long long n;
+    float found;
+    if (!PyArg_ParseTuple(args, "iKL", &instruction_set, &values, &n))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    found = largest_magnitude(AT(const float, values), n, instruction_set);
+    Py_END_ALLOW_THREADS
+    return PyFloat_FromDouble(found);
+}
+
+PyObject *py_count_indices(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int reach, is_outside;
+    unsigned long long contexts, books, indices, counts;
+    long long n, n_contexts;
+    if (!PyArg_ParseTuple(args, "KKKLLiK", &contexts, &books, &indices, &n, &n_contexts, &reach, &counts))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    is_outside = count_indices(AT(const uint8_t, contexts), AT(const uint8_t, books), AT(const int32_t, indices), n,
+                               n_contexts, reach, AT(int64_t, counts));
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(is_outside);
+}
+
 PyObject *py_find_nearest(PyObject *self, PyObject *args)
 {
     (void)self;

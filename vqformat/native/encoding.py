@@ -32,6 +32,7 @@ def search_trellis(
     polynomials: tuple[int, int],
     n_states: int,
     start: npt.NDArray[np.uint8] | None,
+    out: tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]] | None = None,
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Quantize the tiles of a matrix to grid points, with the least cost, see ``encode/small/viterbi.py``.
 
@@ -41,6 +42,7 @@ def search_trellis(
         costs: ``(n_contexts, 2, 2 · reach + 1)``.
         polynomials: Feedback and forward, shifted right by one.
         start: The state of each tile, those of the first row of tiles first; None for 0.
+        out: Where indices and codebooks are to be; C-contiguous. None for new arrays.
 
     Returns:
         Index and codebook of each value, and the final states of the tiles.
@@ -55,7 +57,8 @@ def search_trellis(
     assert weights is None or (weights.dtype == np.float32 and weights.shape == points.shape)
     assert start is None or (start.dtype == np.uint8 and start.shape == (n_tiles,))
     assert start is None or int(start.max(initial=0)) < n_states
-    indices, books = np.empty(points.shape, np.int16), np.empty(points.shape, np.uint8)
+    indices, books = (np.empty(points.shape, np.int16), np.empty(points.shape, np.uint8)) if out is None else out
+    assert indices.dtype == np.int16 and books.dtype == np.uint8 and indices.shape == books.shape == points.shape
     end = np.zeros(n_tiles, np.uint8)
     _kernels.viterbi_search(
         _instruction_set(), n_rows, n_columns, height, width, _address(points), _address(contexts), _address(weights),
@@ -146,7 +149,7 @@ class Codes:
 
 
 def count_codes(codes: Codes) -> npt.NDArray[np.int64]:
-    """How often each symbol occurs, ``(n_contexts, n_books, entries)``, see ``encode/small/entropy_coding.py``."""
+    """How often each symbol occurs, ``(n_contexts, n_books, entries)``, see ``encode/small/coded_tensor.py``."""
     assert _kernels is not None
     counts = np.zeros((codes.n_contexts, codes.n_books, codes.entries), np.int64)
     if codes.indices.size:
@@ -208,6 +211,43 @@ def sum_values(values: npt.NDArray[np.float32], sums: npt.NDArray[np.float64], *
     """Add values, or their squares, to the sums of 16 lanes, see ``encode/sums.py``; C-contiguous."""
     assert _kernels is not None and values.dtype == np.float32 and sums.dtype == np.float64 and sums.size == 16
     _kernels.sum_values(_instruction_set(), _address(values), values.size, are_squared, _address(sums))
+
+
+def find_errors(
+    values: npt.NDArray[np.float32], indices: npt.NDArray[np.int16], books: npt.NDArray[np.uint8], step: np.float32
+) -> npt.NDArray[np.float32]:
+    """Errors at grid points, see ``_errors_of_points`` in ``encode/small/coded_tensor.py``; C-contiguous."""
+    assert _kernels is not None and values.dtype == np.float32 and indices.dtype == np.int16 and books.dtype == np.uint8
+    assert values.shape == indices.shape == books.shape
+    errors = np.empty(values.shape, np.float32)
+    _kernels.find_errors(_instruction_set(), _address(values), values.size, _address(indices), _address(books), step,
+                         _address(errors))  # fmt: skip
+    return errors
+
+
+def largest_magnitude(values: npt.NDArray[np.float32]) -> float:
+    """See ``largest_magnitude`` in ``encode/methods/layout.py``; C-contiguous."""
+    assert _kernels is not None and values.dtype == np.float32
+    found: float = _kernels.largest_magnitude(_instruction_set(), _address(values), values.size)
+    return found
+
+
+def count_indices(
+    contexts: npt.NDArray[np.uint8], books: npt.NDArray[np.uint8], indices: npt.NDArray[np.int32], n_contexts: int,
+    reach: int,
+) -> npt.NDArray[np.int64]:  # fmt: skip
+    """How often each index occurs in each context, see ``_counts`` in ``encode/small/trellis.py``; C-contiguous.
+
+    Returns:
+        ``(n_contexts, 2, 2 · reach + 1)``.
+    """
+    assert _kernels is not None and contexts.dtype == books.dtype == np.uint8 and indices.dtype == np.int32
+    assert contexts.shape == books.shape == indices.shape
+    counts = np.zeros((n_contexts, 2, 2 * reach + 1), np.int64)
+    is_outside = _kernels.count_indices(_address(contexts), _address(books), _address(indices), indices.size,
+                                        n_contexts, reach, _address(counts))  # fmt: skip
+    assert not is_outside, "an index or a context is out of range"
+    return counts
 
 
 def can_find_nearest(dim: int) -> bool:

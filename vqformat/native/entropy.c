@@ -1,5 +1,5 @@
 /* Entropy coding of the codes of a trellis stage (the twins: vqformat/decode/rans.py, encode; and
-   vqformat/encode/small/entropy_coding.py).
+   vqformat/encode/small, coded_tensor.py and entropy_coding.py).
 
    The tiles of a block are lanes. Codes are encoded from the last step to the first, and from the last lane to the
    first, so words are written from the end of the payload on (Giesen 2014, "Interleaved entropy coders"). */

@@ -95,6 +95,9 @@ static PyMethodDef METHODS[] = {
     {"rans_encode", py_rans_encode, METH_VARARGS, "Encode a block of codes; see entropy.h."},
     {"sum_errors", py_sum_errors, METH_VARARGS, "Sum the errors of columns; see arrays.h."},
     {"sum_values", py_sum_values, METH_VARARGS, "Sum values or squares; see arrays.h."},
+    {"find_errors", py_find_errors, METH_VARARGS, "Errors at grid points; see arrays.h."},
+    {"largest_magnitude", py_largest_magnitude, METH_VARARGS, "The largest magnitude; see arrays.h."},
+    {"count_indices", py_count_indices, METH_VARARGS, "Count indices by context; see arrays.h."},
     {"find_nearest", py_find_nearest, METH_VARARGS, "Find the nearest entries; see nearest.h."},
     {NULL, NULL, 0, NULL},
 };

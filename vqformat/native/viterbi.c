@@ -1,34 +1,15 @@
 /* Trellis-coded quantization: the path with the least cost (Viterbi 1967).
 
    LANES sequences are searched side by side, so that all of them make the same transitions. Sums and products are
-   those of the twin, in the same order and precision, so the paths are the same, ties included. */
+   those of the twin, in the same order and precision, so the paths are the same, ties included. A few sequences that
+   are left are searched one after another, with states side by side. */
 
 #include "viterbi.h"
 
 #include <stdlib.h>
 
+#include "viterbi_labels.h"
 #include "viterbi_steps.h"
-
-static void find_places(Lanes *l, int64_t step, int n)
-{
-    int64_t i = step / l->width, j = step % l->width;
-    for (int c = 0; c < n; c++) {
-        l->at[c] = i * l->search->n_columns + j;
-        if (++j == l->width)
-            i++, j = 0;
-    }
-}
-
-/* Copy n elements of one lane to rows of LANES, or back. Most often they are side by side. */
-#define COPY(n, at, to, from)                                                                                         \
-    do {                                                                                                              \
-        if ((at)[(n) - 1] - (at)[0] == (n) - 1)                                                                       \
-            for (int64_t c = 0, place = (at)[0]; c < (n); c++, place++)                                               \
-                to = from;                                                                                            \
-        else                                                                                                          \
-            for (int64_t c = 0, place; c < (n); c++)                                                                  \
-                place = (at)[c], to = from;                                                                           \
-    } while (0)
 
 /* Ask for the values of the next chunk, which most often follow: too many lanes for the processor to foresee. */
 static void prefetch(const Search *s, int64_t place)
@@ -119,8 +100,10 @@ SEARCH(scalar, )
 SEARCH(avx2, TARGET_AVX2)
 SEARCH(avx512, TARGET_AVX512)
 static void (*const SEARCHES[])(Lanes *) = {search_scalar, search_avx2, search_avx512};
+static void (*const SEARCHES_OF_FEW[])(Lanes *) = {search_scalar, search_labels_avx2, search_labels_avx512};
 #else
 static void (*const SEARCHES[])(Lanes *) = {search_scalar, search_scalar, search_scalar};
+static void (*const SEARCHES_OF_FEW[])(Lanes *) = {search_scalar, search_scalar, search_scalar};
 #endif
 
 /* The transitions of the trellis. The state after s is s >> 1 ^ q * feedback ^ parity * forward, where q is the lowest
@@ -129,9 +112,7 @@ static void find_transitions(Lanes *l)
 {
     const Search *s = l->search;
     const unsigned half = (unsigned)s->n_states / 2, forward = s->forward & (half - 1);
-    unsigned highest = 1; /* bit of ``forward``: of two predecessors the one without it is the first */
-    while (highest * 2 <= forward)
-        highest *= 2;
+    const unsigned highest = highest_bit(forward); /* of two predecessors the one without this bit is the first */
     for (unsigned q = 0, i = 0; q < 2; q++)
         for (unsigned x = 0; x < half; x++) {
             if (x & highest)
@@ -168,7 +149,8 @@ static void search_tiles(Lanes *l, int64_t down, int64_t across, int64_t n_down,
             for (int t = 0; t < s->n_states; t++)
                 l->cost[0][t][k] = t == start ? 0 : FORBIDDEN;
         }
-        SEARCHES[instruction_set](l);
+        const int are_few = l->n <= FEW && s->n_states == MAX_STATES;
+        (are_few ? SEARCHES_OF_FEW : SEARCHES)[instruction_set](l);
     }
 }
 

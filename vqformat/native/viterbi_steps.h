@@ -1,87 +1,9 @@
-/* The steps of a Viterbi search over LANES sequences side by side, for each instruction set; see viterbi.c.
-
-   Costs of paths are int16, so a vector has those of many lanes. They cannot overflow: see MOST_COST. */
+/* The steps of a Viterbi search over LANES sequences side by side, for each instruction set; see viterbi.c. */
 
 #ifndef VQFORMAT_VITERBI_STEPS_H
 #define VQFORMAT_VITERBI_STEPS_H
 
-#include <math.h>
-#include <string.h>
-
-#include "instruction_sets.h"
-#include "viterbi.h"
-
-/* Costs of a state fill a cache line. Each lane of a HALF has a bit of a decision. */
-enum { LANES = 32, HALF = 16, HALVES = LANES / HALF, MAX_STATES = 256, N_SUBSETS = 4, CHUNK = 32, CACHE_LINE = 64 };
-/* A step adds 0 to MOST_COST to the cost of a path, in units of 1 / RESOLUTION. A path leads from each of 2^8 states to
-   each other one in 8 steps, so the costs of states differ by at most 8 * MOST_COST, or by that of a state in which no
-   sequence starts, FORBIDDEN, and of 7 steps. */
-enum { RESOLUTION = 64, MOST_COST = 2047, FORBIDDEN = 8 * MOST_COST + 1 };
-
-/* Two states that have the same two successors, and these. Each number is LANES times that of a state. */
-typedef struct {
-    uint16_t low, high;       /* the predecessors */
-    uint16_t of_even, of_odd; /* the states after ``low`` and a code of this parity; reversed after ``high`` */
-} Butterfly;
-
-/* LANES sequences of equal size. Steps are loaded and stored CHUNK at a time, because the values of a sequence lie side
-   by side in memory, and those of a step do not. */
-typedef struct {
-    int16_t cost[2][MAX_STATES][LANES]; /* of the paths into each state, before and after a step, by turns; less that of
-                                           state 0 a step before */
-    int16_t metric[N_SUBSETS][LANES];   /* the least cost of a point of each subset; less the least of all */
-    float points[CHUNK][LANES], weights[CHUNK][LANES];
-    int32_t base[CHUNK][LANES]; /* where the costs of index 0 of codebook 0 are */
-    int16_t indices[CHUNK][LANES];
-    uint8_t books[CHUNK][LANES];
-    int64_t at[CHUNK];                        /* what each step of the chunk adds to ``place`` */
-    Butterfly butterflies[MAX_STATES / 2]; /* first those of codebook 0 */
-    int32_t slots[MAX_STATES];             /* of each state in ``takes_second`` */
-    int32_t ways[2][MAX_STATES];           /* for each state its first and its second predecessor, times N_SUBSETS; plus
-                                              the subset of points of this transition, 2 * parity + q */
-    const Search *search;
-    int n;                               /* of the lanes that are sequences; the others repeat the last one */
-    int n_used;                          /* a multiple of HALF; further lanes are not searched, or searched in vain */
-    int64_t n_steps, width;              /* steps of a sequence, and columns of its tile */
-    int64_t place[LANES];                /* the first element of each sequence */
-    int64_t number[LANES];               /* of each sequence */
-    uint16_t *takes_second;              /* (n_steps, n_states, HALVES): a bit for each lane. Slots 2 i and 2 i + 1 are
-                                            those of ``of_even`` and ``of_odd`` of butterfly i */
-    int16_t (*chosen)[N_SUBSETS][LANES]; /* (n_steps,): the index of the best point of each subset */
-} Lanes;
-
-/* For each lane and subset the point with the least cost: its cost and its index. The candidates are the nearest point
-   of the subset and the next one towards 0. Feedback may move points beyond the range of indices. */
-static ALWAYS_INLINE void find_metrics_scalar(Lanes *l, int c, int16_t (*chosen)[LANES])
-{
-    const Search *s = l->search;
-    const float furthest = (float)(2 * (s->reach - 2));
-    const int32_t size = 2 * s->reach + 1;
-    for (int k = 0; k < l->n_used; k++) {
-        const float point = l->points[c][k], above = point > -furthest ? point : -furthest;
-        const float aim = above < furthest ? above : furthest;
-        float best[N_SUBSETS], least = 0.0f;
-        for (int32_t subset = 0; subset < N_SUBSETS; subset++) {
-            const int32_t q = subset & 1;
-            const int32_t nearest = (int32_t)rintf((aim - (float)subset) * 0.25f) * 4 + subset;
-            const int32_t nearer = nearest - (nearest > 0 ? 4 : -4);
-            const int32_t index = (nearest - q) >> 1, other = (nearer - q) >> 1;
-            const float off = point - (float)nearest, other_off = point - (float)nearer;
-            float cost = off * off, other_cost = other_off * other_off;
-            if (s->weights)
-                cost *= l->weights[c][k], other_cost *= l->weights[c][k];
-            const float *costs = s->costs + l->base[c][k] + q * size;
-            cost += costs[index], other_cost += costs[other];
-            chosen[subset][k] = (int16_t)(other_cost < cost ? other : index);
-            best[subset] = other_cost < cost ? other_cost : cost;
-            least = subset == 0 || best[subset] < least ? best[subset] : least;
-        }
-        for (int subset = 0; subset < N_SUBSETS; subset++) {
-            const float more = (best[subset] - least) * RESOLUTION;
-            l->metric[subset][k] = (int16_t)rintf(more < MOST_COST ? more : MOST_COST);
-        }
-    }
-}
+#include "viterbi_metrics.h"
 
 /* Vectors of eight for every processor: compilers do not make them of a loop over the lanes of a state. */
 #if defined(__GNUC__)
@@ -152,54 +74,6 @@ static ALWAYS_INLINE void go_back_scalar(const Lanes *l, int32_t *state, const u
 }
 
 #ifdef HAS_X86
-TARGET_AVX2 static ALWAYS_INLINE void find_metrics_avx2(Lanes *l, int c, int16_t (*chosen)[LANES])
-{
-    const Search *s = l->search;
-    const __m256 furthest = _mm256_set1_ps((float)(2 * (s->reach - 2)));
-    const __m256 least = _mm256_sub_ps(_mm256_setzero_ps(), furthest), quarter = _mm256_set1_ps(0.25f);
-    const __m256 resolution = _mm256_set1_ps(RESOLUTION), most = _mm256_set1_ps(MOST_COST);
-    const __m256i zero = _mm256_setzero_si256(), four = _mm256_set1_epi32(4);
-    const __m256i size = _mm256_set1_epi32(2 * s->reach + 1);
-    for (int k = 0; k < l->n_used; k += 8) {
-        const __m256 point = _mm256_loadu_ps(l->points[c] + k);
-        const __m256 aim = _mm256_min_ps(_mm256_max_ps(point, least), furthest);
-        const __m256i base = _mm256_loadu_si256((const __m256i *)(l->base[c] + k));
-        __m256 best[N_SUBSETS];
-        for (int subset = 0; subset < N_SUBSETS; subset++) {
-            const __m256i offset = _mm256_set1_epi32(subset), q = _mm256_set1_epi32(subset & 1);
-            const __m256 rounded = _mm256_mul_ps(_mm256_sub_ps(aim, _mm256_set1_ps((float)subset)), quarter);
-            const __m256i nearest = _mm256_add_epi32(_mm256_slli_epi32(_mm256_cvtps_epi32(rounded), 2), offset);
-            const __m256i is_above = _mm256_cmpgt_epi32(nearest, zero);
-            const __m256i towards = _mm256_sub_epi32(_mm256_xor_si256(four, is_above), is_above); /* 4, or -4 above 0 */
-            const __m256i nearer = _mm256_add_epi32(nearest, towards);
-            const __m256i index = _mm256_srai_epi32(_mm256_sub_epi32(nearest, q), 1);
-            const __m256i other = _mm256_srai_epi32(_mm256_sub_epi32(nearer, q), 1);
-            const __m256 off = _mm256_sub_ps(point, _mm256_cvtepi32_ps(nearest));
-            const __m256 other_off = _mm256_sub_ps(point, _mm256_cvtepi32_ps(nearer));
-            __m256 cost = _mm256_mul_ps(off, off), other_cost = _mm256_mul_ps(other_off, other_off);
-            if (s->weights) {
-                const __m256 weight = _mm256_loadu_ps(l->weights[c] + k);
-                cost = _mm256_mul_ps(cost, weight), other_cost = _mm256_mul_ps(other_cost, weight);
-            }
-            const __m256i of_book = subset & 1 ? _mm256_add_epi32(base, size) : base;
-            cost = _mm256_add_ps(cost, _mm256_i32gather_ps(s->costs, _mm256_add_epi32(of_book, index), 4));
-            other_cost = _mm256_add_ps(other_cost, _mm256_i32gather_ps(s->costs, _mm256_add_epi32(of_book, other), 4));
-            const __m256 is_other = _mm256_cmp_ps(other_cost, cost, _CMP_LT_OQ);
-            const __m256i choice = _mm256_blendv_epi8(index, other, _mm256_castps_si256(is_other));
-            best[subset] = _mm256_min_ps(other_cost, cost);
-            _mm_storeu_si128((__m128i *)(chosen[subset] + k), _mm_packs_epi32(_mm256_castsi256_si128(choice),
-                                                                              _mm256_extracti128_si256(choice, 1)));
-        }
-        const __m256 of_all = _mm256_min_ps(_mm256_min_ps(best[0], best[1]), _mm256_min_ps(best[2], best[3]));
-        for (int subset = 0; subset < N_SUBSETS; subset++) {
-            const __m256 more = _mm256_mul_ps(_mm256_sub_ps(best[subset], of_all), resolution);
-            const __m256i cost = _mm256_cvtps_epi32(_mm256_min_ps(more, most));
-            _mm_storeu_si128((__m128i *)(l->metric[subset] + k), _mm_packs_epi32(_mm256_castsi256_si128(cost),
-                                                                                 _mm256_extracti128_si256(cost, 1)));
-        }
-    }
-}
-
 /* A bit for each lane whose 16 bits are set, given both halves. */
 TARGET_AVX2 static ALWAYS_INLINE uint32_t united_avx2(__m256i left, __m256i right)
 {
@@ -238,48 +112,6 @@ TARGET_AVX2 static ALWAYS_INLINE void advance_avx2(Lanes *l, const int16_t *from
             memcpy(takes_second + 2 * i * HALVES, bits, sizeof bits);
         }
         butterflies += n, takes_second += 2 * n * HALVES;
-    }
-}
-
-TARGET_AVX512 static ALWAYS_INLINE void find_metrics_avx512(Lanes *l, int c, int16_t (*chosen)[LANES])
-{
-    const Search *s = l->search;
-    const __m512 furthest = _mm512_set1_ps((float)(2 * (s->reach - 2)));
-    const __m512 least = _mm512_sub_ps(_mm512_setzero_ps(), furthest), quarter = _mm512_set1_ps(0.25f);
-    const __m512 resolution = _mm512_set1_ps(RESOLUTION), most = _mm512_set1_ps(MOST_COST);
-    const __m512i zero = _mm512_setzero_si512(), four = _mm512_set1_epi32(4);
-    for (int k = 0; k < l->n_used; k += 16) {
-        const __m512 point = _mm512_loadu_ps(l->points[c] + k), weight = _mm512_loadu_ps(l->weights[c] + k);
-        const __m512 aim = _mm512_min_ps(_mm512_max_ps(point, least), furthest);
-        const __m512i base = _mm512_loadu_si512(l->base[c] + k);
-        __m512 best[N_SUBSETS];
-        for (int subset = 0; subset < N_SUBSETS; subset++) {
-            const __m512i offset = _mm512_set1_epi32(subset), q = _mm512_set1_epi32(subset & 1);
-            const __m512 rounded = _mm512_mul_ps(_mm512_sub_ps(aim, _mm512_set1_ps((float)subset)), quarter);
-            const __m512i nearest = _mm512_add_epi32(_mm512_slli_epi32(_mm512_cvtps_epi32(rounded), 2), offset);
-            const __mmask16 is_above = _mm512_cmpgt_epi32_mask(nearest, zero);
-            const __m512i nearer = _mm512_mask_sub_epi32(_mm512_add_epi32(nearest, four), is_above, nearest, four);
-            const __m512i index = _mm512_srai_epi32(_mm512_sub_epi32(nearest, q), 1);
-            const __m512i other = _mm512_srai_epi32(_mm512_sub_epi32(nearer, q), 1);
-            const __m512 off = _mm512_sub_ps(point, _mm512_cvtepi32_ps(nearest));
-            const __m512 other_off = _mm512_sub_ps(point, _mm512_cvtepi32_ps(nearer));
-            __m512 cost = _mm512_mul_ps(off, off), other_cost = _mm512_mul_ps(other_off, other_off);
-            if (s->weights)
-                cost = _mm512_mul_ps(cost, weight), other_cost = _mm512_mul_ps(other_cost, weight);
-            const float *costs = s->costs + (subset & 1 ? 2 * s->reach + 1 : 0);
-            cost = _mm512_add_ps(cost, _mm512_i32gather_ps(_mm512_add_epi32(base, index), costs, 4));
-            other_cost = _mm512_add_ps(other_cost, _mm512_i32gather_ps(_mm512_add_epi32(base, other), costs, 4));
-            const __mmask16 is_other = _mm512_cmp_ps_mask(other_cost, cost, _CMP_LT_OQ);
-            const __m512i choice = _mm512_mask_blend_epi32(is_other, index, other);
-            best[subset] = _mm512_min_ps(other_cost, cost);
-            _mm256_storeu_si256((__m256i *)(chosen[subset] + k), _mm512_cvtepi32_epi16(choice));
-        }
-        const __m512 of_all = _mm512_min_ps(_mm512_min_ps(best[0], best[1]), _mm512_min_ps(best[2], best[3]));
-        for (int subset = 0; subset < N_SUBSETS; subset++) {
-            const __m512 more = _mm512_mul_ps(_mm512_sub_ps(best[subset], of_all), resolution);
-            const __m512i cost = _mm512_cvtps_epi32(_mm512_min_ps(more, most));
-            _mm256_storeu_si256((__m256i *)(l->metric[subset] + k), _mm512_cvtepi32_epi16(cost));
-        }
     }
 }
 

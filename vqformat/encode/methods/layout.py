@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ... import native
 from ...decode.placement import stable_order
 from ...decode.tables import Floats
 from ...format.dtypes import BY_NAME
 from ...format.layout import ORDER_COLUMNS, ORDER_ROWS, Layout, make_view
+from ...native import encoding
 
 ShortFloats = npt.NDArray[Any]  # float32, or f16 or bf16, of which pieces are converted to float32
 _BAND = 1 << 18  # elements of the rows that are converted together
@@ -100,7 +102,9 @@ def in_rows(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def largest_magnitude(values: Floats) -> float:
-    """The largest magnitude of an array; 0 if it is empty."""
+    """The largest magnitude of an array; 0 if it is empty, NaN if a value is NaN."""
+    if native.is_used() and values.dtype == np.float32 and values.flags.c_contiguous:
+        return encoding.largest_magnitude(values)
     return max(float(values.max(initial=0)), -float(values.min(initial=0)))
 
 

@@ -96,9 +96,9 @@ class Coder:
             weights = self._weights.of_rows(rows, points)
         elif self._weights is not None:
             weights = self._weights[rows] if self._weights.shape[0] > 1 else self._weights
-        self.indices[rows], self.books[rows], _ = viterbi.quantize_tiles(
+        viterbi.quantize_tiles(
             points if shift is None else points + shift, self._grid.tile, self._contexts.at(rows, slice(None)),
-            self._rates, self._grid.trellis, weights=weights,
+            self._rates, self._grid.trellis, weights=weights, out=(self.indices[rows], self.books[rows]),
         )  # fmt: skip
         advance(points.size)
 

@@ -14,14 +14,13 @@ from ...format.layout import Layout
 from ...format.stages import Trellis
 from ..methods.assemble import BLOCK_ELEMENTS
 from ..methods.layout import ShortFloats, by_rows, largest_magnitude
-from ..report import as_decoded
 from ..sums import Energy
 from . import error_feedback, error_weights, tiles, trellis, viterbi
-from .bands import Source, largest, size_of
+from .bands import Source, bands, largest, size_of
+from .coded_tensor import CodedTensor
 from .coder import Coder
 from .contexts import BITS_PER_HALVING, find_contexts
 from .decorrelate import FINER, LARGEST_POINT, PRICE, Hysteresis, Plan, find_plan
-from .entropy_coding import CodedTensor
 from .error_weights import ErrorWeights
 from .transform import find_kernel
 
@@ -219,10 +218,10 @@ def quantize(
     coded = CodedTensor(name, dtype, shape, layout, grid.tile, grid.trellis, contexts, indices, books, step, table,
                         row_scales, plan.components, transform)  # fmt: skip
     signal, noise = Energy(), Energy()
-    for rows, decoded in coded.bands():
+    for rows in bands(source.shape, unit_rows):
         original = source[rows]
         signal.add(original)
-        noise.add(as_decoded(decoded, dtype) - original)
+        noise.add(coded.errors(rows, original))
     return Quantized(coded, signal.total(), noise.total(), plan)
 
 

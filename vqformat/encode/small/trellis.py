@@ -9,8 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ... import native
 from ...decode.tables import Floats
 from ...format.stages import Trellis
+from ...native import encoding
 from ..methods.layout import largest_magnitude
 from ..methods.sampling import sample_indices
 from . import tiles, viterbi
@@ -100,15 +102,24 @@ def _adapt(
         The resulting bits of each index, and the indices and codebooks from which they were counted.
     """
     prior = np.exp2(-bits) * _PRIOR
-    size = bits.shape[2]
-    reach = size // 2
+    reach = bits.shape[2] // 2
     for _ in range(_ROUNDS):
         rates = Rates((bits * price).astype(np.float32), reach)
         indices, books, _ = viterbi.quantize(values, contexts, rates, path, weights=weights)
-        at = (contexts.astype(np.intp) * 2 + books) * size + indices + reach
-        counts = np.bincount(at.reshape(-1), minlength=bits.size).reshape(bits.shape) + prior
+        counts = _counts(contexts, books, indices, bits.shape[0], reach) + prior
         bits = -np.log2(counts / counts.sum(axis=2, keepdims=True))
     return bits, indices, books
+
+
+def _counts(
+    contexts: npt.NDArray[np.uint8], books: Books, indices: npt.NDArray[np.int32], n_contexts: int, reach: int
+) -> npt.NDArray[np.integer[Any]]:
+    """How often each index of each codebook occurs in each context, ``(n_contexts, 2, 2 · reach + 1)``."""
+    if native.is_used():
+        return encoding.count_indices(np.ascontiguousarray(contexts), books, indices, n_contexts, reach)
+    size = 2 * reach + 1
+    at = (contexts.astype(np.intp) * 2 + books) * size + indices + reach
+    return np.bincount(at.reshape(-1), minlength=n_contexts * 2 * size).reshape(n_contexts, 2, size)
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ def quantize_tiles(
     *,
     weights: Floats | None = None,
     start: States | None = None,
+    out: tuple[npt.NDArray[np.int16], States] | None = None,
 ) -> tuple[npt.NDArray[np.int16], States, States]:
     """Quantize the tiles of a matrix. Each tile is a sequence, row after row.
 
@@ -135,14 +136,15 @@ def quantize_tiles(
         tile: Rows and columns of a tile.
         contexts, weights: Of a shape that can be broadcast.
         start: The initial state of each tile, those of the first row of tiles first; None for 0.
+        out: Where indices and codebooks are to be, ``(R, C)``, C-contiguous; None for new arrays.
 
     Returns:
         Index and codebook of each value, ``(R, C)``, and the final states of the tiles.
     """
     if has_kernel(trellis, rates):
-        return _search_natively(points, tile, contexts, rates, trellis, weights=weights, start=start)
+        return _search_natively(points, tile, contexts, rates, trellis, weights=weights, start=start, out=out)
     shape = points.shape
-    indices, books = np.empty(shape, np.int16), np.empty(shape, np.uint8)
+    indices, books = (np.empty(shape, np.int16), np.empty(shape, np.uint8)) if out is None else out
     n_across = -(-shape[1] // tile[1])
     end = np.zeros(-(-shape[0] // tile[0]) * n_across, np.uint8)
     for group in tiles.groups(shape, 0, tile):
@@ -169,7 +171,7 @@ def polynomials(trellis: Trellis) -> tuple[int, int]:
 
 def _search_natively(
     points: Floats, tile: tuple[int, int], contexts: npt.NDArray[np.uint8] | None, rates: Rates, trellis: Trellis, *,
-    weights: Floats | None, start: States | None,
+    weights: Floats | None, start: States | None, out: tuple[npt.NDArray[np.int16], States] | None = None,
 ) -> tuple[npt.NDArray[np.int16], States, States]:  # fmt: skip
     shape = points.shape
     return encoding.search_trellis(
@@ -181,6 +183,7 @@ def _search_natively(
         polynomials=polynomials(trellis),
         n_states=trellis.n_states,
         start=start,
+        out=out,
     )
 
 
