@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -14,8 +15,16 @@ from typing import Any
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or they wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import hypothesis
 import pytest
+
+# pytest rewrites the asserts of all modules of Hypothesis, as it has a plugin. Where no byte code may be written, that
+# takes a second in each process: these are imported as they are.
+_finders = sys.meta_path[:]
+sys.meta_path[:] = [finder for finder in _finders if not type(finder).__module__.startswith("_pytest.")]
+import hypothesis  # noqa: E402
+import hypothesis.extra.numpy  # noqa: E402
+
+sys.meta_path[:] = _finders
 
 pytest_plugins = ["cli_runs", "saved_models"]  # their fixtures
 
@@ -29,6 +38,15 @@ from examples import register_profiles  # noqa: E402
 
 register_profiles()
 hypothesis.settings.load_profile("brief")  # --hypothesis-profile loads another
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is there once tests are collected, a million objects, the garbage collector visits no more."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 def forget(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 
 MB = 1e6
 IS_KNOWN = Path("/proc/self/status").exists()
-_LOADED = ["hypothesis", "ml_dtypes", "numpy", "pytest"]  # once, for all processes: the tests' modules need them
+# Once, for all processes; what is not installed is left out
+_LOADED = ["hypothesis", "ml_dtypes", "numpy", "onnx", "pytest", "safetensors.torch", "torch", "vqformat.torch",
+           "vqformat.converters.export.pytorch", "vqformat.converters.npz", "vqformat.converters.onnx",
+           "vqformat.converters.pytorch", "vqformat.converters.safetensors"]  # fmt: skip
 
 
 class Measured(NamedTuple):
