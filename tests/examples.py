@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-BRIEF = 50
-EXHAUSTIVE = 4 * BRIEF
+UNIT = 50  # what the numbers of tests count against
+BRIEF = 20
+EXHAUSTIVE = 200
 
 
 def register_profiles() -> None:
@@ -21,15 +22,17 @@ def register_profiles() -> None:
 
 
 def examples(n: int, *, may_share_fixtures: bool = False) -> settings:
-    """So many examples by default.
+    """More or fewer examples than other properties have.
 
     Args:
+        n: So many where others have ``UNIT``.
         may_share_fixtures: Whether examples may find what those before them left in the fixtures of their test.
     """
     suppressed = list(settings.default.suppress_health_check)
     if may_share_fixtures:
         suppressed.append(HealthCheck.function_scoped_fixture)
-    return settings(max_examples=n * settings.default.max_examples // BRIEF, suppress_health_check=suppressed)
+    n_examples = max(n * settings.default.max_examples // UNIT, 1)
+    return settings(max_examples=n_examples, suppress_health_check=suppressed)
 
 
 def some_of(values: Iterable[Any], by_default: Collection[Any]) -> list[Any]:

@@ -13,7 +13,8 @@ import ml_dtypes
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import vqformat
@@ -168,7 +169,7 @@ class TestRefusals:
             with pytest.raises(ConversionError, match="became shorter"):
                 source.tensors[0].load()
 
-    @settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @examples(150, may_share_fixtures=True)
     @given(st.lists(st.tuples(st.integers(0, 1000), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4))
     def test_any_change_converts_or_is_refused(self, tmp_path: Path, changes: list[tuple[int, bytes]]) -> None:
         data = bytearray(packed({"a": {"w": array([[1, 2]])}, "b": chunked(), "c": "text", "n": [1, -5, None, 2.5]}))

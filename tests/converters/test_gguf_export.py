@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import vqformat
@@ -85,7 +86,7 @@ def files(draw: st.DrawFn) -> bytes:
 
 
 class TestByteForByte:
-    @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+    @examples(40, may_share_fixtures=True)
     @given(files())
     def test_any_file_comes_back(self, tmp_path: Path, data: bytes) -> None:
         (tmp_path / "a.gguf").write_bytes(data)
@@ -235,7 +236,7 @@ class TestRefusals:
 
         assert gguf.GGUFReader(tmp_path / "b.gguf").tensors[0].tensor_type.name == "F32"
 
-    @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @examples(40, may_share_fixtures=True)
     @given(st.data())
     def test_any_change_of_the_header_extracts_or_is_refused(self, tmp_path: Path, data: st.DataObject) -> None:
         path = write(tmp_path / "a.gguf", {"w": W, "v": W[0]}, {"l": ["a", "b"], "general.file_type": 2})

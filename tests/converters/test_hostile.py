@@ -25,7 +25,7 @@ from vqformat.converters import convert, hdf5, open_source  # noqa: E402
 from vqformat.errors import ConversionError, VqmError  # noqa: E402
 
 MEMORY_BOUND_MIB = 256
-HANG_S = 1.0  # of silence, where a hang is a refusal like others
+HANG_S = 0.25  # of silence, where a hang is a refusal like others
 CONVERTED: set[tuple[str, bytes]] = set()
 LONGEST_TEXT = 900
 

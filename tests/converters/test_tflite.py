@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import vqformat
@@ -267,7 +268,7 @@ class TestRefusals:
             with pytest.raises(ConversionError):
                 arrays_of(tmp_path / "a")
 
-    @settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @examples(150, may_share_fixtures=True)
     @given(st.lists(st.tuples(st.integers(8, 1000), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4))
     def test_any_change_converts_or_is_refused(self, tmp_path: Path, changes: list[tuple[int, bytes]]) -> None:
         sparsity = rows_of([0, 1], [], [dense(2), csr([0, 1, 3], [2, 0, 1])])

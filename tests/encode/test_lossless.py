@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import zstandard
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from layered_models import Recorder
@@ -200,7 +201,7 @@ def test_a_constant_takes_no_bytes_but_its_table() -> None:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_any_products_of_integers_and_scales_come_back(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([np.dtype("<f4"), np.dtype("<f2"), BFLOAT16, np.dtype("<f8")]))
     shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=4, max_side=40))
@@ -286,7 +287,6 @@ def test_frames_of_runs_and_of_noise_are_zstd() -> None:
 
 
 @given(hnp.arrays(np.uint8, st.integers(64, 400), elements=st.integers(0, 128)))
-@settings(max_examples=50, deadline=None)
 def test_any_bytes_up_to_128_make_a_frame(symbols: Array) -> None:
     huffman_frame(symbols)
 
@@ -371,7 +371,7 @@ def test_a_part_of_a_tensor_with_zeros_is_read_by_its_blocks() -> None:
 
 
 @given(hnp.arrays(np.uint32, st.integers(1, 300), elements=st.sampled_from([0, 1 << 31, 1, 0x3F800000, 0xFFC00001])))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_words_are_kept_to_the_bit_beside_zeros(words: Array) -> None:
     saved(words.view(np.float32))
 

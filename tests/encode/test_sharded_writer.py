@@ -14,7 +14,8 @@ from typing import Any
 import memory
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sharded_models import INDEX, LIMIT, Arrays, arrays, assert_same, write
 
@@ -33,7 +34,7 @@ NAMES = [f"model-{number:05d}-of-00005.vqm" for number in range(1, 6)] + [INDEX]
 layers = st.lists(st.lists(st.one_of(st.integers(0, 300), st.integers(-6, -1)), min_size=1, max_size=4), max_size=8)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40, may_share_fixtures=True)
 @given(layers=layers, limit=st.integers(1, 6_000))
 def test_any_limit_gives_the_same_tensors_in_the_same_order(
     layers: list[list[int]], limit: int, tmp_path: Path

@@ -119,11 +119,45 @@ TARGET_AVX512 static ALWAYS_INLINE int64_t choose_all(const ByteValues *t, const
     return i;
 }
 
-/* Choosing from 32 values takes half the time of a gather, from 128 four fifths, from 256 more. */
+/* The four bytes of a value are chosen one by one, each from 256 by two permutations and by bit 7 of the code. */
+TARGET_VBMI static int64_t bytes_vbmi(const ByteValues *t, const uint8_t *codes, int64_t n, float *out)
+{
+    uint8_t bytes[4][256];
+    for (int i = 0; i < 256; i++) {
+        uint8_t value[4];
+        memcpy(value, t->values + i, sizeof value);
+        for (int k = 0; k < 4; k++)
+            bytes[k][i] = value[k];
+    }
+    __m512i tables[4][4];
+    for (int k = 0; k < 4; k++)
+        for (int i = 0; i < 4; i++)
+            tables[k][i] = _mm512_loadu_si512(bytes[k] + 64 * i);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); /* undone below */
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        const __m512i chosen = _mm512_permutexvar_epi32(order, _mm512_loadu_si512(codes + i));
+        const __mmask64 is_high = _mm512_movepi8_mask(chosen);
+        __m512i parts[4];
+        for (int k = 0; k < 4; k++)
+            parts[k] = _mm512_mask_blend_epi8(is_high, _mm512_permutex2var_epi8(tables[k][0], chosen, tables[k][1]),
+                                              _mm512_permutex2var_epi8(tables[k][2], chosen, tables[k][3]));
+        for (int half = 0; half < 2; half++) {
+            const __m512i low = half ? _mm512_unpackhi_epi8(parts[0], parts[1]) : _mm512_unpacklo_epi8(parts[0], parts[1]);
+            const __m512i high = half ? _mm512_unpackhi_epi8(parts[2], parts[3]) : _mm512_unpacklo_epi8(parts[2], parts[3]);
+            _mm512_storeu_si512(out + i + 32 * half, _mm512_unpacklo_epi16(low, high));
+            _mm512_storeu_si512(out + i + 32 * half + 16, _mm512_unpackhi_epi16(low, high));
+        }
+    }
+    return i;
+}
+
+/* Choosing from 32 values takes half the time of a gather, from 128 four fifths. */
 TARGET_AVX512 static int64_t bytes_avx512(const ByteValues *t, const uint8_t *codes, int64_t n, float *out)
 {
     return t->base <= 32    ? choose_all(t, codes, n, out, 1)
            : t->base <= 64  ? choose_all(t, codes, n, out, 2)
+           : HAS_VBMI       ? bytes_vbmi(t, codes, n, out)
            : t->base <= 128 ? choose_all(t, codes, n, out, 4)
                             : gather_avx512(t, codes, n, out);
 }

@@ -89,27 +89,57 @@ static ALWAYS_INLINE void unpack_dense(const CodebookBlock *b, int64_t first, in
     }
 }
 
+/* The digits of ``n`` codes from ``first`` on, one in each byte: in ``space``, which has TOGETHER + 2 DIGITS bytes, unless
+   the plane has them like that. */
+static ALWAYS_INLINE const uint8_t *digits_of(const CodebookBlock *b, int plane, DigitTable table, int64_t first,
+                                              int64_t n, uint8_t *space)
+{
+    const int64_t per_byte = b->per_byte[plane], skipped = first % per_byte;
+    const uint8_t *bytes = b->section[plane] + first / per_byte;
+    if (per_byte == 1)
+        return bytes;
+    for (int64_t at = 0; at < skipped + n; at += per_byte)
+        memcpy(space + at, table[*bytes++], DIGITS);
+    return space + skipped;
+}
+
 static ALWAYS_INLINE void unpack_planes(const CodebookBlock *b, DigitTable *tables, int64_t first, int64_t n,
                                         uint32_t *codes)
 {
-    uint8_t digits[TOGETHER + 2 * DIGITS];
+    uint8_t space[TOGETHER + 2 * DIGITS];
     uint32_t weight = 1;
     for (int p = 0; p < b->n_planes; p++) {
-        const int64_t per_byte = b->per_byte[p], skipped = first % per_byte;
-        const uint8_t *bytes = b->section[p] + first / per_byte;
-        if (per_byte == 1) {
-            for (int64_t i = 0; i < n; i++)
-                codes[i] = (p ? codes[i] : 0) + bytes[i] * weight;
-            weight *= (uint32_t)b->base[p];
-            continue;
-        }
-        for (int64_t at = 0; at < skipped + n; at += per_byte)
-            memcpy(digits + at, tables[p][*bytes++], DIGITS);
+        const uint8_t *digits = digits_of(b, p, tables[p], first, n, space);
         for (int64_t i = 0; i < n; i++)
-            codes[i] = (p ? codes[i] : 0) + digits[skipped + i] * weight;
+            codes[i] = (p ? codes[i] : 0) + digits[i] * weight;
         weight *= (uint32_t)b->base[p];
     }
 }
+
+#ifdef HAS_X86
+/* Look up codes of two planes, one digit of a plane in each byte. Returns whether all are below ``entries``. */
+TARGET_AVX512 static int look_up_pairs(const float *book, int64_t entries, const uint8_t *low, const uint8_t *high,
+                                       int base, int64_t n, float *out)
+{
+    const __m512i weight = _mm512_set1_epi32(base), last = _mm512_set1_epi32((int)entries - 1);
+    __m512i largest = _mm512_setzero_si512();
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        const __m512i of_low = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(low + i)));
+        const __m512i of_high = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(high + i)));
+        const __m512i codes = _mm512_add_epi32(of_low, _mm512_mullo_epi32(of_high, weight));
+        largest = _mm512_max_epi32(largest, codes);
+        _mm512_storeu_ps(out + i, _mm512_i32gather_ps(_mm512_min_epi32(codes, last), book, 4));
+    }
+    int is_sound = _mm512_reduce_max_epi32(largest) < entries;
+    for (; i < n; i++) {
+        const int64_t code = low[i] + high[i] * base;
+        is_sound &= code < entries;
+        out[i] = book[code < entries ? code : 0];
+    }
+    return is_sound;
+}
+#endif
 
 /* Look up ``n`` codes of a row from subvector ``first`` on. */
 static ALWAYS_INLINE void look_up(const CodebookBlock *b, int64_t row, int64_t first, int64_t n, const uint32_t *codes,
@@ -173,6 +203,10 @@ static ALWAYS_INLINE int decode(const CodebookBlock *b, int instruction_set)
     float values[TOGETHER];
     uint64_t covered = 1; /* codes that the packing can hold */
     const int by_bytes = has_byte_values(b);
+#ifdef HAS_X86
+    uint8_t spaces[2][TOGETHER + 2 * DIGITS];
+    const int by_pairs = instruction_set == AVX512 && b->n_planes == 2 && b->dim == 1 && b->book && !b->column_group;
+#endif
     for (int p = 0; p < b->n_planes; p++) {
         if (!is_plane_sound(b, p))
             return 0;
@@ -206,6 +240,14 @@ static ALWAYS_INLINE int decode(const CodebookBlock *b, int instruction_set)
             float *const out = one.out + row * one.n_columns + column, *const made = is_direct ? out : values;
             if (by_bytes) {
                 put_byte_values(&of_bytes, b->section[0], at, n, made, instruction_set);
+#ifdef HAS_X86
+            } else if (by_pairs) {
+                const float *book = b->book + (b->row_group ? b->row_group[row] : 0) * b->entries;
+                const uint8_t *low = digits_of(b, 0, tables[0], at, n, spaces[0]);
+                const uint8_t *high = digits_of(b, 1, tables[1], at, n, spaces[1]);
+                if (!look_up_pairs(book, b->entries, low, high, b->base[0], n, made)) /* COD-001 */
+                    return 0;
+#endif
             } else {
                 if (b->n_planes)
                     unpack_planes(b, tables, at, n, codes);
