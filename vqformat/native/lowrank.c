@@ -1,6 +1,6 @@
 /* The values of a low-rank stage (SPEC 11): a product of integer matrices, times scales.
 
-   Four rows and WIDTH columns are computed together, in registers. */
+   Some vectors of ROWS rows are computed together, in registers. Parts are done row by row, as memory lies. */
 
 #include "lowrank.h"
 
@@ -33,52 +33,66 @@ static void part_scalar(const LowRankBlock *b, int64_t row, int64_t row_end, int
 }
 
 #ifdef HAS_X86
-/* ROWS rows and WIDTH columns. A fused multiplication and addition is exact here too. */
-#define PART(set, target, vector, lanes, zero, load, store, all, add, multiply, fused)                                 \
-    target static void part_##set(const LowRankBlock *b, int64_t row, int64_t column)                                  \
+/* ``n`` vectors of ROWS rows from ``column`` on. A fused multiplication and addition is exact here too. */
+#define PART(set, target, vector, lanes, most, zero, load, store, all, add, multiply, fused)                           \
+    target static ALWAYS_INLINE void part_##set(const LowRankBlock *b, int64_t row, int64_t column, int n)             \
     {                                                                                                                  \
-        vector sums[ROWS][WIDTH / lanes];                                                                              \
+        const float *left = b->left + row * b->rank, *right = b->right + column, *by_column = b->column_scales;        \
+        const float *const row_scales = b->row_scales + row;                                                           \
+        const int64_t rank = b->rank, n_columns = b->n_columns;                                                        \
+        const int adds = b->adds;                                                                                      \
+        float *out = b->out + row * n_columns + column;                                                                \
+        vector sums[ROWS][most];                                                                                       \
         for (int i = 0; i < ROWS; i++)                                                                                 \
-            for (int v = 0; v < WIDTH / lanes; v++)                                                                    \
+            for (int v = 0; v < n; v++)                                                                                \
                 sums[i][v] = zero();                                                                                   \
-        const float *left = b->left + row * b->rank, *right = b->right + column;                                       \
-        for (int64_t k = 0; k < b->rank; k++, right += b->n_columns)                                                   \
-            for (int v = 0; v < WIDTH / lanes; v++) {                                                                  \
+        for (int64_t k = 0; k < rank; k++, right += n_columns) {                                                       \
+            vector of_rows[ROWS];                                                                                      \
+            for (int i = 0; i < ROWS; i++)                                                                             \
+                of_rows[i] = all(left[i * rank + k]);                                                                  \
+            for (int v = 0; v < n; v++) {                                                                              \
                 const vector of_columns = load(right + lanes * v);                                                     \
                 for (int i = 0; i < ROWS; i++)                                                                         \
-                    sums[i][v] = fused(all(left[i * b->rank + k]), of_columns, sums[i][v]);                            \
-            }                                                                                                          \
-        for (int i = 0; i < ROWS; i++) {                                                                               \
-            const vector scale = all(b->row_scales[row + i]);                                                          \
-            float *out = b->out + (row + i) * b->n_columns + column;                                                   \
-            for (int v = 0; v < WIDTH / lanes; v++, out += lanes) {                                                    \
-                vector value = multiply(sums[i][v], scale);                                                            \
-                if (b->column_scales)                                                                                  \
-                    value = multiply(value, load(b->column_scales + column + lanes * v));                              \
-                store(out, b->adds ? add(load(out), value) : value);                                                   \
+                    sums[i][v] = fused(of_rows[i], of_columns, sums[i][v]);                                            \
             }                                                                                                          \
         }                                                                                                              \
+        for (int i = 0; i < ROWS; i++, out += n_columns) {                                                             \
+            const vector scale = all(row_scales[i]);                                                                   \
+            for (int v = 0; v < n; v++) {                                                                              \
+                vector value = multiply(sums[i][v], scale);                                                            \
+                if (by_column)                                                                                         \
+                    value = multiply(value, load(by_column + column + lanes * v));                                     \
+                store(out + lanes * v, adds ? add(load(out + lanes * v), value) : value);                              \
+            }                                                                                                          \
+        }                                                                                                              \
+    }                                                                                                                  \
+    target static int64_t rows_##set(const LowRankBlock *b, int64_t row)                                               \
+    {                                                                                                                  \
+        const int are_whole = row + ROWS <= b->n_rows;                                                                 \
+        int64_t column = 0;                                                                                            \
+        for (; are_whole && column + most * lanes <= b->n_columns; column += most * lanes)                             \
+            part_##set(b, row, column, most);                                                                          \
+        for (; are_whole && column + lanes <= b->n_columns; column += lanes)                                           \
+            part_##set(b, row, column, 1);                                                                             \
+        return column;                                                                                                 \
     }
 
-PART(avx2, TARGET_AVX2, __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_add_ps,
-     _mm256_mul_ps, _mm256_fmadd_ps)
-PART(avx512, TARGET_AVX512, __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,
+PART(avx2, TARGET_AVX2, __m256, 8, 2, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps,
+     _mm256_add_ps, _mm256_mul_ps, _mm256_fmadd_ps)
+PART(avx512, TARGET_AVX512, __m512, 16, 4, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,
      _mm512_add_ps, _mm512_mul_ps, _mm512_fmadd_ps)
 #endif
 
 void lowrank_decode(const LowRankBlock *b, int instruction_set)
 {
-    int64_t rows = 0, columns = 0; /* those that vectors have done */
+    for (int64_t r = 0; r < b->n_rows; r += ROWS) {
+        int64_t columns = 0; /* those that vectors have done */
 #ifdef HAS_X86
-    if (instruction_set != SCALAR) {
-        rows = b->n_rows / ROWS * ROWS, columns = b->n_columns / WIDTH * WIDTH;
-        for (int64_t r = 0; r < rows; r += ROWS)
-            for (int64_t c = 0; c < columns; c += WIDTH)
-                (instruction_set == AVX2 ? part_avx2 : part_avx512)(b, r, c);
-    }
+        if (instruction_set != SCALAR)
+            columns = (instruction_set == AVX2 ? rows_avx2 : rows_avx512)(b, r);
 #else
-    (void)instruction_set;
+        (void)instruction_set;
 #endif
-    part_scalar(b, 0, rows, columns, b->n_columns);
-    part_scalar(b, rows, b->n_rows, 0, b->n_columns);
+        part_scalar(b, r, r + ROWS < b->n_rows ? r + ROWS : b->n_rows, columns, b->n_columns);
+    }
 }
