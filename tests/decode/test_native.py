@@ -292,6 +292,22 @@ def test_all_codes_of_a_byte_are_decoded_together(
 
 
 @needs_kernels
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40), (50, 40), (64, 16), (33, 17)])
+def test_transposed_values_are_placed_wherever_a_tensor_begins(shape: tuple[int, int]) -> None:
+    values = np.random.RandomState(0).standard_normal(shape).astype(np.float32)
+    n_rows, n_columns = shape
+    memory = np.empty(values.size + 32, np.float32)
+    for backend in KERNELS:
+        native.use(backend)
+        for start in range(17):
+            memory[:] = -1
+            out = memory[start : start + values.size]
+            decoding.scatter(values, np.arange(n_rows), np.arange(n_columns) * n_rows, out)
+            assert np.array_equal(out.reshape(n_columns, n_rows), values.T)
+            assert np.all(memory[:start] == -1) and np.all(memory[start + values.size :] == -1)
+
+
+@needs_kernels
 def test_threads_give_the_same_values() -> None:
     weights = np.random.RandomState(0).standard_normal((1200, 1000)).astype(np.float32)
     data = vqformat.save({"w": weights}, preset="small", step=0.5)
