@@ -36,11 +36,13 @@ PUT(uint16_t)
 PUT(uint32_t)
 PUT(uint64_t)
 
-/* Rows before the first one whose place in the first column begins a cache line: lines are then written whole, also in other
-   columns if their distances are lines. Of several columns that a power of two apart, lines evict each other. */
+/* How many rows there are before one whose place begins a cache line, in the first column, and in those that are whole lines
+   from it. From there on lines are written whole. Else, lines of columns that are a power of two apart evict each other when
+   they are half written. */
 static int64_t rows_before_line(const ScatterBlock *b)
 {
-    const uintptr_t past = (uintptr_t)((const float *)b->out + b->row_places[0] + b->column_places[0]) % sizeof(float[SIDE]);
+    const float *const place = (const float *)b->out + b->row_places[0] + b->column_places[0];
+    const uintptr_t past = (uintptr_t)place % sizeof(float[SIDE]);
     const int64_t n = past ? (int64_t)((sizeof(float[SIDE]) - past) / sizeof(float)) : 0;
     return n < b->n_rows ? n : b->n_rows;
 }
