@@ -198,8 +198,39 @@ def test_kernels_put_columns_in_their_places(tile: tuple[int, int], adds: bool) 
     assert not isinstance(found, str), found
 
 
+@st.composite
+def runs(draw: st.DrawFn) -> File:
+    """A file with a tensor of blocks that follow each other in it, and a codebook stage."""
+    rows, columns = draw(st.integers(2, 30)), draw(st.integers(1, 20))
+    random = np.random.RandomState(draw(st.integers(0, 2**32 - 1)))
+    layout = Layout(n_row_axes=1, block_rows=draw(st.integers(1, rows - 1)))
+    return file(layr("", tensor("a", "f32", [rows, columns], codebooks(draw, random, rows, columns), layout=layout)))
+
+
 @needs_kernels
-@given(st.one_of(files(), sums()), st.randoms(use_true_random=False))
+@given(runs())
+def test_kernels_decode_blocks_that_follow_each_other(whole: File) -> None:
+    assert not isinstance(check_all_agree(whole.build()), str)
+
+
+@needs_kernels
+def test_blocks_that_follow_each_other_are_decoded_by_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, table = np.arange(35).reshape(7, 5), np.arange(35, dtype=np.float32)[None, :, None] - 8
+    calls = []
+    decode = decoding.decode_codebook
+    monkeypatch.setattr(decoding, "decode_codebook", lambda *args, **more: calls.append(1) or decode(*args, **more))
+    layout = Layout(n_row_axes=1, block_rows=2)
+
+    item = tensor("a", "f32", [7, 5], Codebook(codes, table=table), layout=layout)
+    found = load(KERNELS[-1], file(layr("", item)).build())
+
+    assert not isinstance(found, str)
+    assert np.array_equal(found["a"], codes - 8)
+    assert calls == [1]
+
+
+@needs_kernels
+@given(st.one_of(files(), sums(), runs()), st.randoms(use_true_random=False))
 def test_kernels_refuse_what_numpy_refuses(whole: File, random: Any) -> None:
     """Some bytes of a section are changed; its checksum is that of the changed bytes."""
     layer = whole.chunks[-1]
@@ -258,6 +289,22 @@ def test_all_codes_of_a_byte_are_decoded_together(
                tensor("sum", "f32", [37, 53], stage(37, 53), stage(37, 53, of_rows), layout=layout)]  # fmt: skip
 
     assert not isinstance(check_all_agree(file(layr("", *tensors)).build()), str)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40), (50, 40), (64, 16), (33, 17)])
+def test_transposed_values_are_placed_wherever_a_tensor_begins(shape: tuple[int, int]) -> None:
+    values = np.random.RandomState(0).standard_normal(shape).astype(np.float32)
+    n_rows, n_columns = shape
+    memory = np.empty(values.size + 32, np.float32)
+    for backend in KERNELS:
+        native.use(backend)
+        for start in range(17):
+            memory[:] = -1
+            out = memory[start : start + values.size]
+            decoding.scatter(values, np.arange(n_rows), np.arange(n_columns) * n_rows, out)
+            assert np.array_equal(out.reshape(n_columns, n_rows), values.T)
+            assert np.all(memory[:start] == -1) and np.all(memory[start + values.size :] == -1)
 
 
 @needs_kernels

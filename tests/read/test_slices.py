@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 import vqformat
 from vqformat import LimitError, safe_open, stream
+from vqformat.decode.codebook import CodebookDecoder
 from vqformat.decode.tensor import TensorDecoder
 from vqformat.encode.methods import assemble
 from vqformat.encode.small import small
@@ -125,13 +126,18 @@ def test_what_is_no_index_is_refused(index: Any) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each block that is decoded."""
     rows: list[int] = []
-    fill = TensorDecoder._fill
+    fill, decode_run = TensorDecoder._fill, CodebookDecoder.decode_run
 
     def counted(self: TensorDecoder, block: Any, of_stages: Any, out: Any) -> None:
         rows.append(block.n_rows)
         fill(self, block, of_stages, out)
 
+    def counted_run(self: CodebookDecoder, blocks: Any, payloads: Any, out: Any) -> bool:
+        rows.extend(block.n_rows for block in blocks)
+        return decode_run(self, blocks, payloads, out)
+
     monkeypatch.setattr(TensorDecoder, "_fill", counted)
+    monkeypatch.setattr(CodebookDecoder, "decode_run", counted_run)
     return rows
 
 

@@ -128,7 +128,8 @@ class CodebookDecoder:
         Raises:
             FormatError: A code or a padding bit breaks a rule of SPEC section 10.
         """
-        if native.is_used() and out.flags.c_contiguous and self._decode_by_kernel(payloads, block, out, adds=adds):
+        has_kernel = native.is_used() and out.flags.c_contiguous
+        if has_kernel and self._decode_by_kernel([(block.n_rows, payloads)], block, out, adds=adds):
             return  # otherwise NumPy finds the fault and raises
         arrays = [np.frombuffer(payload, np.uint8) for payload in payloads]
         if self._byte_table is not None and out.flags.c_contiguous:
@@ -140,20 +141,36 @@ class CodebookDecoder:
             return
         self._multiply_scales(block, out)
 
-    def _decode_by_kernel(self, sections: list[bytes], block: Block, out: Floats, *, adds: bool) -> bool:
+    def decode_run(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: Floats) -> bool:
+        """Decode blocks of whole rows that follow each other by one call of the kernel.
+
+        Args:
+            out: The rows of all of them, C-contiguous.
+
+        Returns:
+            Whether their codes obey SPEC section 10. If not, ``decode`` tells which does not.
+        """
+        run = Block(blocks[0].row, blocks[-1].row_end, blocks[0].column, blocks[0].column_end)
+        rows = [block.n_rows for block in blocks]
+        return self._decode_by_kernel([*zip(rows, payloads, strict=True)], run, out, adds=False)
+
+    def _decode_by_kernel(
+        self, blocks: Sequence[tuple[int, list[bytes]]], run: Block, out: Floats, *, adds: bool
+    ) -> bool:
+        """Decode blocks, given as for the kernel, whose rows together are those of ``run``."""
         stage = self.stage
         row_groups = column_groups = None
         if stage.book_rows:
-            row_groups = np.arange(block.row, block.row_end) // stage.book_rows * self._book_columns
+            row_groups = np.arange(run.row, run.row_end) // stage.book_rows * self._book_columns
         if stage.book_columns:
-            first, n_subvectors = block.column // stage.dim, stage.n_subvectors(block.n_columns)
+            first, n_subvectors = run.column // stage.dim, stage.n_subvectors(run.n_columns)
             column_groups = np.arange(first, first + n_subvectors) // stage.book_columns
         progressions = None
         if self._steps is not None and isinstance(stage.source, ProgressionSource):
             progressions = stage.source.zero, self._steps
         scales = self._scales
         return decoding.decode_codebook(
-            sections,
+            blocks,
             entries=stage.entries,
             dim=stage.dim,
             planes=stage.planes,
@@ -163,9 +180,9 @@ class CodebookDecoder:
             row_groups=row_groups,
             column_groups=column_groups,
             scales=None if scales is None else scales.values,
-            row_scales=None if scales is None else scales.firsts(block),
+            row_scales=None if scales is None else scales.firsts(run),
             scale_columns=0 if scales is None else scales.columns,
-            first_column=block.column,
+            first_column=run.column,
             out=out,
             adds=adds,
         )

@@ -32,6 +32,9 @@ _OVERFLOW = {"f16": np.float32(65520), "bf16": np.uint32(0x7F7F8000).view(np.flo
 _SEQUENCES = 1 << 13
 # Most elements of blocks that are decoded together, to use little memory (about 20 MB), and for speed
 FEW_ELEMENTS, MANY_ELEMENTS = 1 << 22, 1 << 24
+# What share of them a kernel decodes in one call. After a block the cache holds values and no Python, so that each call
+# takes long. With more blocks, plain bytes are out of the cache before they are decoded
+_RUN_SHARE = 16
 
 _NOTHING = contextlib.nullcontext()
 
@@ -128,9 +131,11 @@ class TensorDecoder:
         Args:
             most_elements: Most elements of these blocks, if that is more than one block.
         """
+        block = self.view.block(0)
+        if self._run_stage is not None:
+            return max(1, most_elements // _RUN_SHARE // block.n_elements)
         if not self.is_stepwise:
             return 1
-        block = self.view.block(0)
         n_sequences = max(prod(stage.tile_grid(block)) for stage in self.record.stages
                           if isinstance(stage, TrellisStage))  # fmt: skip
         return max(1, min(-(-_SEQUENCES // n_sequences), most_elements // block.n_elements))
@@ -150,6 +155,8 @@ class TensorDecoder:
         Raises:
             FormatError: A code, bool or padding bit breaks a rule; the message names the tensor.
         """
+        if len(blocks) > 1 and self._decode_run(blocks, payloads, out):
+            return
         for block, *of_stages in zip(blocks, *self._prepare(blocks, payloads, codes), strict=True):
             part = self.placement.part_of(block, out)
             if part is not None:
@@ -160,6 +167,22 @@ class TensorDecoder:
                 values = self._scratch_of("block", block, self.placement.stored_dtype)
                 self._fill(block, of_stages, values)
                 self.placement.scatter(block, values, out)
+
+    @property
+    def _run_stage(self) -> CodebookDecoder | None:
+        """The only stage, if its kernel decodes several blocks of whole rows in one call, to float32."""
+        stage = self.stages[0] if len(self.stages) == 1 else None
+        can_run = native.is_used() and self.placement.is_float32 and not self.record.layout.block_columns
+        return stage if can_run and isinstance(stage, CodebookDecoder) else None
+
+    def _decode_run(self, blocks: Sequence[Block], payloads: Sequence[list[bytes]], out: npt.NDArray[Any]) -> bool:
+        """Decode blocks whose places follow each other, in one call; returns False if that is not possible."""
+        first, last, stage = blocks[0], blocks[-1], self._run_stage
+        rows = Block(first.row, last.row_end, 0, self.view.n_columns)
+        if stage is None or rows.n_rows != sum([block.n_rows for block in blocks]):
+            return False
+        part = self.placement.part_of(rows, out)
+        return part is not None and stage.decode_run(blocks, payloads, part)
 
     def block_values(
         self, blocks: Sequence[Block], payloads: Sequence[list[bytes]]

@@ -91,7 +91,7 @@ TARGET_AVX512 static int64_t gather_avx512(const ByteValues *t, const uint8_t *c
     return i;
 }
 
-/* Values of sixteen codes. Permutations choose one of 32 values in each part, bits 5 and 6 of a code choose the part. */
+/* Values of sixteen codes. Permutations choose one of 32 values in each part; bits 5 and 6 of a code choose the part. */
 TARGET_AVX512 static ALWAYS_INLINE __m512 choose(const __m512 *values, __m512i codes, int n_parts)
 {
     __m512 parts[4];
@@ -142,12 +142,12 @@ TARGET_VBMI static int64_t bytes_vbmi(const ByteValues *t, const uint8_t *codes,
         for (int k = 0; k < 4; k++)
             parts[k] = _mm512_mask_blend_epi8(is_high, _mm512_permutex2var_epi8(tables[k][0], chosen, tables[k][1]),
                                               _mm512_permutex2var_epi8(tables[k][2], chosen, tables[k][3]));
-        for (int half = 0; half < 2; half++) {
-            const __m512i low = half ? _mm512_unpackhi_epi8(parts[0], parts[1]) : _mm512_unpacklo_epi8(parts[0], parts[1]);
-            const __m512i high = half ? _mm512_unpackhi_epi8(parts[2], parts[3]) : _mm512_unpacklo_epi8(parts[2], parts[3]);
-            _mm512_storeu_si512(out + i + 32 * half, _mm512_unpacklo_epi16(low, high));
-            _mm512_storeu_si512(out + i + 32 * half + 16, _mm512_unpackhi_epi16(low, high));
-        }
+        const __m512i low = _mm512_unpacklo_epi8(parts[0], parts[1]), high = _mm512_unpacklo_epi8(parts[2], parts[3]);
+        const __m512i low_2 = _mm512_unpackhi_epi8(parts[0], parts[1]), high_2 = _mm512_unpackhi_epi8(parts[2], parts[3]);
+        _mm512_storeu_si512(out + i, _mm512_unpacklo_epi16(low, high));
+        _mm512_storeu_si512(out + i + 16, _mm512_unpackhi_epi16(low, high));
+        _mm512_storeu_si512(out + i + 32, _mm512_unpacklo_epi16(low_2, high_2));
+        _mm512_storeu_si512(out + i + 48, _mm512_unpackhi_epi16(low_2, high_2));
     }
     return i;
 }
@@ -203,8 +203,8 @@ TARGET_AVX512 static int64_t permute_avx512(const ByteValues *t, const uint8_t *
 
 enum { LANES = 16 };
 
-/* For each lane its byte; and what makes a quotient of it: a byte divided by a power of the base is a product by ``factor``
-   over 2^16, or, if the power is 1, the byte itself, as ``first`` says. */
+/* For each lane the number of its byte. A byte divided by a power of the base is its product by ``factor`` over 2^16. For the
+   power 1 it is the byte itself: there ``factor`` is 0, and ``first`` has all bits. */
 typedef struct {
     uint8_t byte[LANES];
     uint16_t factor[LANES], first[LANES];

@@ -89,8 +89,8 @@ static ALWAYS_INLINE void unpack_dense(const CodebookBlock *b, int64_t first, in
     }
 }
 
-/* The digits of ``n`` codes from ``first`` on, one in each byte: in ``space``, which has TOGETHER + 2 DIGITS bytes, unless
-   the plane has them like that. */
+/* The digits of ``n`` codes from ``first`` on, one in each byte. They are in ``space``, of TOGETHER + 2 DIGITS bytes, unless
+   the section has them like that. */
 static ALWAYS_INLINE const uint8_t *digits_of(const CodebookBlock *b, int plane, DigitTable table, int64_t first,
                                               int64_t n, uint8_t *space)
 {

@@ -52,26 +52,32 @@ PyObject *py_codebook_decode(PyObject *self, PyObject *args)
 {
     (void)self;
     CodebookBlock b;
-    int instruction_set, is_sound;
-    unsigned long long planes, book, steps, row_group, column_group, scales, row_scale, out;
-    long long n_rows, n_columns, dim, n_subvectors, entries, zero, scale_columns, first_column;
-    if (!PyArg_ParseTuple(args, "iLLLLLiiKKLKKKKKLLiK", &instruction_set, &n_rows, &n_columns, &dim, &n_subvectors,
-                          &entries, &b.n_planes, &b.width, &planes, &book, &zero, &steps, &row_group,
+    int instruction_set, is_sound = 1;
+    unsigned long long table, book, steps, row_group, column_group, scales, row_scale, out;
+    long long n_blocks, n_columns, dim, n_subvectors, entries, zero, scale_columns, first_column;
+    if (!PyArg_ParseTuple(args, "iLLLLLiiKKLKKKKKLLiK", &instruction_set, &n_blocks, &n_columns, &dim, &n_subvectors,
+                          &entries, &b.n_planes, &b.width, &table, &book, &zero, &steps, &row_group,
                           &column_group, &scales, &row_scale, &scale_columns, &first_column, &b.adds, &out))
         return NULL;
-    const int64_t *plane = AT(const int64_t, planes); /* address, length, base, digits of each */
-    for (int p = 0; p < MOST_PLANES && p < (b.n_planes ? b.n_planes : 1); p++, plane += 4) {
-        b.section[p] = AT(const uint8_t, plane[0]), b.section_nbytes[p] = plane[1];
-        b.base[p] = (int)plane[2], b.per_byte[p] = (int)plane[3];
-    }
-    b.n_rows = n_rows, b.n_columns = n_columns, b.dim = dim, b.n_subvectors = n_subvectors, b.entries = entries;
+    b.n_columns = n_columns, b.dim = dim, b.n_subvectors = n_subvectors, b.entries = entries;
     b.book = AT(const float, book), b.steps = AT(const float, steps);
     b.zero = zero;
     b.row_group = AT(const int64_t, row_group), b.column_group = AT(const int64_t, column_group);
     b.scales = AT(const float, scales), b.row_scale = AT(const int64_t, row_scale);
     b.scale_columns = scale_columns, b.first_column = first_column, b.out = AT(float, out);
+    const int64_t *entry = AT(const int64_t, table);
     Py_BEGIN_ALLOW_THREADS
-    is_sound = codebook_decode(&b, instruction_set);
+    for (long long k = 0; is_sound && k < n_blocks; k++) { /* rows; then address, length, base, digits of each plane */
+        b.n_rows = *entry++;
+        for (int p = 0; p < MOST_PLANES && p < (b.n_planes ? b.n_planes : 1); p++, entry += 4) {
+            b.section[p] = AT(const uint8_t, entry[0]), b.section_nbytes[p] = entry[1];
+            b.base[p] = (int)entry[2], b.per_byte[p] = (int)entry[3];
+        }
+        is_sound = codebook_decode(&b, instruction_set);
+        b.out += b.n_rows * n_columns;
+        b.row_group = b.row_group ? b.row_group + b.n_rows : NULL;
+        b.row_scale = b.row_scale ? b.row_scale + b.n_rows : NULL;
+    }
     Py_END_ALLOW_THREADS
     return PyBool_FromLong(is_sound);
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from . import _address, _instruction_set, _kernels
 
 _NARROW_PRECISION, _NARROW_ENTRIES = 12, 256  # slots of 32 bits hold these
 _MORE_SLOTS = 16  # TOGETHER in trellis.h
-_PLANE = struct.Struct("=4q")  # as decoding.c reads a plane
+_ROWS, _PLANE = struct.Struct("=q"), struct.Struct("=4q")  # as decoding.c reads a block and a plane
 _PLACE_NBYTES, _SCALE_NBYTES = 8, 4  # of an int64, and of a float32
 _ONE = np.ones(1, np.float32)
 _FAULTS = {
@@ -173,7 +174,7 @@ class TrellisKernel:
 
 
 def decode_codebook(
-    sections: list[bytes],
+    blocks: Sequence[tuple[int, list[bytes]]],
     *,
     entries: int,
     dim: int,
@@ -190,10 +191,10 @@ def decode_codebook(
     out: npt.NDArray[np.float32],
     adds: bool,
 ) -> bool:
-    """Decode a block of a codebook stage (SPEC 9, 10).
+    """Decode a block of a codebook stage (SPEC 9, 10), or some whose rows follow each other.
 
     Args:
-        sections: The plain sections of the block, of the sizes that ``bits.payload_nbytes`` gives.
+        blocks: For each its number of rows and its plain sections, of the sizes that ``bits.payload_nbytes`` gives.
         planes: ``(base, digits per byte)`` of each; () for codes of ``width`` bits.
         book: ``(n_groups · entries, dim)``.
         progressions: In place of ``book``: zero, and the steps ``(n_groups,)``.
@@ -202,8 +203,8 @@ def decode_codebook(
         scales: All scales of the stage, flat; None without scales.
         row_scales: ``(n_rows,)``: where those of each row begin.
         scale_columns: Columns of a scale; 0 for all.
-        first_column: First column of the block in the matrix.
-        out: ``(n_rows, n_columns)``, C-contiguous.
+        first_column: First column of the blocks in the matrix.
+        out: ``(n_rows, n_columns)``, C-contiguous: all rows.
         adds: Whether the values are added to those in ``out``; then ``dim`` is at most 512.
 
     Returns:
@@ -225,9 +226,10 @@ def decode_codebook(
         assert scales.dtype == np.float32 and int(row_scales.max()) + last_scale < scales.size
     zero, steps = progressions if progressions is not None else (0, None)
     address = _kernels.address
-    table = _table_of(sections, planes, width, n_rows * n_subvectors)
+    assert sum([n for n, _ in blocks]) == n_rows
+    table = b"".join([_table_of(sections, planes, width, n, n_subvectors) for n, sections in blocks])
     return _kernels.codebook_decode(  # type: ignore[no-any-return]
-        _instruction_set(), n_rows, n_columns, dim, n_subvectors, entries, len(planes), width, address(table),
+        _instruction_set(), len(blocks), n_columns, dim, n_subvectors, entries, len(planes), width, address(table),
         address(book), zero, address(steps), address(row_groups), address(column_groups),
         address(scales), address(row_scales), scale_columns, first_column, adds, address(out),
     )  # fmt: skip
@@ -244,20 +246,23 @@ def decode_integers(
     """Write codes (SPEC 10) less ``zero`` to ``out``. The rest is as for a codebook stage."""
     assert _kernels is not None and out.dtype == np.float32
     address, n, width = _kernels.address, out.size, (entries - 1).bit_length()
-    table = _table_of(sections, planes, width, n)
+    table = _table_of(sections, planes, width, 1, n)
     return _kernels.codebook_decode(  # type: ignore[no-any-return]
         _instruction_set(), 1, n, 1, n, entries, len(planes), width, address(table), 0, zero, address(_ONE), 0, 0, 0, 0,
         0, 0, False, address(out),
     )  # fmt: skip
 
 
-def _table_of(sections: list[bytes], planes: tuple[tuple[int, int], ...], width: int, n_codes: int) -> bytes:
-    """What the kernel is told of the sections of a block, whose sizes are checked."""
+def _table_of(
+    sections: list[bytes], planes: tuple[tuple[int, int], ...], width: int, n_rows: int, n_subvectors: int
+) -> bytes:
+    """What the kernel is told of a block, whose sections' sizes are checked."""
     assert _kernels is not None and len(planes) <= 16 and 0 <= width <= 16
+    n_codes = n_rows * n_subvectors
     assert [*map(len, sections)] == ([-(-n_codes // n) for _, n in planes] or [(n_codes * width + 7) // 8])
     address = _kernels.address
-    return b"".join([_PLANE.pack(address(section), len(section), *plane)
-                     for section, plane in zip(sections, planes or ((0, 0),), strict=True)])  # fmt: skip
+    return b"".join([_ROWS.pack(n_rows), *[_PLANE.pack(address(section), len(section), *plane)
+                     for section, plane in zip(sections, planes or ((0, 0),), strict=True)]])  # fmt: skip
 
 
 def decode_low_rank(

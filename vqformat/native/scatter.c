@@ -36,22 +36,44 @@ PUT(uint16_t)
 PUT(uint32_t)
 PUT(uint64_t)
 
+/* How many rows there are before one whose place begins a cache line, in the first column, and in those that are whole lines
+   from it. From there on lines are written whole. Else, lines of columns that are a power of two apart evict each other when
+   they are half written. */
+static int64_t rows_before_line(const ScatterBlock *b)
+{
+    const float *const place = (const float *)b->out + b->row_places[0] + b->column_places[0];
+    const uintptr_t past = (uintptr_t)place % sizeof(float[SIDE]);
+    const int64_t n = past ? (int64_t)((sizeof(float[SIDE]) - past) / sizeof(float)) : 0;
+    return n < b->n_rows ? n : b->n_rows;
+}
+
+/* Put the rows ``first`` to ``end`` of a column. */
+static void put_part(const ScatterBlock *b, int64_t column, int64_t first, int64_t end)
+{
+    const float *const values = (const float *)b->values + column;
+    float *const out = (float *)b->out + b->row_places[0] + b->column_places[column];
+    for (int64_t r = first; r < end; r++)
+        memcpy(out + r, values + r * b->n_columns, sizeof *out);
+}
+
 /* Values of four bytes, where the next row is the next place. Floats are moved only, so they may be any bits. */
 static void put_beside(const ScatterBlock *b, Transpose *transpose)
 {
     const float *const values = b->values;
-    const int64_t n_columns = b->n_columns, rows = b->n_rows / SIDE * SIDE, columns = n_columns / SIDE * SIDE;
+    const int64_t n_columns = b->n_columns, columns = n_columns / SIDE * SIDE, first = rows_before_line(b);
+    const int64_t end = first + (b->n_rows - first) / SIDE * SIDE;
     float *const out = (float *)b->out + b->row_places[0];
     for (int64_t column = 0; column < columns; column += SIDE)
-        for (int64_t row = 0; row < rows; row += SIDE) { /* the inner loop: it writes on where it wrote */
+        for (int64_t row = first; row < end; row += SIDE) { /* the inner loop: it writes on where it wrote */
             float square[SIDE][SIDE];
             transpose(values + row * n_columns + column, n_columns, square);
             for (int c = 0; c < SIDE; c++)
                 memcpy(out + b->column_places[column + c] + row, square[c], sizeof square[c]);
         }
-    for (int64_t c = 0; c < n_columns; c++)
-        for (int64_t r = c < columns ? rows : 0; r < b->n_rows; r++)
-            memcpy(out + b->column_places[c] + r, values + r * n_columns + c, sizeof *out);
+    for (int64_t c = 0; c < n_columns; c++) {
+        put_part(b, c, 0, c < columns ? first : b->n_rows);
+        put_part(b, c, c < columns ? end : b->n_rows, b->n_rows);
+    }
 }
 
 /* Values of four bytes, in the order of their places: memory is written from its start to its end, and what is read at
