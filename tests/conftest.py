@@ -72,7 +72,7 @@ def _seeded() -> None:
     """No test depends on how many random numbers those before it have taken."""
     torch = sys.modules.get("torch")
     if torch is not None:
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # that of the processor; torch.manual_seed notes the stack for each GPU
 
 
 @pytest.fixture

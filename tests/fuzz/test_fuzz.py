@@ -1,4 +1,4 @@
-"""A slice of the fuzzing: some 150 files with fixed seeds, and the oracle itself."""
+"""A slice of the fuzzing: some 50 files with fixed seeds, and the oracle itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[decoders.Camp
         worker.close()
 
 
-@pytest.mark.parametrize("kind, count", [("valid", 30), ("mutated", 120)])
+@pytest.mark.parametrize("kind, count", [("valid", 10), ("mutated", 40)])
 def test_all_decoders_agree(campaign: decoders.Campaign, kind: str, count: int) -> None:
     decoders.run(campaign, kind, 0, iter(range(count)))
 

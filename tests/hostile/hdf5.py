@@ -56,7 +56,8 @@ def chunked(sizes: tuple[int, ...], n_gzip: int = 1) -> h5p.PropDCID:
 @functools.cache
 def zeros_deflated(nbytes: int, times: int = 1) -> bytes:
     """Zeros as a zlib stream, of a zlib stream, …"""
-    data = zlib.compress(bytes(nbytes), 9)
+    writer = zlib.compressobj(9, strategy=zlib.Z_RLE)  # the same bytes in less than half the time
+    data = writer.compress(bytes(nbytes)) + writer.flush()
     for _ in range(times - 1):
         data = zlib.compress(data, 9)
     return data

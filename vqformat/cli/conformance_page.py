@@ -75,6 +75,8 @@ def _enforcing_lines(clauses: list[str]) -> dict[str, str]:
 def _named(line: str, clauses: list[str]) -> list[str]:
     """The clauses that a line names, also as part of a range such as SEC-005..010."""
     found = set(re.findall(r"[A-Z]{3}-\d{3}", line))
+    if not found:
+        return []  # as in most lines
     for area, first, last in re.findall(r"([A-Z]{3})-(\d{3})\.\.(\d{3})", line):
         found |= {f"{area}-{number:03}" for number in range(int(first), int(last) + 1)}
     return [clause for clause in clauses if clause in found]
