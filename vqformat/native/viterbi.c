@@ -102,11 +102,17 @@ SEARCH(scalar, )
 SEARCH(avx2, TARGET_AVX2)
 SEARCH(avx512, TARGET_AVX512)
 static void (*const SEARCHES[])(Lanes *) = {search_scalar, search_avx2, search_avx512};
+/* AVX2 has vectors of a half. */
+static void (*const SEARCHES_OF_HALF[])(Lanes *) = {search_scalar, search_avx2, search_avx2};
 static void (*const SEARCHES_OF_FEW[])(Lanes *) = {search_scalar, search_labels_avx2, search_labels_avx512};
 #else
 static void (*const SEARCHES[])(Lanes *) = {search_scalar, search_scalar, search_scalar};
+static void (*const SEARCHES_OF_HALF[])(Lanes *) = {search_scalar, search_scalar, search_scalar};
 static void (*const SEARCHES_OF_FEW[])(Lanes *) = {search_scalar, search_scalar, search_scalar};
 #endif
+
+/* So many sequences take less time one after another than side by side. */
+static const int FEW[] = {0, 8, 12};
 
 /* The transitions of the trellis. The state after s is s >> 1 ^ q * feedback ^ parity * forward, where q is the lowest
    bit of s. It has the highest bit exactly if q is 1. */
@@ -147,8 +153,12 @@ static void search_tiles(Lanes *l, int64_t down, int64_t across, int64_t n_down,
             for (int t = 0; t < s->n_states; t++)
                 l->cost[0][t][k] = t == start ? 0 : FORBIDDEN;
         }
-        const int are_few = l->n <= FEW && s->n_states == MAX_STATES;
-        (are_few ? SEARCHES_OF_FEW : SEARCHES)[instruction_set](l);
+        if (l->n <= FEW[instruction_set] && s->n_states == MAX_STATES)
+            SEARCHES_OF_FEW[instruction_set](l);
+        else if (l->n <= HALF)
+            SEARCHES_OF_HALF[instruction_set](l);
+        else
+            SEARCHES[instruction_set](l);
     }
 }
 

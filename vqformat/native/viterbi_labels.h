@@ -13,8 +13,6 @@
 
 #include "viterbi_steps.h"
 
-enum { FEW = 12 }; /* so many sequences take less time one after another than side by side */
-
 #ifdef HAS_X86
 
 enum { WORD = 32, WORDS = MAX_STATES / WORD, PLACES = 16 };

@@ -115,14 +115,14 @@ TARGET_AVX2 static ALWAYS_INLINE uint32_t united_avx2(__m256i left, __m256i righ
     return (uint32_t)_mm256_movemask_epi8(_mm256_packs_epi16(left, right));
 }
 
-TARGET_AVX2 static ALWAYS_INLINE void advance_avx2(const Lanes *l, int16_t (*metric)[LANES], const int16_t *from,
-                                                   int16_t *to, uint16_t *takes_second)
+TARGET_AVX2 static ALWAYS_INLINE void advance_halves_avx2(const Lanes *l, int16_t (*metric)[LANES], const int16_t *from,
+                                                          int16_t *to, uint16_t *takes_second, const int n_halves)
 {
     const int n = l->search->n_states / 4;
     const Butterfly *butterflies = l->butterflies;
     for (int q = 0; q < 2; q++) {
         __m256i of_even[HALVES], of_odd[HALVES];
-        for (int half = 0; half < HALVES; half++) {
+        for (int half = 0; half < n_halves; half++) {
             const __m256i before = _mm256_load_si256((const __m256i *)(from + half * HALF));
             const int16_t *even = metric[q] + half * HALF, *odd = metric[2 + q] + half * HALF;
             of_even[half] = _mm256_sub_epi16(_mm256_load_si256((const __m256i *)even), before);
@@ -130,8 +130,8 @@ TARGET_AVX2 static ALWAYS_INLINE void advance_avx2(const Lanes *l, int16_t (*met
         }
         for (int i = 0; i < n; i++) {
             const Butterfly b = butterflies[i];
-            __m256i even[HALVES], odd[HALVES];
-            for (int half = 0; half < HALVES; half++) {
+            __m256i even[HALVES] = {_mm256_setzero_si256(), _mm256_setzero_si256()}, odd[HALVES] = {even[0], even[1]};
+            for (int half = 0; half < n_halves; half++) {
                 const int k = half * HALF;
                 const __m256i low = _mm256_load_si256((const __m256i *)(from + b.low + k));
                 const __m256i high = _mm256_load_si256((const __m256i *)(from + b.high + k));
@@ -148,6 +148,15 @@ TARGET_AVX2 static ALWAYS_INLINE void advance_avx2(const Lanes *l, int16_t (*met
         }
         butterflies += n, takes_second += 2 * n * HALVES;
     }
+}
+
+TARGET_AVX2 static ALWAYS_INLINE void advance_avx2(const Lanes *l, int16_t (*metric)[LANES], const int16_t *from,
+                                                   int16_t *to, uint16_t *takes_second)
+{
+    if (l->n > HALF)
+        advance_halves_avx2(l, metric, from, to, takes_second, HALVES);
+    else
+        advance_halves_avx2(l, metric, from, to, takes_second, 1);
 }
 
 TARGET_AVX2 static ALWAYS_INLINE void go_back_avx2(const Lanes *l, int32_t *state, const uint16_t *takes_second,
