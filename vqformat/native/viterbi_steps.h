@@ -92,20 +92,23 @@ static ALWAYS_INLINE void go_back_scalar(const Lanes *l, int32_t *state, const u
     }
 }
 
-/* The indices and codebooks of points of these subsets. There are no conditions, so compilers make vectors of it. */
-static ALWAYS_INLINE void choose(const uint8_t *subsets, const int16_t (*chosen)[CHUNK], int16_t *restrict indices,
-                                 uint8_t *restrict books)
+/* The indices and codebooks of points of these subsets. There are no conditions and no arrays that may overlap, so
+   compilers make vectors of it. */
+static ALWAYS_INLINE void choose(const uint8_t *subsets, const int16_t (*chosen)[CHUNK], int16_t *indices,
+                                 uint8_t *books)
 {
-    int16_t q[CHUNK], parity[CHUNK];
-    for (int c = 0; c < CHUNK; c++)
+    int16_t q[CHUNK], parity[CHUNK], found[CHUNK];
+    uint8_t of_subsets[CHUNK];
+    for (int c = 0; c < CHUNK; c++) {
         q[c] = (int16_t) - (subsets[c] & 1), parity[c] = (int16_t) - (subsets[c] >> 1);
+        of_subsets[c] = subsets[c] & 1;
+    }
     for (int c = 0; c < CHUNK; c++) {
         const int16_t even = (int16_t)(chosen[0][c] ^ ((chosen[0][c] ^ chosen[1][c]) & q[c]));
         const int16_t odd = (int16_t)(chosen[2][c] ^ ((chosen[2][c] ^ chosen[3][c]) & q[c]));
-        indices[c] = (int16_t)(even ^ ((even ^ odd) & parity[c]));
+        found[c] = (int16_t)(even ^ ((even ^ odd) & parity[c]));
     }
-    for (int c = 0; c < CHUNK; c++)
-        books[c] = subsets[c] & 1;
+    memcpy(indices, found, sizeof found), memcpy(books, of_subsets, sizeof of_subsets);
 }
 
 #ifdef HAS_X86
