@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from ..decode.tables import Floats
@@ -45,6 +46,7 @@ class Look:
 
     def at(self, tensor: SourceTensor, array: Array) -> Looked:
         """Find whether a tensor is a constant or has scales; if not, gather its statistics."""
+        array = np.ascontiguousarray(array).reshape(array.shape)  # once: each test would copy it
         if not fits_float32(array):
             return Looked()
         if self.is_free and constant_tensors.is_constant(array, tensor.dtype, is_short=not self.has_step):

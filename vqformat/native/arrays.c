@@ -110,8 +110,8 @@ TARGET_AVX2 static void find_errors_avx2(const float *values, int64_t n, const i
 TARGET_AVX2 static float largest_avx2(const float *values, int64_t n) { return largest_of(values, n); }
 #endif
 
-void find_errors(const float *values, int64_t n, const int16_t *indices, const uint8_t *books, float step, float *errors,
-                 int instruction_set)
+void find_errors(const float *values, int64_t n, const int16_t *indices, const uint8_t *books, float step,
+                 float *errors, int instruction_set)
 {
 #ifdef HAS_X86
     if (instruction_set != SCALAR) {

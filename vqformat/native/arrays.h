@@ -17,8 +17,8 @@ void sum_errors(int64_t n_rows, int64_t n_columns, const float *points, const in
 void sum_values(const float *values, int64_t n, int are_squared, double *sums, int instruction_set);
 
 /* Errors of n values at grid points: ``(2 * index + book) * step - value``. */
-void find_errors(const float *values, int64_t n, const int16_t *indices, const uint8_t *books, float step, float *errors,
-                 int instruction_set);
+void find_errors(const float *values, int64_t n, const int16_t *indices, const uint8_t *books, float step,
+                 float *errors, int instruction_set);
 
 /* The largest magnitude of n values; NaN if one is NaN, and 0 if there are none. */
 float largest_magnitude(const float *values, int64_t n, int instruction_set);

@@ -12,6 +12,7 @@
 #include "instruction_sets.h"
 
 enum { CHUNK = 128, WIDTH = 16 }; /* steps that are looked up together; lanes of a vector */
+enum { AHEAD = 4, LINE = 64 };    /* lanes whose codes are asked for before they are used; bytes of a cache line */
 static const uint32_t START = 1u << 16;
 
 typedef struct {
@@ -70,6 +71,18 @@ static ALWAYS_INLINE int look_up(const Codes *c, int64_t row, int64_t column, in
     return is_outside;
 }
 
+/* Ask for n codes of a later lane: too many lanes for the processor to foresee. */
+static void prefetch(const Codes *c, int64_t row, int64_t column, int n)
+{
+    if (row >= c->n_rows)
+        return;
+    const int64_t at = row * c->stride + column;
+    for (int k = 0; k < n; k += LINE / (int)sizeof *c->indices)
+        PREFETCH_TO_READ(c->indices + at + k);
+    for (int k = 0; k < n; k += LINE)
+        PREFETCH_TO_READ(c->books + at + k);
+}
+
 /* Look up the codes of a chunk of steps, from number ``first`` of a tile of ``width`` columns on. */
 static int load_chunk(const Lanes *l, int64_t first, int n, int64_t height, int64_t width, const uint32_t *table)
 {
@@ -79,6 +92,7 @@ static int load_chunk(const Lanes *l, int64_t first, int n, int64_t height, int6
     for (int64_t lane = 0; lane < l->n; lane++) {
         const int64_t row = lane / n_across * height, column = lane % n_across * width;
         int64_t i = first / width, j = first % width;
+        prefetch(c, (lane + AHEAD) / n_across * height + i, (lane + AHEAD) % n_across * width + j, n);
         for (int k = 0; k < n;) {
             const int n_here = width - j < n - k ? (int)(width - j) : n - k;
             const int64_t n_there = row + i < c->n_rows ? c->n_columns - column - j : 0;

@@ -23,37 +23,35 @@ static void prefetch(const Search *s, int64_t place)
         PREFETCH_TO_READ(s->contexts + place);
 }
 
-static void load_chunk(Lanes *l, int64_t step, int n)
+/* Turn the axes of the metrics of a chunk. */
+static ALWAYS_INLINE void turn_metrics(Lanes *l)
 {
-    const Search *s = l->search;
-    const int32_t of_context = 2 * (2 * s->reach + 1);
-    find_places(l, step, n);
-    for (int k = 0; k < l->n_used; k++) {
-        const float *points = s->points + l->place[k];
-        prefetch(s, l->place[k] + l->at[n - 1] + 1);
-        COPY(n, l->at, l->points[c][k], points[place]);
-        if (s->weights) {
-            const float *weights = s->weights + l->place[k];
-            COPY(n, l->at, l->weights[c][k], weights[place]);
-        }
-        if (s->contexts) {
-            const uint8_t *contexts = s->contexts + l->place[k];
-            COPY(n, l->at, l->base[c][k], s->reach + contexts[place] * of_context);
-        } else {
-            for (int c = 0; c < n; c++)
-                l->base[c][k] = s->reach;
-        }
-    }
+    for (int lane = 0; lane < l->n; lane += 8)
+        for (int subset = 0; subset < N_SUBSETS; subset++)
+            for (int c = 0; c < CHUNK; c += 8)
+                turn_words(l->by_lane[lane][subset] + c, N_SUBSETS * CHUNK, l->metric[c][subset] + lane,
+                           N_SUBSETS * LANES);
 }
 
-static void store_chunk(Lanes *l, int64_t step, int n)
+/* Store the points of a chunk, given their subsets. */
+static ALWAYS_INLINE void store_chunk(Lanes *l, int64_t step, int n)
 {
+    uint8_t subsets[LANES][CHUNK];
+    for (int lane = 0; lane < l->n; lane += 8)
+        for (int c = 0; c < CHUNK; c += 8)
+            turn_bytes(l->subset[c] + lane, LANES, subsets[lane] + c, CHUNK);
     find_places(l, step, n);
-    for (int k = 0; k < l->n; k++) {
-        int16_t *indices = l->search->indices + l->place[k];
-        uint8_t *books = l->search->books + l->place[k];
-        COPY(n, l->at, indices[place], l->indices[c][k]);
-        COPY(n, l->at, books[place], l->books[c][k]);
+    for (int lane = 0; lane < l->n; lane++) {
+        const int16_t(*const chosen)[CHUNK] = (const int16_t(*)[CHUNK])l->chosen[step / CHUNK * LANES + lane];
+        int16_t *indices = l->search->indices + l->place[lane], of_chunk[CHUNK];
+        uint8_t *books = l->search->books + l->place[lane], books_of_chunk[CHUNK];
+        if (l->are_together) {
+            choose(subsets[lane], chosen, indices + l->at[0], books + l->at[0]);
+            continue;
+        }
+        choose(subsets[lane], chosen, of_chunk, books_of_chunk);
+        COPY(n, l->at, indices[place], of_chunk[c]);
+        COPY(n, l->at, books[place], books_of_chunk[c]);
     }
 }
 
@@ -61,8 +59,8 @@ static void store_chunk(Lanes *l, int64_t step, int n)
 static void find_ends(const Lanes *l, int32_t *state)
 {
     const int16_t(*const cost)[LANES] = (const int16_t(*)[LANES])l->cost[l->n_steps & 1];
-    for (int k = 0; k < l->n_used; k++) {
-        state[k] = 0;
+    memset(state, 0, LANES * sizeof *state);
+    for (int k = 0; k < l->n; k++) {
         for (int t = 1; t < l->search->n_states; t++)
             if (cost[t][k] < cost[state[k]][k])
                 state[k] = t;
@@ -77,34 +75,44 @@ static void find_ends(const Lanes *l, int32_t *state)
         const int n_bits = l->search->n_states * HALVES;                                                              \
         for (int64_t first = 0; first < l->n_steps; first += CHUNK) {                                                 \
             const int n = (int)(l->n_steps - first < CHUNK ? l->n_steps - first : CHUNK);                             \
-            load_chunk(l, first, n);                                                                                  \
-            for (int c = 0; c < n; c++) {                                                                             \
-                find_metrics_##set(l, c, l->chosen[first + c]);                                                       \
-                advance_##set(l, l->cost[c & 1][0], l->cost[~c & 1][0], l->takes_second + (first + c) * n_bits);      \
+            load_chunk(l, first, n, 0, l->n);                                                                         \
+            for (int lane = 0; lane < l->n; lane++) {                                                                 \
+                prefetch(l->search, l->place[lane] + l->at[n - 1] + 1);                                               \
+                const Chunk chunk = chunk_of(l, lane, n);                                                             \
+                find_metrics_##set(l->search, &chunk, l->by_lane[lane], l->chosen[first / CHUNK * LANES + lane]);     \
             }                                                                                                         \
+            turn_metrics(l);                                                                                          \
+            for (int c = 0; c < n; c++)                                                                               \
+                advance_##set(l, l->metric[c], l->cost[c & 1][0], l->cost[~c & 1][0],                                 \
+                              l->takes_second + (first + c) * n_bits);                                                \
         }                                                                                                             \
         int32_t state[LANES];                                                                                         \
         find_ends(l, state);                                                                                          \
         for (int64_t end = l->n_steps, first; end > 0; end = first) {                                                 \
             first = (end - 1) / CHUNK * CHUNK;                                                                        \
-            for (int c = (int)(end - first) - 1; c >= 0; c--)                                                         \
-                go_back_##set(l, state, l->takes_second + (first + c) * n_bits,                                       \
-                              (const int16_t(*)[LANES])l->chosen[first + c], l->indices[c], l->books[c]);             \
-            store_chunk(l, first, (int)(end - first));                                                                \
+            const int n = (int)(end - first);                                                                         \
+            for (int c = n - 1; c >= 0; c--)                                                                          \
+                go_back_##set(l, state, l->takes_second + (first + c) * n_bits, l->subset[c]);                        \
+            store_chunk(l, first, n);                                                                                 \
         }                                                                                                             \
     }
 
 SEARCH(scalar, )
 #ifdef HAS_X86
-#define go_back_avx2 go_back_scalar
 SEARCH(avx2, TARGET_AVX2)
 SEARCH(avx512, TARGET_AVX512)
 static void (*const SEARCHES[])(Lanes *) = {search_scalar, search_avx2, search_avx512};
+/* AVX2 has vectors of a half. */
+static void (*const SEARCHES_OF_HALF[])(Lanes *) = {search_scalar, search_avx2, search_avx2};
 static void (*const SEARCHES_OF_FEW[])(Lanes *) = {search_scalar, search_labels_avx2, search_labels_avx512};
 #else
 static void (*const SEARCHES[])(Lanes *) = {search_scalar, search_scalar, search_scalar};
+static void (*const SEARCHES_OF_HALF[])(Lanes *) = {search_scalar, search_scalar, search_scalar};
 static void (*const SEARCHES_OF_FEW[])(Lanes *) = {search_scalar, search_scalar, search_scalar};
 #endif
+
+/* So many sequences take less time one after another than side by side. */
+static const int FEW[] = {0, 8, 12};
 
 /* The transitions of the trellis. The state after s is s >> 1 ^ q * feedback ^ parity * forward, where q is the lowest
    bit of s. It has the highest bit exactly if q is 1. */
@@ -112,20 +120,17 @@ static void find_transitions(Lanes *l)
 {
     const Search *s = l->search;
     const unsigned half = (unsigned)s->n_states / 2, forward = s->forward & (half - 1);
-    const unsigned highest = highest_bit(forward); /* of two predecessors the one without this bit is the first */
+    const unsigned feedback = s->feedback & (2 * half - 1), highest = highest_bit(forward);
+    l->feedback = (int32_t)feedback, l->forward = (int32_t)forward, l->highest = (int32_t)highest;
     for (unsigned q = 0, i = 0; q < 2; q++)
         for (unsigned x = 0; x < half; x++) {
             if (x & highest)
                 continue;
-            const unsigned other = x ^ forward, of_even = q ? x ^ (s->feedback & (2 * half - 1)) : x;
-            const unsigned of_odd = of_even ^ forward, low = 2 * x + q, high = 2 * other + q;
+            const unsigned low = 2 * x + q, high = 2 * (x ^ forward) + q;
+            const unsigned of_even = q ? x ^ feedback : x, of_odd = of_even ^ forward;
             l->butterflies[i] = (Butterfly){(uint16_t)(low * LANES), (uint16_t)(high * LANES),
                                             (uint16_t)(of_even * LANES), (uint16_t)(of_odd * LANES)};
             l->slots[of_even] = (int32_t)(2 * i), l->slots[of_odd] = (int32_t)(2 * i + 1);
-            l->ways[0][of_even] = (int32_t)(N_SUBSETS * low + q);
-            l->ways[1][of_even] = (int32_t)(N_SUBSETS * high + 2 + q);
-            l->ways[0][of_odd] = (int32_t)(N_SUBSETS * low + 2 + q);
-            l->ways[1][of_odd] = (int32_t)(N_SUBSETS * high + q);
             i++;
         }
 }
@@ -139,9 +144,8 @@ static void search_tiles(Lanes *l, int64_t down, int64_t across, int64_t n_down,
     l->n_steps = height * width, l->width = width;
     for (int64_t first = 0; l->n_steps && first < n_down * n_across; first += LANES) {
         l->n = (int)(n_down * n_across - first < LANES ? n_down * n_across - first : LANES);
-        l->n_used = (l->n + HALF - 1) / HALF * HALF;
-        for (int k = 0; k < LANES; k++) {
-            const int64_t tile = first + (k < l->n ? k : l->n - 1);
+        for (int k = 0; k < l->n; k++) {
+            const int64_t tile = first + k;
             const int64_t i = down + tile / n_across, j = across + tile % n_across;
             l->place[k] = i * s->tile_rows * s->n_columns + j * s->tile_columns;
             l->number[k] = i * in_a_row + j;
@@ -149,8 +153,12 @@ static void search_tiles(Lanes *l, int64_t down, int64_t across, int64_t n_down,
             for (int t = 0; t < s->n_states; t++)
                 l->cost[0][t][k] = t == start ? 0 : FORBIDDEN;
         }
-        const int are_few = l->n <= FEW && s->n_states == MAX_STATES;
-        (are_few ? SEARCHES_OF_FEW : SEARCHES)[instruction_set](l);
+        if (l->n <= FEW[instruction_set] && s->n_states == MAX_STATES)
+            SEARCHES_OF_FEW[instruction_set](l);
+        else if (l->n <= HALF)
+            SEARCHES_OF_HALF[instruction_set](l);
+        else
+            SEARCHES[instruction_set](l);
     }
 }
 
@@ -159,8 +167,7 @@ int viterbi_search(const Search *s, int instruction_set)
     const int64_t most_steps = s->tile_rows * s->tile_columns;
     void *memory = malloc(sizeof(Lanes) + CACHE_LINE);
     uint16_t *takes_second = malloc((size_t)(most_steps * s->n_states) * HALVES * sizeof *takes_second);
-    /* Vectors read 4 bytes for 2 */
-    void *chosen = malloc((size_t)most_steps * sizeof(int16_t[N_SUBSETS][LANES]) + 4);
+    void *chosen = malloc((size_t)((most_steps + CHUNK - 1) / CHUNK) * LANES * sizeof(int16_t[N_SUBSETS][CHUNK]));
     Lanes *l = (Lanes *)(((uintptr_t)memory + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
     const int has_memory = takes_second && chosen && memory;
     if (has_memory) {

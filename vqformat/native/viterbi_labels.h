@@ -13,8 +13,6 @@
 
 #include "viterbi_steps.h"
 
-enum { FEW = 16 }; /* so many sequences take less time one after another than side by side */
-
 #ifdef HAS_X86
 
 enum { WORD = 32, WORDS = MAX_STATES / WORD, PLACES = 16 };
@@ -36,7 +34,7 @@ typedef struct {
     int n_turns;
     uint8_t labels[MAX_STATES];               /* of the states after the last step */
     uint32_t *takes_partner;                  /* (n_steps, WORDS): a bit for each label */
-    int16_t (*chosen)[N_SUBSETS][LANES];      /* (n_chunks,): the index of the best point of each subset */
+    int16_t (*chosen)[N_SUBSETS][CHUNK];      /* (n_chunks,): the index of the best point of each subset */
 } __attribute__((aligned(CACHE_LINE))) Labels;
 
 static unsigned parity(unsigned bits) { return (unsigned)__builtin_parity(bits); }
@@ -88,26 +86,8 @@ static void find_labels(Labels *l, const Search *s, int64_t n_steps)
     }
 }
 
-/* Load a chunk of the sequence of a lane. Here its steps are in the lanes of the first step of a chunk. */
-static void load_steps(Lanes *l, int lane, int64_t step, int n)
-{
-    const Search *s = l->search;
-    const float *points = s->points + l->place[lane], *weights = s->weights ? s->weights + l->place[lane] : NULL;
-    const uint8_t *contexts = s->contexts ? s->contexts + l->place[lane] : NULL;
-    const int32_t of_context = 2 * (2 * s->reach + 1);
-    find_places(l, step, n);
-    l->n_used = (n + HALF - 1) / HALF * HALF;
-    for (int c = 0; c < l->n_used; c++)
-        l->points[0][c] = l->weights[0][c] = 0.0f, l->base[0][c] = s->reach;
-    COPY(n, l->at, l->points[0][c], points[place]);
-    if (weights)
-        COPY(n, l->at, l->weights[0][c], weights[place]);
-    if (contexts)
-        COPY(n, l->at, l->base[0][c], s->reach + contexts[place] * of_context);
-}
-
 /* Rearrange the metrics of a chunk, so that those of a step are side by side. */
-TARGET_AVX2 static ALWAYS_INLINE void turn_metrics(const int16_t (*from)[LANES], int16_t (*to)[2 * N_SUBSETS])
+TARGET_AVX2 static ALWAYS_INLINE void turn_steps(const int16_t (*from)[CHUNK], int16_t (*to)[2 * N_SUBSETS])
 {
     for (int c = 0; c < CHUNK; c += 8)
         for (int part = 0; part < 4; part++) {
@@ -164,7 +144,9 @@ TARGET_AVX2 static ALWAYS_INLINE void advance_labels_avx2(const Labels *l, Turn 
             is_partner[half] = _mm256_cmpgt_epi16(first, _mm256_add_epi16(other, earlier[tie][q]));
             _mm256_store_si256((__m256i *)(to + at), _mm256_min_epi16(first, second));
         }
-        takes_partner[word] = united_avx2(is_partner[0], is_partner[1]);
+        const __m256i packed = _mm256_packs_epi16(is_partner[0], is_partner[1]);
+        const __m256i in_order = _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0));
+        takes_partner[word] = (uint32_t)_mm256_movemask_epi8(in_order);
     }
 }
 
@@ -205,7 +187,7 @@ static ALWAYS_INLINE void trace_labels(Lanes *lanes, const Labels *l, int lane, 
     for (int64_t end = lanes->n_steps, first; end > 0; end = first) {
         first = (end - 1) / CHUNK * CHUNK;
         const int n = (int)(end - first);
-        const int16_t(*const chosen)[LANES] = (const int16_t(*)[LANES])l->chosen[first / CHUNK];
+        const int16_t(*const chosen)[CHUNK] = (const int16_t(*)[CHUNK])l->chosen[first / CHUNK];
         const uint32_t *takes_partner = l->takes_partner + first * WORDS;
         int16_t indices[CHUNK];
         uint8_t books[CHUNK];
@@ -236,9 +218,10 @@ static ALWAYS_INLINE void trace_labels(Lanes *lanes, const Labels *l, int lane, 
                 l->cost[0][t] = lanes->cost[0][t][lane];                                                              \
             for (int64_t first = 0; first < lanes->n_steps; first += CHUNK) {                                         \
                 const int n = (int)(lanes->n_steps - first < CHUNK ? lanes->n_steps - first : CHUNK);                 \
-                load_steps(lanes, lane, first, n);                                                                    \
-                find_metrics_##set(lanes, 0, l->chosen[first / CHUNK]);                                               \
-                turn_metrics((const int16_t(*)[LANES])lanes->metric, l->metric);                                      \
+                load_chunk(lanes, first, n, lane, lane + 1);                                                          \
+                const Chunk chunk = chunk_of(lanes, lane, n);                                                         \
+                find_metrics_##set(s, &chunk, lanes->by_lane[0], l->chosen[first / CHUNK]);                           \
+                turn_steps((const int16_t(*)[CHUNK])lanes->by_lane[0], l->metric);                                    \
                 for (int c = 0; c < n; c++) {                                                                         \
                     advance_labels_##set(l, l->turns[turn], l->metric[c], l->cost[c & 1], l->cost[~c & 1],            \
                                          l->takes_partner + (first + c) * WORDS);                                     \

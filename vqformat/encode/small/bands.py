@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any, Protocol
 
@@ -48,7 +49,7 @@ def largest(matrix: Rows) -> float:
     if isinstance(matrix, np.ndarray):
         return float(largest_magnitude(matrix))
     if isinstance(matrix, Points) and not isinstance(matrix.unit, np.ndarray):  # rounded quotients keep the order
-        found = np.float32(largest(matrix.matrix)) / matrix.unit
+        found = np.float32(largest(matrix.matrix) if matrix.largest is None else matrix.largest) / matrix.unit
         return float(found if matrix.finer is None else found / matrix.finer)
     return max((largest_magnitude(matrix[rows]) for rows in bands(matrix.shape)), default=0.0)
 
@@ -103,6 +104,11 @@ class Source:
             found = self.array()[part]
         return found.astype(np.float32, copy=False)
 
+    @cached_property
+    def largest(self) -> float:
+        """The largest magnitude."""
+        return largest_magnitude(self._values)
+
     @property
     def energy(self) -> float:
         """Sum of squares."""
@@ -120,11 +126,13 @@ class Points:
         matrix: ``(R, C)``.
         unit: The step, or those of the rows, ``(R, 1)``.
         finer: A further divisor.
+        largest: The largest magnitude of the matrix; None if it is not known.
     """
 
     matrix: Rows
     unit: Floats | np.float32
     finer: np.float32 | None = None
+    largest: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

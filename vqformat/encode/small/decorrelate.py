@@ -75,7 +75,8 @@ class Plan:
             is_held: Whether they are in memory, up to the division by the unit; if not, they are made when they are
                 asked for.
         """
-        return Points(_coded(matrix, self.components, self.transform, is_held=is_held), unit)
+        coded = _coded(matrix, self.components, self.transform, is_held=is_held)
+        return Points(coded, unit, largest=None if self.kind[0] or self.components else matrix.largest)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def find_plan(
 
     def plan(coded: ShortFloats, transform: Transform | None, components: Sequence[QuantizedStage]) -> Plan | None:
         """A plan; None if grid points would be too large."""
-        points = Points(coded, unit)
+        points = Points(coded, unit, largest=source.largest if transform is None and not components else None)
         if not _fits(points, transform, step, largest):
             return None
         contexts = plain if not components and transform is None else find_contexts(points)

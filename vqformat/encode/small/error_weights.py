@@ -72,7 +72,7 @@ class ErrorWeights:
 def _products(whole: Floats | None, left: Floats) -> Floats:
     """The products of both magnitudes."""
     found: Floats = np.multiply(left, left if whole is None else whole)
-    return np.abs(found, out=found)
+    return found if whole is None else np.abs(found, out=found)
 
 
 def weights_of(left: Floats, power: float) -> Floats:

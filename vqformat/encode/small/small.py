@@ -13,7 +13,7 @@ from ...format.dtypes import BY_NAME
 from ...format.layout import Layout
 from ...format.stages import Trellis
 from ..methods.assemble import BLOCK_ELEMENTS
-from ..methods.layout import ShortFloats, by_rows, largest_magnitude
+from ..methods.layout import ShortFloats, by_rows
 from ..sums import Energy
 from . import error_feedback, error_weights, tiles, trellis, viterbi
 from .bands import Source, bands, largest, size_of
@@ -133,7 +133,7 @@ def make_plan(
         raise EncodeError(f"tensor {name!r} has {source.shape[1]} outputs, its calibration {n_groups} groups of them")
     if factors is not None:
         row_scales = factors.steps
-    furthest = largest_magnitude(values) / (1.0 if row_scales is None else float(row_scales.min()))
+    furthest = source.largest / (1.0 if row_scales is None else float(row_scales.min()))
     tiny = float(np.finfo(np.float32).tiny)
     step = max(step * FINER, furthest / LARGEST_POINT, tiny)
     unit = np.float32(step) if row_scales is None else np.float32(step) * row_scales[:, None]

@@ -133,7 +133,8 @@ def find_group(matrix: ShortFloats, step: float) -> int:
     """
     n_rows, n_columns = matrix.shape
     sizes = [size for size in range(2, MAX_TRANSFORM + 1) if n_rows % size == 0 and _fits(size, n_columns, matrix.size)]
-    sample = matrix[:, sample_indices(n_columns, max(1, _SAMPLE // n_rows), 0)].astype(np.float64)
+    # take gives C order, which later steps need
+    sample = matrix.take(sample_indices(n_columns, max(1, _SAMPLE // n_rows), 0), axis=1).astype(np.float64)
     noise = step * step / 4
 
     def bits(variances: npt.NDArray[np.float64]) -> float:

@@ -174,17 +174,24 @@ def _search_natively(
     weights: Floats | None, start: States | None, out: tuple[npt.NDArray[np.int16], States] | None = None,
 ) -> tuple[npt.NDArray[np.int16], States, States]:  # fmt: skip
     shape = points.shape
+    if contexts is not None and contexts.shape == (1, 1) and not contexts[0, 0]:  # there is one context
+        contexts = None
     return encoding.search_trellis(
         np.ascontiguousarray(points, np.float32),
         tile,
-        contexts=None if contexts is None else np.ascontiguousarray(np.broadcast_to(contexts, shape)),
-        weights=None if weights is None else np.ascontiguousarray(np.broadcast_to(weights, shape), np.float32),
+        contexts=None if contexts is None else _whole(contexts, shape),
+        weights=None if weights is None else _whole(weights.astype(np.float32, copy=False), shape),
         costs=np.ascontiguousarray(rates.costs),
         polynomials=polynomials(trellis),
         n_states=trellis.n_states,
         start=start,
         out=out,
     )
+
+
+def _whole(array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """An array of this shape, C-contiguous, from one of a shape that can be broadcast."""
+    return np.ascontiguousarray(array if array.shape == shape else np.broadcast_to(array, shape))
 
 
 class _Search:
