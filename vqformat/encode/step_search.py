@@ -95,11 +95,12 @@ class _SizeSearch:
 
     def __init__(self, steps: Steps, nbytes: float) -> None:
         self._steps, self._goal = steps, nbytes
+        self._wanted = nbytes * (1 - _TOLERANCE / 2)  # estimates are too small as often as too large
         self._tried: dict[float, int] = {}
         self._fixed = 0.0
 
     def first_step(self) -> float:
-        return solve(self._steps.estimate, self._goal)
+        return solve(self._steps.estimate, self._wanted)
 
     def is_met(self, step: float, outcome: Outcome) -> bool:
         if not self._tried:
@@ -110,7 +111,7 @@ class _SizeSearch:
 
     def next_step(self) -> float | None:
         """The step to try next; None if two neighbouring steps miss the goal on both sides."""
-        wanted = self._goal * (1 - _TOLERANCE / 2)
+        wanted = self._wanted
         above = {step: n for step, n in self._tried.items() if n > wanted}
         below = {step: n for step, n in self._tried.items() if n <= wanted}
         if above and below:  # interpolate log(size) over log(step) between the two nearest
