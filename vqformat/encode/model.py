@@ -158,6 +158,7 @@ class ModelEncoder:
                 ((_, found),) = self._work.values([(tensor, self.plan.look(tensor))])
             if found is not None:
                 self.plan.note(tensor, found)
+        self._coarse = [i for i, tensor in enumerate(self.tensors) if tensor.name in self.plan.statistics]
         self.plan.set_steps()
 
     def _first_job(self, tensor: SourceTensor) -> Job | None:
@@ -180,7 +181,8 @@ class ModelEncoder:
         ways = [self._encode_between]
         if goal.nbytes is None and self.options.preset == "fast":
             ways.append(partial(self._encode_between, by_entries=True))
-        search = BudgetSearch(goal, Trials(self._encode_kept, ways, self._measure))
+        some = self._encode_some if self.options.preset == "small" else None
+        search = BudgetSearch(goal, Trials(self._encode_kept, ways, self._measure, some, self._coarse))
         is_generous = goal.nbytes is not None and goal.nbytes >= _EXACT_FROM * self._request.source_nbytes
         if not (is_generous and search.try_step(EXACT).meets(goal)):
             search.run(self.plan.steps if first_step else self._drafted(goal), first_step)
@@ -206,15 +208,13 @@ class ModelEncoder:
         n_weights = sum(s.n_values for s in self.plan.statistics.values())
         if goal.nbytes is None or self.options.preset != "small" or n_weights < _DRAFTED:
             return self.plan.steps
-        by_name = {tensor.name: tensor for tensor in self.tensors}
-        coarse = [by_name[name] for name in self.plan.statistics]
         rounds = count()
         self._passes.begin("drafts", n_weights)
 
         def draft(steps: Sequence[float]) -> Iterator[Drafted]:
             if next(rounds):
                 self._passes.begin("drafts", n_weights)
-            jobs = ((tensor, Draft(step)) for tensor, step in zip(coarse, steps, strict=True))
+            jobs = ((self.tensors[i], Draft(step)) for i, step in zip(self._coarse, steps, strict=True))
             return (drafted for _, drafted in self._work.values(jobs))
 
         return DraftedSteps(list(self.plan.statistics.values()), draft, self._rest_nbytes, goal.nbytes)
@@ -286,6 +286,11 @@ class ModelEncoder:
         results = self._keep(self._encode(step))
         self._work.encoder.strengthen_hysteresis()
         return results
+
+    def _encode_some(self, numbers: Sequence[int], step: float) -> Sequence[Result]:
+        tensors = [self.tensors[number] for number in numbers]
+        self._passes.begin("encoding", sum(tensor.n_elements for tensor in tensors))
+        return self._keep(self._results_of(tensors, step))
 
     def _encode_between(self, number: int, step: float, *, by_entries: bool = False) -> Result:
         tensor = self.tensors[number]

@@ -89,14 +89,16 @@ class DraftedSteps(Steps):
             if _NEAR[0] <= before / relative <= _NEAR[1]:
                 break
 
-    def estimate(self, relative: float) -> float:
+    def estimates(self, relative: float) -> list[float]:
         if self._curves:
-            return self._fixed_nbytes + sum(c.nbytes_at(self.step(c.statistics, relative)) for c in self._curves)
-        total = self._fixed_nbytes
-        for s in self._statistics:
-            entropy = _entropy(s, self.step(s, relative))
-            total += (entropy - min(_LESS * entropy, _MOST_LESS)) * s.n_values / 8
-        return total
+            return [curve.nbytes_at(self.step(curve.statistics, relative)) for curve in self._curves]
+        entropies = [_entropy(s, self.step(s, relative)) for s in self._statistics]
+        return [(entropy - min(_LESS * entropy, _MOST_LESS)) * s.n_values / 8
+                for s, entropy in zip(self._statistics, entropies, strict=True)]  # fmt: skip
+
+    def estimate(self, relative: float) -> float:
+        """Estimate of the bytes of the file."""
+        return self._fixed_nbytes + sum(self.estimates(relative))
 
 
 def _entropy(statistics: Statistics, step: float) -> float:
