@@ -94,7 +94,7 @@ def test_the_passes_are_named() -> None:
     assert phases(told(model())) == ["statistics", "encoding", "writing"]
     assert phases(told(model(), **CASES["a shared codebook"]))[:2] == ["codebooks", "statistics"]
     small = phases(told(model(), **CASES["a ratio, small"]))
-    assert small[:4] == ["statistics", "drafts", "encoding", "measuring"] and small[-1] == "writing"
+    assert list(dict.fromkeys(small)) == ["statistics", "drafts", "encoding", "measuring", "writing"]
     assert "correction" in phases(told(model(), **CASES["corrected"]))
 
 

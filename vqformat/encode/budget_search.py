@@ -13,7 +13,11 @@ from functools import partial
 from itertools import product
 from typing import Any, overload
 
+import numpy as np
+
 from .layers import Result
+from .methods.sampling import Doubles
+from .partial_pass import PartlyReplaced, find_part
 from .sensitivity import Steps
 from .step_search import COARSEST_STEP, SMALLEST_STEP, Goal, Outcome, meet
 
@@ -23,6 +27,7 @@ _MAX_ADJUSTED = 3  # tensors that are tried as the single tensor
 _MOST_FACTOR = 1.5  # largest ratio of its step to that of the others, if it is not the tensor at which files differ
 _FIRST_FACTOR = 1.03  # first change of its step; squared at each further try
 _SPENT = 0.996  # a file of at least this share of the allowed size ends the search
+_MOST_PARTIAL = 2  # partial passes after a pass
 _OVER_DB = 0.08  # a file at most so many dB above the SQNR ends the search
 
 
@@ -50,11 +55,15 @@ class Trials:
         encode_one: Ways to encode one tensor, given its number and a relative step. Sizes change more gradually with
             the step than with ``encode``.
         measure: Size and quality of a file of given results.
+        encode_some: Encodes some tensors with a relative step, given their numbers; None if this is not to be tried.
+        coarse: The numbers of the tensors that have a step.
     """
 
     encode: Callable[[float], Sequence[Result]]
     encode_one: Sequence[Callable[[int, float], Result]]
     measure: Callable[[Iterable[Result]], Outcome]
+    encode_some: Callable[[Sequence[int], float], Sequence[Result]] | None = None
+    coarse: Sequence[int] = ()
 
 
 class BudgetSearch:
@@ -69,6 +78,7 @@ class BudgetSearch:
         self._goal, self._trials = goal, trials
         self.within: Attempt | None = None
         self.beyond: Attempt | None = None
+        self._last: Attempt | None = None
 
     def try_step(self, step: float) -> Outcome:
         """Encode all tensors with a step, and keep the attempt if it is the nearest so far."""
@@ -80,7 +90,8 @@ class BudgetSearch:
         Args:
             first_step: See ``step_search.meet``.
         """
-        meet(steps, self._goal, self.try_step, first_step)
+        can_refine = self._trials.encode_some is not None
+        meet(steps, self._goal, self.try_step, first_step, partial(self._refine, steps) if can_refine else None)
         if self.within is None or self.within.outcome.is_near(self._goal):
             return
         if self.beyond is None and self._goal.nbytes is not None:
@@ -89,13 +100,57 @@ class BudgetSearch:
             self._mix(self.within, self.beyond)
 
     def _try(self, step: float, results: Sequence[Result]) -> Outcome:
-        attempt = Attempt(step, results, self._trials.measure(results))
+        attempt = self._last = Attempt(step, results, self._trials.measure(results))
         if attempt.outcome.meets(self._goal):
             if self.within is None or attempt.outcome.is_nearer(self.within.outcome, self._goal):
                 self.within = attempt
         elif self.beyond is None or attempt.outcome.is_nearer(self.beyond.outcome, self._goal):
             self.beyond = attempt
         return attempt.outcome
+
+    def _refine(self, steps: Steps, step: float) -> bool:
+        """Code some tensors of the last attempt again, with another step. Returns whether the goal is met.
+
+        For a size, these are small tensors. For an SQNR they are those with the most noise, which gain most by a bit.
+        There they do not get coarser: what most tensors would save by that is less than with one step for all.
+        """
+        assert self._last is not None and self._trials.encode_some is not None
+        base, coarse, n_values = self._last, self._trials.coarse, steps.n_values
+        change = self._missing(base)
+        if self._goal.nbytes is not None:
+            def amounts(factor: float) -> Doubles:
+                return np.array(steps.estimates(step * factor))
+
+            order = np.argsort(n_values, kind="stable")
+        elif change > 0:
+            return False
+        else:
+            noise = np.array([base.results[i].noise for i in coarse])
+
+            def amounts(factor: float) -> Doubles:
+                return noise * factor**2
+
+            order = np.argsort(-noise / n_values, kind="stable")
+        part = find_part(amounts, n_values, change, order=order.tolist())
+        if part is None:
+            return False
+        numbers = [coarse[i] for i in part.numbers]
+        for _ in range(_MOST_PARTIAL):
+            others = self._trials.encode_some(numbers, step * part.factor)
+            outcome = self._try(step, PartlyReplaced(base.results, numbers, others))
+            if outcome.meets(self._goal) and self._is_spent(outcome):
+                return True
+            part = part.corrected(change, change - self._missing(self._last))
+        return False
+
+    def _missing(self, attempt: Attempt) -> float:
+        """What an attempt lacks: bytes, or noise."""
+        if self._goal.nbytes is not None:
+            return (1 + _SPENT) / 2 * self._goal.nbytes - attempt.outcome.nbytes
+        energy = sum(result.energy for result in attempt.results)
+        noise = sum(result.noise for result in attempt.results)
+        aim_db = (self._goal.sqnr_db or 0.0) + _OVER_DB / 2
+        return energy / math.pow(10, aim_db / 10) - noise
 
     def _mix(self, within: Attempt, beyond: Attempt) -> None:
         """Take as many of the first tensors from the file beyond the goal as meet it; then adjust a single tensor."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from math import prod
 from typing import Any, BinaryIO, cast
 
@@ -14,6 +15,7 @@ import numpy as np
 from ..errors import EncodeError, near_names
 from ..format.chunkwriter import ChunkWriter, EncodedTensor
 from ..format.dtypes import BY_NAME
+from ..format.records import AliasRecord
 from ..sizes import Size
 from .budget_search import EXACT, Attempt, BudgetSearch, Trials
 from .disk_list import DiskList
@@ -23,12 +25,13 @@ from .options import Options
 from .plan import Plan
 from .progress import Passes, Phase
 from .report import Report
-from .requested_goal import RequestedGoal
+from .requested_goal import NO_TENSOR, RequestedGoal, why_missed
 from .ruin import note_ruin
 from .sensitivity import Steps
 from .shared_codebooks import SharedCodebooks
-from .size_drafts import ROUNDS, DraftedSteps, fixed_nbytes
+from .size_drafts import DraftedSteps
 from .small.coded_tensor import CodedTensor
+from .small.draft import Drafted
 from .source import SourceTensor, check_tensors, fits_float32, native
 from .step_search import Goal, Outcome
 from .task import Draft, Encoding, Job
@@ -39,7 +42,6 @@ _EXACT_FROM = 0.5  # budgets below this share of the tensors' bytes cannot be me
 _MAX_CORRECTIONS = 6  # rounds until a file with corrected tensors meets a budget
 _CORRECTION_SHARE = 0.001  # share of a budget, and number of bytes, reserved for the growth of corrected tensors
 _CORRECTION_NBYTES = 16
-_NO_TENSOR = "no tensor is of a kind and a size to be coded more finely or coarsely"  # why a budget is missed
 _DRAFTED = 1 << 20  # least number of weights for which drafts are made before a budget search
 
 
@@ -122,7 +124,7 @@ class ModelEncoder:
             report = self._write_all(writer, results, "writing")
         if self.options.sqnr is not None and not self.plan.statistics and self._request.n_weights:
             outcome = Outcome(report.file_nbytes, report.sqnr_db)
-            self.missed = self._request.notes_on(Goal(sqnr_db=self.options.sqnr), outcome, _NO_TENSOR)
+            self.missed = self._request.notes_on(Goal(sqnr_db=self.options.sqnr), outcome, NO_TENSOR)
         report.note_missed(self.missed)
         note_ruin(report, self.plan.steps, self._step, self.options)
         return report
@@ -156,6 +158,7 @@ class ModelEncoder:
                 ((_, found),) = self._work.values([(tensor, self.plan.look(tensor))])
             if found is not None:
                 self.plan.note(tensor, found)
+        self._coarse = [i for i, tensor in enumerate(self.tensors) if tensor.name in self.plan.statistics]
         self.plan.set_steps()
 
     def _first_job(self, tensor: SourceTensor) -> Job | None:
@@ -178,7 +181,8 @@ class ModelEncoder:
         ways = [self._encode_between]
         if goal.nbytes is None and self.options.preset == "fast":
             ways.append(partial(self._encode_between, by_entries=True))
-        search = BudgetSearch(goal, Trials(self._encode_kept, ways, self._measure))
+        some = self._encode_some if self.options.preset == "small" else None
+        search = BudgetSearch(goal, Trials(self._encode_kept, ways, self._measure, some, self._coarse))
         is_generous = goal.nbytes is not None and goal.nbytes >= _EXACT_FROM * self._request.source_nbytes
         if not (is_generous and search.try_step(EXACT).meets(goal)):
             search.run(self.plan.steps if first_step else self._drafted(goal), first_step)
@@ -196,7 +200,7 @@ class ModelEncoder:
         """Results that meet a goal. Sets ``missed`` if they are not near to it."""
         search = self._meet(goal)
         assert search.within is not None
-        self.missed = self._request.notes_on(goal, search.within.outcome, self._why(goal, search))
+        self.missed = self._request.notes_on(goal, search.within.outcome, why_missed(goal, search, self.plan.steps))
         return search.within.results
 
     def _drafted(self, goal: Goal) -> Steps:
@@ -204,17 +208,26 @@ class ModelEncoder:
         n_weights = sum(s.n_values for s in self.plan.statistics.values())
         if goal.nbytes is None or self.options.preset != "small" or n_weights < _DRAFTED:
             return self.plan.steps
-        self._passes.begin("drafts", ROUNDS * n_weights)
-        by_name = {tensor.name: tensor for tensor in self.tensors}
-        coarse = [by_name[name] for name in self.plan.statistics]
+        rounds = count()
+        self._passes.begin("drafts", n_weights)
 
-        def draft(steps: Sequence[float], is_last: bool) -> Iterator[float]:
-            jobs = ((tensor, Draft(step, is_last)) for tensor, step in zip(coarse, steps, strict=True))
-            return (bits for _, bits in self._work.values(jobs))
+        def draft(steps: Sequence[float]) -> Iterator[Drafted]:
+            if next(rounds):
+                self._passes.begin("drafts", n_weights)
+            jobs = ((self.tensors[i], Draft(step)) for i, step in zip(self._coarse, steps, strict=True))
+            return (drafted for _, drafted in self._work.values(jobs))
 
-        fixed = fixed_nbytes((t for t in self.tensors if t.name not in self._fixed), self.plan.statistics)
-        fixed += sum(result.report.stored_nbytes for result in self._fixed.values())
-        return DraftedSteps(list(self.plan.statistics.values()), draft, goal.nbytes, fixed)
+        return DraftedSteps(list(self.plan.statistics.values()), draft, self._rest_nbytes, goal.nbytes)
+
+    def _rest_nbytes(self, relative_step: float) -> float:
+        """Bytes of a file of the tensors whose steps are not to be chosen, without aliases."""
+        rest = [tensor for tensor in self.tensors if tensor.name not in self.plan.statistics]
+        with ChunkWriter(cast(BinaryIO, NullStream()), self._metadata) as writer:
+            layers = LayerWriter(writer, self._books.numbered)
+            for result in self._results_of(rest, relative_step):
+                if not isinstance(result.encoded, AliasRecord):
+                    layers.add(result)
+            return layers.close().file_nbytes
 
     def _corrected(self, goal: Goal | None) -> Sequence[Result]:
         """Results in which short tensors have been corrected for the quantized weights."""
@@ -236,7 +249,7 @@ class ModelEncoder:
             results = self._correct(search.within.results)
             outcome = self._measure(results)
             if outcome.meets(goal) and (best is None or outcome.is_nearer(best.outcome, goal)):
-                best, why = Attempt(self._step, results, outcome), self._why(goal, search)
+                best, why = Attempt(self._step, results, outcome), why_missed(goal, search, self.plan.steps)
             if outcome.meets(goal) and outcome.is_near(goal):
                 break
             aim += goal.nbytes * (1 - _CORRECTION_SHARE) - outcome.nbytes
@@ -274,6 +287,11 @@ class ModelEncoder:
         self._work.encoder.strengthen_hysteresis()
         return results
 
+    def _encode_some(self, numbers: Sequence[int], step: float) -> Sequence[Result]:
+        tensors = [self.tensors[number] for number in numbers]
+        self._passes.begin("encoding", sum(tensor.n_elements for tensor in tensors))
+        return self._keep(self._results_of(tensors, step))
+
     def _encode_between(self, number: int, step: float, *, by_entries: bool = False) -> Result:
         tensor = self.tensors[number]
         self._passes.begin("encoding", prod(tensor.shape))
@@ -290,27 +308,16 @@ class ModelEncoder:
         """Store results so that several passes can read them."""
         return DiskList(results, folder=self._place.temporary)
 
-    def _why(self, goal: Goal, search: BudgetSearch) -> str:
-        """The reason why no file is nearer to a goal, for a note."""
-        assert search.within is not None
-        if self.plan.steps.is_empty:
-            return _NO_TENSOR
-        if search.within.step == EXACT:
-            return "every bit is kept"
-        if search.beyond is None:
-            return f"nothing {'finer' if goal.nbytes is not None else 'coarser'} is possible"
-        if goal.nbytes is not None:
-            return f"sizes jump, the next larger file that was found has {search.beyond.outcome.nbytes:,} bytes"
-        return f"files jump, the next smaller one that was found has {search.beyond.outcome.sqnr_db:.2f} dB"
-
     def _encode(self, relative_step: float) -> Iterator[Result]:
         self._passes.begin("encoding")
+        return self._results_of(self.tensors, relative_step)
 
+    def _results_of(self, tensors: Iterable[SourceTensor], relative_step: float) -> Iterator[Result]:
         def job(tensor: SourceTensor) -> Job | None:
             is_known = tensor.name in self._fixed and not (relative_step == EXACT and self.plan.method(tensor) is None)
             return None if is_known else Encoding(relative_step)
 
-        for tensor, result in self._work.values((tensor, job(tensor)) for tensor in self.tensors):
+        for tensor, result in self._work.values((tensor, job(tensor)) for tensor in tensors):
             if result is None:
                 result = self._fixed[tensor.name]
             elif self.options.has_budget and relative_step != EXACT and self._is_fixed(tensor):

@@ -6,9 +6,13 @@ import math
 from collections.abc import Sequence
 from math import prod
 
+from .budget_search import EXACT, BudgetSearch
 from .options import Options
+from .sensitivity import Steps
 from .source import SourceTensor
 from .step_search import Goal, Outcome
+
+NO_TENSOR = "no tensor is of a kind and a size to be coded more finely or coarsely"
 
 
 class RequestedGoal:
@@ -77,3 +81,17 @@ class RequestedGoal:
             possible = "so many bytes are"
         return (f"a file of {nbytes:.0f} bytes was asked for; the smallest possible has {smallest_nbytes}: {possible}"
                 f" possible, with {fixed_nbytes} bytes in tensors that no step changes")  # fmt: skip
+
+
+def why_missed(goal: Goal, search: BudgetSearch, steps: Steps) -> str:
+    """The reason why no file is nearer to a goal, for a note."""
+    assert search.within is not None
+    if steps.is_empty:
+        return NO_TENSOR
+    if search.within.step == EXACT:
+        return "every bit is kept"
+    if search.beyond is None:
+        return f"nothing {'finer' if goal.nbytes is not None else 'coarser'} is possible"
+    if goal.nbytes is not None:
+        return f"sizes jump, the next larger file that was found has {search.beyond.outcome.nbytes:,} bytes"
+    return f"files jump, the next smaller one that was found has {search.beyond.outcome.sqnr_db:.2f} dB"

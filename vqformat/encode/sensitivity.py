@@ -229,6 +229,15 @@ class Steps:
             return relative * self._unit / (math.sqrt(sensitivity) * root_mean_square(values))
         return relative * math.sqrt(values.size / self._typical_size)
 
+    @property
+    def n_values(self) -> list[int]:
+        """Number of values of each tensor."""
+        return [s.n_values for s in self._statistics]
+
+    def estimates(self, relative: float) -> list[float]:
+        """Estimates of the bytes of the codes of each tensor with a relative step."""
+        return [s.entropy_nbytes(self.step(s, relative)) for s in self._statistics]
+
     def estimate(self, relative: float) -> float:
         """Estimate of the bytes of all codes with a relative step."""
-        return sum(s.entropy_nbytes(self.step(s, relative)) for s in self._statistics)
+        return sum(self.estimates(relative))

@@ -1,87 +1,131 @@
-"""Estimates of the size of a file of preset ``small``, from drafts: a trellis of few states on a sample of each tensor.
+"""Estimates of the size of a file of preset ``small``, from drafts of its tensors, before the tensors are encoded.
 
-The entropy of quantized values is 5 to 20 % off, which costs a budget search one or two more passes over the whole
-model. The first drafts are of tensors as they are. For those of the last round the plans of the tensors are found,
-which the first pass needs anyway; they are less than 1 % off above 1 bit a weight, so one pass is often enough.
+The entropy of quantized values is 5 to 50 % off, which costs a budget search one or two more passes over the whole
+model. Drafts are mostly less than 0.5 % off, and find the plans of the tensors, which the first pass needs anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-
-from ..format.dtypes import BY_NAME
-from .methods.layout import ShortFloats
+from ..format.limits import ALIGNED_FROM_NBYTES, ALIGNMENT
+from .methods.assemble import BLOCK_ELEMENTS
 from .sensitivity import Statistics, Steps
-from .small.bands import Points
-from .small.contexts import find_contexts
-from .small.decorrelate import FINER, PRICE
-from .small.error_weights import power_at
-from .small.tiles import WITH_STATES
-from .small.trellis import Draft
-from .source import SourceTensor
+from .small.draft import FINER_BY, Drafted
 from .step_search import solve
 
-_OF_TENSOR, _OF_TABLES = 144, 250  # bytes of names and sections of a tensor, and of the tables of a coarse one
-_SHORT_BITS = 9.5  # of a value of a short tensor; in a file their share is small
+# Bytes of the record of a coarse tensor and its names; of the entry of the section of a block; of its mean padding; and
+# of the chunks of frequency tables and of a layer
+_OF_TENSOR, _OF_BLOCK, _OF_TABLES = 35, 8, 200
+_PADDING = ALIGNMENT / 2
+# Entropies of codes of a scalar grid are more than the bits of a trellis: by this share, and at most so many bits
+_LESS, _MOST_LESS = 0.15, 0.35
 _FEWEST_BITS = 0.02  # least estimate for a code
-ROUNDS = 2  # of drafts. Two are enough: the difference from the entropy is nearly the same at all steps
+_FIRST_STEP = 0.5  # relative step at which the bytes of other tensors are estimated first
+_MOST_ROUNDS = 3  # of drafts
+# Ratios of the step of drafts to the step that follows from them, between which no further drafts are needed. The
+# finer step of the drafts is within. With a larger ratio plans would be found anew
+_NEAR = (0.9, 1.19)
+_ENTRY_NBYTES, _LESS_A_BIT = 1.55, 0.1  # stored bytes of an entry of a table at no bits a code, and less for each bit
+_OWN_TABLES_BITS = 1 << 21  # a tensor of more bits has tables of its own; others share some, see layers.py
+_SHARED_WEIGHTS = 1 << 19  # about the weights of tensors that share tables
+_NEW = 0.3  # share of the entries of a further tensor with the same tables that it adds to these
+_MISFIT = 1.004  # factor of the bits of codes with tables that are those of several tensors
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Bits of a code of a tensor as a function of its step: those of the entropy, corrected by a draft.
+
+    Attributes:
+        statistics: Of the tensor.
+        step: Step of the draft.
+        correction, finer_correction: Bits to add at this step, and at the step divided by ``FINER_BY``.
+    """
+
+    statistics: Statistics
+    step: float
+    correction: float
+    finer_correction: float
+
+    @classmethod
+    def of(cls, statistics: Statistics, step: float, drafted: Drafted) -> _Curve:
+        factor = 1.0 if _has_own_tables(statistics, drafted) else _MISFIT
+        return cls(statistics, step, factor * drafted.bits - _entropy(statistics, step),
+                   factor * drafted.finer_bits - _entropy(statistics, step / FINER_BY))  # fmt: skip
+
+    def nbytes_at(self, step: float) -> float:
+        share = min(max(math.log(self.step / step) / math.log(FINER_BY), -1.0), 2.0)
+        bits = _entropy(self.statistics, step) + (1 - share) * self.correction + share * self.finer_correction
+        return max(bits, _FEWEST_BITS) * self.statistics.n_values / 8
 
 
 class DraftedSteps(Steps):
-    """Steps with estimates of sizes that are corrected by drafts.
+    """Steps with estimates of sizes from drafts.
 
     Args:
         statistics: Statistics of the tensors whose steps are to be chosen.
-        draft: Makes a draft of each tensor with its step, and returns their bits for each code. Its second argument is
-            whether this is the last round, of which plans are kept.
-        nbytes: Bytes that the file should have. Drafts are made with the step for this size.
-        fixed_nbytes: Bytes of it that do not depend on the step, see ``fixed_nbytes``.
+        draft: Makes a draft of each tensor with its step.
+        rest: Bytes of a file of the other tensors, given the relative step.
+        nbytes: Bytes that the file should have. Drafts are made with steps near those for this size.
     """
 
     def __init__(
-        self, statistics: Sequence[Statistics], draft: Callable[[Sequence[float], bool], Iterable[float]],
-        nbytes: float, fixed_nbytes: float = 0.0,
+        self, statistics: Sequence[Statistics], draft: Callable[[Sequence[float]], Iterable[Drafted]],
+        rest: Callable[[float], float], nbytes: float,
     ) -> None:  # fmt: skip
         super().__init__(statistics)
-        self._fixed_nbytes = fixed_nbytes
-        self._corrections = [0.0] * len(statistics)  # for each tensor, bits to add for each code
-        for number in range(1, ROUNDS + 1):
-            relative = solve(self.estimate, nbytes)
+        self._curves: list[_Curve] = []
+        self._fixed_nbytes = rest(_FIRST_STEP)
+        relative = solve(self.estimate, nbytes)
+        for _ in range(_MOST_ROUNDS):
             steps = [self.step(s, relative) for s in statistics]
-            self._corrections = [
-                bits - 8 * s.entropy_nbytes(step) / s.n_values
-                for s, bits, step in zip(statistics, draft(steps, number == ROUNDS), steps, strict=True)
-            ]
+            drafts = list(draft(steps))
+            self._curves = [_Curve.of(*each) for each in zip(statistics, steps, drafts, strict=True)]
+            self._fixed_nbytes = rest(relative) + _overhead(statistics, drafts)
+            before, relative = relative, solve(self.estimate, nbytes)
+            if _NEAR[0] <= before / relative <= _NEAR[1]:
+                break
+
+    def estimates(self, relative: float) -> list[float]:
+        if self._curves:
+            return [curve.nbytes_at(self.step(curve.statistics, relative)) for curve in self._curves]
+        entropies = [_entropy(s, self.step(s, relative)) for s in self._statistics]
+        return [(entropy - min(_LESS * entropy, _MOST_LESS)) * s.n_values / 8
+                for s, entropy in zip(self._statistics, entropies, strict=True)]  # fmt: skip
 
     def estimate(self, relative: float) -> float:
-        total = self._fixed_nbytes
-        for s, correction in zip(self._statistics, self._corrections, strict=True):
-            bits = 8 * s.entropy_nbytes(self.step(s, relative)) / s.n_values + correction
-            total += max(bits, _FEWEST_BITS) * s.n_values / 8
-        return total
+        """Estimate of the bytes of the file."""
+        return self._fixed_nbytes + sum(self.estimates(relative))
 
 
-def bits_of_code(values: ShortFloats, step: float) -> float:
-    """Bits for each code of a tensor with this step, as it is."""
-    points = Points(values.reshape(len(values), -1), np.float32(step * FINER))
-    contexts = find_contexts(points)
-    return WITH_STATES * Draft.of(points, contexts, PRICE, power_at(contexts.expected_bits)).bits
+def _entropy(statistics: Statistics, step: float) -> float:
+    """Bits of a code of a scalar grid."""
+    return 8 * statistics.entropy_nbytes(step) / statistics.n_values
 
 
-def fixed_nbytes(tensors: Iterable[SourceTensor], coarse: Container[str]) -> float:
-    """About the bytes of a file that do not depend on the step.
+def _has_own_tables(statistics: Statistics, drafted: Drafted) -> bool:
+    return drafted.bits * statistics.n_values > _OWN_TABLES_BITS
 
-    Args:
-        tensors: All tensors of the file.
-        coarse: Names of those whose steps are to be chosen.
-    """
+
+def _overhead(statistics: Sequence[Statistics], drafts: Sequence[Drafted]) -> float:
+    """About the bytes that tensors take besides their codes: frequency tables, records, tables of sections."""
     total = 0.0
-    for tensor in tensors:
-        total += _OF_TENSOR
-        if tensor.name in coarse:
-            total += _OF_TABLES
-        elif tensor.alias_of is None and BY_NAME[tensor.dtype].arithmetic:
-            total += _SHORT_BITS / 8 * tensor.n_elements
+    n_together = _SHARED_WEIGHTS  # weights of tensors with the same tables
+    most = 0.0  # bytes that one of them would take for these
+    for s, drafted in zip(statistics, drafts, strict=True):
+        n_blocks = math.ceil(s.n_values / BLOCK_ELEMENTS)
+        is_padded = drafted.bits * s.n_values / 8 > ALIGNED_FROM_NBYTES * n_blocks
+        total += _OF_TENSOR + (_OF_BLOCK + _PADDING * is_padded) * n_blocks
+        nbytes = drafted.n_entries * max(_ENTRY_NBYTES - _LESS_A_BIT * drafted.bits, 0.5)
+        if _has_own_tables(s, drafted):
+            total += nbytes + _OF_TABLES
+        elif n_together + s.n_values > _SHARED_WEIGHTS:
+            total += nbytes + _OF_TABLES
+            n_together, most = s.n_values, nbytes
+        else:
+            total += _NEW * min(nbytes, most) + max(nbytes - most, 0.0)
+            n_together, most = n_together + s.n_values, max(nbytes, most)
     return total

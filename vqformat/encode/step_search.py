@@ -12,6 +12,9 @@ SMALLEST_STEP: float = 2.0**-14
 COARSEST_STEP: float = 2.0**8
 _TOLERANCE = 0.004  # relative distance below a size at which a search ends
 _NEAR_SIZE, _NEAR_DB = 0.01, 0.1  # relative size, and dB, by which a goal may be missed without a note
+_OVER_DB = 0.08  # distance above an SQNR at which a search ends
+_DB_OF_STEP = 10.2  # about the SQNR with a relative step of 1, from which the first step follows
+_LOW_DB = 13.0  # an SQNR below which many values become 0
 _MAX_TRIES = 14
 _NARROW = 1.0001  # ratio of two steps between which no further step is tried
 _EXTREME_DB = 300.0  # in place of an infinite SQNR
@@ -58,7 +61,10 @@ class Outcome:
         return abs(self.sqnr_db - (goal.sqnr_db or 0.0))
 
 
-def meet(steps: Steps, goal: Goal, encode: Callable[[float], Outcome], first_step: float | None = None) -> None:
+def meet(
+    steps: Steps, goal: Goal, encode: Callable[[float], Outcome], first_step: float | None = None,
+    refine: Callable[[float], bool] | None = None,
+) -> None:  # fmt: skip
     """Try relative steps until the outcome just meets the goal, or until two neighbouring steps miss it on both sides.
 
     The caller keeps the best outcome. If no step meets the goal, the coarsest step (for a size) or the finest one (for
@@ -67,6 +73,7 @@ def meet(steps: Steps, goal: Goal, encode: Callable[[float], Outcome], first_ste
     Args:
         encode: Encodes the model with a relative step.
         first_step: The step to try first; None for the estimated one.
+        refine: Tries to meet the goal by changes to what was encoded last, with this step; returns whether it is met.
     """
     if steps.is_empty:
         encode(COARSEST_STEP)
@@ -78,7 +85,7 @@ def meet(steps: Steps, goal: Goal, encode: Callable[[float], Outcome], first_ste
         if step is None or step in tried:
             break
         tried.add(step)
-        if search.is_met(step, encode(step)):
+        if search.is_met(step, encode(step)) or (refine is not None and refine(step)):
             return
         step = search.next_step()
     last = search.last_resort()
@@ -95,11 +102,12 @@ class _SizeSearch:
 
     def __init__(self, steps: Steps, nbytes: float) -> None:
         self._steps, self._goal = steps, nbytes
+        self._wanted = nbytes * (1 - _TOLERANCE / 2)  # estimates are too small as often as too large
         self._tried: dict[float, int] = {}
         self._fixed = 0.0
 
     def first_step(self) -> float:
-        return solve(self._steps.estimate, self._goal)
+        return solve(self._steps.estimate, self._wanted)
 
     def is_met(self, step: float, outcome: Outcome) -> bool:
         if not self._tried:
@@ -110,7 +118,7 @@ class _SizeSearch:
 
     def next_step(self) -> float | None:
         """The step to try next; None if two neighbouring steps miss the goal on both sides."""
-        wanted = self._goal * (1 - _TOLERANCE / 2)
+        wanted = self._wanted
         above = {step: n for step, n in self._tried.items() if n > wanted}
         below = {step: n for step, n in self._tried.items() if n <= wanted}
         if above and below:  # interpolate log(size) over log(step) between the two nearest
@@ -136,22 +144,24 @@ class _SizeSearch:
 
 
 class _QualitySearch:
-    """Search for the step at which the SQNR is just reached. The SQNR falls by about 6 dB when the step doubles."""
+    """Search for the step at which the SQNR is just reached. The SQNR falls by about 6 dB when the step doubles, and by
+    less where many values become 0."""
 
     def __init__(self, sqnr_db: float) -> None:
-        self._goal = sqnr_db
+        self._goal, self._wanted = sqnr_db, sqnr_db + _OVER_DB / 2
         self._tried: dict[float, float] = {}
 
     def first_step(self) -> float:
-        return float(min(max(2.0 ** ((10.8 - self._goal) / 6.02), SMALLEST_STEP), 2.0))  # the noise is step² / 12
+        # The noise is step² / 12 with presets default and fast, which is 10.8 dB, and a little more with small
+        return float(min(max(2.0 ** ((_DB_OF_STEP - self._wanted) / 6.02), SMALLEST_STEP), 2.0))
 
     def is_met(self, step: float, outcome: Outcome) -> bool:
         self._tried[step] = min(max(outcome.sqnr_db, -_EXTREME_DB), _EXTREME_DB)
-        return self._goal <= outcome.sqnr_db <= self._goal + 0.08
+        return self._goal <= outcome.sqnr_db <= self._goal + _OVER_DB
 
     def next_step(self) -> float | None:
         """As in ``_SizeSearch``."""
-        wanted = self._goal + 0.04
+        wanted = self._wanted
         above = [step for step, sqnr in self._tried.items() if sqnr >= wanted]
         below = [step for step, sqnr in self._tried.items() if sqnr < wanted]
         if above and below:
@@ -161,7 +171,7 @@ class _QualitySearch:
             share = (self._tried[low] - wanted) / max(self._tried[low] - self._tried[high], 1e-9)
             return low * math.pow(high / low, min(max(share, 0.05), 0.95))
         nearest = max(above) if above else min(below)
-        step = nearest * 2.0 ** ((self._tried[nearest] - wanted) / 5)
+        step = nearest * 2.0 ** ((self._tried[nearest] - wanted) / (6 if wanted > _LOW_DB else 5))
         least = _least_factor(len(self._tried))
         step = max(step, nearest * least) if above else min(step, nearest / least)
         return min(max(float(step), SMALLEST_STEP), LARGEST_STEP)

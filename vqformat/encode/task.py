@@ -19,6 +19,7 @@ from .outcome_file import is_whole, packed, write
 from .plan import Look, Looked, Plan, PlanPart
 from .section_store import SectionStore
 from .shared_codebooks import SharedCodebooks
+from .small.draft import Drafted
 from .source import SourceTensor, native
 from .tensor import TensorEncoder, TensorState
 
@@ -41,14 +42,9 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Draft:
-    """Make a draft of the tensor with a step, and find its bits for each code.
-
-    Attributes:
-        is_planned: Whether its plan is found first, and kept for the next step.
-    """
+    """Make a draft of the tensor with a step, see ``TensorEncoder.draft``."""
 
     step: float
-    is_planned: bool
 
 
 Job = Encoding | Draft | Look
@@ -130,13 +126,13 @@ class Outcome:
     """What came of a task.
 
     Attributes:
-        value: A ``Result``, a ``Looked``, or the bits of a draft.
+        value: A ``Result``, a ``Looked`` or a ``Drafted``.
         state: What is to be remembered of the tensor.
         rejected: Why the method of its wildcard cannot code it; None if it can.
         crc: See ``equal_tensors.crc_of_pieces``; None if the tensor need not be compared.
     """
 
-    value: Result | Looked | float
+    value: Result | Looked | Drafted
     state: TensorState
     rejected: str | None
     crc: int | None
@@ -153,13 +149,13 @@ class _Once:
         return self.arrays.pop() if self.arrays else self.again()
 
 
-def do(job: Job, tensor: SourceTensor, encoder: TensorEncoder) -> Result | Looked | float:
+def do(job: Job, tensor: SourceTensor, encoder: TensorEncoder) -> Result | Looked | Drafted:
     """Do a job. The tensor has been found to be no copy of another one, or the encoder finds that out."""
     match job:
         case Encoding(step):
             return encoder.encode(tensor, step)
-        case Draft(step, is_planned):
-            return encoder.draft(tensor, step, is_planned=is_planned)
+        case Draft(step):
+            return encoder.draft(tensor, step)
         case Look():
             return job.at(tensor, tensor.load())
 

@@ -28,11 +28,11 @@ from .recipe import Method
 from .report import TensorReport, as_decoded, decibel, sqnr_db
 from .sensitivity import Statistics, Steps, root_mean_square
 from .shared_codebooks import SharedCodebooks
-from .size_drafts import bits_of_code
 from .small import small
 from .small.coded_tensor import CodedTensor
 from .small.decorrelate import Hysteresis
 from .small.decorrelate import Plan as GridPlan
+from .small.draft import Drafted, draft
 from .source import SourceTensor, StoredForm, fits_float32, native
 
 Array = npt.NDArray[Any]
@@ -245,14 +245,13 @@ class TensorEncoder:
         return small.Settings(tensor.output_axis, tensor.is_table, self._options.sqnr is not None,
                               self._plan.feedback(tensor), self._plan.row_scales(tensor), hysteresis)  # fmt: skip
 
-    def draft(self, tensor: SourceTensor, step: float, *, is_planned: bool) -> float:
-        """Make a draft of a tensor with its step, and find its bits for each code. Its plan is kept for this step."""
-        values = short_reals(native(tensor))
-        if not is_planned or self._plan.method(tensor) is not None:
-            return bits_of_code(values, step)
-        found = small.make_plan(tensor.name, tensor.dtype, tensor.shape, values, step, settings=self._settings(tensor))
-        self._remember(tensor.name, found.plan)
-        return found.bits_of_code()
+    def draft(self, tensor: SourceTensor, step: float) -> Drafted:
+        """Make a draft of a tensor with its step. Its plan is kept for this step."""
+        planned = small.make_plan(tensor.name, tensor.dtype, tensor.shape, short_reals(native(tensor)), step,
+                                  settings=self._settings(tensor))  # fmt: skip
+        if self._plan.method(tensor) is None:
+            self._remember(tensor.name, planned.plan)
+        return draft(planned)
 
     def _remember(self, name: str, plan: GridPlan) -> None:
         """Remember the kind of a tensor and, unless kept plans take too much memory, its plan for the next step."""

@@ -75,8 +75,8 @@ class TensorWork:
         """Do jobs.
 
         Returns:
-            For each tensor, in order: a ``Result`` for an ``Encoding``; the bits for a ``Draft``; a ``Looked`` for a
-            ``Look``, or None if the tensor is a copy; None without a job.
+            For each tensor, in order: a ``Result`` for an ``Encoding``; a ``Drafted`` for a ``Draft``; a ``Looked`` for
+            a ``Look``, or None if the tensor is a copy; None without a job.
         """
         if self._place.pool is None:
             for tensor, job in jobs:

@@ -102,13 +102,10 @@ class Planned:
     is_table: bool
     has_factors: bool
 
-    def bits_of_code(self) -> float:
-        """Bits for each code, overhead included, from a draft."""
-        plan, points = self.plan, self.plan.points(self.source, self.unit, is_held=True)
-        power = error_weights.power_at(plan.contexts.expected_bits) if not self.has_factors else 0.0
-        draft = trellis.Draft.of(points, plan.contexts, PRICE, power,
-                                 n_states=_N_FEEDBACK_STATES if self.has_factors else _N_STATES)  # fmt: skip
-        return tiles.WITH_STATES * draft.bits + plan.side_bits / size_of(points)
+    @property
+    def n_states(self) -> int:
+        """States of the trellis."""
+        return _N_FEEDBACK_STATES if self.has_factors else _N_STATES
 
 
 def make_plan(

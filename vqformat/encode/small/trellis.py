@@ -192,6 +192,28 @@ def expected_bits(points: Rows, contexts: Contexts, price: float, fit: Fit, powe
     return draft.bits + 0.5 * math.log2(max(noise, 1e-9) / _FINE_NOISE)
 
 
+def codes_of_sample(
+    values: Floats, contexts: npt.NDArray[np.uint8], of_all: Contexts, *, price: float, weights: Floats, n_states: int
+) -> tuple[npt.NDArray[np.intp], int]:
+    """Quantize a sample with rates that are those of its codes.
+
+    Args:
+        values: ``(n_steps, n_sequences)``, in steps of the grid.
+        contexts: The context of each value.
+        of_all: All contexts.
+        price: Cost of a bit, in squared steps.
+        weights: Weights of squared errors, of a shape that can be broadcast.
+
+    Returns:
+        The code of each value, those of codebook q of context c from ``(2 c + q) · n``; and n, the codes of a codebook.
+    """
+    reach = int(largest_magnitude(values) / 2) + 3
+    n_codes = 2 * reach + 1
+    _, indices, books = _adapt(values, contexts, expected_rates(of_all, reach), viterbi.TRELLISES[n_states],
+                               price=price, weights=weights)  # fmt: skip
+    return (contexts.astype(np.intp) * 2 + books) * n_codes + indices + reach, n_codes
+
+
 def count_rates(indices: Indices, books: Books, contexts: Contexts, price: float, reach: int) -> Rates:
     """The rates of given codes."""
     size = 2 * reach + 1
