@@ -296,13 +296,14 @@ def test_all_codes_of_a_byte_are_decoded_together(
 def test_transposed_values_are_placed_wherever_a_tensor_begins(shape: tuple[int, int]) -> None:
     values = np.random.RandomState(0).standard_normal(shape).astype(np.float32)
     n_rows, n_columns = shape
+    places = decoding.Places(np.arange(n_rows), np.arange(n_columns) * n_rows, n_columns)
     memory = np.empty(values.size + 32, np.float32)
     for backend in KERNELS:
         native.use(backend)
         for start in range(17):
             memory[:] = -1
             out = memory[start : start + values.size]
-            decoding.scatter(values, np.arange(n_rows), np.arange(n_columns) * n_rows, out)
+            decoding.scatter(values, places.addresses((0, n_rows, 0, n_columns), out))
             assert np.array_equal(out.reshape(n_columns, n_rows), values.T)
             assert np.all(memory[:start] == -1) and np.all(memory[start + values.size :] == -1)
 
