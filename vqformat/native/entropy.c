@@ -12,16 +12,18 @@
 #include "instruction_sets.h"
 
 enum { CHUNK = 128, WIDTH = 16 }; /* steps that are looked up together; lanes of a vector */
+enum { FEWEST = 4 };              /* fewest lanes for AVX2, see step_avx2 */
 enum { AHEAD = 4, LINE = 64 };    /* lanes whose codes are asked for before they are used; bytes of a cache line */
 static const uint32_t START = 1u << 16;
 
 typedef struct {
     const Codes *codes;
-    int64_t n, n_padded;  /* lanes; the same as a multiple of WIDTH */
-    uint32_t *x;          /* (n_padded,): the states */
-    uint32_t *chunk;      /* (CHUNK, n_padded): frequency and start of each code; 0 where a lane has none */
+    int64_t n, n_padded;    /* lanes; the same as a multiple of WIDTH */
+    uint32_t *x;            /* (n_padded,): the states */
+    uint32_t *chunk;        /* (CHUNK, n_padded): frequency and start of each code; 0 where a lane has none */
     int precision;
-    uint8_t *next;        /* where the word after the next one was written */
+    uint8_t *next;          /* where the word after the next one was written */
+    uint8_t orders[256][8]; /* for AVX2, see find_orders */
 } Lanes;
 
 /* The first symbol of the class of a row. */
@@ -123,6 +125,58 @@ static void step_scalar(Lanes *l, const uint32_t *found)
 }
 
 #ifdef HAS_X86
+/* The integer part of x / divisor, for four integers below 2^32 and divisors below 2^15: float64 is exact enough. */
+TARGET_AVX2 static ALWAYS_INLINE __m128i quotients_avx2(__m128i x, __m128i divisor)
+{
+    const __m128i half = _mm_set1_epi32(INT32_MIN); /* there are conversions of signed integers only */
+    const __m256d value = _mm256_add_pd(_mm256_cvtepi32_pd(_mm_xor_si128(x, half)), _mm256_set1_pd(2147483648.0));
+    return _mm256_cvttpd_epi32(_mm256_div_pd(value, _mm256_cvtepi32_pd(divisor)));
+}
+
+/* At number i the lanes whose bits of i are set, at the end, in ascending order. */
+static void find_orders(uint8_t orders[256][8])
+{
+    for (int i = 0; i < 256; i++) {
+        int at = 8;
+        for (int lane = 7; lane >= 0; lane--)
+            if (i >> lane & 1)
+                orders[i][--at] = (uint8_t)lane;
+        while (at > 0)
+            orders[i][--at] = 0;
+    }
+}
+
+/* 8 lanes write 16 bytes, of which the last ones are words. There is room for the others: the states of at least
+   FEWEST lanes, which come before all words, are written later. */
+TARGET_AVX2 static void step_avx2(Lanes *l, const uint32_t *found)
+{
+    const __m128i precision = _mm_cvtsi32_si128(l->precision), rest = _mm_cvtsi32_si128(32 - l->precision);
+    const __m256i low = _mm256_set1_epi32(0xFFFF), zero = _mm256_setzero_si256(), one = _mm256_set1_epi32(1);
+    for (int64_t lane = l->n_padded - 8; lane >= 0; lane -= 8) {
+        const __m256i of_code = _mm256_loadu_si256((const __m256i *)(found + lane));
+        const __m256i frequency = _mm256_and_si256(of_code, low), start = _mm256_srli_epi32(of_code, 16);
+        const __m256i is_coded = _mm256_cmpgt_epi32(frequency, zero);
+        const __m256i before = _mm256_loadu_si256((const __m256i *)(l->x + lane));
+        const __m256i is_small = _mm256_cmpgt_epi32(frequency, _mm256_srl_epi32(before, rest));
+        const __m256i is_large = _mm256_andnot_si256(is_small, is_coded);
+        const int bits = _mm256_movemask_ps(_mm256_castsi256_ps(is_large));
+        const __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)l->orders[bits]));
+        const __m256i words = _mm256_and_si256(_mm256_permutevar8x32_epi32(before, order), low);
+        const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+        _mm_storeu_si128((__m128i *)(l->next - sizeof packed), packed);
+        l->next -= 2 * _mm_popcnt_u32((unsigned)bits);
+        const __m256i x = _mm256_blendv_epi8(before, _mm256_srli_epi32(before, 16), is_large);
+        const __m256i divisor = _mm256_max_epi32(frequency, one);
+        const __m128i left = quotients_avx2(_mm256_castsi256_si128(x), _mm256_castsi256_si128(divisor));
+        const __m128i right = quotients_avx2(_mm256_extracti128_si256(x, 1), _mm256_extracti128_si256(divisor, 1));
+        const __m256i quotient = _mm256_inserti128_si256(_mm256_castsi128_si256(left), right, 1);
+        const __m256i remainder = _mm256_sub_epi32(x, _mm256_mullo_epi32(quotient, frequency));
+        const __m256i of_remainder = _mm256_add_epi32(remainder, start);
+        const __m256i after = _mm256_add_epi32(_mm256_sll_epi32(quotient, precision), of_remainder);
+        _mm256_storeu_si256((__m256i *)(l->x + lane), _mm256_blendv_epi8(before, after, is_coded));
+    }
+}
+
 TARGET_AVX512 static void step_avx512(Lanes *l, const uint32_t *found)
 {
     const __m128i precision = _mm_cvtsi32_si128(l->precision), rest = _mm_cvtsi32_si128(32 - l->precision);
@@ -151,7 +205,7 @@ TARGET_AVX512 static void step_avx512(Lanes *l, const uint32_t *found)
         _mm512_mask_storeu_epi32(l->x + lane, is_coded, x);
     }
 }
-static void (*const STEPS[])(Lanes *, const uint32_t *) = {step_scalar, step_scalar, step_avx512};
+static void (*const STEPS[])(Lanes *, const uint32_t *) = {step_scalar, step_avx2, step_avx512};
 #else
 static void (*const STEPS[])(Lanes *, const uint32_t *) = {step_scalar, step_scalar, step_scalar};
 #endif
@@ -169,6 +223,12 @@ int64_t rans_encode(const Codes *c, int64_t tile_rows, int64_t tile_columns, con
     Lanes lanes = {.codes = c, .n = n, .n_padded = n_padded, .x = memory, .chunk = memory + n_padded,
                    .precision = precision, .next = end};
     int64_t found = 0;
+    if (instruction_set == AVX2 && n < FEWEST)
+        instruction_set = SCALAR;
+#ifdef HAS_X86
+    if (instruction_set == AVX2)
+        find_orders(lanes.orders);
+#endif
     for (int64_t lane = 0; lane < n; lane++)
         lanes.x[lane] = START;
     for (int64_t last = n_steps; last > 0 && found == 0;) {
