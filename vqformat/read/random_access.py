@@ -82,10 +82,22 @@ class RandomInput:
             TruncatedError: The file is shorter.
             ValueError: ``close`` has been called.
         """
+        held = self._held_at(offset, n)
+        return self._read(offset, n, what) if held is None else bytes(held)
+
+    def view_at(self, offset: int, n: int, what: str) -> memoryview:
+        """The same without a copy of what is held. Arguments and errors are those of ``read_at``."""
+        held = self._held_at(offset, n)
+        return memoryview(self._read(offset, n, what)) if held is None else held
+
+    def _held_at(self, offset: int, n: int) -> memoryview | None:
         self.check_open()
         for held_offset, held in list(self._held.values()):
             if held_offset <= offset and offset + n <= held_offset + len(held):
-                return held[offset - held_offset : offset - held_offset + n]
+                return memoryview(held)[offset - held_offset : offset - held_offset + n]
+        return None
+
+    def _read(self, offset: int, n: int, what: str) -> bytes:
         if offset + n <= self.nbytes:  # before memory is allocated
             data = self._file.read(offset, n)
             if len(data) == n:

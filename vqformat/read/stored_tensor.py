@@ -49,7 +49,7 @@ class ChunkSections:
         if not nbytes:
             return []
         start, end = self.span(at, len(nbytes))
-        data = memoryview(self.source.read_at(start, end - start, where))
+        data = self.source.view_at(start, end - start, where)
         sections = []
         done = start
         for i, plain_nbytes in enumerate(nbytes, first):
