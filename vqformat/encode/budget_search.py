@@ -1,7 +1,8 @@
 """Search for a file that just meets a goal.
 
-First one relative step for all tensors is searched. If sizes jump past the goal there, tensors of two files are mixed,
-and the step of a single tensor makes up the rest.
+First one relative step for all tensors is searched. With preset ``small``, a file near the goal meets it by another
+step for few tensors, see partial_pass.py. If sizes jump past the goal, tensors of two files are mixed, and the step of
+a single tensor makes up the rest.
 """
 
 from __future__ import annotations

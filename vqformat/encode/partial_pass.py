@@ -15,7 +15,8 @@ import numpy as np
 from .layers import Result
 from .methods.sampling import Doubles
 
-_MOST_FACTOR = 1.06  # largest ratio of both steps
+_FACTORS = np.array([1.06, 1.12])  # largest ratios of both steps; the second one if the first is not enough
+_MOST_CORRECTED = 1.2  # the same when a factor is corrected
 _MOST_SHARE = 0.5  # of all weights; to code more of them, all are coded again with one step
 
 
@@ -34,7 +35,7 @@ class Part:
     def corrected(self, wanted: float, found: float) -> Part:
         """The same part with another factor, once a change has been found that is not the wanted one."""
         power = wanted / found if found else 0.0
-        return Part(self.numbers, min(max(self.factor**power, 1 / _MOST_FACTOR**2), _MOST_FACTOR**2))
+        return Part(self.numbers, min(max(self.factor**power, 1 / _MOST_CORRECTED), _MOST_CORRECTED))
 
 
 def find_part(
@@ -52,19 +53,25 @@ def find_part(
         The first tensors, as many as are needed; None if they are too many.
     """
     now = amounts(1.0)
-    gets_coarser = (amounts(_MOST_FACTOR).sum() > now.sum()) == (change > 0)
-    most = _MOST_FACTOR if gets_coarser else 1 / _MOST_FACTOR
-    possible = np.cumsum((amounts(most) - now)[list(order)]) / change
-    n = int(np.searchsorted(np.maximum.accumulate(possible), 1.0)) + 1
-    numbers = list(order[:n])
-    if n > len(order) or sum(n_values[i] for i in numbers) > _MOST_SHARE * sum(n_values):
-        return None
-    low, high = 0.0, 1.0  # powers of the factor
+    gets_coarser = (amounts(_FACTORS[0]).sum() > now.sum()) == (change > 0)
+    for most in _FACTORS if gets_coarser else 1 / _FACTORS:
+        possible = np.cumsum((amounts(most) - now)[list(order)]) / change
+        n = int(np.searchsorted(np.maximum.accumulate(possible), 1.0)) + 1
+        numbers = list(order[:n])
+        if n <= len(order) and sum(n_values[i] for i in numbers) <= _MOST_SHARE * sum(n_values):
+            return Part(numbers, _factor(amounts, numbers, change, most))
+    return None
+
+
+def _factor(amounts: Callable[[float], Doubles], numbers: Sequence[int], change: float, most: float) -> float:
+    """The factor from 1 to ``most`` with which the amounts of some tensors have the wanted change."""
+    now = amounts(1.0)
+    low, high = 0.0, 1.0  # powers of the largest factor
     for _ in range(12):
         middle = (low + high) / 2
         is_enough = (amounts(most**middle) - now)[numbers].sum() / change >= 1
         low, high = (low, middle) if is_enough else (middle, high)
-    return Part(numbers, most**high)
+    return float(most**high)
 
 
 class PartlyReplaced(Sequence[Result]):

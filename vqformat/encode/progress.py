@@ -17,7 +17,7 @@ _COSTS: dict[Phase, float] = {
     "codebooks": 0.5, "statistics": 0.03, "drafts": 0.8, "encoding": 1.0, "measuring": 0.07, "correction": 0.5,
     "writing": 0.07,
 }  # fmt: skip
-_SEARCHES = {"fast": 8, "default": 2, "small": 3}  # by preset, passes that a search for a budget usually takes
+_SEARCHES = {"fast": 8, "default": 2, "small": 2}  # by preset, passes that a search for a budget usually takes
 _FURTHER = 1.0  # passes that are expected to follow when a search has taken as many as usual
 _OFTEN = 1 << 18  # least number of weights between two calls within a tensor
 
