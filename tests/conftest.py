@@ -42,7 +42,7 @@ hypothesis.settings.load_profile("brief")  # --hypothesis-profile loads another
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """What is there once tests are collected, a million objects, the garbage collector visits no more."""
+    """The garbage collector never visits the million objects that are there once tests are collected."""
     gc.disable()
     yield
     gc.freeze()
