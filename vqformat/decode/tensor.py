@@ -32,9 +32,10 @@ _OVERFLOW = {"f16": np.float32(65520), "bf16": np.uint32(0x7F7F8000).view(np.flo
 _SEQUENCES = 1 << 13
 # Most elements of blocks that are decoded together, to use little memory (about 20 MB), and for speed
 FEW_ELEMENTS, MANY_ELEMENTS = 1 << 22, 1 << 24
-# What share of them a kernel decodes in one call. After a block the cache holds values and no Python, so that each call
-# takes long. With more blocks, plain bytes are out of the cache before they are decoded
+# What share of them kernels decode at a time, codebook stages in one call. After a block the cache holds values and no
+# Python, so that each call takes long. With more blocks, plain bytes are out of the cache before they are decoded
 _RUN_SHARE = 16
+_FEWEST_GROUPS = 4  # of the blocks of a tensor of other stages, so that threads share them
 
 _NOTHING = contextlib.nullcontext()
 
@@ -132,10 +133,11 @@ class TensorDecoder:
             most_elements: Most elements of these blocks, if that is more than one block.
         """
         block = self.view.block(0)
+        at_once = max(1, most_elements // _RUN_SHARE // block.n_elements)
         if self._run_stage is not None:
-            return max(1, most_elements // _RUN_SHARE // block.n_elements)
+            return at_once
         if not self.is_stepwise:
-            return 1
+            return min(at_once, max(1, self.view.n_blocks // _FEWEST_GROUPS)) if self.stages else 1
         n_sequences = max(prod(stage.tile_grid(block)) for stage in self.record.stages
                           if isinstance(stage, TrellisStage))  # fmt: skip
         return max(1, min(-(-_SEQUENCES // n_sequences), most_elements // block.n_elements))
