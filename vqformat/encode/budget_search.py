@@ -8,11 +8,10 @@ a single tensor makes up the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any, overload
 
 import numpy as np
 
@@ -158,11 +157,11 @@ class BudgetSearch:
         n_beyond, too_many = 0, len(within.results)
         while too_many - n_beyond > 1:
             n = (n_beyond + too_many) // 2
-            if self._try(within.step, SplicedResults(beyond.results, within.results, n)).meets(self._goal):
+            if self._try(within.step, PartlyReplaced(within.results, range(n), beyond.results)).meets(self._goal):
                 n_beyond = n
             else:
                 too_many = n
-        mixed = SplicedResults(beyond.results, within.results, n_beyond)
+        mixed = PartlyReplaced(within.results, range(n_beyond), beyond.results)
         by_size = sorted(range(len(mixed)), key=lambda i: -within.results[i].report.n_elements)
         numbers = [n_beyond, *(i for i in by_size if i != n_beyond)][:_MAX_ADJUSTED]
         for number, encode in product(numbers, self._trials.encode_one):
@@ -172,7 +171,7 @@ class BudgetSearch:
                 self._adjust(within, mixed, number, partial(encode, number), most)
 
     def _adjust(
-        self, within: Attempt, mixed: SplicedResults, number: int, encode: Callable[[float], Result], most: float
+        self, within: Attempt, mixed: Sequence[Result], number: int, encode: Callable[[float], Result], most: float
     ) -> None:
         """Try steps of a single tensor of a file.
 
@@ -184,7 +183,7 @@ class BudgetSearch:
         step, factor = within.step, _FIRST_FACTOR
         inside = outside = 0.0
         for _ in range(_MAX_ADJUSTMENTS):
-            outcome = self._try(within.step, mixed.with_one(number, encode(step)))
+            outcome = self._try(within.step, PartlyReplaced(mixed, [number], [encode(step)]))
             is_met = outcome.meets(self._goal)
             if is_met and self._is_spent(outcome):
                 return
@@ -202,37 +201,3 @@ class BudgetSearch:
         if self._goal.nbytes is not None:
             return outcome.nbytes >= _SPENT * self._goal.nbytes
         return outcome.sqnr_db <= (self._goal.sqnr_db or 0.0) + _OVER_DB
-
-
-class SplicedResults(Sequence[Result]):
-    """The first results of one file, followed by the last results of another.
-
-    Args:
-        first, last: Results of both files.
-        n_first: How many are taken from the first file.
-        other: By number, results that replace those.
-    """
-
-    def __init__(
-        self, first: Sequence[Result], last: Sequence[Result], n_first: int, other: Mapping[int, Result] | None = None
-    ) -> None:
-        self._first, self._last, self._n_first, self._other = first, last, n_first, other or {}
-
-    def with_one(self, number: int, result: Result) -> SplicedResults:
-        """The same results with one of them replaced."""
-        return SplicedResults(self._first, self._last, self._n_first, {number: result})
-
-    def __len__(self) -> int:
-        return len(self._last)
-
-    @overload
-    def __getitem__(self, at: int) -> Result: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Result]: ...
-    def __getitem__(self, at: int | slice) -> Any:
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        at = range(len(self))[at]
-        if at in self._other:
-            return self._other[at]
-        return self._first[at] if at < self._n_first else self._last[at]

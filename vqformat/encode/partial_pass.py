@@ -80,7 +80,7 @@ class PartlyReplaced(Sequence[Result]):
     Args:
         results: All results.
         numbers: Numbers of those that are replaced.
-        others: What replaces them.
+        others: What replaces them, in this order.
     """
 
     def __init__(self, results: Sequence[Result], numbers: Sequence[int], others: Sequence[Result]) -> None:
