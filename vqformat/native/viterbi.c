@@ -165,7 +165,7 @@ static void search_tiles(Lanes *l, int64_t down, int64_t across, int64_t n_down,
 int viterbi_search(const Search *s, int instruction_set)
 {
     const int64_t most_steps = s->tile_rows * s->tile_columns;
-    void *memory = malloc(sizeof(Lanes) + CACHE_LINE);
+    void *memory = calloc(1, sizeof(Lanes) + CACHE_LINE); /* lanes that are not in use have small costs, too */
     uint16_t *takes_second = malloc((size_t)(most_steps * s->n_states) * HALVES * sizeof *takes_second);
     void *chosen = malloc((size_t)((most_steps + CHUNK - 1) / CHUNK) * LANES * sizeof(int16_t[N_SUBSETS][CHUNK]));
     Lanes *l = (Lanes *)(((uintptr_t)memory + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
