@@ -26,9 +26,7 @@ _MAX_ADJUSTMENTS = 12  # steps that are tried for the single tensor
 _MAX_ADJUSTED = 3  # tensors that are tried as the single tensor
 _MOST_FACTOR = 1.5  # largest ratio of its step to that of the others, if it is not the tensor at which files differ
 _FIRST_FACTOR = 1.03  # first change of its step; squared at each further try
-_SPENT = 0.996  # a file of at least this share of the allowed size ends the search
 _MOST_PARTIAL = 2  # partial passes after a pass
-_OVER_DB = 0.08  # a file at most so many dB above the SQNR ends the search
 
 
 @dataclass(frozen=True)
@@ -118,27 +116,19 @@ class BudgetSearch:
         base, coarse, n_values = self._last, self._trials.coarse, steps.n_values
         change = self._missing(base)
         if self._goal.nbytes is not None:
-            def amounts(factor: float) -> Doubles:
-                return np.array(steps.estimates(step * factor))
-
-            order = np.argsort(n_values, kind="stable")
+            amounts, order = partial(_nbytes, steps, step), np.argsort(n_values, kind="stable")
         elif change > 0:
             return False
         else:
             noise = np.array([base.results[i].noise for i in coarse])
-
-            def amounts(factor: float) -> Doubles:
-                return noise * factor**2
-
-            order = np.argsort(-noise / n_values, kind="stable")
+            amounts, order = partial(_noise, noise), np.argsort(-noise / n_values, kind="stable")
         part = find_part(amounts, n_values, change, order=order.tolist())
         if part is None:
             return False
         numbers = [coarse[i] for i in part.numbers]
         for _ in range(_MOST_PARTIAL):
             others = self._trials.encode_some(numbers, step * part.factor)
-            outcome = self._try(step, PartlyReplaced(base.results, numbers, others))
-            if outcome.meets(self._goal) and self._is_spent(outcome):
+            if self._try(step, PartlyReplaced(base.results, numbers, others)).ends(self._goal):
                 return True
             part = part.corrected(change, change - self._missing(self._last))
         return False
@@ -146,11 +136,10 @@ class BudgetSearch:
     def _missing(self, attempt: Attempt) -> float:
         """What an attempt lacks: bytes, or noise."""
         if self._goal.nbytes is not None:
-            return (1 + _SPENT) / 2 * self._goal.nbytes - attempt.outcome.nbytes
+            return self._goal.aim - attempt.outcome.nbytes
         energy = sum(result.energy for result in attempt.results)
         noise = sum(result.noise for result in attempt.results)
-        aim_db = (self._goal.sqnr_db or 0.0) + _OVER_DB / 2
-        return energy / math.pow(10, aim_db / 10) - noise
+        return energy / math.pow(10, self._goal.aim / 10) - noise
 
     def _mix(self, within: Attempt, beyond: Attempt) -> None:
         """Take as many of the first tensors from the file beyond the goal as meet it; then adjust a single tensor."""
@@ -185,7 +174,7 @@ class BudgetSearch:
         for _ in range(_MAX_ADJUSTMENTS):
             outcome = self._try(within.step, PartlyReplaced(mixed, [number], [encode(step)]))
             is_met = outcome.meets(self._goal)
-            if is_met and self._is_spent(outcome):
+            if outcome.ends(self._goal):
                 return
             inside, outside = (step, outside) if is_met else (inside, step)
             if inside and outside:
@@ -196,8 +185,12 @@ class BudgetSearch:
                 step = min(max(step, within.step / most, SMALLEST_STEP), within.step * most, COARSEST_STEP)
                 factor *= factor
 
-    def _is_spent(self, outcome: Outcome) -> bool:
-        """Whether a file that meets the goal is so near to it that the search ends."""
-        if self._goal.nbytes is not None:
-            return outcome.nbytes >= _SPENT * self._goal.nbytes
-        return outcome.sqnr_db <= (self._goal.sqnr_db or 0.0) + _OVER_DB
+
+def _nbytes(steps: Steps, step: float, factor: float) -> Doubles:
+    """Estimates of the bytes of each tensor with its step times a factor."""
+    return np.array(steps.estimates(step * factor))
+
+
+def _noise(noise: Doubles, factor: float) -> Doubles:
+    """The same of the noise of each, from that with its step."""
+    return noise * factor**2

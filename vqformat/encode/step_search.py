@@ -33,6 +33,11 @@ class Goal:
     nbytes: float | None = None
     sqnr_db: float | None = None
 
+    @property
+    def aim(self) -> float:
+        """What to aim at: the middle of what ends a search, for estimates are too small as often as too large."""
+        return self.nbytes * (1 - _TOLERANCE / 2) if self.nbytes is not None else (self.sqnr_db or 0.0) + _OVER_DB / 2
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -44,6 +49,12 @@ class Outcome:
     def meets(self, goal: Goal) -> bool:
         """Whether the goal is met."""
         return self.nbytes <= goal.nbytes if goal.nbytes is not None else self.sqnr_db >= (goal.sqnr_db or 0.0)
+
+    def ends(self, goal: Goal) -> bool:
+        """Whether the goal is met so closely that a search ends."""
+        if goal.nbytes is not None:
+            return goal.nbytes * (1 - _TOLERANCE) <= self.nbytes <= goal.nbytes
+        return self.meets(goal) and self.sqnr_db <= (goal.sqnr_db or 0.0) + _OVER_DB
 
     def is_near(self, goal: Goal) -> bool:
         """Whether the distance to the goal is so small that no note is needed."""
@@ -78,18 +89,22 @@ def meet(
     if steps.is_empty:
         encode(COARSEST_STEP)
         return
-    search = _SizeSearch(steps, goal.nbytes) if goal.nbytes is not None else _QualitySearch(goal.sqnr_db or 0.0)
+    search = _SizeSearch(steps, goal.aim) if goal.nbytes is not None else _QualitySearch(goal.aim)
     tried: set[float] = set()
+    is_met = False
     step: float | None = first_step or search.first_step()
     for _ in range(_MAX_TRIES):
         if step is None or step in tried:
             break
         tried.add(step)
-        if search.is_met(step, encode(step)) or (refine is not None and refine(step)):
+        outcome = encode(step)
+        search.note(step, outcome)
+        is_met |= outcome.meets(goal)
+        if outcome.ends(goal) or (refine is not None and refine(step)):
             return
         step = search.next_step()
-    last = search.last_resort()
-    if last is not None and last not in tried:
+    last = COARSEST_STEP if goal.nbytes is not None else SMALLEST_STEP
+    if not is_met and last not in tried:
         encode(last)
 
 
@@ -97,24 +112,22 @@ class _SizeSearch:
     """Search for the step at which a file has a size. Estimates from samples are corrected by the files tried.
 
     Args:
-        nbytes: The goal.
+        wanted: The size, in bytes.
     """
 
-    def __init__(self, steps: Steps, nbytes: float) -> None:
-        self._steps, self._goal = steps, nbytes
-        self._wanted = nbytes * (1 - _TOLERANCE / 2)  # estimates are too small as often as too large
+    def __init__(self, steps: Steps, wanted: float) -> None:
+        self._steps, self._wanted = steps, wanted
         self._tried: dict[float, int] = {}
         self._fixed = 0.0
 
     def first_step(self) -> float:
         return solve(self._steps.estimate, self._wanted)
 
-    def is_met(self, step: float, outcome: Outcome) -> bool:
+    def note(self, step: float, outcome: Outcome) -> None:
         if not self._tried:
             self._fixed = max(0.0, outcome.nbytes - 1.02 * self._steps.estimate(step))
         self._tried[step] = outcome.nbytes
         self._last = step
-        return self._goal * (1 - _TOLERANCE) <= outcome.nbytes <= self._goal
 
     def next_step(self) -> float | None:
         """The step to try next; None if two neighbouring steps miss the goal on both sides."""
@@ -139,25 +152,21 @@ class _SizeSearch:
             step = max(min(step, min(below) / least), min(below) / max(least, _FURTHEST))
         return min(max(step, SMALLEST_STEP), COARSEST_STEP)
 
-    def last_resort(self) -> float | None:
-        return COARSEST_STEP if min(self._tried.values()) > self._goal else None
-
 
 class _QualitySearch:
     """Search for the step at which the SQNR is just reached. The SQNR falls by about 6 dB when the step doubles, and by
     less where many values become 0."""
 
-    def __init__(self, sqnr_db: float) -> None:
-        self._goal, self._wanted = sqnr_db, sqnr_db + _OVER_DB / 2
+    def __init__(self, wanted_db: float) -> None:
+        self._wanted = wanted_db
         self._tried: dict[float, float] = {}
 
     def first_step(self) -> float:
         # The noise is step² / 12 with presets default and fast, which is 10.8 dB, and a little more with small
         return float(min(max(2.0 ** ((_DB_OF_STEP - self._wanted) / 6.02), SMALLEST_STEP), 2.0))
 
-    def is_met(self, step: float, outcome: Outcome) -> bool:
+    def note(self, step: float, outcome: Outcome) -> None:
         self._tried[step] = min(max(outcome.sqnr_db, -_EXTREME_DB), _EXTREME_DB)
-        return self._goal <= outcome.sqnr_db <= self._goal + _OVER_DB
 
     def next_step(self) -> float | None:
         """As in ``_SizeSearch``."""
@@ -175,9 +184,6 @@ class _QualitySearch:
         least = _least_factor(len(self._tried))
         step = max(step, nearest * least) if above else min(step, nearest / least)
         return min(max(float(step), SMALLEST_STEP), LARGEST_STEP)
-
-    def last_resort(self) -> float | None:
-        return SMALLEST_STEP if max(self._tried.values()) < self._goal else None
 
 
 def _least_factor(n_tries: int) -> float:
