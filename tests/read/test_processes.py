@@ -130,7 +130,7 @@ def test_a_fork_while_four_threads_read(kind: str, path: Path) -> None:
         for thread in threads:
             thread.start()
         try:
-            for _ in range(5):
+            for _ in range(10):
                 end(begin("fork", check, f))
         finally:
             is_over.set()
