@@ -138,7 +138,7 @@ int count_indices(const uint8_t *contexts, const uint8_t *books, const int32_t *
 {
     const int64_t size = 2 * (int64_t)reach + 1;
     for (int64_t i = 0; i < n; i++) {
-        if (contexts[i] >= n_contexts || indices[i] < -reach || indices[i] > reach)
+        if (contexts[i] >= n_contexts || books[i] > 1 || indices[i] < -reach || indices[i] > reach)
             return 1;
         counts[(2 * contexts[i] + books[i]) * size + indices[i] + reach]++;
     }

@@ -1,4 +1,4 @@
-/* The steps of the lanes of a trellis stage, in portable C; for trellis_kernels.h only. */
+/* The steps of the lanes of a trellis stage, in portable C; for the other headers of trellis.c only. */
 
 #ifndef VQFORMAT_TRELLIS_STEPS_H
 #define VQFORMAT_TRELLIS_STEPS_H

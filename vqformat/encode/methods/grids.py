@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...decode.tables import Floats
+from ...forks import cached_property
 from ...format.dtypes import BY_NAME
 
 Doubles = npt.NDArray[np.float64]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from ... import native
 from ...decode.placement import stable_order
 from ...decode.tables import Floats
+from ...forks import cached_property
 from ...format.dtypes import BY_NAME
 from ...format.layout import ORDER_COLUMNS, ORDER_ROWS, Layout, make_view
 from ...native import encoding

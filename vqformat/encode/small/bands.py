@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...decode.tables import Floats
+from ...forks import cached_property
 from ...format.layout import Layout
 from ..methods.layout import ShortFloats, in_rows, largest_magnitude, view_matrix
 from ..sums import Energy

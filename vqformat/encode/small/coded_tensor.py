@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from ... import native
 from ...decode.tables import Floats
+from ...forks import cached_property
 from ...format.dtypes import BY_NAME
 from ...format.layout import Layout, make_view
 from ...format.stages import Trellis
