@@ -32,7 +32,7 @@ _FURTHEST = 1 << 11  # in steps; values beyond it count as equal, since large ta
 _LONG_RUNS_BELOW = 1.5  # bits of a code
 _LONG_RUN, _SHORT_RUN = 256, 16  # neighbouring values in a sample
 _STEPS = 1024  # of a sequence of a sample
-_SEQUENCE_BITS = 25  # the state of a sequence, and what rounding its codes to bits adds
+_STATE_BITS = 25  # the state of a sequence, and what rounding its codes to bits adds
 
 Places = npt.NDArray[np.intp]
 
@@ -62,7 +62,7 @@ def draft(planned: Planned) -> Drafted:
         whole = _picked(replace(plan, components=()).points(planned.source, planned.unit, is_held=False), unit_rows,
                         places)  # fmt: skip
     values = plan.points(planned.source, planned.unit, is_held=True)[np.divmod(places, shape[1])]
-    side_bits = plan.side_bits + _SEQUENCE_BITS * _n_sequences(planned)
+    side_bits = plan.side_bits + _STATE_BITS * _n_sequences(planned)
     for classes in (plan.contexts.rows, plan.contexts.columns):
         if classes is not None:
             side_bits += 8 * packing.quick_nbytes(classes.tobytes())
@@ -110,13 +110,9 @@ def _bits_of_code(
     coded = sample_indices(len(places), max(1, n_coded // places.shape[1]), 1)
     places, values = _in_sequences(places[coded]), np.clip(_in_sequences(values[coded]), -_FURTHEST, _FURTHEST)
     of_sample = contexts.at_places(places, planned.source.shape[1]).astype(np.uint8)
-    codes, n_codes = trellis.codes_of_sample(
-        values, of_sample, contexts, price=PRICE, n_states=planned.n_states,
-        weights=np.ones((1, 1), np.float32) if weights is None else _in_sequences(weights[coded]),
-    )  # fmt: skip
-    n_tables = 2 * contexts.n_contexts
-    counts = _counts(codes, n_tables, n_codes)
-    halves = [_counts(codes[:, i::2], n_tables, n_codes) for i in range(2)]
+    of_errors = np.ones((1, 1), np.float32) if weights is None else _in_sequences(weights[coded])
+    sample = trellis.Sample.coded(values, of_sample, of_errors, contexts, price=PRICE, n_states=planned.n_states)
+    counts, halves = sample.counts(), [sample.counts(slice(i, None, 2)) for i in range(2)]
     bits, of_halves = _entropies(counts), _entropies(halves[0]) + _entropies(halves[1])
     # The entropy of n values is too small by about a constant / n. Those of halves tell the constant
     bits += (1 - values.size / n) * np.maximum(bits - of_halves, 0)
@@ -134,12 +130,7 @@ def _in_sequences(runs: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return runs.reshape(-1)[: runs.size // n_steps * n_steps].reshape(-1, n_steps).T
 
 
-def _counts(codes: Places, n_tables: int, n_codes: int) -> npt.NDArray[np.intp]:
-    """How often each code of each table occurs, ``(n_tables, n_codes)``."""
-    return np.bincount(codes.reshape(-1), minlength=n_tables * n_codes).reshape(n_tables, n_codes)
-
-
-def _entropies(counts: npt.NDArray[np.intp]) -> Doubles:
+def _entropies(counts: npt.NDArray[np.integer[Any]]) -> Doubles:
     """Bits of all codes of each table, ``(n_tables,)``."""
     totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     found: Doubles = -(counts * np.log2(np.where(counts > 0, counts, 1) / totals)).sum(axis=1)

@@ -13,8 +13,7 @@ import numpy.typing as npt
 from ...format.limits import MAX_BLOCK_ELEMENTS, MAX_STEPS_PER_SEQUENCE
 from .bands import Rows
 
-_SEQUENCE_BITS, _STATE_BITS = 5000, 24  # wanted bits of a sequence, and those of its stored state
-WITH_STATES = 1 + _STATE_BITS / _SEQUENCE_BITS  # factor of the bits of codes
+_SEQUENCE_BITS = 5000  # wanted bits of a sequence
 
 Array = npt.NDArray[Any]
 

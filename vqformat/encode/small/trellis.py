@@ -24,6 +24,7 @@ from .viterbi import Rates
 
 _SAMPLE = 1 << 16  # elements on which rates are estimated
 _SAMPLE_STEPS = 256  # steps of a sequence of the sample
+_FEW_STATES = 8  # of the trellis by which ways to code a matrix are compared
 _ROUNDS = 3  # of quantizing the sample and counting codes
 _PRIOR = 4.0  # number of observations for which the initial rates count
 _FINE_NOISE = 0.22  # squared error at high rates, in squared steps
@@ -116,51 +117,56 @@ def _counts(
 ) -> npt.NDArray[np.integer[Any]]:
     """How often each index of each codebook occurs in each context, ``(n_contexts, 2, 2 · reach + 1)``."""
     if native.is_used():
-        return encoding.count_indices(np.ascontiguousarray(contexts), books, indices, n_contexts, reach)
+        return encoding.count_indices(np.ascontiguousarray(contexts), np.ascontiguousarray(books),
+                                      np.ascontiguousarray(indices), n_contexts, reach)  # fmt: skip
     size = 2 * reach + 1
     at = (contexts.astype(np.intp) * 2 + books) * size + indices + reach
     return np.bincount(at.reshape(-1), minlength=n_contexts * 2 * size).reshape(n_contexts, 2, size)
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A sample of a matrix that is coded by a trellis of few states.
+class Sample:
+    """Values that were coded with rates that are those of their codes.
 
     Attributes:
         values: ``(n_steps, n_sequences)``, in steps of the grid.
+        contexts: The context of each value.
         weights: Weights of their squared errors, of a shape that can be broadcast.
         indices, books: Index and codebook of each value.
-        bits: Bits of a code.
+        n_contexts: Number of all contexts.
+        reach: No index has a larger magnitude.
     """
 
     values: Floats
+    contexts: npt.NDArray[np.uint8]
     weights: Floats
     indices: npt.NDArray[np.int32]
     books: Books
-    bits: float
+    n_contexts: int
+    reach: int
 
     @classmethod
-    def of(cls, points: Rows, contexts: Contexts, price: float, power: float = 0.0, *, n_states: int = 8) -> Draft:
-        """Code a sample. Other arguments are those of ``expected_bits``."""
-        places = sample_indices(size_of(points), _SAMPLE, 0)
-        n_steps = min(places.size, _SAMPLE_STEPS)
-        places = places[: places.size // n_steps * n_steps].reshape(-1, n_steps).T
-        values = points[np.divmod(places, points.shape[1])]
-        of_sample = contexts.at_places(places, points.shape[1]).astype(np.uint8)
+    def coded(
+        cls, values: Floats, contexts: npt.NDArray[np.uint8], weights: Floats, of_all: Contexts, *,
+        price: float, n_states: int,
+    ) -> Sample:  # fmt: skip
+        """Code values.
+
+        Args:
+            of_all: All contexts.
+            price: Cost of a bit, in squared steps.
+            n_states: Of the trellis.
+        """
         reach = int(largest_magnitude(values) / 2) + 3
-        rates = expected_rates(contexts, reach)
-        weights = weights_of(values, power) if power else np.ones((1, 1), np.float32)
-        _, indices, books = _adapt(values, of_sample, rates, viterbi.TRELLISES[n_states], price=price,
-                                    weights=weights)
-        size = 2 * reach + 1
-        at = ((of_sample.astype(np.intp) * 2 + books) * size + indices + reach).reshape(-1)
-        counts = np.bincount(at, minlength=contexts.n_contexts * 2 * size).reshape(-1, size)
-        totals = counts.sum(axis=1, keepdims=True)
-        used = counts > 0
-        bits = -float((counts * np.log2(np.where(used, counts, 1) / np.maximum(totals, 1))).sum())
-        # An entropy from counts is too small by half a nat for each code beyond the first (Miller 1955)
-        bits += 0.5 / math.log(2) * float(used.sum() - (totals > 0).sum())
-        return cls(values, weights, indices, books, bits / values.size)
+        _, indices, books = _adapt(values, contexts, expected_rates(of_all, reach), viterbi.TRELLISES[n_states],
+                                   price=price, weights=weights)  # fmt: skip
+        return cls(values, contexts, weights, indices, books, of_all.n_contexts, reach)
+
+    def counts(self, sequences: slice = slice(None)) -> npt.NDArray[np.integer[Any]]:
+        """How often each index of each codebook occurs in some sequences: ``(2 · n_contexts, 2 · reach + 1)``."""
+        found = _counts(self.contexts[:, sequences], self.books[:, sequences], self.indices[:, sequences],
+                        self.n_contexts, self.reach)  # fmt: skip
+        return found.reshape(2 * self.n_contexts, -1)
 
 
 def expected_bits(points: Rows, contexts: Contexts, price: float, fit: Fit, power: float = 0.0) -> float:
@@ -177,8 +183,14 @@ def expected_bits(points: Rows, contexts: Contexts, price: float, fit: Fit, powe
         fit: The values of codes: grid points, these times a gain, or the means of cells.
         power: Power of magnitudes by which squared errors count, see error_weights.py.
     """
-    draft = Draft.of(points, contexts, price, power)
-    values, indices, books = draft.values, draft.indices, draft.books
+    places = sample_indices(size_of(points), _SAMPLE, 0)
+    n_steps = min(places.size, _SAMPLE_STEPS)
+    places = places[: places.size // n_steps * n_steps].reshape(-1, n_steps).T
+    values = points[np.divmod(places, points.shape[1])]
+    of_sample = contexts.at_places(places, points.shape[1]).astype(np.uint8)
+    weights = weights_of(values, power) if power else np.ones((1, 1), np.float32)
+    sample = Sample.coded(values, of_sample, weights, contexts, price=price, n_states=_FEW_STATES)
+    indices, books = sample.indices, sample.books
     decoded = 2.0 * indices + books
     if fit == "gain":
         decoded *= gain(values, indices, books)
@@ -188,30 +200,17 @@ def expected_bits(points: Rows, contexts: Contexts, price: float, fit: Fit, powe
         codes = (books.astype(np.intp) * size + indices + reach).reshape(-1)
         sums = np.bincount(codes, values.reshape(-1), 2 * size)
         decoded = (sums / np.maximum(np.bincount(codes, minlength=2 * size), 1))[codes].reshape(values.shape)
-    noise = float((draft.weights * np.square(values - decoded)).mean())
-    return draft.bits + 0.5 * math.log2(max(noise, 1e-9) / _FINE_NOISE)
+    noise = float((weights * np.square(values - decoded)).mean())
+    return _bits_of(sample.counts()) / size_of(values) + 0.5 * math.log2(max(noise, 1e-9) / _FINE_NOISE)
 
 
-def codes_of_sample(
-    values: Floats, contexts: npt.NDArray[np.uint8], of_all: Contexts, *, price: float, weights: Floats, n_states: int
-) -> tuple[npt.NDArray[np.intp], int]:
-    """Quantize a sample with rates that are those of its codes.
-
-    Args:
-        values: ``(n_steps, n_sequences)``, in steps of the grid.
-        contexts: The context of each value.
-        of_all: All contexts.
-        price: Cost of a bit, in squared steps.
-        weights: Weights of squared errors, of a shape that can be broadcast.
-
-    Returns:
-        The code of each value, those of codebook q of context c from ``(2 c + q) · n``; and n, the codes of a codebook.
-    """
-    reach = int(largest_magnitude(values) / 2) + 3
-    n_codes = 2 * reach + 1
-    _, indices, books = _adapt(values, contexts, expected_rates(of_all, reach), viterbi.TRELLISES[n_states],
-                               price=price, weights=weights)  # fmt: skip
-    return (contexts.astype(np.intp) * 2 + books) * n_codes + indices + reach, n_codes
+def _bits_of(counts: npt.NDArray[np.integer[Any]]) -> float:
+    """The entropy of all codes of tables, in bits, from how often each occurs: ``(n_tables, n_codes)``."""
+    totals = counts.sum(axis=1, keepdims=True)
+    used = counts > 0
+    bits = -float((counts * np.log2(np.where(used, counts, 1) / np.maximum(totals, 1))).sum())
+    # An entropy from counts is too small by half a nat for each code beyond the first (Miller 1955)
+    return bits + 0.5 / math.log(2) * float(used.sum() - (totals > 0).sum())
 
 
 def count_rates(indices: Indices, books: Books, contexts: Contexts, price: float, reach: int) -> Rates:
