@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -165,7 +165,15 @@ def test_a_writer_knows_the_share_only_if_it_encodes_all_at_the_end(options: Any
     assert calls[-1][0].share in shares
 
 
-@pytest.mark.usefixtures("drafted")
+@pytest.fixture
+def listens_to_ctrl_c() -> Iterator[None]:
+    """Ctrl-C is what it is in a terminal. A shell lets what it starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("drafted", "listens_to_ctrl_c")
 @pytest.mark.parametrize("phase", ["statistics", "drafts", "encoding", "measuring", "writing"])
 def test_ctrl_c_in_any_pass_ends_with_one_line_and_leaves_no_file(
     phase: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
