@@ -6,7 +6,7 @@ import io
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -107,17 +107,40 @@ def test_errors_of_workers_come_in_the_order_of_their_jobs() -> None:
         raise ValueError("third")
 
 
-def test_no_more_jobs_wait_than_two_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    going_on = threading.Event()
-    begun = []
-    result = Future.result
-    monkeypatch.setattr(Future, "result", lambda job: going_on.set() or result(job))  # no job ends before a wait for it
+def test_the_caller_works_too_once_two_jobs_wait_for_each_other_thread() -> None:
+    goes_on, begun = threading.Event(), threading.Event()
+    by_caller = []
+
+    def job(number: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            by_caller.append(number)
+            return
+        begun.set()
+        goes_on.wait()
+
     with Workers(2) as workers:
         for i in range(5):
-            workers.run(going_on.wait)
-            begun.append((i, going_on.is_set()))
+            workers.run(job, i)
+            begun.wait()  # the other thread has the first job until all have been handed in
+        assert by_caller == [1, 2]
+        goes_on.set()
 
-    assert begun == [(0, False), (1, False), (2, False), (3, False), (4, True)]
+
+def test_no_job_begins_after_an_interrupt() -> None:
+    goes_on, begun = threading.Event(), threading.Event()
+    done = []
+
+    def first() -> None:
+        begun.set()
+        goes_on.wait()
+
+    with pytest.raises(KeyboardInterrupt), Workers(2) as workers:
+        workers.run(first)
+        begun.wait()
+        workers.run(done.append, 1)
+        threading.Timer(0.05, goes_on.set).start()
+        raise KeyboardInterrupt
+    assert not done
 
 
 def test_threads_that_compute_a_property_together_get_one_value() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ..format.layout import Block
 from ..format.records import TensorRecord
 from ..format.sections import StoredSection
+from .freed_memory import keep_freed_memory
 from .tensor import TensorDecoder, allocate
 from .workers import Workers
 
@@ -30,6 +31,21 @@ class GroupedTensor:
         """The decoder of the tensor, made from its resident sections."""
         raise NotImplementedError
 
+    def grouped(self, numbers: range, most_elements: int) -> Iterator[range]:
+        """Divide the numbers of blocks into groups.
+
+        Before any other thread begins, the first group is checked (REA-002). So it is small if there are several.
+
+        Args:
+            most_elements: Most elements of a group of several blocks.
+        """
+        size = self.decoder.group_size(most_elements)
+        if len(numbers) > size and not self.decoder.is_stepwise:
+            yield numbers[:1]
+            numbers = numbers[1:]
+        for first in range(0, len(numbers), size):
+            yield numbers[first : first + size]
+
     def decode(self, blocks: list[Block], sections: Sections, out: Array) -> None:
         """Decode a group of blocks into ``out``, the array of the whole tensor."""
         self.decoder.decode_blocks(blocks, plain(sections), out)
@@ -46,6 +62,8 @@ class GroupedTensor:
             ``out``, or the new array.
         """
         is_large = self.record.n_elements >= _THREADS_FROM_ELEMENTS
+        if is_large:
+            keep_freed_memory()
         with Workers(threads if is_large else 1) as workers:
             for blocks, sections in groups:
                 if out is None:

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -33,7 +34,7 @@ def n_threads(threads: int | None) -> int:
 
 
 class Workers:
-    """Runs jobs in threads, in any order. At most two jobs wait for each thread. Errors come in the order of the jobs.
+    """Runs jobs in threads, in any order: the caller's is one of them. Errors come in the order of the jobs.
 
     As a context manager it waits at the end for all jobs. An error of a job replaces one raised inside the context.
 
@@ -42,12 +43,13 @@ class Workers:
     """
 
     def __init__(self, threads: int) -> None:
-        self._threads = threads
+        self._n_others = threads - 1
         self._pool: ThreadPoolExecutor | None = None
-        self._jobs: deque[Future[Any]] = deque()
+        self._waiting: deque[tuple[Future[None], Callable[[], None]]] = deque()
+        self._outcomes: deque[Future[None]] = deque()
 
-    def run(self, job: Callable[..., Any], *args: Any, here: bool = False) -> None:
-        """Run a job now, or hand it to a thread.
+    def run(self, job: Callable[..., None], *args: Any, here: bool = False) -> None:
+        """Run a job now, or leave it to any thread. If two jobs wait for each other thread, one more is run now.
 
         Args:
             here: Whether to run it in the calling thread.
@@ -55,27 +57,48 @@ class Workers:
         Raises:
             Exception: Of an earlier job; or of this one, if it runs in the calling thread.
         """
-        if here or self._threads == 1:
+        if here or not self._n_others:
             job(*args)
             return
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, "vqformat")
-        self._jobs.append(self._pool.submit(job, *args))
-        while len(self._jobs) > 2 * self._threads:
-            self._jobs.popleft().result()
+            self._pool = ThreadPoolExecutor(self._n_others, "vqformat")
+        outcome: Future[None] = Future()
+        self._outcomes.append(outcome)
+        self._waiting.append((outcome, partial(job, *args)))
+        self._pool.submit(self._run_next)
+        if len(self._waiting) > 2 * self._n_others:
+            self._run_next()
+        while self._outcomes and self._outcomes[0].done():
+            self._outcomes.popleft().result()
+
+    def _run_next(self) -> None:
+        """Run the job that has waited longest, unless another thread has taken it."""
+        try:
+            outcome, job = self._waiting.popleft()
+        except IndexError:
+            return
+        try:
+            job()
+        except Exception as err:
+            outcome.set_exception(err)
+        else:
+            outcome.set_result(None)
 
     def wait(self) -> None:
-        """Wait until all jobs are done.
+        """Run the jobs that still wait, and wait until all are done.
 
         Raises:
             Exception: Of the first job that failed.
         """
-        while self._jobs:
-            self._jobs.popleft().result()
+        while self._waiting:
+            self._run_next()
+        while self._outcomes:
+            self._outcomes.popleft().result()
 
     def close(self) -> None:
-        """Cancel the jobs that have not begun, and wait for the others."""
-        self._jobs.clear()
+        """Drop the jobs that have not begun, and wait for the others."""
+        self._waiting.clear()
+        self._outcomes.clear()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None

@@ -19,11 +19,18 @@ from ..forks import ForkSafeLock, RenewedByFork
 from ..format.container import FOOTER_NBYTES
 from .pinned import pinned
 
+_IN_MEMORY = io.BytesIO, mmap.mmap
 _END_NBYTES = FOOTER_NBYTES + 4  # the end of a file that is compared
 
 
 class FileAccess(Protocol):
-    """Reads a file at any offset."""
+    """Reads a file at any offset.
+
+    Attributes:
+        is_near: Whether a read takes little time. Over a network, few large reads are faster than many small ones.
+    """
+
+    is_near: bool
 
     def read(self, offset: int, n: int) -> bytes:
         """Read the bytes ``offset:offset + n``, or those of them that the file has."""
@@ -45,6 +52,8 @@ def file_access(stream: BinaryIO) -> FileAccess:
 
 class _Descriptor:
     """Reads a descriptor without its position (POSIX: pread)."""
+
+    is_near = True
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -86,6 +95,7 @@ class _Seeking(RenewedByFork):
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
+        self.is_near = isinstance(stream, _IN_MEMORY)
         self._copy: BinaryIO | None = None  # opened again in a forked process
         self._lock = ForkSafeLock()
         self._is_of_parent = False
@@ -93,7 +103,7 @@ class _Seeking(RenewedByFork):
         super().__init__()
 
     def renew_after_fork(self) -> None:
-        self._is_of_parent = not isinstance(self._stream, (io.BytesIO, mmap.mmap))  # these have their own position
+        self._is_of_parent = not isinstance(self._stream, _IN_MEMORY)  # these have their own position
 
     def read(self, offset: int, n: int) -> bytes:
         with self._lock:

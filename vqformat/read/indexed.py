@@ -233,7 +233,7 @@ class IndexedReader:
         """
         entry = self.entry(name)
         with self._input.clearing_on_error():
-            self._hold(entry, 8 * HELD_NBYTES)
+            self._hold(entry, HELD_NBYTES if self._input.is_near else 8 * HELD_NBYTES)
             array = self._decode(entry, threads, None)
         self._input.release(b"LAYR", HELD_NBYTES)
         return array
@@ -286,7 +286,8 @@ class IndexedReader:
         if is_first:
             self._work.count_tensor(record)
         sections = ChunkSections(self._input, layer.chunk, layer.spans, first)
-        stored = StoredTensor(record, sections, self._tables, most_held_nbytes=HELD_NBYTES)
+        most_held = HELD_NBYTES // 4 if self._input.is_near else HELD_NBYTES
+        stored = StoredTensor(record, sections, self._tables, most_held_nbytes=most_held)
         if is_first:
             self._work.count_tables(stored.decoder)
         return stored

@@ -20,10 +20,12 @@ class RandomInput:
 
     Attributes:
         nbytes: Bytes of the file.
+        is_near: Whether a read takes little time; then it need not be large.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._file = file_access(stream)
+        self.is_near = self._file.is_near
         self._is_closed = False
         self._held: dict[bytes, tuple[int, bytes]] = {}  # kind -> offset and bytes
         end: int | None = stream.seek(0, os.SEEK_END)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..decode.batch import Batch
 from ..decode.block_groups import GroupedTensor, Sections, plain
+from ..decode.freed_memory import keep_freed_memory
 from ..decode.tensor import FEW_ELEMENTS, MANY_ELEMENTS, TensorDecoder, allocate
 from ..decode.workers import Workers
 from ..errors import ChecksumError, FormatError, TruncatedError
@@ -95,6 +96,8 @@ class SequentialReader:
         Yields:
             Records of a layer, and by name the arrays of its tensors that are not aliases.
         """
+        if self._in_batches:
+            keep_freed_memory()
         with Workers(self._threads) as workers:
             for info, tensors in self.open_layers():
                 arrays: dict[str, Array] = {}
@@ -270,11 +273,10 @@ class SequentialTensor(GroupedTensor):
         self._work.saw(self._source.offset)
         self._work.count_tensor(record)
         self._work.count_tables(self.decoder)
-        view, size = self.decoder.view, self.decoder.group_size(most_elements)
-        for start in range(0, view.n_blocks, size):
+        view = self.decoder.view
+        for numbers in self.grouped(range(view.n_blocks), most_elements):
             if self.has_passed:
                 raise self.passed()
-            numbers = range(start, min(start + size, view.n_blocks))
             blocks = [view.block(i) for i in numbers]
             yield blocks, [self._stored(record.payload_nbytes(block), f"block {i} of tensor {record.name!r}")
                            for i, block in zip(numbers, blocks, strict=True)]  # fmt: skip

@@ -99,12 +99,11 @@ class StoredTensor(GroupedTensor):
             The blocks of a group, and for each its payload sections.
         """
         record, decoder, n = self.record, self.decoder, self.record.n_payload()
-        size = decoder.group_size(most_elements)
         at = [self._n_resident + i * n for i in numbers]
         held_end = 0
-        for first in range(0, len(numbers), size):
+        for group in self.grouped(range(len(numbers)), most_elements):
             blocks, sections = [], []
-            for k in range(first, min(first + size, len(numbers))):
+            for k in group:
                 start, end = self._sections.span(at[k], n)
                 if end > held_end:  # read the sections that follow without a gap together with these
                     held_end = end
