@@ -148,34 +148,43 @@ typedef struct {
     __m512 size, flips;
 } Common16;
 
-/* Sixteen lanes from ``t`` on. ``is_whole``: whether all of them have a code; else ``exists`` says which. Returns the next
-   word. */
+/* As ``find_avx2``, of sixteen lanes. */
 TARGET_AVX512
-static ALWAYS_INLINE const uint8_t *sixteen_avx512(Common16 c, int64_t t, const void *slots, const uint32_t *first_slot,
-                                                   int is_whole, __mmask16 exists, float *values, const uint8_t *next,
-                                                   PARTS)
+static ALWAYS_INLINE void find_avx512(Common16 c, int64_t t, const void *slots, const uint32_t *first_slot,
+                                      uint32_t *steps, uint32_t *symbols, PARTS)
 {
-    const __m512i none = _mm512_setzero_si512(), one = _mm512_set1_epi32(1), lowest = _mm512_set1_epi32((int)LOWEST);
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i odd = _mm512_add_epi32(even, one);
-    __m512i x = _mm512_loadu_si512(c.x + t), s = x, q = x, step, symbol;
-    __m512i slot = _mm512_and_si512(x, c.mask);
+    (void)has_book;
+    const __m512i none = _mm512_setzero_si512(), one = _mm512_set1_epi32(1);
+    __m512i slot = _mm512_and_si512(_mm512_loadu_si512(c.x + t), c.mask);
     if (has_trellis) {
-        s = _mm512_loadu_si512(c.state + t);
-        q = _mm512_and_si512(s, one);
+        const __m512i q = _mm512_and_si512(_mm512_loadu_si512(c.state + t), one);
         slot = _mm512_or_si512(slot, _mm512_sllv_epi32(q, c.precision));
     }
     if (first_slot)
         slot = _mm512_add_epi32(slot, _mm512_loadu_si512(first_slot + t));
     if (is_wide) {
+        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        const __m512i odd = _mm512_add_epi32(even, one);
         const __m512i low = _mm512_mask_i32gather_epi64(none, 0xFF, _mm512_castsi512_si256(slot), slots, 8);
         const __m512i high = _mm512_mask_i32gather_epi64(none, 0xFF, _mm512_extracti64x4_epi64(slot, 1), slots, 8);
-        step = _mm512_permutex2var_epi32(low, even, high);
-        symbol = _mm512_permutex2var_epi32(low, odd, high);
+        _mm512_storeu_si512(steps + t, _mm512_permutex2var_epi32(low, even, high));
+        _mm512_storeu_si512(symbols + t, _mm512_permutex2var_epi32(low, odd, high));
     } else {
-        step = _mm512_mask_i32gather_epi32(none, 0xFFFF, slot, slots, 4);
-        symbol = _mm512_srli_epi32(step, 24);
+        _mm512_storeu_si512(steps + t, _mm512_mask_i32gather_epi32(none, 0xFFFF, slot, slots, 4));
     }
+}
+
+/* Sixteen lanes from ``t`` on. ``is_whole``: whether all of them have a code; else ``exists`` says which. Returns the next
+   word. */
+TARGET_AVX512
+static ALWAYS_INLINE const uint8_t *sixteen_avx512(Common16 c, int64_t t, const uint32_t *steps, const uint32_t *symbols,
+                                                   int is_whole, __mmask16 exists, float *values, const uint8_t *next,
+                                                   PARTS)
+{
+    const __m512i one = _mm512_set1_epi32(1), lowest = _mm512_set1_epi32((int)LOWEST);
+    const __m512i step = _mm512_loadu_si512(steps + t);
+    __m512i symbol = is_wide ? _mm512_loadu_si512(symbols + t) : _mm512_srli_epi32(step, 24);
+    __m512i x = _mm512_loadu_si512(c.x + t);
     __m512i less = _mm512_mullo_epi32(_mm512_srlv_epi32(x, c.precision), _mm512_and_si512(step, c.mask));
     less = _mm512_add_epi32(less, _mm512_and_si512(_mm512_srlv_epi32(step, c.precision), c.mask));
     x = _mm512_sub_epi32(x, less);
@@ -184,24 +193,26 @@ static ALWAYS_INLINE const uint8_t *sixteen_avx512(Common16 c, int64_t t, const 
     __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)next));
     words = _mm512_maskz_expand_epi32(is_low, words);
     x = _mm512_mask_or_epi32(x, is_low, _mm512_slli_epi32(x, 16), words);
+    if (is_whole)
+        _mm512_storeu_si512(c.x + t, x);
+    else
+        _mm512_mask_storeu_epi32(c.x + t, exists, x);
     if (has_trellis) {
-        symbol = _mm512_or_si512(_mm512_add_epi32(symbol, symbol), q);
+        __m512i s = _mm512_loadu_si512(c.state + t);
+        symbol = _mm512_or_si512(_mm512_add_epi32(symbol, symbol), _mm512_and_si512(s, one));
         const __m512i flip = _mm512_castps_si512(_mm512_permutevar_ps(c.flips, symbol));
         s = _mm512_xor_si512(_mm512_srli_epi32(s, 1), flip);
+        if (is_whole)
+            _mm512_storeu_si512(c.state + t, s);
+        else
+            _mm512_mask_storeu_epi32(c.state + t, exists, s);
     }
     const __m512 value = has_book ? _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xFFFF, symbol, c.book, 4)
                                   : _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(symbol, c.zero)), c.size);
-    if (is_whole) {
-        _mm512_storeu_si512(c.x + t, x);
-        if (has_trellis)
-            _mm512_storeu_si512(c.state + t, s);
+    if (is_whole)
         _mm512_storeu_ps(values + t, value);
-    } else {
-        _mm512_mask_storeu_epi32(c.x + t, exists, x);
-        if (has_trellis)
-            _mm512_mask_storeu_epi32(c.state + t, exists, s);
+    else
         _mm512_mask_storeu_ps(values + t, exists, value);
-    }
     return next + 2 * (size_t)_mm_popcnt_u32(is_low);
 }
 
@@ -215,21 +226,30 @@ static ALWAYS_INLINE void run_avx512(Lanes *l, const Run *run, Step *step_rest, 
     const uint8_t *next = l->next, *const end = l->end;
     const uint32_t *const first_slot = run->first_slot;
     const int64_t n = run->n, n_whole = run->has_code ? 0 : n / 16 * 16;
-    for (int64_t k = 0, t; k < run->n_steps; k++) {
+    uint32_t steps[CHUNK], symbols[CHUNK];
+    for (int64_t k = 0; k < run->n_steps; k++) {
         const void *const slots = run->slots[k];
         float *const values = run->values[k];
         prefetch_ahead(run, k);
-        for (t = 0; t < n_whole && end - next >= 32; t += 16)
-            next = sixteen_avx512(c, t, slots, first_slot, 1, 0xFFFF, values, next, is_wide, has_book, has_trellis);
-        for (; t < n && end - next >= 32; t += 16) {
-            const __mmask16 exists = run->has_code ? _mm512_movepi32_mask(_mm512_loadu_si512(run->has_code + t))
-                                                   : (__mmask16)((1u << (n - t)) - 1);
-            next = sixteen_avx512(c, t, slots, first_slot, 0, exists, values, next, is_wide, has_book, has_trellis);
-        }
-        if (t < n) {
-            l->next = next;
-            step_rest(l, run, k, t);
-            next = l->next;
+        for (int64_t first = 0, t; first < n; first += CHUNK) {
+            const int64_t last = first + CHUNK < n ? first + CHUNK : n, whole = n_whole < last ? n_whole : last;
+            for (t = first; t < last; t += 16)
+                find_avx512(c, t, slots, first_slot, steps - first, symbols - first, is_wide, has_book, has_trellis);
+            for (t = first; t < whole && end - next >= 32; t += 16)
+                next = sixteen_avx512(c, t, steps - first, symbols - first, 1, 0xFFFF, values, next, is_wide, has_book,
+                                      has_trellis);
+            for (; t < last && end - next >= 32; t += 16) {
+                const __mmask16 exists = run->has_code ? _mm512_movepi32_mask(_mm512_loadu_si512(run->has_code + t))
+                                                       : (__mmask16)((1u << (n - t)) - 1);
+                next = sixteen_avx512(c, t, steps - first, symbols - first, 0, exists, values, next, is_wide, has_book,
+                                      has_trellis);
+            }
+            if (t < last) {
+                l->next = next;
+                step_rest(l, run, k, t);
+                next = l->next;
+                break;
+            }
         }
     }
     l->next = next;
