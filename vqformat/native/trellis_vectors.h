@@ -32,13 +32,13 @@ static ALWAYS_INLINE __m256i all_lanes(void)
     return all;
 }
 
-/* The slots of eight lanes from ``t`` on: their steps, or these and their symbols. */
+/* The slots of eight lanes from ``t`` on: their steps, or these and their symbols. Narrow slots are read one by one:
+   where gathers are made of many operations, as in Zen 4, that is faster. */
 TARGET_AVX2
 static ALWAYS_INLINE void find_avx2(Common c, int64_t t, const void *slots, const uint32_t *first_slot, uint32_t *steps,
                                     uint32_t *symbols, PARTS)
 {
     (void)has_book;
-    const __m256i none = _mm256_setzero_si256();
     __m256i slot = _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(c.x + t)), c.mask);
     if (has_trellis) {
         const __m256i q = _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(c.state + t)), c.one);
@@ -47,6 +47,7 @@ static ALWAYS_INLINE void find_avx2(Common c, int64_t t, const void *slots, cons
     if (first_slot)
         slot = _mm256_add_epi32(slot, _mm256_loadu_si256((const __m256i *)(first_slot + t)));
     if (is_wide) {
+        const __m256i none = _mm256_setzero_si256();
         const __m256i order = _mm256_permute4x64_epi64(slot, 0xD8); /* lanes 0 1 4 5, 2 3 6 7 */
         const __m256i some = _mm256_mask_i32gather_epi64(none, slots, _mm256_castsi256_si128(order), c.all, 8);
         const __m256i others = _mm256_mask_i32gather_epi64(none, slots, _mm256_extracti128_si256(order, 1), c.all, 8);
@@ -54,7 +55,10 @@ static ALWAYS_INLINE void find_avx2(Common c, int64_t t, const void *slots, cons
         _mm256_storeu_ps((float *)(steps + t), _mm256_shuffle_ps(some_halves, other_halves, 0x88));
         _mm256_storeu_ps((float *)(symbols + t), _mm256_shuffle_ps(some_halves, other_halves, 0xDD));
     } else {
-        _mm256_storeu_si256((__m256i *)(steps + t), _mm256_mask_i32gather_epi32(none, slots, slot, c.all, 4));
+        uint32_t places[8] __attribute__((aligned(32)));
+        _mm256_store_si256((__m256i *)places, slot);
+        for (int k = 0; k < 8; k++)
+            steps[t + k] = ((const uint32_t *)slots)[places[k]];
     }
 }
 
