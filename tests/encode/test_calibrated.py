@@ -147,6 +147,20 @@ class TestFeedback:
         assert plan.feedback(tensor).steps is None
         assert plan_of_large.feedback(large).steps.shape == (64,)
 
+    def test_a_coarse_matrix_has_no_steps_of_inputs(self) -> None:
+        def factors(scales: Any) -> Factors:
+            found = Factors.of(TensorStatistics(1.0, ((np.diag(scales),),), 1000), 256)
+            assert found is not None
+            return found
+
+        fine = factors(np.logspace(-1, 1, 64, dtype=np.float32))
+        assert fine.at(1.0) is fine and fine.steps is not None
+        coarse = fine.at(3.0)
+        assert coarse.steps is None
+        # As if there had never been any: the diagonals of the inverse roots of the moments, which are diagonal here
+        assert np.allclose(coarse.spread[:, 0], fine.spread[:, 0] * fine.steps)
+        assert np.allclose(np.diagonal(coarse.upper[0][0]), coarse.spread[:, 0])
+
     @pytest.mark.parametrize("kind", KINDS)
     def test_inputs_of_any_kind_do(self, kind: str) -> None:
         layer = nn.Linear(40, 40)

@@ -222,7 +222,7 @@ class TensorEncoder:
         match preset:
             case "small":
                 found = small.quantize(tensor.name, tensor.dtype, tensor.shape, values, step,
-                                       settings=self._settings(tensor))  # fmt: skip
+                                       settings=self._settings(tensor, values, step))  # fmt: skip
                 self._remember(tensor.name, found.plan)
                 encoded, signal, noise = found.coded, found.energy, found.noise
             case "fast":
@@ -237,18 +237,22 @@ class TensorEncoder:
         result = self._result(tensor, encoded, decibel(signal, noise))
         return replace(result, energy=signal, noise=noise)
 
-    def _settings(self, tensor: SourceTensor) -> small.Settings:
+    def _settings(self, tensor: SourceTensor, values: ShortFloats, step: float) -> small.Settings:
         kind = self._kinds.get(tensor.name)
         hysteresis = None
         if kind is not None:
             hysteresis = Hysteresis(kind, self._hysteresis_strength, self._kept.get(tensor.name))
-        return small.Settings(tensor.output_axis, tensor.is_table, self._options.sqnr is not None,
-                              self._plan.feedback(tensor), self._plan.row_scales(tensor), hysteresis)  # fmt: skip
+        factors = self._plan.feedback(tensor)
+        if factors is not None:
+            factors = factors.at(step / (root_mean_square(values) or 1.0))
+        return small.Settings(tensor.output_axis, tensor.is_table, self._options.sqnr is not None, factors,
+                              self._plan.row_scales(tensor), hysteresis)  # fmt: skip
 
     def draft(self, tensor: SourceTensor, step: float) -> Drafted:
         """Make a draft of a tensor with its step. Its plan is kept for this step."""
-        planned = small.make_plan(tensor.name, tensor.dtype, tensor.shape, short_reals(native(tensor)), step,
-                                  settings=self._settings(tensor))  # fmt: skip
+        values = short_reals(native(tensor))
+        planned = small.make_plan(tensor.name, tensor.dtype, tensor.shape, values, step,
+                                  settings=self._settings(tensor, values, step))  # fmt: skip
         if self._plan.method(tensor) is None:
             self._remember(tensor.name, planned.plan)
         return draft(planned)

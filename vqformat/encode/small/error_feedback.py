@@ -10,7 +10,7 @@ errors. Errors of an input that later inputs can compensate cost little, so its 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -29,6 +29,9 @@ from .viterbi import Rates
 _DAMPING = 0.05  # added to the diagonal of the moments, relative to its mean
 _SMALLEST_MOMENT = 1e-30  # below it inputs are practically 0
 _STEPS_PER_OCTAVE = 4  # resolution of relative steps. 2 would cost 0.015 bits a weight, 8 would save 0.003
+# From this step on, in deviations of the matrix (less than a bit a weight), inputs have no steps of their own. They are
+# chosen for high rates. CREPE, 60 times smaller, lost 4.2 points with them and 0.2 without
+_COARSE = 2.0
 _LAZY_ROWS = 64  # rows whose errors are subtracted from distant rows in one product
 TILE_COLUMNS = 32  # of a sequence, about; the path of a sequence is decided at the end of each row
 
@@ -80,6 +83,15 @@ class Factors:
         upper = tuple(tuple(u / steps[start:end] for u, (start, end) in zip(group, pairwise(edges), strict=True))
                       for group in upper)  # fmt: skip
         return cls(upper, spread / steps[:, None], share_left, steps)
+
+    def at(self, step: float) -> Factors:
+        """The factors for a step of the matrix, in its deviations: without steps of the inputs if it is coarse."""
+        if self.steps is None or step < _COARSE:
+            return self
+        edges = np.cumsum([0, *map(len, self.upper[0])])
+        upper = tuple(tuple(u * self.steps[start:end] for u, (start, end) in zip(group, pairwise(edges), strict=True))
+                      for group in self.upper)  # fmt: skip
+        return replace(self, upper=upper, spread=self.spread * self.steps[:, None], steps=None)
 
     @property
     def typical_spread(self) -> float:
