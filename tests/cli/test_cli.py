@@ -202,7 +202,7 @@ def test_an_ascii_terminal_shows_every_name(tmp_path: Path) -> None:
 
 
 SIGNALLED = """
-import os, sys
+import os, signal, sys
 from vqformat import files, written
 from vqformat.cli import main
 
@@ -211,6 +211,7 @@ def without_name(*_):
 
 written._open_unnamed = without_name
 files.NewFile.complete = lambda self: os.kill(os.getpid(), int(sys.argv[1]))
+signal.signal(int(sys.argv[1]), signal.SIG_DFL)  # nohup, under which tests may run, ignores SIGHUP
 raise SystemExit(main(sys.argv[2:]))
 """
 
