@@ -147,19 +147,26 @@ class TestFeedback:
         assert plan.feedback(tensor).steps is None
         assert plan_of_large.feedback(large).steps.shape == (64,)
 
-    def test_a_coarse_matrix_has_no_steps_of_inputs(self) -> None:
-        def factors(scales: Any) -> Factors:
-            found = Factors.of(TensorStatistics(1.0, ((np.diag(scales),),), 1000), 256)
-            assert found is not None
-            return found
+    def test_a_coarse_matrix_has_no_steps_of_inputs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        x = of_inputs("correlated", 1000, 64, 0) * np.logspace(-1, 1, 64, dtype=np.float32)
+        statistics = TensorStatistics(1.0, ((x.T @ x / 1000,),), 1000)
+        fine = Factors.of(statistics, 256)
+        monkeypatch.setattr(row_steps, "are_worth_it", lambda *_: False)
+        alike = Factors.of(statistics, 256)
 
-        fine = factors(np.logspace(-1, 1, 64, dtype=np.float32))
-        assert fine.at(1.0) is fine and fine.steps is not None
+        assert fine.steps is not None and fine.at(1.0) is fine
         coarse = fine.at(3.0)
-        assert coarse.steps is None
-        # As if there had never been any: the diagonals of the inverse roots of the moments, which are diagonal here
-        assert np.allclose(coarse.spread[:, 0], fine.spread[:, 0] * fine.steps)
-        assert np.allclose(np.diagonal(coarse.upper[0][0]), coarse.spread[:, 0])
+        assert coarse.steps is None and alike.steps is None
+        assert np.allclose(coarse.spread, alike.spread, rtol=1e-5, atol=0)
+        assert np.allclose(coarse.upper[0][0], alike.upper[0][0], rtol=1e-5, atol=0)
+
+    @pytest.mark.parametrize(("ratio", "has_steps"), [(8, True), (60, False)])
+    def test_files_have_steps_of_inputs_at_high_rates_only(self, ratio: float, has_steps: bool) -> None:
+        layer = nn.Linear(64, 512, bias=False)
+        inputs = correlated(2000, 64, seed=1) * torch.logspace(-1, 1, 64)
+        calibration = Calibration(vt.calibrate(layer, [inputs]).tensors)
+        report = vt.save_model(layer, io.BytesIO(), calibration=calibration, ratio=ratio)
+        assert ("scaled" in report.tensors[0].method) == has_steps
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_inputs_of_any_kind_do(self, kind: str) -> None:

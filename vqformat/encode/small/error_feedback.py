@@ -79,24 +79,26 @@ class Factors:
         steps = row_steps.relative_steps(costs, _STEPS_PER_OCTAVE)
         if not row_steps.are_worth_it(costs, steps, n_outputs):
             return cls(upper, spread, share_left)
-        edges = np.cumsum([0, *map(len, upper[0])])
-        upper = tuple(tuple(u / steps[start:end] for u, (start, end) in zip(group, pairwise(edges), strict=True))
-                      for group in upper)  # fmt: skip
-        return cls(upper, spread / steps[:, None], share_left, steps)
+        return cls(_divided(upper, steps), spread / steps[:, None], share_left, steps)
 
     def at(self, step: float) -> Factors:
         """The factors for a step of the matrix, in its deviations: without steps of the inputs if it is coarse."""
         if self.steps is None or step < _COARSE:
             return self
-        edges = np.cumsum([0, *map(len, self.upper[0])])
-        upper = tuple(tuple(u * self.steps[start:end] for u, (start, end) in zip(group, pairwise(edges), strict=True))
-                      for group in self.upper)  # fmt: skip
+        upper = _divided(self.upper, np.reciprocal(self.steps))
         return replace(self, upper=upper, spread=self.spread * self.steps[:, None], steps=None)
 
     @property
     def typical_spread(self) -> float:
         """Geometric mean of ``spread``."""
         return float(np.exp(np.log(self.spread.astype(np.float64)).mean()))
+
+
+def _divided(upper: tuple[tuple[Floats, ...], ...], steps: Floats) -> tuple[tuple[Floats, ...], ...]:
+    """Each U with its columns divided by the steps of their inputs."""
+    edges = np.cumsum([0, *map(len, upper[0])])
+    return tuple(tuple(u / steps[start:end] for u, (start, end) in zip(group, pairwise(edges), strict=True))
+                 for group in upper)  # fmt: skip
 
 
 def _factor(moments: Floats, n_observed: int) -> Floats | None:
